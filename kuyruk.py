@@ -1,0 +1,2475 @@
+"""Kuyruk: a task queue on RabbitMQ in one file, with one dependency (amqpstorm).
+
+    import kuyruk                               # tasks.py
+
+    app = kuyruk.Kuyruk()
+
+    @app.task(queue="sums", retry=2, max_run_time=30)
+    def add(a, b):
+        return a + b
+
+    >>> add(1, 2)                                               # send; returns when the broker has it
+    >>> add.send_to_queue(args=(1, 2), wait_result=5)           # send, and wait for the answer
+    3
+    $ python -m kuyruk_worker tasks                             # run them
+
+
+The threads, and what each owns
+===============================
+
+      your threads              worker
+      ------------              ---------------------------------------------------------
+      task(...)                 supervisor                  pool threads 1..N
+          |   ^                 owns: its connection,       own: one delivery each
+    order |   | done            consumers, stop             run, reply, settle or forward
+          v   |                     |      ^                     ^    |         |
+      sender                        |      '------- acks --------|----'         v
+      owns: its connection          '---------- deliveries ------'           sender
+          |   ^                     ^                                     (the worker's)
+          v   |                     |                                           |
+      ============= RabbitMQ: queue ==> delivery ==> unacked ==> gone ==================
+
+Each connection has one owner: the one thread that reads it, writes it, and keeps its state, without locks. It
+waits in `_Link.pump` for the socket, for a heartbeat that is due, or to be woken (`_Wakeup`).
+
+*Your threads* make an order of what they send, and wait for it on an event of its own, never longer than their
+deadline, whatever the sender is doing.
+*A sender* (kuyruk-sender; one for each application that sends, and one for each worker) takes orders, connects,
+declares, publishes, matches confirms and replies, and sends again what was on its way when the connection was
+lost. It ends when idle (RABBIT_IDLE_DURATION).
+*The supervisor* (kuyruk-supervisor, or the caller of `Worker.run`) connects, consumes, hands deliveries to the
+pool, writes the pool's acknowledgements, reconnects, pauses, drains. It ends after a stop.
+*A pool thread* (kuyruk-pool_N) decodes its delivery, finds the task, runs it, decides what becomes of the message,
+and settles it. It waits for the sender when it replies, or forwards a message (failed, delayed).
+*The watch* (kuyruk-watch) owns the time limits of what runs. It waits for the next deadline, and ends with the
+worker (or with `Task.apply`).
+
+    lock              guards                                        while holding it
+    ----------------  --------------------------------------------  -------------------------
+    _Publisher._lock  the sender; its inbox until that has ended    a thread may be started
+    Worker._lock      what waits, runs or is parked; the counts     nothing
+    _Watch._changed   the gates that have a deadline                nothing
+    Run._lock         the run's cause and present gate              nothing
+    _Gate._lock       whether the try can be interrupted now        an exception may be set
+
+The life of a delivery. The supervisor reads it and submits it. A pool thread claims it, unless a stop has handed
+it back. When its connection is lost it isn't ours any more: what runs is interrupted (HeartbeatError), nothing is
+settled, and the broker delivers it again; a message that still runs here isn't run a second time beside itself.
+The reply is out before the acknowledgement, and the copy of a forwarded message is confirmed before it.
+
+**At least once**: a worker that dies between the work and the acknowledgement, or a sender that loses its
+connection before the confirm and sends again, makes a task run twice.
+
+The order of a stop. The consumers are cancelled: nothing new comes. What hasn't begun goes back: another worker can
+have it at once. What runs ends, or is interrupted. Then the pool, the sender, and last the connection, because
+heartbeats and acknowledgements need it until then.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import datetime
+import functools
+import importlib
+import itertools
+import json
+import logging
+import math
+import os
+import re
+import select
+import selectors
+import socket
+import ssl
+import struct
+import sys
+import threading
+import time
+import traceback
+import types
+import urllib.parse
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
+
+from amqpstorm.channel import Channel
+from amqpstorm.connection import Connection
+from amqpstorm.exception import AMQPChannelError, AMQPConnectionError, AMQPError
+from amqpstorm.heartbeat import Heartbeat
+from amqpstorm.io import IO
+from pamqp import commands
+from pamqp import frame as amqp_frame
+from pamqp import header as amqp_header
+
+__all__ = ["Config", "Kuyruk", "Run", "SubTask", "Task", "Worker", "current_task", "exceptions"]
+__all__ += ["BrokerError", "Discard", "HeartbeatError", "InvalidMessage", "KuyrukError", "Reject", "RemoteException"]
+__all__ += ["ResultTimeout", "Shutdown", "Timeout"]
+
+__version__ = "1.0.0"
+
+logger = logging.getLogger("kuyruk")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MAX_TTL = 0xFFFFFFFF  #: Milliseconds: the longest that RabbitMQ takes (49.7 days).
+MAX_QUEUE_NAME = 230  #: Bytes: leaves room for the suffixes of the queues that are derived from it.
+CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker.
+TICK = 1.0  #: Seconds after which a connection's owner looks around, at the latest.
+BATCH_WINDOW = 2000  #: Messages of a batch on the way at once; each window has the whole publish timeout.
+MAX_JOINED_WRITES = 64  #: Frames that are joined into one write, at the most.
+REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback, in a reply...
+HEADER_TEXT = 10_000  #: ...and in a failed message's headers.
+DELAY_QUEUE_LEASE = 600.0  #: Seconds that an unused delay queue outlives its delay,
+DELAY_QUEUE_RENEWAL = 60.0  #: and after which its lease is renewed before it is used.
+FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; then twice as long, and so on.
+
+
+# --- Exceptions --------------------------------------------------------------
+
+
+class KuyrukError(Exception):
+    """Base of the exceptions below, but for the two that a task must not swallow."""
+
+
+class Reject(KuyrukError):
+    """Raised by a task that doesn't want its message: it goes back to the queue, after `reject_delay`."""
+
+
+class Discard(KuyrukError):
+    """Raised by a task that doesn't want its message, or in it by an operator: the message is dropped."""
+
+
+class Timeout(KuyrukError):
+    """Raised in a task that exceeds its `max_run_time`: the message has failed. A broad `except Exception` in
+    the task can swallow it."""
+
+
+class ResultTimeout(KuyrukError):
+    """Raised by `Task.send_to_queue`: no reply came within `wait_result` seconds."""
+
+
+class RemoteException(KuyrukError):
+    """Raised by `Task.send_to_queue`: the task raised in the worker. `type` is the dotted name of the exception's
+    class, `value` its text, `traceback` its formatted traceback (str)."""
+
+    def __init__(self, type_: str, value: str, traceback: str | None) -> None:
+        super().__init__(type_, value, traceback)
+        self.type = type_
+        self.value = value
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        return f"{self.type}({self.value!r})"
+
+
+class BrokerError(KuyrukError, ConnectionError):
+    """Raised when sending: RabbitMQ can't be reached, or didn't confirm a message in time, or refused it. It may
+    have arrived all the same. `unconfirmed` lists the `SubTask`s of a batch that aren't known to have arrived."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.unconfirmed: list[SubTask] = []
+
+
+class InvalidMessage(KuyrukError):
+    """What a message fails with that can't be decoded, or names no task of the application."""
+
+
+class HeartbeatError(BaseException):
+    """Raised in a task whose worker has lost the connection by which the message came: it will run again.
+    `exc_info` tells how it was lost. No Exception, so that the task doesn't swallow it."""
+
+    def __init__(self, exc_info: Any = None) -> None:
+        super().__init__(exc_info)
+        self.exc_info = exc_info
+
+    def __str__(self) -> str:
+        return f"the worker has lost its connection: {self.exc_info[1] if self.exc_info else None}"
+
+
+class Shutdown(BaseException):
+    """Raised in a task that a stopping worker can't wait for: it will run again. No Exception, as above."""
+
+
+def _make_exceptions_module() -> types.ModuleType:
+    """`kuyruk.exceptions`, importable, in a vendored copy too (as `os.path` is a module of os)."""
+    module = types.ModuleType(f"{__name__}.exceptions", "The exceptions of kuyruk.")
+    module.__file__ = __file__
+    for name, value in list(globals().items()):
+        if isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == __name__:
+            value.__module__ = module.__name__
+            setattr(module, name, value)
+    sys.modules[module.__name__] = module
+    return module
+
+
+exceptions = _make_exceptions_module()
+
+
+# --- Config ------------------------------------------------------------------
+
+
+class _Kind(NamedTuple):
+    """What a setting takes, in words and as a test."""
+
+    words: str
+    accepts: Callable[[Any], Any]
+
+
+def _or_none(kind: _Kind) -> _Kind:
+    return _Kind(f"{kind.words}, or None", lambda v: v is None or kind.accepts(v))
+
+
+def _whole(low: int, high: int = 0x7FFFFFFF) -> _Kind:
+    return _Kind(f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high)
+
+
+def _number(words: str, test: Callable[[float], bool]) -> _Kind:
+    """Neither bools, nor infinity, nor NaN."""
+    return _Kind(words, lambda v: type(v) in (int, float) and math.isfinite(v) and test(v))
+
+
+def _parsed(words: str, parse: Callable[[Any], Any]) -> _Kind:
+    def accepts(value: Any) -> bool:
+        with contextlib.suppress(ValueError, AttributeError, TypeError):
+            parse(value)
+            return True
+        return False
+
+    return _Kind(words, accepts)
+
+
+_TEXT = _Kind("a string", lambda v: isinstance(v, str))
+_FLAG = _Kind("True or False", lambda v: v is True or v is False)
+_TABLE = _Kind("a dict with strings as keys", lambda v: isinstance(v, dict) and all(isinstance(k, str) for k in v))
+_SECONDS = _number("seconds, 0 or more", lambda v: v >= 0)
+_SOME_SECONDS = _number("seconds, more than 0", lambda v: v > 0)
+_TTL = _number(f"seconds, from 0 to {MAX_TTL // 1000}", lambda v: 0 <= v <= MAX_TTL // 1000)
+_KINDS = {
+    "RABBIT_HOST": _parsed("'host', 'host:port', or several with commas", lambda v: _parse_hosts(v, 1)),
+    "RABBIT_PORT": _whole(1, 65535),
+    "RABBIT_URL": _or_none(_parsed("'amqp://user:password@host:port/vhost'", lambda v: _parse_url(v))),
+    **dict.fromkeys(("RABBIT_USER", "RABBIT_PASSWORD", "RABBIT_VIRTUAL_HOST"), _TEXT),
+    **dict.fromkeys(("RABBIT_SSL", "RABBIT_CONFIRM", "EAGER"), _FLAG),
+    **dict.fromkeys(("RABBIT_SSL_OPTIONS", "QUEUE_ARGUMENTS"), _TABLE),
+    "RABBIT_HEARTBEAT": _whole(0, 65535),
+    **dict.fromkeys(("RABBIT_CONNECT_TIMEOUT", "RABBIT_PUBLISH_TIMEOUT", "RABBIT_IDLE_DURATION"), _SOME_SECONDS),
+    "FAILED_TTL": _or_none(_TTL),
+    **dict.fromkeys(("WORKER_THREADS", "WORKER_PROCESSES", "WORKER_MAX_CRASHES"), _whole(1)),
+    "WORKER_PREFETCH": _or_none(_whole(1, 65535)),
+    "WORKER_MAX_LOAD": _or_none(_number("a load average, 0 or -1", lambda v: v >= 0 or v == -1)),
+    **dict.fromkeys(("WORKER_MAX_RUN_TIME", "WORKER_SHUTDOWN_TIMEOUT"), _or_none(_SECONDS)),
+    "WORKER_GRACE": _SECONDS,
+    "WORKER_RECONNECT_INTERVAL": _SOME_SECONDS,
+    "WORKER_PRIORITY": _or_none(_whole(-0x80000000)),
+    "WORKER_LOGGING_LEVEL": _Kind("a level of logging's, as 'INFO'", lambda v: v in logging.getLevelNamesMapping()),
+}
+_SECRETS = ("RABBIT_PASSWORD", "RABBIT_URL", "RABBIT_SSL_OPTIONS")  # in no error text, log or repr
+
+
+def _check(name: str, value: Any, kind: _Kind) -> None:
+    if not kind.accepts(value):
+        shown = "the given value" if name in _SECRETS else repr(value)
+        raise ValueError(f"{name} takes {kind.words}: not {shown}")
+
+
+class Config:
+    """The settings of a `Kuyruk`: the class attributes are the defaults. Set them by assignment or with a loader.
+
+    A key that there isn't, or a value that the key doesn't take, raises ValueError, without the values of secret
+    keys. Extensions add keys by adding class attributes.
+    """
+
+    RABBIT_HOST: str = "localhost"  #: Host, or several, tried in turn: "a,b:5673,c".
+    RABBIT_PORT: int = 5672
+    RABBIT_USER: str = "guest"
+    RABBIT_PASSWORD: str = "guest"
+    RABBIT_VIRTUAL_HOST: str = "/"
+    RABBIT_URL: str | None = None  #: "amqp://user:password@host:port/vhost", or amqps: wins over the five above.
+    RABBIT_SSL: bool = False  #: TLS; certificates are verified unless the options say otherwise.
+    RABBIT_SSL_OPTIONS: dict[str, Any] = {}  #: amqpstorm's: cafile, certfile, keyfile, context...  # noqa: RUF012
+    RABBIT_HEARTBEAT: int = 60  #: Seconds; a connection that is silent for longer is given up. 0: never.
+    RABBIT_CONNECT_TIMEOUT: float = 5  #: Seconds that an attempt to connect to one address may take.
+    RABBIT_PUBLISH_TIMEOUT: float = 10  #: Seconds within which a send is confirmed or raises.
+    RABBIT_CONFIRM: bool = True  #: Wait for the broker's confirms.
+    RABBIT_IDLE_DURATION: float = 60  #: Seconds after which an unused sending connection is closed.
+    QUEUE_ARGUMENTS: dict[str, Any] = {}  #: For queues that it declares: {"x-queue-type": "quorum"}.  # noqa: RUF012
+    EAGER: bool = False  #: Run tasks in this process instead of sending them: for tests.
+    FAILED_TTL: float | None = 604800  #: Seconds that "<queue>.failed" keeps messages; None: reject them instead.
+    WORKER_THREADS: int = 8  #: Tasks that one worker process runs at once.
+    WORKER_PROCESSES: int = 1  #: Processes that the command line starts.
+    WORKER_PREFETCH: int | None = None  #: Unacknowledged messages held at once, of each queue. None: as threads.
+    WORKER_MAX_LOAD: float | None = None  #: Pause above this load average. -1: the number of CPUs; 0: never.
+    WORKER_MAX_RUN_TIME: float | None = None  #: Seconds after which a worker stops gracefully. 0: never.
+    WORKER_GRACE: float = 5  #: Seconds that an interrupted task gets to end.
+    WORKER_SHUTDOWN_TIMEOUT: float | None = None  #: Seconds that a stop waits for running tasks. None: for ever.
+    WORKER_RECONNECT_INTERVAL: float = 5  #: Seconds: the longest pause between attempts to reconnect.
+    WORKER_PRIORITY: int | None = None  #: Of its consumers: larger numbers are served first.
+    WORKER_MAX_CRASHES: int = 3  #: Dying workers that may have had a message before it counts as failed.
+    WORKER_LOGGING_LEVEL: str = "INFO"  #: Command line only.
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if not key.isupper() or not hasattr(type(self), key):
+            raise ValueError(f"unknown configuration key {key!r}{_did_you_mean(key, filter(str.isupper, dir(self)))}")
+        if key in _KINDS:
+            _check(key, value, _KINDS[key])
+        super().__setattr__(key, value)
+
+    def __repr__(self) -> str:
+        shown = (f"{k}={'...' if k in _SECRETS else repr(v)}" for k, v in vars(self).items())
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def from_dict(self, d: Mapping[str, Any]) -> None:
+        """Load values from a dict."""
+        for key, value in d.items():
+            setattr(self, key, value)
+
+    def from_object(self, obj: Any) -> None:
+        """Load the upper-case attributes of an object, or of what a dotted path (str) leads to, or ImportError."""
+        if isinstance(obj, str):
+            module, _, name = obj.rpartition(".")
+            if not hasattr(importlib.import_module(module or obj), name):
+                raise ImportError(f"there is no {obj!r}: it takes the dotted path of an object in a module")
+            obj = getattr(importlib.import_module(module), name)
+        self.from_dict({key: getattr(obj, key) for key in dir(obj) if key.isupper()})
+
+    def from_pymodule(self, name: str) -> None:
+        """Load the upper-case names of a Python module. Raises ImportError."""
+        self._from_namespace(vars(importlib.import_module(name)))
+
+    def from_pyfile(self, filename: str) -> None:
+        """Run a Python file and load its upper-case names. Raises OSError, and what the file raises."""
+        namespace: dict[str, Any] = {"__file__": filename}
+        with open(filename, "rb") as file:
+            exec(compile(file.read(), filename, "exec"), namespace)
+        self._from_namespace(namespace)
+
+    def from_env_vars(self) -> None:
+        """Load the environment's KUYRUK_* variables: Python literals, else strings. (KUYRUK_TEST_* are not ours.)"""
+        for name, text in os.environ.items():
+            key = name.removeprefix("KUYRUK_")
+            if key != name and not key.startswith("TEST_"):
+                setattr(self, key, self._from_text(key, text))
+
+    def _from_namespace(self, namespace: Mapping[str, Any]) -> None:
+        self.from_dict({k: v for k, v in namespace.items() if k.isupper() and not isinstance(v, types.ModuleType)})
+
+    def _from_text(self, key: str, text: str) -> Any:
+        import ast
+
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return text
+        if isinstance(getattr(type(self), key, None), str) and not isinstance(value, str):
+            return text  # a password of digits only is a string all the same
+        return bool(value) if _KINDS.get(key) is _FLAG and value in (0, 1) else value
+
+    def _with(self, **values: Any) -> Config:
+        """A copy, with those of the values that aren't None."""
+        copy = type(self)()
+        copy.from_dict(vars(self) | {key: value for key, value in values.items() if value is not None})
+        return copy
+
+    def _addresses(self) -> list[tuple[str, int]]:
+        return _parse_url(self.RABBIT_URL)[0] if self.RABBIT_URL else _parse_hosts(self.RABBIT_HOST, self.RABBIT_PORT)
+
+    def _connection_options(self) -> dict[str, Any]:
+        """For amqpstorm's Connection, but for the address."""
+        names = ("username", "password", "virtual_host", "ssl")
+        values = (self.RABBIT_USER, self.RABBIT_PASSWORD, self.RABBIT_VIRTUAL_HOST, self.RABBIT_SSL)
+        options: dict[str, Any] = dict(zip(names, values, strict=True))
+        if self.RABBIT_URL is not None:
+            options = _parse_url(self.RABBIT_URL)[1]
+        properties = {"product": "kuyruk", "version": __version__}
+        more = {"ssl_options": self.RABBIT_SSL_OPTIONS, "client_properties": properties}
+        return options | more | {"heartbeat": self.RABBIT_HEARTBEAT, "timeout": self.RABBIT_CONNECT_TIMEOUT}
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _parse_hosts(hosts: str, default_port: int) -> list[tuple[str, int]]:
+    """"a,b:5673,[::1]:5674" as addresses. Raises ValueError."""
+    addresses = []
+    for item in hosts.split(","):
+        match = re.fullmatch(r"\s*(?:\[([^]\s]+)]|([^][:\s]+)|([^][\s]+:[^][\s]*:[^][\s]*))(?::(\d+))?\s*", item)
+        port = int((match and match[4]) or default_port)
+        if match is None or not 0 < port < 65536:
+            raise ValueError(f"not a host, or host:port: {item!r}")
+        addresses.append((match[1] or match[2] or match[3], port))
+    return addresses
+
+
+def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
+    """Addresses and options. Raises ValueError, whose text isn't to be shown: it may hold the password."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("amqp", "amqps") or parts.query or parts.fragment:
+        raise ValueError("not amqp:// or amqps://, or with options (they have configuration keys)")
+    login, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = (urllib.parse.unquote(part) for part in login.partition(":"))
+    options = {"username": user or "guest", "password": password or "guest", "ssl": parts.scheme == "amqps"}
+    options["virtual_host"] = urllib.parse.unquote(parts.path[1:]) or "/"
+    return _parse_hosts(hosts or "localhost", 5671 if options["ssl"] else 5672), options
+
+
+# --- Messages ----------------------------------------------------------------
+
+
+class _Message(NamedTuple):
+    """What is published: to a queue, on the default exchange."""
+
+    queue: str
+    body: bytes
+    properties: dict[str, Any]
+    arguments: dict[str, Any]  #: With which the queue is declared when it is missing.
+    mandatory: bool = True  #: It must get into a queue (a reply needn't).
+    renewal: float = math.inf  #: Seconds after which the queue is looked for again (a delay queue's lease).
+
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """What a message that the broker returns is recognised by."""
+        return self.queue, self.properties.get("message_id")
+
+
+class _Description(NamedTuple):
+    """A task's message, decoded."""
+
+    id: str | None
+    module: str
+    function: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+
+_to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode  # NaN and Infinity aren't JSON
+
+
+def _encode_json(value: Any, what: str) -> bytes:
+    """Raises TypeError for what isn't JSON; `what` tells the user where to look."""
+    try:
+        return _to_json(value).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"{what} can't be written as JSON: {error}") from error
+
+
+def _encode_task(id: str, module: str, function: str, args: Any, kwargs: Any) -> bytes:
+    if not isinstance(args, list | tuple):  # a string, say, whose letters would be the arguments
+        raise TypeError(f"args takes a list or tuple of arguments: not {args!r}")
+    description: dict[str, Any] = {"id": id, "args": args, "kwargs": dict(kwargs)}
+    description |= {"module": module, "function": function}
+    description |= {"sender_hostname": socket.gethostname(), "sender_pid": os.getpid()}
+    description |= {"sender_cmd": " ".join(sys.argv)[:1000]}
+    description |= {"sender_timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())}
+    return _encode_json(description, f"an argument of task {module}.{function}")
+
+
+def _decode_json_object(body: bytes) -> dict[str, Any]:
+    """Raises InvalidMessage, which names what is wrong with the body."""
+    try:
+        value = json.loads(body.decode())
+    except UnicodeDecodeError as error:
+        raise InvalidMessage(f"the body isn't UTF-8: {error}") from None
+    except RecursionError:
+        raise InvalidMessage("the body's JSON is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidMessage(f"the body isn't JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidMessage(f"the body isn't a JSON object, but a {type(value).__name__}")
+    return value
+
+
+def _decode_task(body: bytes) -> _Description:
+    """Raises InvalidMessage, which names what is wrong with the body."""
+    d = _decode_json_object(body)
+    kinds: dict[str, tuple[type, ...]] = {"module": (str,), "function": (str,)}
+    kinds |= {"args": (list, type(None)), "kwargs": (dict, type(None))}
+    for key, kind in kinds.items():
+        if not isinstance(d.get(key, ...), kind):
+            given = f"is a {type(d[key]).__name__}, not a {kind[0].__name__}" if key in d else "is missing"
+            raise InvalidMessage(f"the message's {key!r} {given}")
+    id = None if d.get("id") is None else str(d["id"])[:255]
+    return _Description(id, d["module"], d["function"], d["args"] or [], d["kwargs"] or {})
+
+
+def _encode_reply(result: Any, error: BaseException | None) -> bytes:
+    """Raises TypeError for a result that isn't JSON."""
+    if error is None:
+        return _encode_json({"result": result}, "the task's result")
+    exception = {"type": _exception_name(error), "value": _text_of(error, REPLY_TEXT)}
+    exception["traceback"] = _format_traceback(error, REPLY_TEXT)
+    return _to_json({"result": None, "exception": exception}).encode()
+
+
+def _decode_reply(body: bytes) -> Any:
+    """The result in a reply. Raises RemoteException for the exception in it."""
+    try:
+        reply = _decode_json_object(body)
+        exception = reply.get("exception")
+        if exception is None:
+            return reply["result"]
+        error = RemoteException(exception["type"], exception["value"], exception["traceback"])
+    except (KeyError, TypeError, InvalidMessage) as reason:
+        raise KuyrukError(f"the worker's reply can't be read: {reason!r}") from None
+    raise error
+
+
+def _exception_name(error: BaseException) -> str:
+    """Dotted; `kuyruk.exceptions.Timeout` is called so in a vendored copy, too."""
+    module = type(error).__module__
+    return f"{'kuyruk.exceptions' if module == exceptions.__name__ else module}.{type(error).__qualname__}"
+
+
+def _text_of(error: BaseException, limit: int) -> str:
+    try:
+        return _bounded(str(error), limit)
+    except Exception as inner:
+        return f"<no text: str() raised {type(inner).__name__}>"
+
+
+def _task_traceback(error: BaseException) -> types.TracebackType | None:
+    """Without the frames of this file that lead to the task."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
+        tb = tb.tb_next
+    return tb
+
+
+def _format_traceback(error: BaseException, limit: int) -> str:
+    try:
+        return _bounded("".join(traceback.format_exception(type(error), error, _task_traceback(error))), limit)
+    except Exception as inner:
+        return f"<no traceback: formatting it raised {type(inner).__name__}>"
+
+
+def _bounded(text: str, limit: int) -> str:
+    """The beginning and the end of a text that is longer than `limit` characters; no lone surrogates."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}\n[... {len(text) - limit} characters ...]\n{text[-(limit // 2) :]}"
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _milliseconds(seconds: float) -> str:
+    """As AMQP wants a TTL; rounded up, so that a short one doesn't become none."""
+    return str(math.ceil(seconds * 1000))
+
+
+def _check_queue_name(queue: Any) -> str:
+    if not isinstance(queue, str) or not 0 < len(queue.encode("utf-8", "replace")) <= MAX_QUEUE_NAME:
+        raise ValueError(f"a queue's name is a string of 1 to {MAX_QUEUE_NAME} bytes: not {queue!r}")
+    return queue
+
+
+def _resolve_host(queue: str) -> str:
+    """"name.localhost" stands for "name.<hostname>"."""
+    name, dot, host = queue.rpartition(".")
+    return f"{name}.{socket.gethostname()}" if dot and host == "localhost" else queue
+
+
+# --- Interrupting a running task ---------------------------------------------
+
+
+class _Current(threading.local):
+    """What runs in this thread."""
+
+    run: Run | None = None
+    gate: _Gate | None = None
+
+
+_current = _Current()
+
+
+def _raise_in_thread(thread: int, kind: type[BaseException] | None) -> None:
+    """Set, or with None clear, the exception that is raised next in a thread's Python code."""
+    import ctypes  # only here: it costs milliseconds to import
+
+    target = None if kind is None else ctypes.py_object(kind)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), target)
+
+
+def _land() -> None:
+    """An exception that is set for this thread is raised in here: a loop is where Python looks."""
+    for _ in (1, 2):
+        pass
+
+
+class _Gate:
+    """Decides whether one try of a task can be interrupted. It closes once and for ever.
+
+    Whoever has the lock decides. An *interrupter* takes it without waiting; while it has it, it sets the exception
+    in the thread and marks the gate as hit. At most one hits. The *task's thread* has it before the function begins,
+    while it is in code of ours that must not be cut (`shield`), and for ever from the moment the function has ended.
+    An interrupter that comes in between leaves the cause, and the task's thread raises that itself, when it opens
+    the gate, or in its waits in between.
+
+    A hit can land anywhere in the task's thread until `close` has cleared it, so also right after a successful
+    `acquire`, whose lock is then never released. Therefore the task's thread looks at `hit` first, which is set
+    before the interrupter's release: nobody waits for the lock of a gate that was hit.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self.limit = math.inf if limit is None else limit
+        self.deadline = time.monotonic() + self.limit
+        self.cause: BaseException | None = None
+        self.hit = False
+        self.waker: Callable[[BaseException], object] | None = None  #: Told of a cause: the thread waits in our code.
+        self._thread = threading.get_ident()
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._shielded = True
+
+    def interrupt(self, cause: BaseException) -> None:
+        """Raise `cause` in the task, if it still runs. From any other thread."""
+        if self.cause is None:
+            self.cause = cause  # of two at once one is kept, and one hit is all that either wants
+        waker = self.waker
+        if waker is not None:
+            waker(self.cause)
+        if self._lock.acquire(blocking=False):
+            try:
+                if not self.hit:
+                    _raise_in_thread(self._thread, type(self.cause))
+                    self.hit = True
+            finally:
+                self._lock.release()
+
+    def open(self) -> None:
+        """From here on the task can be hit. Raises the cause that came before."""
+        self._shielded = False
+        self._lock.release()
+        if self.cause is not None and not self.hit:
+            self.check()
+
+    def shield(self) -> bool:
+        """From here on the task can't be hit; returns whether that needs an `open`. What was set before lands."""
+        if self._shielded:
+            return False
+        if not self.hit:
+            self._lock.acquire()
+            if not self.hit:
+                self._shielded = True
+                return True
+            self._lock.release()
+        _land()
+        return False
+
+    def check(self) -> None:
+        """Raise the cause, if there is one. By the task's thread."""
+        if self.cause is None:
+            return
+        if not self._shielded and not self.hit:
+            self._lock.acquire()  # waits for an interrupter that is just about to hit
+            hit, self.hit = self.hit, True
+            self._lock.release()
+            if hit:
+                _land()
+        self.hit = True
+        raise self.cause
+
+    def close(self) -> None:
+        """The function has ended. When this has returned, nothing is set for this thread, and nothing will be."""
+        if not self.hit:
+            self._lock.acquire()
+        if self.hit:
+            _raise_in_thread(self._thread, None)
+
+    def explain(self, error: BaseException) -> BaseException:
+        """The cause, in place of the bare exception that was set in the thread."""
+        if self.cause is not None and type(error) is type(self.cause):
+            return self.cause.with_traceback(error.__traceback__)
+        return error
+
+
+class _Watch:
+    """Interrupts the tries that exceed their time limit, from a thread of its own."""
+
+    def __init__(self) -> None:
+        #: Guards the gates; notified of a deadline earlier than the thread waits for, and of the end.
+        self._changed = threading.Condition()
+        self._gates: set[_Gate] = set()
+        self._wakes_at = -math.inf
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="kuyruk-watch", daemon=True)
+        self._thread.start()
+
+    def add(self, gate: _Gate) -> None:
+        with self._changed:
+            self._gates.add(gate)
+            if gate.deadline < self._wakes_at:
+                self._changed.notify()
+
+    def discard(self, gate: _Gate) -> None:
+        """The thread may wake for it once more, in vain: cheaper than to tell it."""
+        with self._changed:
+            self._gates.discard(gate)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._closed:
+            for gate in self._wait_for_due():
+                gate.interrupt(Timeout(f"ran longer than its max_run_time of {gate.limit:g} seconds"))
+
+    def _wait_for_due(self) -> list[_Gate]:
+        with self._changed:
+            due = [gate for gate in self._gates if gate.deadline <= time.monotonic()]
+            self._gates.difference_update(due)
+            if not due and not self._closed:
+                self._wakes_at = min((gate.deadline for gate in self._gates), default=math.inf)
+                self._changed.wait(_left(self._wakes_at))
+                self._wakes_at = -math.inf  # awake: it needn't be woken
+            return due
+
+
+class Run:
+    """One message's run of a task, over all its tries; or one `Task.apply`'s. See `current_task`."""
+
+    def __init__(
+        self, task: Task[..., Any], id: str | None = None, queue: str | None = None, again: bool = False
+    ) -> None:
+        self.task = task
+        self.id = id  #: The message's; None with `Task.apply`.
+        self.queue = queue  #: That the message came from; None with `Task.apply`.
+        self.redelivered = again  #: Whether the broker has delivered it before: it may have run already.
+        self.started = time.monotonic()
+        self._lock = threading.Lock()  #: Guards the two below, for the time between tries.
+        self._cause: BaseException | None = None
+        self._gate: _Gate | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        """time.monotonic() at which this try exceeds `max_run_time`; None without a limit."""
+        return None if self._gate is None or self._gate.deadline == math.inf else self._gate.deadline
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, 0 when it has passed; None without a limit."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def check(self) -> None:
+        """Raise the interruption of this run, if there is one: Timeout, Discard, HeartbeatError or Shutdown. For
+        code that catches exceptions broadly, or waits a lot in calls that Python can't interrupt."""
+        if self._gate is not None:
+            self._gate.check()
+
+    def _interrupt(self, cause: BaseException) -> None:
+        """Raise `cause` in this try, or instead of the next one. From any other thread."""
+        with self._lock:
+            self._cause = self._cause or cause
+            gate = self._gate
+        if gate is not None:
+            gate.interrupt(cause)
+
+    def _try(self, f: Callable[..., R], args: Any, kwargs: Any, limit: float | None, watch: _Watch | None) -> R:
+        """Call the function once. After this, no interruption of this try can reach the thread."""
+        gate = _Gate(limit)
+        with self._lock:
+            if self._cause is not None:
+                raise self._cause
+            self._gate = gate
+        outer, outer_run = _current.gate, _current.run
+        _current.gate, _current.run = gate, self
+        if watch is not None and limit is not None:
+            watch.add(gate)
+        if outer is not None:  # a task that applies another: what interrupts it interrupts that
+            outer.waker = gate.interrupt
+            if outer.cause is not None:
+                gate.interrupt(outer.cause)
+        returned: list[R] = []
+        try:
+            try:
+                gate.open()
+                returned.append(f(*args, **kwargs))
+            finally:
+                gate.close()
+        except BaseException as error:
+            if not (returned and gate.cause is not None and type(error) is type(gate.cause)):
+                raise gate.explain(error) from error.__cause__
+        finally:
+            if watch is not None:
+                watch.discard(gate)
+            if outer is not None:
+                outer.waker = None
+            _current.gate, _current.run = outer, outer_run
+        return returned[0]
+
+
+def current_task() -> Run | None:
+    """The `Run` of the task that this thread is running; None outside of a task."""
+    return _current.run
+
+
+def _shielded(method: Callable[P, R]) -> Callable[P, R]:
+    """For code of ours that tasks call: an interruption doesn't cut it, but is raised by its waits, or after it."""
+
+    @functools.wraps(method)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        gate = _current.gate
+        if gate is None or not gate.shield():
+            return method(*args, **kwargs)
+        try:
+            return method(*args, **kwargs)
+        finally:
+            gate.open()
+
+    return wrapper
+
+
+def _left(deadline: float) -> float:
+    """Seconds until `deadline`, as waits take them."""
+    return min(max(0.0, deadline - time.monotonic()), 1e6)
+
+
+def _wait(event: threading.Event, deadline: float) -> bool:
+    """Wait for an event that is this thread's own. An interruption of the task in this thread is raised."""
+    gate = _current.gate
+    if gate is None:
+        return event.wait(_left(deadline))
+    gate.waker = lambda cause: event.set()
+    try:
+        if gate.cause is None:
+            event.wait(_left(deadline))
+    finally:
+        gate.waker = None
+    gate.check()
+    return event.is_set()
+
+
+# --- Connections -------------------------------------------------------------
+
+
+class _Wakeup:
+    """Wakes the thread that waits for it and for a socket; from any thread or signal handler."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._is_set = False
+
+    def set(self) -> None:
+        if not self._is_set:  # a `clear` right after this look is followed by the waiter's own look
+            self._is_set = True
+            with contextlib.suppress(OSError):
+                self._writer.send(b"!")
+
+    def clear(self) -> None:
+        """Before looking at what there is to do."""
+        if self._is_set:
+            with contextlib.suppress(OSError):
+                self._reader.recv(4096)
+            self._is_set = False
+
+    def wait(self, until: float) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self, selectors.EVENT_READ)
+            selector.select(_left(until))
+        self.clear()
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
+
+
+class _Heartbeat(Heartbeat):
+    """amqpstorm's, checked by the connection's owner instead of by timer threads."""
+
+    due = math.inf
+
+    def _start_new_timer(self) -> bool:
+        self.due = time.monotonic() + (self._interval or math.inf)
+        return True
+
+    def tick(self) -> None:
+        if self._running.is_set() and time.monotonic() >= self.due:
+            self._check_for_life_signs()
+
+
+class _Socket(IO):
+    """amqpstorm's end of the socket, without its thread, its polling and its endless writes."""
+
+    def __init__(self, parameters: dict[str, Any], errors: list[Exception], stall_timeout: float) -> None:
+        super().__init__(parameters, errors)
+        self._stall_timeout = stall_timeout
+        #: What is to be written. Any thread may append.
+        self.outbox: collections.deque[bytes] = collections.deque()
+        self._moved_at = math.inf  # when something was written last, while something is left
+
+    def open(self) -> None:
+        super().open()
+        sock = cast(socket.socket, self.socket)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: notices a peer that has vanished
+            limit = min(math.ceil(self._stall_timeout * 1000), 0x7FFFFFFF)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
+        sock.setblocking(False)
+
+    def _find_address_and_connect(self, addresses: list[Any]) -> socket.socket:
+        """As amqpstorm's, but closes what failed, and tells why in each case."""
+        reasons = []
+        for family, _, _, _, address in addresses:
+            sock = self._create_socket(family)
+            try:
+                sock.connect(address)
+                return sock
+            except OSError as error:
+                sock.close()
+                reasons.append(error.strerror or str(error))
+        raise AMQPConnectionError("; ".join(dict.fromkeys(reasons)))
+
+    def start_inbound(self) -> None:
+        """The connection's owner reads."""
+
+    def write_to_socket(self, frame_data: bytes) -> None:
+        self.outbox.append(frame_data)
+
+    def flush(self) -> bool:
+        """Write what the socket takes, many frames at once; returns whether all is written."""
+        while self.outbox:
+            count = min(len(self.outbox), MAX_JOINED_WRITES)
+            data = b"".join([self.outbox.popleft() for _ in range(count)])
+            try:
+                sent = cast(socket.socket, self.socket).send(data)
+            except _WOULD_BLOCK:
+                sent = 0
+            if sent < len(data):
+                self.outbox.appendleft(data[sent:])
+                return self._note_stall(sent)
+        self._moved_at = math.inf
+        return True
+
+    def _note_stall(self, sent: int) -> Literal[False]:
+        now = time.monotonic()
+        if sent or self._moved_at == math.inf:
+            self._moved_at = now
+        if now - self._moved_at > self._stall_timeout:
+            raise OSError(f"the broker has taken no data for {self._stall_timeout:g} seconds")
+        return False
+
+    def receive(self) -> bytes:
+        try:
+            data = cast(socket.socket, self.socket).recv(0x20000)
+        except _WOULD_BLOCK:
+            return b""
+        if not data:
+            raise OSError("closed by the broker")
+        return data
+
+
+_WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_FRAME_HEADER = struct.Struct(">BHI")
+_CONTENT_HEADER = struct.Struct(">HHQ")
+_DELIVER_INDEX = struct.pack(">I", commands.Basic.Deliver.index)
+
+
+class _Link(Connection):
+    """An amqpstorm connection that is read and written by one thread only, its owner's.
+
+    Other threads may `post` frames. All else belongs to the owner, which calls `pump` again and
+    again. Everything here raises AMQPConnectionError when the connection is lost: at once,
+    and never later than two heartbeats.
+    """
+
+    def __init__(self, host: str, port: int, config: Config, wakeup: _Wakeup) -> None:
+        self.address = f"{host}:{port}"
+        self.channels_by_id: dict[int, _Channel] = {}
+        self._wakeup = wakeup
+        self._timeout = config.RABBIT_CONNECT_TIMEOUT
+        super().__init__(host, port=port, lazy=True, **config._connection_options())
+        self._io: _Socket = _Socket(self.parameters, self._exceptions, config.RABBIT_PUBLISH_TIMEOUT)
+        self._pulse = self.heartbeat = _Heartbeat(config.RABBIT_HEARTBEAT, self._channel0.send_heartbeat)
+        self._selector = selectors.DefaultSelector()  # no select(): it fails from descriptor 1024 on
+        self._buffer = b""
+        _links.add(self)
+        try:
+            self.open()
+        except BaseException:
+            self.hang_up()
+            raise
+
+    def post(self, data: bytes) -> None:
+        """Have it written soon. From any thread."""
+        self._io.outbox.append(data)
+        self._wakeup.set()
+
+    def write(self, data: bytes) -> None:
+        """Have it written by the next `pump`. By the owner."""
+        self.heartbeat.register_write()
+        self._io.outbox.append(data)
+
+    @property
+    def backlog(self) -> int:
+        """How many writes are waiting."""
+        return len(self._io.outbox)
+
+    def pump(self, until: float) -> None:
+        """Write and read what there is, once; wait for it no longer than `until`, or to be woken."""
+        try:
+            self._wakeup.clear()
+            flushed = self._io.flush()
+            for key, _ in self._select(min(until, self._pulse.due), flushed):
+                if key.fileobj is self._io.socket:
+                    self._read(self._io.receive())
+            self._io.flush()
+            self._pulse.tick()
+        except AMQPConnectionError:
+            raise
+        except OSError as error:
+            raise AMQPConnectionError(str(error)) from error
+        if self.exceptions:  # of amqpstorm's own code: the broker's Close, missing heartbeats
+            raise self.exceptions[0]
+
+    def _select(self, until: float, flushed: bool) -> list[Any]:
+        sock, selector = cast(socket.socket, self._io.socket), self._selector
+        events = selectors.EVENT_READ if flushed else selectors.EVENT_READ | selectors.EVENT_WRITE
+        if not selector.get_map():
+            selector.register(sock, events)
+            selector.register(self._wakeup, selectors.EVENT_READ)
+        elif selector.get_key(sock).events != events:
+            selector.modify(sock, events)
+        left = _left(until)
+        return selector.select(left if flushed else min(left, 1.0))  # notices a stall that lasts
+
+    def _read(self, data: bytes) -> None:
+        """Hand each whole frame to its channel, and keep the rest."""
+        data, offset = self._buffer + data, 0
+        while len(data) - offset > _FRAME_HEADER.size:
+            kind, channel, size = _FRAME_HEADER.unpack_from(data, offset)
+            if kind not in (1, 2, 3, 8) or size > self.max_frame_size:
+                raise OSError(f"it doesn't speak AMQP 0-9-1: {data[offset : offset + 20]!r}")
+            end = offset + _FRAME_HEADER.size + size + 1
+            if end > len(data):
+                break
+            self._on_frame(channel, _decode_frame(data[offset:end]))
+            offset = end
+        self._buffer = data[offset:]
+
+    def _on_frame(self, channel: int, frame: Any) -> None:
+        self.heartbeat.register_read()
+        if channel in self.channels_by_id:
+            self.channels_by_id[channel].on_frame(frame)
+        elif channel == 0:
+            self._channel0.on_frame(frame)
+            if self.is_closed and not self._user_closed:
+                raise self.exceptions[0] if self.exceptions else OSError("closed by the broker")
+
+    def _wait_for_connection_state(self, state: int = Connection.OPEN, rpc_timeout: float = 30) -> None:
+        """As amqpstorm's, without its polling, and within our timeouts."""
+        timeout = CLOSE_TIMEOUT if state == self.CLOSED else self._timeout
+        deadline = time.monotonic() + timeout
+        while self.current_state != state:
+            if time.monotonic() >= deadline:
+                raise AMQPConnectionError(f"no answer within {timeout:g} seconds")
+            self.pump(deadline)
+
+    def close(self) -> None:
+        """Write what is left and take leave, within CLOSE_TIMEOUT seconds. Doesn't raise."""
+        with contextlib.suppress(OSError):
+            super().close()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """End it without a word to the broker, and without waiting. In a forked child, too: the
+        parent's connection isn't touched by closing the copy of its socket."""
+        sock, self._io.socket = self._io.socket, None
+        self._selector.close()
+        if sock is not None:
+            sock.close()
+        self.set_state(self.CLOSED)
+
+
+_links: weakref.WeakSet[_Link] = weakref.WeakSet()
+
+
+def _marshal(channel: int, *frames: Any) -> bytes:
+    return b"".join([amqp_frame.marshal(frame, channel) for frame in frames])
+
+
+def _frame(kind: int, channel: int, payload: bytes) -> bytes:
+    return _FRAME_HEADER.pack(kind, channel, len(payload)) + payload + b"\xce"
+
+
+def _decode_frame(data: bytes) -> Any:
+    """One whole frame. Properties or names in a message that can't be decoded must not end the
+    connection: it is delivered, with `properties` None, or without the names."""
+    try:
+        return amqp_frame.unmarshal(data)[2]
+    except Exception:
+        kind, payload = data[0], data[_FRAME_HEADER.size : -1]
+        if kind == 2:
+            header = amqp_header.ContentHeader()
+            header.body_size = _CONTENT_HEADER.unpack_from(payload)[2]
+            header.properties = cast(Any, None)
+            return header
+        if payload.startswith(_DELIVER_INDEX):
+            tag, rest = payload[5 : 5 + payload[4]], payload[5 + payload[4] :]
+            return commands.Basic.Deliver(tag.decode(), int.from_bytes(rest[:8], "big"), bool(rest[8] & 1))
+        raise OSError(f"it sent a frame that can't be decoded: {data[:40]!r}") from None
+
+
+C = TypeVar("C", bound=Connection)
+
+
+def _first_that_answers(config: Config, connect: Callable[[str, int], C]) -> C:
+    """Try each address in turn. Raises AMQPConnectionError with all reasons."""
+    reasons, code = [], None
+    for host, port in config._addresses():
+        try:
+            return connect(host, port)
+        except (OSError, ValueError) as error:
+            code = code or getattr(error, "error_code", None)
+            reasons.append(f"{host}:{port} ({error})")
+    raise AMQPConnectionError(f"can't connect to RabbitMQ at {', '.join(reasons)}", reply_code=code)
+
+
+def _open_link(config: Config, wakeup: _Wakeup) -> _Link:
+    return _first_that_answers(config, lambda host, port: _Link(host, port, config, wakeup))
+
+
+class _Channel:
+    """A channel on a link. Belongs to the link's owner. Raises amqpstorm's errors."""
+
+    def __init__(self, link: _Link, timeout: float) -> None:
+        self.link = link
+        self._timeout = timeout
+        #: Why nothing can be done on this channel any more.
+        self.lost: AMQPError | None = None
+        self._awaited: Sequence[str] = ()
+        self._answer: Any = None
+        self._method: Any = None
+        self._header: Any = None
+        self._parts: list[bytes] = []
+        self._missing = 0
+        self.id = next(id for id in itertools.count(1) if id not in link.channels_by_id)
+        if self.id > link.max_allowed_channels:
+            raise AMQPChannelError(f"more than {link.max_allowed_channels} channels (the broker's channel_max)")
+        link.channels_by_id[self.id] = self
+        self.request(commands.Channel.Open())
+
+    def on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        """A whole message has arrived. Must not block."""
+
+    def on_method(self, frame: Any) -> None:
+        """A method has arrived that isn't the answer to a request. Must not block."""
+
+    def write(self, *frames: Any) -> None:
+        self.link.write(_marshal(self.id, *frames))
+
+    def request(self, frame: Any) -> Any:
+        """Send a method and pump until its answer has come."""
+        deadline = time.monotonic() + self._timeout
+        self._awaited, self._answer = frame.valid_responses, None
+        self.write(frame)
+        while self._answer is None:
+            if self.lost is not None:
+                raise self.lost
+            if time.monotonic() >= deadline:
+                raise AMQPConnectionError(f"no answer to {frame.name} within {self._timeout:g} seconds")
+            self.link.pump(deadline)
+        return self._answer
+
+    def close(self) -> None:
+        self.request(commands.Channel.Close(reply_code=200, reply_text="", class_id=0, method_id=0))
+        self.link.channels_by_id.pop(self.id, None)
+
+    def on_frame(self, frame: Any) -> None:
+        name = frame.name
+        if name == "ContentBody":
+            self._parts.append(frame.value)
+            self._missing -= len(frame.value)
+            self._end_content()
+        elif name == "ContentHeader":
+            self._header, self._missing = frame, frame.body_size
+            self._end_content()
+        elif name in ("Basic.Deliver", "Basic.Return"):
+            self._method = frame
+        elif name in self._awaited:
+            self._awaited, self._answer = (), frame
+        else:
+            if name == "Channel.Close":
+                self.write(commands.Channel.CloseOk())
+                self.link.channels_by_id.pop(self.id, None)
+                self.lost = AMQPChannelError(str(frame.reply_text), reply_code=frame.reply_code)
+            self.on_method(frame)
+
+    def _end_content(self) -> None:
+        if self._missing <= 0:
+            parts, self._parts = self._parts, []
+            self.on_content(self._method, self._header.properties, b"".join(parts))
+
+
+def _ensure_queue(link: _Link, queue: str, arguments: dict[str, Any], timeout: float) -> None:
+    """Look first, declare only when it is absent: a queue that exists is used as it is.
+
+    On a channel of its own, which a failure closes. Raises amqpstorm's errors.
+    """
+    for passive in (True, False, True):  # the last: another declared it in between, differently
+        channel = _Channel(link, timeout)
+        declare = commands.Queue.Declare(
+            queue=queue, passive=passive, durable=not passive, arguments=None if passive else arguments
+        )
+        try:
+            channel.request(declare)
+            return channel.close()
+        except AMQPChannelError as error:
+            failure = error
+            if error.error_code != (404 if passive else 406):
+                break
+    raise failure
+
+
+# --- Sending -----------------------------------------------------------------
+
+
+class _Order:
+    """Messages that a thread wants sent, and waits for. The sender settles it; `done` tells.
+
+    Raises ValueError, and whatever pamqp raises, for properties that can't be encoded.
+    """
+
+    def __init__(self, messages: Sequence[_Message], call: bool = False, attempts: int = 10) -> None:
+        #: By their place: those that aren't known to have arrived.
+        self.open = dict(enumerate(messages))
+        self.properties = [commands.Basic.Properties(**m.properties).marshal() for m in messages]
+        #: Whether a reply is wanted, and its body.
+        self.call = call
+        self.reply: bytes | None = None
+        #: How many more times it may be lost on its way.
+        self.attempts = attempts
+        #: Why it has failed.
+        self.failure: str | None = None
+        #: Nobody waits any more: what isn't sent yet must not be.
+        self.abandoned = False
+        self.done = threading.Event()
+
+    def fail(self, why: str) -> None:
+        self.failure = why
+        self.done.set()
+
+
+class _PublishChannel(_Channel):
+    """Publishes; the broker numbers what is published on a channel, and confirms by number."""
+
+    def __init__(self, link: _Link, config: Config, settle: Callable[[_Order, int, str], object]) -> None:
+        super().__init__(link, config.RABBIT_PUBLISH_TIMEOUT)
+        self._settle = settle
+        self._last_tag, self._oldest_tag = 0, 1
+        self.in_flight: dict[int, tuple[_Order, int]] = {}
+        self._returned: set[int] = set()
+        if config.RABBIT_CONFIRM:
+            self.request(commands.Confirm.Select())
+
+    def publish(self, order: _Order, place: int) -> None:
+        message, properties = order.open[place], order.properties[place]
+        limit, size = self.link.max_frame_size - 8, len(message.body)
+        publish = commands.Basic.Publish(routing_key=message.queue, mandatory=message.mandatory)
+        parts = [_marshal(self.id, publish), _frame(2, self.id, _CONTENT_HEADER.pack(60, 0, size) + properties)]
+        parts += [_frame(3, self.id, message.body[start : start + limit]) for start in range(0, size, limit)]
+        self.link.write(b"".join(parts))
+        self._last_tag += 1
+        self.in_flight[self._last_tag] = order, place
+
+    def on_method(self, frame: Any) -> None:
+        if frame.name in ("Basic.Ack", "Basic.Nack"):
+            self.settle(frame.delivery_tag, frame.multiple, frame.name)
+        elif self.lost is not None:
+            self.settle(self._last_tag, True, str(self.lost))
+
+    def settle(self, tag: int, multiple: bool, fate: str) -> None:
+        for number in range(self._oldest_tag if multiple else tag, tag + 1):
+            if number in self.in_flight:
+                self._settle(*self.in_flight.pop(number), "returned" if number in self._returned else fate)
+                self._returned.discard(number)
+        if multiple:
+            self._oldest_tag = tag + 1
+
+    def settle_written(self) -> None:
+        """Without confirms, that the operating system has taken them is all that is known."""
+        self.settle(self._last_tag, True, "Basic.Ack")
+
+    def on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        """A message that no queue took; its Ack follows. Of several that look alike none is taken
+        for confirmed: rather one too many is sent again than one too few."""
+        key = method.routing_key, getattr(properties, "message_id", None)
+        for number, (order, place) in self.in_flight.items():
+            if key == order.open[place].key:
+                self._returned.add(number)
+
+
+class _CallChannel(_PublishChannel):
+    """One caller's way of asking and being answered, by direct reply-to.
+
+    A reply bears nothing that tells which request it answers (Kuyruk 10's workers send no
+    correlation id), and may come late, or twice. So each request has a reply address and a
+    consumer tag of its own: cancelling and consuming again makes the broker forget the old
+    address. That costs two small frames in the same write, and no round trip.
+    """
+
+    _tag = 0
+    order: _Order | None = None
+
+    def ask(self, order: _Order) -> None:
+        self.order = order
+        cancel = commands.Basic.Cancel(consumer_tag=str(self._tag), nowait=True)
+        self._tag += 1
+        consume = commands.Basic.Consume(
+            queue="amq.rabbitmq.reply-to", consumer_tag=str(self._tag), no_ack=True, nowait=True
+        )
+        self.write(cancel, consume)
+        self.publish(order, 0)
+
+    def on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        if method.name == "Basic.Return":
+            super().on_content(method, properties, body)
+        elif self.order is not None and method.consumer_tag == str(self._tag):
+            order, self.order = self.order, None
+            order.reply = body
+            order.done.set()
+
+
+def _pauses(longest: float) -> Iterator[float]:
+    """Growing, with jitter: so that many clients of a broker don't come back as one."""
+    for n in itertools.count():
+        yield min(FIRST_RECONNECT * 2 ** min(n, 20), longest) * (0.5 + os.urandom(1)[0] / 512)
+
+
+class _Sender:
+    """The thread that owns a publisher's connection, and ends when idle or told to.
+
+    It takes orders from the inbox, and settles them. When the connection is lost, what isn't
+    known to have arrived is sent again on the next.
+    """
+
+    def __init__(self, config: Config, lock: threading.Lock) -> None:
+        self._config = config
+        #: Guards the inbox, and its last moment: when `ended`, it takes no more.
+        self._lock = lock
+        self.ended = False
+        self.inbox: collections.deque[_Order] = collections.deque()
+        self.wakeup = _Wakeup()
+        self.closing = False
+        #: Why nothing is confirmed, for error texts.
+        self.state = "no connection"
+        self.thread = threading.Thread(target=self._run, name="kuyruk-sender", daemon=True)
+        self._link: _Link | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        #: time.monotonic() when a queue was seen.
+        self._queues: dict[str, float] = {}
+        self._calls: list[_CallChannel] = []
+        #: Returned by the broker, because their queue has vanished.
+        self._again: list[tuple[_Order, int]] = []
+
+    def _run(self) -> None:
+        pauses = _pauses(1.0)
+        while not self._may_end():
+            try:
+                if self._link is None:
+                    self._connect()
+                    pauses = _pauses(1.0)
+                self._work(cast(_Link, self._link))
+            except AMQPConnectionError as error:
+                self._on_lost(error, next(pauses))
+            except Exception as error:
+                logger.exception("Defect in the sender; its connection is given up")
+                self._on_lost(AMQPConnectionError(repr(error)), next(pauses))
+        if self._link is not None:
+            self._link.close()
+        self.wakeup.close()
+
+    def _may_end(self) -> bool:
+        with self._lock:
+            idle = self._link is None or time.monotonic() >= self._idle_at
+            self.ended = (idle or self.closing) and not self.inbox and not self._busy()
+            return self.ended
+
+    def _busy(self) -> bool:
+        if self._link is None:
+            return False
+        calling = any(call.order is not None for call in self._calls)
+        return calling or bool(self._again or self._channel.in_flight or self._link.backlog)
+
+    def _connect(self) -> None:
+        link = _open_link(self._config, self.wakeup)
+        try:
+            self._channel = _PublishChannel(link, self._config, self._settle)
+        except BaseException:
+            link.hang_up()
+            raise
+        self._link, self._idle_at = link, time.monotonic() + self._config.RABBIT_IDLE_DURATION
+
+    def _work(self, link: _Link) -> None:
+        self.state = "it blocks publishing (memory or disk alarm)" if link.is_blocked else "no answer"
+        while self.inbox and not link.is_blocked:
+            self._take(link, self.inbox[0])
+            self.inbox.popleft()  # not before: if the connection was lost, it is taken again
+            self._idle_at = time.monotonic() + self._config.RABBIT_IDLE_DURATION
+        again, self._again = self._again, []
+        for order, place in again:
+            self._publish(link, order, [place])
+        link.pump(max(self._idle_at, time.monotonic() + TICK))
+        if not (self._config.RABBIT_CONFIRM or link.backlog):
+            self._channel.settle_written()
+
+    def _take(self, link: _Link, order: _Order) -> None:
+        if order.abandoned:
+            self._release(order)
+        else:
+            self._publish(link, order, list(order.open))
+
+    def _publish(self, link: _Link, order: _Order, places: Iterable[int]) -> None:
+        try:
+            self._ensure_queues(link, [order.open[place] for place in places])
+            if order.call:
+                return self._call_channel(link, order).ask(order)
+            if self._channel.lost is not None:  # the broker has closed it, not the connection
+                self._channel = _PublishChannel(link, self._config, self._settle)
+            for place in places:
+                self._channel.publish(order, place)
+        except AMQPChannelError as error:  # a queue that we may not use, say
+            order.fail(str(error))
+
+    def _call_channel(self, link: _Link, order: _Order) -> _CallChannel:
+        self._calls = [call for call in self._calls if call.lost is None]
+        for call in self._calls:
+            if call.order is None or call.order is order:
+                return call
+        self._calls.append(_CallChannel(link, self._config, self._settle))
+        return self._calls[-1]
+
+    def _release(self, order: _Order) -> None:
+        for call in self._calls:
+            if call.order is order:
+                call.order = None
+
+    def _ensure_queues(self, link: _Link, messages: Iterable[_Message]) -> None:
+        now = time.monotonic()
+        for message in {m.queue: m for m in messages if m.mandatory}.values():
+            if now - self._queues.get(message.queue, -math.inf) >= message.renewal:
+                _ensure_queue(link, message.queue, message.arguments, self._config.RABBIT_PUBLISH_TIMEOUT)
+                self._queues[message.queue] = now
+
+    def _settle(self, order: _Order, place: int, fate: str) -> None:
+        """What became of a message: its confirm, or else what happened to it. While pumping."""
+        if order.abandoned or order.done.is_set():
+            return
+        if fate == "Basic.Ack":
+            del order.open[place]
+            if not order.open and not order.call:
+                order.done.set()
+            return
+        self._queues.pop(order.open[place].queue, None)
+        order.attempts -= 1
+        limit = re.search(r"larger than configured max size (\d+)", fate)
+        if fate == "Basic.Nack":
+            order.fail("refused (its queue is full, or has failed)")
+        elif order.attempts <= 0 or (limit and len(order.open[place].body) > int(limit[1])):
+            order.fail(fate)
+        else:
+            self._again.append((order, place))
+
+    def _on_lost(self, error: AMQPError, pause: float) -> None:
+        """Take what was on its way again with the next connection, and pause before that."""
+        link, self._link = self._link, None
+        lost = [] if link is None else self._orders_in_flight()
+        if link is None and not self.state.startswith("can't"):
+            logger.warning("Can't send: %s", error)
+        self.state = str(error)
+        for order in lost:
+            order.attempts -= 1
+            if order.call and not order.open:
+                order.fail(f"{error}: no reply can come any more, though the task may run")
+            elif order.attempts <= 0:
+                order.fail(str(error))
+        permanent = error.error_code in (403, 530)  # a wrong password, no such virtual host
+        with self._lock:
+            orders = [*lost, *self.inbox]
+            self.inbox.clear()
+            self.inbox.extend(o for o in dict.fromkeys(orders) if not (o.abandoned or o.done.is_set() or permanent))
+        for order in orders:
+            if permanent and not order.done.is_set():
+                order.fail(str(error))
+        self._reset()
+        if link is not None:
+            link.hang_up()
+        until = time.monotonic() + pause
+        while self.inbox and not self.closing and time.monotonic() < until:
+            self.wakeup.wait(until)
+
+    def _orders_in_flight(self) -> list[_Order]:
+        orders = [order for channel in (self._channel, *self._calls) for order, _ in channel.in_flight.values()]
+        orders += [call.order for call in self._calls if call.order is not None]
+        return list(dict.fromkeys([*orders, *(order for order, _ in self._again)]))
+
+
+class _Publisher:
+    """Sends messages for many threads, by a sender that it starts when there is something to
+    send. In a forked child it begins anew."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.begin()
+        _publishers.add(self)
+
+    def begin(self) -> None:
+        #: Guards the sender, and its inbox: one that has ended takes no more orders.
+        self._lock = threading.Lock()
+        self._sender: _Sender | None = None
+
+    def send(self, messages: Sequence[_Message], attempts: int = 10) -> None:
+        """Send, in windows that have RABBIT_PUBLISH_TIMEOUT seconds each. Raises BrokerError,
+        whose `unconfirmed` lists the messages that aren't known to have arrived."""
+        for start in range(0, len(messages), BATCH_WINDOW):
+            order = _Order(messages[start : start + BATCH_WINDOW], attempts=attempts)
+            sender = self._submit(order)
+            _wait(order.done, time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT)
+            if not order.done.is_set() or order.failure is not None:
+                order.abandoned = True
+                rest = messages[start + BATCH_WINDOW :]
+                raise self._error(sender, order, rest)
+
+    def call(self, message: _Message, wait_result: float) -> bytes:
+        """Send a request and wait for the reply. Raises BrokerError and ResultTimeout."""
+        result_by = time.monotonic() + wait_result
+        sent_by = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
+        order = _Order([message], call=True)
+        sender = self._submit(order)
+        try:
+            if not _wait(order.done, min(sent_by, result_by)) and not order.open:
+                _wait(order.done, result_by)
+        finally:
+            if order.reply is None:
+                order.abandoned = True
+                self._submit(order)  # gives its channel back
+        if order.reply is not None:
+            return order.reply
+        if order.failure is None and time.monotonic() >= result_by:
+            raise ResultTimeout(f"no reply within {wait_result:g} seconds")
+        raise self._error(sender, order)
+
+    def close(self) -> None:
+        """Close the connection. Another send opens it again."""
+        with self._lock:
+            sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.closing = True
+            sender.wakeup.set()
+            sender.thread.join(CLOSE_TIMEOUT)
+
+    def _submit(self, order: _Order) -> _Sender:
+        with self._lock:
+            sender = self._sender
+            if sender is None or sender.ended:
+                sender = self._sender = _Sender(self._config, self._lock)
+                sender.thread.start()
+            sender.inbox.append(order)
+        sender.wakeup.set()
+        return sender
+
+    def _error(self, sender: _Sender, order: _Order, rest: Sequence[_Message] = ()) -> BrokerError:
+        limit = f"within {self._config.RABBIT_PUBLISH_TIMEOUT:g} seconds (RABBIT_PUBLISH_TIMEOUT)"
+        count = len(order.open) + len(rest)
+        what = f"{count} messages" if count > 1 else "the message"
+        error = BrokerError(f"{what} not confirmed by RabbitMQ: {order.failure or f'{sender.state} {limit}'}")
+        cast(Any, error).unconfirmed = [*order.open.values(), *rest]
+        return error
+
+
+_publishers: weakref.WeakSet[_Publisher] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """The parent's connections are left to the parent."""
+    for link in tuple(_links):
+        link.hang_up()
+    for publisher in tuple(_publishers):
+        publisher.begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# --- Task --------------------------------------------------------------------
+
+
+class SubTask(NamedTuple):
+    """A task with its arguments, for `Kuyruk.send_tasks_to_queue`."""
+
+    task: Task[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    host: str | None
+
+
+_NO_KWARGS: Mapping[str, Any] = types.MappingProxyType({})
+
+
+def _module_name(f: Callable[..., Any]) -> str:
+    """By which a worker imports the function's module: a script's is its real one. Raises TypeError if none is."""
+    main = sys.modules["__main__"]
+    if f.__module__ != "__main__":
+        return f.__module__
+    if getattr(main, "__spec__", None) is not None:
+        return str(cast(Any, main.__spec__).name)
+    if getattr(main, "__file__", None) is None:
+        raise TypeError(f"function {f.__qualname__!r} is in no module that a worker could import")
+    return os.path.splitext(os.path.basename(str(main.__file__)))[0]
+
+
+class Task(Generic[P, R]):
+    """A function that workers run. Calling it sends a message to its queue. Made by `Kuyruk.task`.
+
+    retry: how often it is tried again, at once, when it raises. max_run_time: seconds that a try may take before it
+    is interrupted with Timeout. fail_delay: seconds after which a failed message is back in its queue (0: it goes to
+    "<queue>.failed"). reject_delay: likewise for a rejected one (0: it is back at once). Raises ValueError.
+    """
+
+    def __init__(
+        self,
+        f: Callable[P, R],
+        kuyruk: Kuyruk,
+        queue: str,
+        retry: int = 0,
+        max_run_time: float | None = None,
+        fail_delay: float = 0,
+        reject_delay: float = 0,
+    ) -> None:
+        _check("retry", retry, _whole(0))
+        _check("max_run_time", max_run_time, _or_none(_SECONDS))
+        _check("fail_delay", fail_delay, _TTL)
+        _check("reject_delay", reject_delay, _TTL)
+        self.f = f
+        self.kuyruk = kuyruk
+        self.queue = _check_queue_name(queue)
+        self.retry = retry
+        self.max_run_time = max_run_time or None
+        self.fail_delay = fail_delay
+        self.reject_delay = reject_delay
+        functools.update_wrapper(self, f)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.f.__module__}.{self.f.__qualname__} on {self.queue!r}>"
+
+    @property
+    def name(self) -> str:
+        """"<module>.<function>", by which workers find it."""
+        return f"{_module_name(self.f)}.{self.f.__name__}"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Send a message that makes a worker call the function with these arguments. Raises as `send_to_queue`."""
+        self.send_to_queue(args, kwargs)
+
+    @_shielded
+    def send_to_queue(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = _NO_KWARGS,
+        host: str | None = None,
+        wait_result: float | None = None,
+        message_ttl: float | None = None,
+    ) -> Any:
+        """Send a message; with `wait_result`, wait for the result and return it.
+
+        host: sends to "<queue>.<host>"; "localhost" stands for this machine's hostname. wait_result: seconds from now
+        to wait for the reply; None: don't wait. message_ttl: seconds after which the message is dropped, unless a
+        worker has got it. Raises TypeError (arguments that aren't JSON), BrokerError (not confirmed in time, or the
+        connection was lost while waiting), ResultTimeout (no reply in time) and RemoteException (the task raised).
+        """
+        _check("wait_result", wait_result, _or_none(_SECONDS))
+        _check("message_ttl", message_ttl, _or_none(_TTL))
+        if self.kuyruk.config.EAGER:
+            return self._send_eagerly(args, kwargs, wait_result)
+        message = self._message(args, kwargs, host)
+        if message_ttl is not None:
+            message.properties["expiration"] = _milliseconds(message_ttl)
+        if wait_result is None:
+            return self.kuyruk._publisher.send([message])
+        message.properties.update(reply_to="amq.rabbitmq.reply-to", correlation_id=message.properties["message_id"])
+        return _decode_reply(self.kuyruk._publisher.call(message, wait_result))
+
+    def subtask(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = _NO_KWARGS, host: str | None = None
+    ) -> SubTask:
+        """The task with its arguments, for `Kuyruk.send_tasks_to_queue`."""
+        return SubTask(self, args, kwargs, host)
+
+    @_shielded
+    def apply(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here, with its retries and its time limit, without the broker.
+
+        Returns what it returns, and raises what it raises in the last try.
+        """
+        with contextlib.closing(_Watch()) if self.max_run_time else contextlib.nullcontext() as watch:
+            return self._run(Run(self), args, kwargs, watch)
+
+    def _run(self, run: Run, args: Any, kwargs: Any, watch: _Watch | None) -> R:
+        tries = 1 + self.retry
+        while True:
+            tries -= 1
+            try:
+                return run._try(self.f, args, kwargs, self.max_run_time, watch)
+            except (Timeout, Reject, Discard):
+                raise
+            except Exception as error:
+                if not tries or not self._fits(error, args, kwargs):
+                    raise
+                logger.warning("Task %s [%s] raised %r; trying again (%d left)", self.name, run.id, error, tries)
+
+    def _fits(self, error: BaseException, args: Any, kwargs: Any) -> bool:
+        """Whether the arguments fit the function. Looked at after a TypeError only: it is slow."""
+        import inspect
+
+        if isinstance(error, TypeError):
+            with contextlib.suppress(ValueError):  # a function without a signature, of C
+                try:
+                    inspect.signature(self.f).bind(*args, **kwargs)
+                except TypeError:
+                    return False
+        return True
+
+    def _send_eagerly(self, args: Any, kwargs: Any, wait_result: float | None) -> Any:
+        """As if sent: what isn't JSON fails, what JSON changes (a tuple, say) is changed."""
+        description = _decode_task(_encode_task("", self.f.__module__, self.f.__name__, args, kwargs))
+        result = self.apply(*cast(Any, description.args), **cast(Any, description.kwargs))
+        return None if wait_result is None else _decode_reply(_encode_reply(result, None))
+
+    def _message(self, args: Any, kwargs: Any, host: str | None) -> _Message:
+        """Raises TypeError for what can't be sent, ValueError for a host that makes no queue name."""
+        if not self._can_be_found:
+            raise TypeError(
+                f"{self.f.__qualname__!r} can't be sent: a worker finds a task by its name in its module, so it must"
+                " be a named function at the top level (.apply works for any)"
+            )
+        id = os.urandom(16).hex()
+        properties = {"content_type": "application/json", "delivery_mode": 2, "message_id": id}
+        properties |= {"timestamp": datetime.datetime.now(tz=datetime.UTC)}
+        queue = self.queue if host is None else _resolve_host(f"{self.queue}.{host}")
+        body = _encode_task(id, _module_name(self.f), self.f.__name__, args, kwargs)
+        return _Message(_check_queue_name(queue), body, properties, self.kuyruk.config.QUEUE_ARGUMENTS)
+
+    @property
+    def _can_be_found(self) -> bool:
+        return self.f.__qualname__ == self.f.__name__ and self.f.__name__.isidentifier()
+
+
+# --- Kuyruk ------------------------------------------------------------------
+
+
+class Kuyruk:
+    """An application: its configuration, its tasks, and its connection for sending.
+
+    config: a `Config`; None for the defaults. Nothing is connected before it is used. As a context manager it closes
+    its connection at the end.
+    """
+
+    Reject: ClassVar = Reject
+    Discard: ClassVar = Discard
+
+    def __init__(self, config: Config | None = None) -> None:
+        if config is not None and not isinstance(config, Config):
+            raise TypeError(f"config takes a kuyruk.Config: not {config!r}")
+        self.config = Config() if config is None else config
+        self.extensions: dict[str, Any] = {}  #: For extensions.
+        self._tasks: dict[str, Task[..., Any]] = {}
+        self._queues: dict[str, None] = {}
+        self._publisher = _Publisher(self.config)
+        # When this is collected, or the interpreter exits. The publisher doesn't refer to this.
+        weakref.finalize(self, self._publisher.close)
+
+    def __enter__(self) -> Kuyruk:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection for sending. Another send opens it again."""
+        self._publisher.close()
+
+    @overload
+    def task(self, queue: Callable[P, R]) -> Task[P, R]: ...
+
+    @overload
+    def task(self, queue: str = "kuyruk", **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+
+    def task(self, queue: Any = "kuyruk", **options: Any) -> Any:
+        """Decorate a function into a `Task`: `@app.task` or `@app.task(queue="x", retry=2)`, with Task's options."""
+
+        def decorate(f: Callable[P, R]) -> Task[P, R]:
+            task = Task(f, self, "kuyruk" if callable(queue) else queue, **options)
+            self._queues[task.queue] = None
+            with contextlib.suppress(TypeError):  # of an interactive session: it can't be sent either
+                if task._can_be_found:
+                    self._tasks[task.name] = task
+            return task
+
+        return decorate(queue) if callable(queue) else decorate
+
+    @_shielded
+    def send_tasks_to_queue(self, subtasks: Iterable[SubTask]) -> None:
+        """Send many in one go; returns when the broker has confirmed all.
+
+        Raises TypeError before anything is sent; BrokerError, whose `unconfirmed` lists the subtasks that aren't
+        known to have arrived.
+        """
+        subtasks = list(subtasks)
+        if self.config.EAGER:
+            for subtask in subtasks:
+                subtask.task._send_eagerly(subtask.args, subtask.kwargs, None)
+            return
+        messages = [s.task._message(s.args, s.kwargs, s.host) for s in subtasks]
+        try:
+            self._publisher.send(messages)
+        except BrokerError as error:
+            origin = {id(message): subtask for message, subtask in zip(messages, subtasks, strict=True)}
+            error.unconfirmed = [origin[id(message)] for message in error.unconfirmed]
+            raise
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A new `amqpstorm.Connection`, closed on exit. Raises amqpstorm.AMQPConnectionError."""
+        options = self.config._connection_options() | {"poller": "poll" if hasattr(select, "poll") else "select"}
+        connect = lambda host, port: Connection(host, port=port, **options)  # noqa: E731
+        with _first_that_answers(self.config, connect) as connection:
+            cast(socket.socket, connection.socket).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            yield connection
+
+    @contextlib.contextmanager
+    def channel(self) -> Iterator[Channel]:
+        """A new `amqpstorm.Channel` on a new connection, both closed on exit."""
+        with self.connection() as connection, connection.channel() as channel:
+            yield channel
+
+    def worker(self, queues: Iterable[str] | None = None, **options: Any) -> Worker:
+        """A `Worker` for this application, with the worker's options."""
+        return Worker(self, queues, **options)
+
+    def _find_task(self, module: str, function: str, packages: frozenset[str]) -> Task[..., Any]:
+        """The task that a message names. Raises InvalidMessage."""
+        name = f"{module}.{function}"
+        if name not in self._tasks:
+            if module.partition(".")[0] not in packages:
+                known = ", ".join(sorted(packages)) or "it has none"
+                raise InvalidMessage(f"no task {name!r}, and {module!r} is in no package of this worker ({known})")
+            try:
+                importlib.import_module(module)
+            except BaseException as error:
+                raise InvalidMessage(f"can't import the module of task {name!r}: {error!r}") from error
+        if name not in self._tasks:
+            raise InvalidMessage(f"module {module!r} has no task {function!r}{_did_you_mean(name, self._tasks)}")
+        return self._tasks[name]
+
+
+# --- Worker: what becomes of a message ---------------------------------------
+
+
+class _Verdict(NamedTuple):
+    """What becomes of a message whose task has ended."""
+
+    #: Which of the worker's counts goes up.
+    tally: str
+    #: ack: done with. requeue: back to its queue. fail: to "<queue>.failed". leave: not ours any more.
+    action: Literal["ack", "requeue", "fail", "leave"]
+    #: Whether the caller, if one waits, is told.
+    reply: bool
+    #: Seconds until it is back in its queue (requeue).
+    delay: float = 0
+
+
+def _decide(task: Task[..., Any] | None, error: BaseException | None, fits: bool = True) -> _Verdict:
+    """What becomes of the message, by what its task raised (None: it returned).
+
+    task: None when none was found; fits: whether the arguments fitted the function.
+    """
+    if error is None:
+        return _Verdict("succeeded", "ack", reply=True)
+    if task is None or not fits:
+        return _Verdict("failed", "fail", reply=True)
+    if isinstance(error, HeartbeatError):
+        return _Verdict("lost", "leave", reply=False)
+    if isinstance(error, Shutdown):
+        return _Verdict("requeued", "requeue", reply=False)
+    if isinstance(error, Reject):
+        return _Verdict("rejected", "requeue", reply=False, delay=task.reject_delay)
+    if isinstance(error, Discard):
+        return _Verdict("discarded", "ack", reply=True)
+    tally = "timed_out" if isinstance(error, Timeout) else "failed"
+    return _Verdict(tally, "requeue" if task.fail_delay else "fail", reply=True, delay=task.fail_delay)
+
+
+#: What a forwarded message doesn't take along. Properties: its time to live was for its queue, the
+#: broker checks the user against ours, the last is reserved. Headers: CC and BCC would send copies.
+_LEFT_BEHIND = ("expiration", "user_id", "cluster_id")
+_LEFT_BEHIND_HEADER = re.compile(r"CC$|BCC$|x-death$|x-(first|last)-death-")
+
+
+def _forwarded(delivery: _Delivery, queue: str, headers: dict[str, Any], arguments: dict[str, Any]) -> _Message:
+    """The delivery's message, for another queue, with more headers."""
+    original = {k: v for k, v in delivery.properties or () if v not in (None, "")}
+    kept = {k: v for k, v in (original.get("headers") or {}).items() if not _LEFT_BEHIND_HEADER.match(k)}
+    if "expiration" in original:
+        kept["x-kuyruk-expiration"] = original["expiration"]
+    properties = {k: v for k, v in original.items() if k not in _LEFT_BEHIND}
+    properties |= {"headers": {**kept, **headers}, "delivery_mode": 2}
+    properties.setdefault("message_id", os.urandom(16).hex())
+    return _Message(queue, delivery.body, properties, arguments)
+
+
+def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any]:
+    """When, where, why and how often it has failed."""
+    times = (getattr(delivery.properties, "headers", None) or {}).get("x-kuyruk-failures")
+    return {
+        "x-kuyruk-failed-at": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
+        "x-kuyruk-failed-on": f"{socket.gethostname()}:{os.getpid()}",
+        "x-kuyruk-failures": 1 + (times if type(times) is int and 0 <= times < 1_000_000_000 else 0),
+        "x-kuyruk-queue": delivery.queue,
+        "x-kuyruk-exception": _exception_name(error),
+        "x-kuyruk-value": _text_of(error, HEADER_TEXT),
+        "x-kuyruk-traceback": _format_traceback(error, HEADER_TEXT),
+    }
+
+
+def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """The arguments of a queue that is derived from one with these: of the same type."""
+    inherited = {k: v for k, v in arguments.items() if k == "x-queue-type"}
+    return inherited | {k.replace("_", "-"): v for k, v in more.items()}
+
+
+def _delayed(delivery: _Delivery, delay: float, headers: dict[str, Any], arguments: Mapping[str, Any]) -> _Message:
+    """The delivery's message, for a queue that passes it on to its own queue after `delay` seconds.
+
+    A queue for each distinct delay, because the broker only looks at the head of a queue for
+    what has expired. It vanishes when unused; a declaration that is younger than
+    DELAY_QUEUE_RENEWAL leaves what is published far more time than it needs.
+    """
+    ttl = int(_milliseconds(delay))
+    derived = _derived(
+        arguments,
+        x_message_ttl=ttl,
+        x_expires=min(ttl + math.ceil(DELAY_QUEUE_LEASE * 1000), MAX_TTL),
+        x_dead_letter_exchange="",
+        x_dead_letter_routing_key=delivery.queue,
+    )
+    message = _forwarded(delivery, f"{delivery.queue}.delay.{ttl}", headers, derived)
+    return message._replace(renewal=DELAY_QUEUE_RENEWAL)
+
+
+# --- Worker ------------------------------------------------------------------
+
+
+class _Delivery:
+    """A message in our hands, until it is settled, on the channel that delivered it."""
+
+    __slots__ = ("body", "intake", "properties", "queue", "redelivered", "tag")
+
+    def __init__(self, intake: _Intake, queue: str, method: Any, properties: Any, body: bytes) -> None:
+        self.intake = intake
+        self.queue = queue
+        self.tag: int = method.delivery_tag
+        self.redelivered: bool = method.redelivered
+        #: pamqp's Basic.Properties, or None if they couldn't be decoded.
+        self.properties = properties
+        self.body = body
+
+    @property
+    def reply_to(self) -> str | None:
+        return getattr(self.properties, "reply_to", None) or None
+
+    def ack(self) -> None:
+        self._settle(commands.Basic.Ack(delivery_tag=self.tag))
+
+    def requeue(self) -> None:
+        # Not Basic.Reject: from RabbitMQ 4.3 on, that counts towards a quorum queue's limit.
+        self._settle(commands.Basic.Nack(delivery_tag=self.tag, requeue=True))
+
+    def reject(self) -> None:
+        """To the broker's own dead-letter policy."""
+        self._settle(commands.Basic.Reject(delivery_tag=self.tag, requeue=False))
+
+    def _settle(self, frame: Any) -> None:
+        if self.intake.lost is None:
+            self.intake.link.post(_marshal(self.intake.id, frame))
+        else:
+            logger.warning("A message from %r isn't ours any more: it will be delivered again", self.queue)
+
+
+class _Intake(_Channel):
+    """The channel that a worker consumes by. It belongs to the supervisor."""
+
+    def __init__(self, link: _Link, config: Config, deliver: Callable[[_Delivery], object]) -> None:
+        self._config = config
+        self._deliver = deliver
+        #: Consumer tag: queue.
+        self.consumers: dict[str, str] = {}
+        self._serial = itertools.count(1)
+        super().__init__(link, config.RABBIT_PUBLISH_TIMEOUT)
+        prefetch = config.WORKER_PREFETCH or min(config.WORKER_THREADS, 0xFFFF)
+        self.request(commands.Basic.Qos(prefetch_count=prefetch))
+
+    def consume(self, queues: Iterable[str]) -> None:
+        priority = self._config.WORKER_PRIORITY
+        arguments: Any = {} if priority is None else {"x-priority": priority}
+        for queue in queues:
+            tag = f"{socket.gethostname()}:{os.getpid()}:{next(self._serial)}"[-255:]
+            self.consumers[tag] = queue
+            self.request(commands.Basic.Consume(queue=queue, consumer_tag=tag, arguments=arguments))
+
+    def cancel(self) -> None:
+        """When this returns nothing more will be delivered."""
+        for tag in list(self.consumers):
+            self.request(commands.Basic.Cancel(consumer_tag=tag))
+            del self.consumers[tag]
+
+    def on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        self._deliver(_Delivery(self, self.consumers[method.consumer_tag], method, properties, body))
+
+    def on_method(self, frame: Any) -> None:
+        if frame.name == "Basic.Cancel":  # its queue was deleted, or has moved
+            queue = self.consumers.get(frame.consumer_tag)
+            self.lost = AMQPChannelError(f"it has cancelled the consumer of queue {queue!r}")
+
+
+_WORKER_OPTIONS = tuple(
+    key.removeprefix("WORKER_").lower()
+    for key in _KINDS
+    if key.startswith("WORKER_") and key not in ("WORKER_PROCESSES", "WORKER_LOGGING_LEVEL")
+)
+_TALLIES = ("received", "succeeded", "failed", "timed_out", "rejected", "discarded", "requeued", "lost")
+
+
+class Worker:
+    """Consumes queues and runs their tasks, in threads of this process.
+
+    app: the `Kuyruk`. queues: names, or None for those of the app's tasks. options: threads,
+    prefetch, max_load, max_run_time, grace, shutdown_timeout, reconnect_interval, priority,
+    max_crashes: the configuration's `WORKER_` keys, which are the defaults.
+
+    `run` blocks, `start` doesn't, and as a context manager it is started and stopped. It installs
+    no signal handler and leaves logging alone. A worker runs once.
+    """
+
+    def __init__(self, app: Kuyruk, queues: Iterable[str] | None = None, **options: Any) -> None:
+        unknown = [name for name in options if name not in _WORKER_OPTIONS]
+        if unknown:
+            raise TypeError(f"Worker has no option {unknown[0]!r}, but {', '.join(_WORKER_OPTIONS)}")
+        self.app = app
+        self._config = app.config._with(**{f"WORKER_{k.upper()}": v for k, v in options.items()})
+        names = [queues] if isinstance(queues, str) else list(queues or app._queues or ["kuyruk"])
+        #: The names of the queues that it consumes.
+        self.queues = list(dict.fromkeys(_resolve_host(_check_queue_name(name)) for name in names))
+        #: How many tasks had to be interrupted for the worker to stop.
+        self.aborted = 0
+        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
+        self._wakeup = _Wakeup()  # of the supervisor
+        self._stop_requested = False
+        self._shutdown_timeout = self._config.WORKER_SHUTDOWN_TIMEOUT
+        self._intake: _Intake | None = None
+        self._paused = False
+        self._began = False
+        self._ended = threading.Event()
+        self._not_waiting: set[int] = set()  # threads in which stop doesn't wait
+        #: Guards what follows.
+        self._lock = threading.Lock()
+        #: Delivered and not begun: whoever removes one from here decides what becomes of it.
+        self._waiting: set[_Delivery] = set()
+        #: Begun. The value is None until its task is found.
+        self._running: dict[_Delivery, Run | None] = {}
+        #: The ids of the messages that run; and deliveries of the same that wait for them to end.
+        self._ids: dict[str, list[_Delivery]] = {}
+        self._tallies = dict.fromkeys(_TALLIES, 0)
+
+    # -- its life, as its owner sees it
+
+    def __enter__(self) -> Worker:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Run in a background thread. Raises RuntimeError if it runs or ran already."""
+        self._begin()
+        threading.Thread(target=self._run, name="kuyruk-supervisor", daemon=True).start()
+
+    def run(self) -> None:
+        """Run until stopped. Raises RuntimeError if it runs or ran already."""
+        self._begin()
+        self._run()
+
+    def stop(self, timeout: float | None = None, wait: bool = True) -> None:
+        """Stop gracefully, and wait until it has.
+
+        timeout: seconds that running tasks get, instead of `shutdown_timeout`; then they are
+        interrupted, and their messages requeued. From any thread, and from a signal handler:
+        it doesn't wait in a thread that the worker needs, or that waits for it already.
+        """
+        if timeout is not None:
+            _check("timeout", timeout, _SECONDS)
+            self._shutdown_timeout = timeout
+        self._stop_requested = True
+        self._wakeup.set()
+        if wait and self._began and threading.get_ident() not in self._not_waiting:
+            self.join()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until it has stopped, at most `timeout` seconds; returns whether it has."""
+        thread = threading.get_ident()
+        self._not_waiting.add(thread)
+        try:
+            return self._ended.wait(timeout)
+        finally:
+            self._not_waiting.discard(thread)
+
+    @property
+    def healthy(self) -> bool:
+        """True while it is really consuming, or has paused on purpose (max_load)."""
+        intake = self._intake
+        if intake is None or intake.lost is not None or self._stop_requested:
+            return False
+        return self._paused or bool(intake.consumers)
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Counts of deliveries, by what became of them, and what runs now.
+
+        received, succeeded, failed, timed_out, rejected, discarded, requeued (by a stop), lost
+        (with their connection), waiting (not begun); running: a list of dicts of id, task, queue
+        and seconds.
+        """
+        now = time.monotonic()
+        with self._lock:
+            runs = [run for run in self._running.values() if run is not None]
+            stats: dict[str, Any] = {**self._tallies, "waiting": len(self._waiting)}
+        stats["running"] = [
+            {"id": r.id, "task": r.task.name, "queue": r.queue, "seconds": round(now - r.started, 3)} for r in runs
+        ]
+        return stats
+
+    def drop(self, id: str | None = None) -> int:
+        """Interrupt the running task of this message id, or all, with Discard; returns how many."""
+        return self._interrupt(Discard("dropped by an operator"), lambda _, run: id in (None, run.id))
+
+    # -- the supervisor
+
+    def _begin(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with self._lock:
+            if self._began:
+                raise RuntimeError("this worker runs or ran already: make another one")
+            self._began = True
+        self._packages = frozenset(name.partition(".")[0] for name in self.app._tasks)
+        self._pool = ThreadPoolExecutor(self._config.WORKER_THREADS, thread_name_prefix="kuyruk-pool")
+        self._watch = _Watch()
+        self._stop_at = time.monotonic() + (self._config.WORKER_MAX_RUN_TIME or math.inf)
+
+    def _run(self) -> None:
+        self._not_waiting.add(threading.get_ident())
+        try:
+            pauses = _pauses(self._config.WORKER_RECONNECT_INTERVAL)
+            while not self._should_stop():
+                try:
+                    intake = self._connect()
+                    pauses = _pauses(self._config.WORKER_RECONNECT_INTERVAL)
+                    self._tend(intake)
+                except AMQPError as error:
+                    self._on_lost(error)
+                    self._nap(time.monotonic() + next(pauses))
+            self._drain()
+        finally:
+            self._end()
+
+    def _connect(self) -> _Intake:
+        link = _open_link(self._config, self._wakeup)
+        try:
+            for queue in self.queues:
+                _ensure_queue(link, queue, self._config.QUEUE_ARGUMENTS, self._config.RABBIT_PUBLISH_TIMEOUT)
+            intake = _Intake(link, self._config, self._on_delivery)
+            intake.consume(self.queues)
+        except BaseException:
+            link.hang_up()
+            raise
+        self._intake, self._paused = intake, False
+        queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
+        logger.info("Consuming %s at %s with %d threads", queues, link.address, threads)
+        return intake
+
+    def _tend(self, intake: _Intake) -> None:
+        """Returns when the worker should stop. Raises AMQPError when the intake is lost."""
+        while not self._should_stop():
+            if self._config.WORKER_MAX_LOAD:
+                self._look_at_load(intake, self._config.WORKER_MAX_LOAD)
+            self._pump(intake, min(self._stop_at, time.monotonic() + TICK))
+
+    def _pump(self, intake: _Intake, until: float) -> None:
+        intake.link.pump(until)
+        if intake.lost is not None:
+            raise intake.lost
+
+    def _should_stop(self) -> bool:
+        if not self._stop_requested and time.monotonic() >= self._stop_at:
+            logger.info("Stopping after %g seconds (max_run_time)", self._config.WORKER_MAX_RUN_TIME)
+            self._stop_requested = True
+        return self._stop_requested
+
+    def _nap(self, until: float) -> None:
+        while not self._should_stop() and time.monotonic() < until:
+            self._wakeup.wait(min(until, self._stop_at))
+
+    def _look_at_load(self, intake: _Intake, limit: float) -> None:
+        limit = os.cpu_count() or 1 if limit == -1 else limit
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        if load > limit and not self._paused:
+            logger.warning("Pausing: the load average of %.2f is above %g (max_load)", load, limit)
+            self._paused = True
+            intake.cancel()
+        elif load <= limit and self._paused:
+            logger.warning("Resuming: the load average of %.2f isn't above %g (max_load)", load, limit)
+            intake.consume(self.queues)
+            self._paused = False
+
+    def _on_lost(self, error: AMQPError) -> None:
+        intake, self._intake = self._intake, None
+        if intake is None:
+            logger.warning("Waiting for RabbitMQ: %s", error)
+            return
+        intake.lost = intake.lost or error
+        logger.warning("Lost the connection to RabbitMQ at %s: %s", intake.link.address, error)
+        intake.link.hang_up()
+        with self._lock:  # not ours any more
+            self._waiting = {d for d in self._waiting if d.intake is not intake}
+            for id, parked in self._ids.items():
+                self._ids[id] = [d for d in parked if d.intake is not intake]
+        cause = HeartbeatError((type(error), error, error.__traceback__))
+        self._interrupt(cause, lambda delivery, _: delivery.intake is intake)
+
+    def _interrupt(self, cause: BaseException, which: Callable[[_Delivery, Run], bool]) -> int:
+        with self._lock:
+            runs = [run for delivery, run in self._running.items() if run is not None and which(delivery, run)]
+        for run in runs:
+            run._interrupt(cause)
+        return len(runs)
+
+    # -- stopping
+
+    def _drain(self) -> None:
+        """Nothing new comes, what hasn't begun goes back, what runs ends or is interrupted."""
+        try:
+            if self._intake is not None:
+                self._intake.cancel()
+        except AMQPError as error:
+            self._on_lost(error)
+        self._hand_back()
+        if self._running:
+            logger.info("Stopping: waiting for %d running tasks", len(self._running))
+        if not self._wait_for_running(lambda: self._shutdown_timeout):
+            self.aborted = self._interrupt(Shutdown("the worker stops"), lambda *_: True)
+            logger.warning("Stopping: interrupting %d running tasks; their messages go back", self.aborted)
+            self._wait_for_running(lambda: self._config.WORKER_GRACE)
+
+    def _wait_for_running(self, get_timeout: Callable[[], float | None]) -> bool:
+        """Wait until nothing runs; the timeout may change meanwhile. Returns whether nothing does."""
+        began = time.monotonic()
+        while self._running:
+            timeout = get_timeout()
+            until = math.inf if timeout is None else began + timeout
+            if time.monotonic() >= until:
+                return False
+            try:
+                if self._intake is None:
+                    self._wakeup.wait(until)
+                else:
+                    self._pump(self._intake, until)
+            except AMQPError as error:
+                self._on_lost(error)
+        return True
+
+    def _hand_back(self) -> None:
+        """What hasn't begun goes back at once: another worker can have it."""
+        with self._lock:
+            deliveries = [*self._waiting, *(d for parked in self._ids.values() for d in parked)]
+            self._waiting.clear()
+            self._ids = {id: [] for id in self._ids}
+        for delivery in deliveries:
+            self._count("requeued")
+            delivery.requeue()
+
+    def _end(self) -> None:
+        with self._lock:
+            stuck = [run for run in self._running.values() if run is not None]
+        for run in stuck:
+            logger.error("Task %s [%s] doesn't end: its message goes back, its thread is left", run.task.name, run.id)
+        self._pool.shutdown(wait=not stuck, cancel_futures=True)
+        self._publisher.close()
+        intake, self._intake = self._intake, None
+        if intake is not None:
+            intake.link.close()  # what is unacknowledged goes back
+            intake.lost = AMQPConnectionError("the worker has stopped")
+        self._watch.close()
+        self._wakeup.close()
+        logger.info("Stopped")
+        self._ended.set()
+
+    # -- a delivery
+
+    def _on_delivery(self, delivery: _Delivery) -> None:
+        """In the supervisor, while it pumps."""
+        with self._lock:
+            self._tallies["received"] += 1
+            self._waiting.add(delivery)
+        self._pool.submit(self._process, delivery)
+
+    def _process(self, delivery: _Delivery) -> None:
+        """In a pool thread, as all below."""
+        with self._lock:
+            if delivery not in self._waiting:
+                return  # handed back, or lost
+            self._waiting.remove(delivery)
+            self._running[delivery] = None
+        self._not_waiting.add(threading.get_ident())
+        try:
+            self._perform(delivery)
+        except Exception:
+            logger.exception("Defect in the worker; a message from %r goes back", delivery.queue)
+            delivery.requeue()
+        finally:
+            with self._lock:
+                del self._running[delivery]
+            if self._stop_requested:
+                self._wakeup.set()
+
+    def _perform(self, delivery: _Delivery) -> None:
+        try:
+            if delivery.properties is None:
+                raise InvalidMessage("the message's AMQP properties can't be decoded")
+            description = _decode_task(delivery.body)
+            task = self.app._find_task(description.module, description.function, self._packages)
+        except InvalidMessage as error:
+            self._settle(delivery, None, None, error, _decide(None, error))
+            return
+        if self._enter(description.id, delivery):
+            try:
+                self._run_task(delivery, description, task)
+            finally:
+                self._leave(description.id)
+
+    def _enter(self, id: str | None, delivery: _Delivery) -> bool:
+        """False if a message with this id is running here: this one waits until that has ended."""
+        with self._lock:
+            if id is None or id not in self._ids:
+                if id is not None:
+                    self._ids[id] = []
+                return True
+            self._ids[id].append(delivery)
+        logger.info("Message %s is running here already; its new delivery waits for that", id)
+        return False
+
+    def _leave(self, id: str | None) -> None:
+        with self._lock:
+            parked = self._ids.pop(id, []) if id is not None else []
+            self._waiting.update(parked)
+        for delivery in parked:
+            self._pool.submit(self._process, delivery)
+
+    def _run_task(self, delivery: _Delivery, description: _Description, task: Task[..., Any]) -> None:
+        run = Run(task, description.id, delivery.queue, delivery.redelivered)
+        with self._lock:
+            self._running[delivery] = run
+        result, error, fits = None, None, True
+        try:
+            result = task._run(run, description.args, description.kwargs, self._watch)
+        except BaseException as raised:
+            error = raised
+            fits = task._fits(raised, description.args, description.kwargs)
+        self._settle(delivery, run, result, error, _decide(task, error, fits))
+
+    def _settle(
+        self, delivery: _Delivery, run: Run | None, result: Any, error: BaseException | None, verdict: _Verdict
+    ) -> None:
+        if delivery.intake.lost is not None:
+            verdict = _Verdict("lost", "leave", reply=False)
+        self._log(delivery, run, error, verdict)
+        self._count(verdict.tally)
+        if verdict.reply and delivery.reply_to is not None:
+            self._reply(delivery, result, error)
+        if verdict.action == "ack":
+            delivery.ack()
+        elif verdict.action == "requeue" and not verdict.delay:
+            delivery.requeue()
+        elif verdict.action == "requeue":
+            headers = _failure_headers(delivery, error) if error is not None and verdict.reply else {}
+            message = _delayed(delivery, verdict.delay, headers, self._config.QUEUE_ARGUMENTS)
+            if verdict.reply:  # the caller has its answer
+                message.properties.pop("reply_to", None)
+            self._forward(delivery, message)
+        elif verdict.action == "fail":
+            self._fail(delivery, cast(BaseException, error))
+
+    def _fail(self, delivery: _Delivery, error: BaseException) -> None:
+        if self._config.FAILED_TTL is None:
+            return delivery.reject()
+        headers, arguments = _failure_headers(delivery, error), _derived(self._config.QUEUE_ARGUMENTS)
+        message = _forwarded(delivery, f"{delivery.queue}.failed", headers, arguments)
+        message.properties["expiration"] = _milliseconds(self._config.FAILED_TTL)
+        self._forward(delivery, message)
+
+    def _forward(self, delivery: _Delivery, message: _Message) -> None:
+        """The broker has the copy on record before the original is acknowledged."""
+        try:
+            try:
+                self._publisher.send([message])
+            except (ValueError, TypeError, OverflowError, struct.error) as error:
+                logger.warning("A message to %r loses its sender's properties: %s", message.queue, error)
+                headers = {k: v for k, v in message.properties["headers"].items() if k.startswith("x-kuyruk-f")}
+                plain = {"headers": headers, "delivery_mode": 2, "message_id": os.urandom(16).hex()}
+                self._publisher.send([message._replace(properties=plain)])
+            delivery.ack()
+        except BrokerError as error:
+            logger.error("Can't forward a message, it goes back to %r: %s", delivery.queue, error)
+            delivery.requeue()
+
+    def _reply(self, delivery: _Delivery, result: Any, error: BaseException | None) -> None:
+        """Returns when it is on its way: before the message is settled."""
+        try:
+            body = _encode_reply(result, error)
+        except TypeError as unfit:
+            body = _encode_reply(None, unfit)
+        properties = {"content_type": "application/json"}
+        if delivery.properties.correlation_id:
+            properties["correlation_id"] = delivery.properties.correlation_id
+        message = _Message(cast(str, delivery.reply_to), body, properties, {}, mandatory=False)
+        try:
+            # Twice at the most: a made-up address may make the broker end the connection.
+            self._publisher.send([message], attempts=2)
+        except BrokerError as why:
+            logger.warning("Can't send a reply: %s", why)
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self._tallies[name] += 1
+
+    def _log(self, delivery: _Delivery, run: Run | None, error: BaseException | None, verdict: _Verdict) -> None:
+        name = "A message" if run is None else f"Task {run.task.name} [{run.id}]"
+        if error is None:
+            logger.debug("%s from %r %s", name, delivery.queue, verdict.tally)
+        elif verdict.tally in ("failed", "timed_out"):
+            then = f"it comes back in {verdict.delay:g} seconds" if verdict.delay else "see its .failed queue"
+            info = (type(error), error, _task_traceback(error))
+            logger.error("%s from %r %s; %s", name, delivery.queue, verdict.tally, then, exc_info=info)
+        else:
+            logger.warning("%s from %r %s: %r", name, delivery.queue, verdict.tally, error)
