@@ -48,9 +48,8 @@ worker (or with `Task.apply`).
     ----------------  --------------------------------------------  -------------------------
     _Publisher._lock  the sender; its inbox until that has ended    a thread may be started
     Worker._lock      what waits, runs or is parked; the counts     nothing
-    _Watch._changed   the gates that have a deadline                nothing
-    Run._lock         the run's cause and present gate              nothing
-    _Gate._lock       whether the try can be interrupted now        an exception may be set
+    _Watch._changed   the deadlines of what runs                    nothing
+    Run._gate         whether the task can be interrupted now       an exception may be set
 
 The life of a delivery. The supervisor reads it and submits it. A pool thread claims it, unless a stop has handed
 it back. When its connection is lost it isn't ours any more: what runs is interrupted (HeartbeatError), nothing is
@@ -211,6 +210,30 @@ exceptions = _make_exceptions_module()
 # --- Config ------------------------------------------------------------------
 
 
+def _parse_hosts(hosts: str, default_port: int) -> list[tuple[str, int]]:
+    """"a,b:5673,[::1]:5674" as addresses. Raises ValueError."""
+    addresses = []
+    for item in hosts.split(","):
+        match = re.fullmatch(r"\s*(?:\[([^]\s]+)]|([^][:\s]+)|([^][\s]+:[^][\s]*:[^][\s]*))(?::(\d+))?\s*", item)
+        port = int((match and match[4]) or default_port)
+        if match is None or not 0 < port < 65536:
+            raise ValueError(f"not a host, or host:port: {item!r}")
+        addresses.append((match[1] or match[2] or match[3], port))
+    return addresses
+
+
+def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
+    """Addresses and options. Raises ValueError, whose text isn't to be shown: it may hold the password."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("amqp", "amqps") or parts.query or parts.fragment:
+        raise ValueError("not amqp:// or amqps://, or with options (they have configuration keys)")
+    login, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = (urllib.parse.unquote(part) for part in login.partition(":"))
+    options = {"username": user or "guest", "password": password or "guest", "ssl": parts.scheme == "amqps"}
+    options["virtual_host"] = urllib.parse.unquote(parts.path[1:]) or "/"
+    return _parse_hosts(hosts or "localhost", 5671 if options["ssl"] else 5672), options
+
+
 class _Kind(NamedTuple):
     """What a setting takes, in words and as a test."""
 
@@ -227,8 +250,10 @@ def _whole(low: int, high: int = 0x7FFFFFFF) -> _Kind:
 
 
 def _number(words: str, test: Callable[[float], bool]) -> _Kind:
-    """Neither bools, nor infinity, nor NaN."""
-    return _Kind(words, lambda v: type(v) in (int, float) and math.isfinite(v) and test(v))
+    def accepts(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and test(value)
+
+    return _Kind(words, accepts)
 
 
 def _parsed(words: str, parse: Callable[[Any], Any]) -> _Kind:
@@ -250,7 +275,7 @@ _TTL = _number(f"seconds, from 0 to {MAX_TTL // 1000}", lambda v: 0 <= v <= MAX_
 _KINDS = {
     "RABBIT_HOST": _parsed("'host', 'host:port', or several with commas", lambda v: _parse_hosts(v, 1)),
     "RABBIT_PORT": _whole(1, 65535),
-    "RABBIT_URL": _or_none(_parsed("'amqp://user:password@host:port/vhost'", lambda v: _parse_url(v))),
+    "RABBIT_URL": _or_none(_parsed("'amqp://user:password@host:port/vhost'", _parse_url)),
     **dict.fromkeys(("RABBIT_USER", "RABBIT_PASSWORD", "RABBIT_VIRTUAL_HOST"), _TEXT),
     **dict.fromkeys(("RABBIT_SSL", "RABBIT_CONFIRM", "EAGER"), _FLAG),
     **dict.fromkeys(("RABBIT_SSL_OPTIONS", "QUEUE_ARGUMENTS"), _TABLE),
@@ -393,30 +418,6 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
 
     close = difflib.get_close_matches(word, list(known), n=1)
     return f": did you mean {close[0]!r}?" if close else ""
-
-
-def _parse_hosts(hosts: str, default_port: int) -> list[tuple[str, int]]:
-    """"a,b:5673,[::1]:5674" as addresses. Raises ValueError."""
-    addresses = []
-    for item in hosts.split(","):
-        match = re.fullmatch(r"\s*(?:\[([^]\s]+)]|([^][:\s]+)|([^][\s]+:[^][\s]*:[^][\s]*))(?::(\d+))?\s*", item)
-        port = int((match and match[4]) or default_port)
-        if match is None or not 0 < port < 65536:
-            raise ValueError(f"not a host, or host:port: {item!r}")
-        addresses.append((match[1] or match[2] or match[3], port))
-    return addresses
-
-
-def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
-    """Addresses and options. Raises ValueError, whose text isn't to be shown: it may hold the password."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("amqp", "amqps") or parts.query or parts.fragment:
-        raise ValueError("not amqp:// or amqps://, or with options (they have configuration keys)")
-    login, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = (urllib.parse.unquote(part) for part in login.partition(":"))
-    options = {"username": user or "guest", "password": password or "guest", "ssl": parts.scheme == "amqps"}
-    options["virtual_host"] = urllib.parse.unquote(parts.path[1:]) or "/"
-    return _parse_hosts(hosts or "localhost", 5671 if options["ssl"] else 5672), options
 
 
 # --- Messages ----------------------------------------------------------------
@@ -576,10 +577,7 @@ def _resolve_host(queue: str) -> str:
 
 
 class _Current(threading.local):
-    """What runs in this thread."""
-
-    run: Run | None = None
-    gate: _Gate | None = None
+    run: Run | None = None  #: What runs in this thread.
 
 
 _current = _Current()
@@ -599,115 +597,169 @@ def _land() -> None:
         pass
 
 
-class _Gate:
-    """Decides whether one try of a task can be interrupted. It closes once and for ever.
+class Run:
+    """One message's run of a task, over all its tries; or one `Task.apply`'s. See `current_task`.
 
-    Whoever has the lock decides. An *interrupter* takes it without waiting; while it has it, it sets the exception
-    in the thread and marks the gate as hit. At most one hits. The *task's thread* has it before the function begins,
-    while it is in code of ours that must not be cut (`shield`), and for ever from the moment the function has ended.
-    An interrupter that comes in between leaves the cause, and the task's thread raises that itself, when it opens
-    the gate, or in its waits in between.
+    It decides whether the task can be interrupted: whoever has the gate, a lock, decides. An *interrupter* takes it
+    without waiting; while it has it, it sets the exception in the thread and marks the run as hit. At most one hits.
+    The *task's thread* has it before and after each try, while it is in code of ours that must not be cut
+    (`_shield`), and for ever from the moment the last try has ended. An interrupter that comes then leaves the cause,
+    and the task's thread raises that itself: when it opens the gate, or in its waits.
 
-    A hit can land anywhere in the task's thread until `close` has cleared it, so also right after a successful
-    `acquire`, whose lock is then never released. Therefore the task's thread looks at `hit` first, which is set
-    before the interrupter's release: nobody waits for the lock of a gate that was hit.
+    A hit can land anywhere in the task's thread until `_close` has cleared it, so also right after a successful
+    `acquire`, whose lock is then never released. Therefore the task's thread looks at `_hit` first, which is set
+    before the interrupter's release: nobody waits for the gate of a run that was hit.
     """
 
-    def __init__(self, limit: float | None) -> None:
-        self.limit = math.inf if limit is None else limit
-        self.deadline = time.monotonic() + self.limit
-        self.cause: BaseException | None = None
-        self.hit = False
-        self.waker: Callable[[BaseException], object] | None = None  #: Told of a cause: the thread waits in our code.
+    def __init__(self, task: Task[..., Any], id: str | None, queue: str | None, redelivered: bool) -> None:
+        self.task = task
+        self.id = id  #: The message's; None with `Task.apply`.
+        self.queue = queue  #: That the message came from; None with `Task.apply`.
+        self.redelivered = redelivered  #: The broker has delivered it before: it may have run already.
+        self.started = time.monotonic()
+        self.deadline: float | None = None  #: time.monotonic() at which this try exceeds `max_run_time`.
+        self._cause: BaseException | None = None
+        self._hit = False
+        self._waker: Callable[[BaseException], object] | None = None  # told of the cause: the thread waits in our code
         self._thread = threading.get_ident()
-        self._lock = threading.Lock()
-        self._lock.acquire()
+        self._gate = threading.Lock()
+        self._gate.acquire()
         self._shielded = True
 
-    def interrupt(self, cause: BaseException) -> None:
-        """Raise `cause` in the task, if it still runs. From any other thread."""
-        if self.cause is None:
-            self.cause = cause  # of two at once one is kept, and one hit is all that either wants
-        waker = self.waker
-        if waker is not None:
-            waker(self.cause)
-        if self._lock.acquire(blocking=False):
-            try:
-                if not self.hit:
-                    _raise_in_thread(self._thread, type(self.cause))
-                    self.hit = True
-            finally:
-                self._lock.release()
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, 0 when it has passed; None without a limit."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
-    def open(self) -> None:
+    def check(self) -> None:
+        """Raise the interruption of this run, if there is one: Timeout, Discard, HeartbeatError or Shutdown. For
+        code that catches exceptions broadly, or waits a lot in calls that Python can't interrupt."""
+        if self._cause is None:
+            return
+        if not self._shielded and not self._hit:
+            self._gate.acquire()  # waits for an interrupter that is just about to hit...
+            self._hit = True
+            self._gate.release()
+            _land()  # ...and for its exception
+        self._hit = True
+        raise self._cause
+
+    def _interrupt(self, cause: BaseException) -> None:
+        """Raise `cause` in the task, if it still runs. From any other thread."""
+        if self._cause is None:
+            self._cause = cause  # of two at once one is kept, and one hit is all that either wants
+        waker = self._waker
+        if waker is not None:
+            waker(self._cause)
+        if self._gate.acquire(blocking=False):
+            try:
+                if not self._hit:
+                    _raise_in_thread(self._thread, type(self._cause))
+                    self._hit = True
+            finally:
+                self._gate.release()
+
+    def _open(self) -> None:
         """From here on the task can be hit. Raises the cause that came before."""
         self._shielded = False
-        self._lock.release()
-        if self.cause is not None and not self.hit:
+        self._gate.release()
+        if self._cause is not None and not self._hit:
             self.check()
 
-    def shield(self) -> bool:
-        """From here on the task can't be hit; returns whether that needs an `open`. What was set before lands."""
+    def _shield(self) -> bool:
+        """From here on the task can't be hit; returns whether that needs an `_open`. What was set before lands."""
         if self._shielded:
             return False
-        if not self.hit:
-            self._lock.acquire()
-            if not self.hit:
+        if not self._hit:
+            self._gate.acquire()
+            if not self._hit:
                 self._shielded = True
                 return True
-            self._lock.release()
+            self._gate.release()
         _land()
         return False
 
-    def check(self) -> None:
-        """Raise the cause, if there is one. By the task's thread."""
-        if self.cause is None:
-            return
-        if not self._shielded and not self.hit:
-            self._lock.acquire()  # waits for an interrupter that is just about to hit
-            hit, self.hit = self.hit, True
-            self._lock.release()
-            if hit:
-                _land()
-        self.hit = True
-        raise self.cause
-
-    def close(self) -> None:
-        """The function has ended. When this has returned, nothing is set for this thread, and nothing will be."""
-        if not self.hit:
-            self._lock.acquire()
-        if self.hit:
+    def _close(self) -> None:
+        """When this has returned nothing is set for this thread, and nothing will be."""
+        if not self._shielded and not self._hit:
+            self._gate.acquire()
+        if self._hit:
             _raise_in_thread(self._thread, None)
 
-    def explain(self, error: BaseException) -> BaseException:
-        """The cause, in place of the bare exception that was set in the thread."""
-        if self.cause is not None and type(error) is type(self.cause):
-            return self.cause.with_traceback(error.__traceback__)
-        return error
+    def _call(self, args: Any, kwargs: Any, watch: _Watch | None) -> Any:
+        """Call the task's function, with retries. After this no interruption can reach the thread."""
+        outer, _current.run = _current.run, self
+        if outer is not None:  # a task that applies another: what interrupts it interrupts that
+            outer._waker = self._interrupt
+            if outer._cause is not None:
+                self._interrupt(outer._cause)
+        returned: list[Any] = []
+        try:
+            try:
+                returned.append(self._try(args, kwargs, watch))
+            finally:
+                self._close()
+        except BaseException as error:
+            interrupted = self._cause is not None and type(error) is type(self._cause)
+            if not interrupted:
+                raise
+            if not returned:  # the cause, instead of the bare exception that was set in the thread
+                raise cast(BaseException, self._cause).with_traceback(error.__traceback__) from error.__cause__
+        finally:
+            _current.run = outer
+            if outer is not None:
+                outer._waker = None
+        return returned[0]
+
+    def _try(self, args: Any, kwargs: Any, watch: _Watch | None) -> Any:
+        tries = self.task.retry + 1
+        while True:
+            tries -= 1
+            if watch is not None and self.task.max_run_time is not None:
+                self.deadline = time.monotonic() + self.task.max_run_time
+                watch.add(self, self.deadline)
+            try:
+                try:
+                    self._open()
+                    return self.task.f(*args, **kwargs)
+                finally:
+                    self._shield()
+                    if watch is not None:
+                        watch.discard(self)
+            except (Timeout, Reject, Discard):
+                raise
+            except Exception as error:
+                if not tries or self._hit or not self.task._fits(error, args, kwargs):
+                    raise
+                logger.warning("Task %s [%s] raised %r; trying again (%d left)", self.task.name, self.id, error, tries)
+
+
+def current_task() -> Run | None:
+    """The `Run` of the task that this thread is running; None outside of a task."""
+    return _current.run
 
 
 class _Watch:
-    """Interrupts the tries that exceed their time limit, from a thread of its own."""
+    """Interrupts the runs that exceed their time limit, from a thread of its own."""
 
     def __init__(self) -> None:
-        #: Guards the gates; notified of a deadline earlier than the thread waits for, and of the end.
+        #: Guards the deadlines; notified of one that is earlier than the thread waits for, and of the end.
         self._changed = threading.Condition()
-        self._gates: set[_Gate] = set()
+        self._deadlines: dict[Run, float] = {}
         self._wakes_at = -math.inf
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="kuyruk-watch", daemon=True)
         self._thread.start()
 
-    def add(self, gate: _Gate) -> None:
+    def add(self, run: Run, deadline: float) -> None:
         with self._changed:
-            self._gates.add(gate)
-            if gate.deadline < self._wakes_at:
+            self._deadlines[run] = deadline
+            if deadline < self._wakes_at:
                 self._changed.notify()
 
-    def discard(self, gate: _Gate) -> None:
+    def discard(self, run: Run) -> None:
         """The thread may wake for it once more, in vain: cheaper than to tell it."""
         with self._changed:
-            self._gates.discard(gate)
+            self._deadlines.pop(run, None)
 
     def close(self) -> None:
         with self._changed:
@@ -717,95 +769,20 @@ class _Watch:
 
     def _loop(self) -> None:
         while not self._closed:
-            for gate in self._wait_for_due():
-                gate.interrupt(Timeout(f"ran longer than its max_run_time of {gate.limit:g} seconds"))
+            for run in self._wait_for_due():
+                if run.deadline is not None and run.deadline <= time.monotonic():  # not the next try's by now
+                    run._interrupt(Timeout(f"ran longer than its max_run_time of {run.task.max_run_time:g} seconds"))
 
-    def _wait_for_due(self) -> list[_Gate]:
+    def _wait_for_due(self) -> list[Run]:
         with self._changed:
-            due = [gate for gate in self._gates if gate.deadline <= time.monotonic()]
-            self._gates.difference_update(due)
+            due = [run for run, deadline in self._deadlines.items() if deadline <= time.monotonic()]
+            for run in due:
+                del self._deadlines[run]
             if not due and not self._closed:
-                self._wakes_at = min((gate.deadline for gate in self._gates), default=math.inf)
+                self._wakes_at = min(self._deadlines.values(), default=math.inf)
                 self._changed.wait(_left(self._wakes_at))
                 self._wakes_at = -math.inf  # awake: it needn't be woken
             return due
-
-
-class Run:
-    """One message's run of a task, over all its tries; or one `Task.apply`'s. See `current_task`."""
-
-    def __init__(
-        self, task: Task[..., Any], id: str | None = None, queue: str | None = None, again: bool = False
-    ) -> None:
-        self.task = task
-        self.id = id  #: The message's; None with `Task.apply`.
-        self.queue = queue  #: That the message came from; None with `Task.apply`.
-        self.redelivered = again  #: Whether the broker has delivered it before: it may have run already.
-        self.started = time.monotonic()
-        self._lock = threading.Lock()  #: Guards the two below, for the time between tries.
-        self._cause: BaseException | None = None
-        self._gate: _Gate | None = None
-
-    @property
-    def deadline(self) -> float | None:
-        """time.monotonic() at which this try exceeds `max_run_time`; None without a limit."""
-        return None if self._gate is None or self._gate.deadline == math.inf else self._gate.deadline
-
-    def remaining(self) -> float | None:
-        """Seconds until the deadline, 0 when it has passed; None without a limit."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-
-    def check(self) -> None:
-        """Raise the interruption of this run, if there is one: Timeout, Discard, HeartbeatError or Shutdown. For
-        code that catches exceptions broadly, or waits a lot in calls that Python can't interrupt."""
-        if self._gate is not None:
-            self._gate.check()
-
-    def _interrupt(self, cause: BaseException) -> None:
-        """Raise `cause` in this try, or instead of the next one. From any other thread."""
-        with self._lock:
-            self._cause = self._cause or cause
-            gate = self._gate
-        if gate is not None:
-            gate.interrupt(cause)
-
-    def _try(self, f: Callable[..., R], args: Any, kwargs: Any, limit: float | None, watch: _Watch | None) -> R:
-        """Call the function once. After this, no interruption of this try can reach the thread."""
-        gate = _Gate(limit)
-        with self._lock:
-            if self._cause is not None:
-                raise self._cause
-            self._gate = gate
-        outer, outer_run = _current.gate, _current.run
-        _current.gate, _current.run = gate, self
-        if watch is not None and limit is not None:
-            watch.add(gate)
-        if outer is not None:  # a task that applies another: what interrupts it interrupts that
-            outer.waker = gate.interrupt
-            if outer.cause is not None:
-                gate.interrupt(outer.cause)
-        returned: list[R] = []
-        try:
-            try:
-                gate.open()
-                returned.append(f(*args, **kwargs))
-            finally:
-                gate.close()
-        except BaseException as error:
-            if not (returned and gate.cause is not None and type(error) is type(gate.cause)):
-                raise gate.explain(error) from error.__cause__
-        finally:
-            if watch is not None:
-                watch.discard(gate)
-            if outer is not None:
-                outer.waker = None
-            _current.gate, _current.run = outer, outer_run
-        return returned[0]
-
-
-def current_task() -> Run | None:
-    """The `Run` of the task that this thread is running; None outside of a task."""
-    return _current.run
 
 
 def _shielded(method: Callable[P, R]) -> Callable[P, R]:
@@ -813,13 +790,13 @@ def _shielded(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        gate = _current.gate
-        if gate is None or not gate.shield():
+        run = _current.run
+        if run is None or not run._shield():
             return method(*args, **kwargs)
         try:
             return method(*args, **kwargs)
         finally:
-            gate.open()
+            run._open()
 
     return wrapper
 
@@ -831,16 +808,16 @@ def _left(deadline: float) -> float:
 
 def _wait(event: threading.Event, deadline: float) -> bool:
     """Wait for an event that is this thread's own. An interruption of the task in this thread is raised."""
-    gate = _current.gate
-    if gate is None:
+    run = _current.run
+    if run is None:
         return event.wait(_left(deadline))
-    gate.waker = lambda cause: event.set()
+    run._waker = lambda cause: event.set()
     try:
-        if gate.cause is None:
+        if run._cause is None:
             event.wait(_left(deadline))
     finally:
-        gate.waker = None
-    gate.check()
+        run._waker = None
+    run.check()
     return event.is_set()
 
 
@@ -863,13 +840,14 @@ class _Wakeup:
                 self._writer.send(b"!")
 
     def clear(self) -> None:
-        """Before looking at what there is to do."""
+        """By the waiter, before it looks at what there is to do: never between that look and the wait."""
         if self._is_set:
             with contextlib.suppress(OSError):
                 self._reader.recv(4096)
             self._is_set = False
 
     def wait(self, until: float) -> None:
+        """Wait for nothing else. What there is to do is to be looked at after it, too."""
         with selectors.DefaultSelector() as selector:
             selector.register(self, selectors.EVENT_READ)
             selector.select(_left(until))
@@ -881,6 +859,8 @@ class _Wakeup:
     def close(self) -> None:
         self._reader.close()
         self._writer.close()
+
+    __del__ = close
 
 
 class _Heartbeat(Heartbeat):
@@ -984,8 +964,8 @@ class _Link(Connection):
 
     def __init__(self, host: str, port: int, config: Config, wakeup: _Wakeup) -> None:
         self.address = f"{host}:{port}"
+        self.wakeup = wakeup
         self.channels_by_id: dict[int, _Channel] = {}
-        self._wakeup = wakeup
         self._timeout = config.RABBIT_CONNECT_TIMEOUT
         super().__init__(host, port=port, lazy=True, **config._connection_options())
         self._io: _Socket = _Socket(self.parameters, self._exceptions, config.RABBIT_PUBLISH_TIMEOUT)
@@ -1002,7 +982,7 @@ class _Link(Connection):
     def post(self, data: bytes) -> None:
         """Have it written soon. From any thread."""
         self._io.outbox.append(data)
-        self._wakeup.set()
+        self.wakeup.set()
 
     def write(self, data: bytes) -> None:
         """Have it written by the next `pump`. By the owner."""
@@ -1015,9 +995,9 @@ class _Link(Connection):
         return len(self._io.outbox)
 
     def pump(self, until: float) -> None:
-        """Write and read what there is, once; wait for it no longer than `until`, or to be woken."""
+        """Write and read what there is, once; wait for it no longer than `until`, or to be woken. The owner
+        clears its wakeup before it looks for work, and then pumps."""
         try:
-            self._wakeup.clear()
             flushed = self._io.flush()
             for key, _ in self._select(min(until, self._pulse.due), flushed):
                 if key.fileobj is self._io.socket:
@@ -1036,7 +1016,7 @@ class _Link(Connection):
         events = selectors.EVENT_READ if flushed else selectors.EVENT_READ | selectors.EVENT_WRITE
         if not selector.get_map():
             selector.register(sock, events)
-            selector.register(self._wakeup, selectors.EVENT_READ)
+            selector.register(self.wakeup, selectors.EVENT_READ)
         elif selector.get_key(sock).events != events:
             selector.modify(sock, events)
         left = _left(until)
@@ -1072,6 +1052,7 @@ class _Link(Connection):
         while self.current_state != state:
             if time.monotonic() >= deadline:
                 raise AMQPConnectionError(f"no answer within {timeout:g} seconds")
+            self.wakeup.clear()
             self.pump(deadline)
 
     def close(self) -> None:
@@ -1177,6 +1158,7 @@ class _Channel:
                 raise self.lost
             if time.monotonic() >= deadline:
                 raise AMQPConnectionError(f"no answer to {frame.name} within {self._timeout:g} seconds")
+            self.link.wakeup.clear()  # whoever requests looks for work after it, not only before
             self.link.pump(deadline)
         return self._answer
 
@@ -1257,6 +1239,11 @@ class _Order:
     def fail(self, why: str) -> None:
         self.failure = why
         self.done.set()
+
+
+def _is_open(order: _Order) -> bool:
+    """Somebody waits for it."""
+    return not (order.abandoned or order.done.is_set())
 
 
 class _PublishChannel(_Channel):
@@ -1392,15 +1379,9 @@ class _Sender:
 
     def _may_end(self) -> bool:
         with self._lock:
-            idle = self._link is None or time.monotonic() >= self._idle_at
-            self.ended = (idle or self.closing) and not self.inbox and not self._busy()
+            idle = self.closing or self._link is None or time.monotonic() >= self._idle_at
+            self.ended = idle and not any(map(_is_open, (*self.inbox, *self._orders_in_flight())))
             return self.ended
-
-    def _busy(self) -> bool:
-        if self._link is None:
-            return False
-        calling = any(call.order is not None for call in self._calls)
-        return calling or bool(self._again or self._channel.in_flight or self._link.backlog)
 
     def _connect(self) -> None:
         link = _open_link(self._config, self.wakeup)
@@ -1412,14 +1393,15 @@ class _Sender:
         self._link, self._idle_at = link, time.monotonic() + self._config.RABBIT_IDLE_DURATION
 
     def _work(self, link: _Link) -> None:
+        self.wakeup.clear()
         self.state = "it blocks publishing (memory or disk alarm)" if link.is_blocked else "no answer"
+        while self._again:
+            order, place = self._again.pop()
+            self._publish(link, order, [place])
         while self.inbox and not link.is_blocked:
             self._take(link, self.inbox[0])
             self.inbox.popleft()  # not before: if the connection was lost, it is taken again
             self._idle_at = time.monotonic() + self._config.RABBIT_IDLE_DURATION
-        again, self._again = self._again, []
-        for order, place in again:
-            self._publish(link, order, [place])
         link.pump(max(self._idle_at, time.monotonic() + TICK))
         if not (self._config.RABBIT_CONFIRM or link.backlog):
             self._channel.settle_written()
@@ -1464,7 +1446,7 @@ class _Sender:
 
     def _settle(self, order: _Order, place: int, fate: str) -> None:
         """What became of a message: its confirm, or else what happened to it. While pumping."""
-        if order.abandoned or order.done.is_set():
+        if not _is_open(order):
             return
         if fate == "Basic.Ack":
             del order.open[place]
@@ -1483,8 +1465,8 @@ class _Sender:
 
     def _on_lost(self, error: AMQPError, pause: float) -> None:
         """Take what was on its way again with the next connection, and pause before that."""
+        lost = self._orders_in_flight()
         link, self._link = self._link, None
-        lost = [] if link is None else self._orders_in_flight()
         if link is None and not self.state.startswith("can't"):
             logger.warning("Can't send: %s", error)
         self.state = str(error)
@@ -1498,9 +1480,9 @@ class _Sender:
         with self._lock:
             orders = [*lost, *self.inbox]
             self.inbox.clear()
-            self.inbox.extend(o for o in dict.fromkeys(orders) if not (o.abandoned or o.done.is_set() or permanent))
+            self.inbox.extend(filter(_is_open, () if permanent else dict.fromkeys(orders)))
         for order in orders:
-            if permanent and not order.done.is_set():
+            if permanent and _is_open(order):
                 order.fail(str(error))
         self._reset()
         if link is not None:
@@ -1510,6 +1492,8 @@ class _Sender:
             self.wakeup.wait(until)
 
     def _orders_in_flight(self) -> list[_Order]:
+        if self._link is None:
+            return []
         orders = [order for channel in (self._channel, *self._calls) for order, _ in channel.in_flight.values()]
         orders += [call.order for call in self._calls if call.order is not None]
         return list(dict.fromkeys([*orders, *(order for order, _ in self._again)]))
@@ -1714,20 +1698,7 @@ class Task(Generic[P, R]):
         Returns what it returns, and raises what it raises in the last try.
         """
         with contextlib.closing(_Watch()) if self.max_run_time else contextlib.nullcontext() as watch:
-            return self._run(Run(self), args, kwargs, watch)
-
-    def _run(self, run: Run, args: Any, kwargs: Any, watch: _Watch | None) -> R:
-        tries = 1 + self.retry
-        while True:
-            tries -= 1
-            try:
-                return run._try(self.f, args, kwargs, self.max_run_time, watch)
-            except (Timeout, Reject, Discard):
-                raise
-            except Exception as error:
-                if not tries or not self._fits(error, args, kwargs):
-                    raise
-                logger.warning("Task %s [%s] raised %r; trying again (%d left)", self.name, run.id, error, tries)
+            return cast(R, Run(self, None, None, False)._call(args, kwargs, watch))
 
     def _fits(self, error: BaseException, args: Any, kwargs: Any) -> bool:
         """Whether the arguments fit the function. Looked at after a TypeError only: it is slow."""
@@ -1784,6 +1755,8 @@ class Kuyruk:
             raise TypeError(f"config takes a kuyruk.Config: not {config!r}")
         self.config = Config() if config is None else config
         self.extensions: dict[str, Any] = {}  #: For extensions.
+        #: Top-level packages (or modules): a message makes a worker import nothing outside of them.
+        self.packages: set[str] = set()
         self._tasks: dict[str, Task[..., Any]] = {}
         self._queues: dict[str, None] = {}
         self._publisher = _Publisher(self.config)
@@ -1815,6 +1788,7 @@ class Kuyruk:
             with contextlib.suppress(TypeError):  # of an interactive session: it can't be sent either
                 if task._can_be_found:
                     self._tasks[task.name] = task
+                    self.packages.add(task.name.partition(".")[0])
             return task
 
         return decorate(queue) if callable(queue) else decorate
@@ -1858,12 +1832,12 @@ class Kuyruk:
         """A `Worker` for this application, with the worker's options."""
         return Worker(self, queues, **options)
 
-    def _find_task(self, module: str, function: str, packages: frozenset[str]) -> Task[..., Any]:
+    def _find_task(self, module: str, function: str) -> Task[..., Any]:
         """The task that a message names. Raises InvalidMessage."""
         name = f"{module}.{function}"
         if name not in self._tasks:
-            if module.partition(".")[0] not in packages:
-                known = ", ".join(sorted(packages)) or "it has none"
+            if module.partition(".")[0] not in self.packages:
+                known = ", ".join(sorted(self.packages)) or "it has none"
                 raise InvalidMessage(f"no task {name!r}, and {module!r} is in no package of this worker ({known})")
             try:
                 importlib.import_module(module)
@@ -1974,7 +1948,7 @@ def _delayed(delivery: _Delivery, delay: float, headers: dict[str, Any], argumen
 class _Delivery:
     """A message in our hands, until it is settled, on the channel that delivered it."""
 
-    __slots__ = ("body", "intake", "properties", "queue", "redelivered", "tag")
+    __slots__ = ("body", "intake", "properties", "queue", "redelivered", "settled", "tag")
 
     def __init__(self, intake: _Intake, queue: str, method: Any, properties: Any, body: bytes) -> None:
         self.intake = intake
@@ -1984,6 +1958,7 @@ class _Delivery:
         #: pamqp's Basic.Properties, or None if they couldn't be decoded.
         self.properties = properties
         self.body = body
+        self.settled = False
 
     @property
     def reply_to(self) -> str | None:
@@ -2001,6 +1976,9 @@ class _Delivery:
         self._settle(commands.Basic.Reject(delivery_tag=self.tag, requeue=False))
 
     def _settle(self, frame: Any) -> None:
+        if self.settled:
+            return
+        self.settled = True
         if self.intake.lost is None:
             self.intake.link.post(_marshal(self.intake.id, frame))
         else:
@@ -2162,7 +2140,7 @@ class Worker:
 
     def drop(self, id: str | None = None) -> int:
         """Interrupt the running task of this message id, or all, with Discard; returns how many."""
-        return self._interrupt(Discard("dropped by an operator"), lambda _, run: id in (None, run.id))
+        return self._interrupt(lambda: Discard("dropped by an operator"), lambda _, run: id in (None, run.id))
 
     # -- the supervisor
 
@@ -2173,7 +2151,6 @@ class Worker:
             if self._began:
                 raise RuntimeError("this worker runs or ran already: make another one")
             self._began = True
-        self._packages = frozenset(name.partition(".")[0] for name in self.app._tasks)
         self._pool = ThreadPoolExecutor(self._config.WORKER_THREADS, thread_name_prefix="kuyruk-pool")
         self._watch = _Watch()
         self._stop_at = time.monotonic() + (self._config.WORKER_MAX_RUN_TIME or math.inf)
@@ -2211,10 +2188,14 @@ class Worker:
 
     def _tend(self, intake: _Intake) -> None:
         """Returns when the worker should stop. Raises AMQPError when the intake is lost."""
-        while not self._should_stop():
-            if self._config.WORKER_MAX_LOAD:
-                self._look_at_load(intake, self._config.WORKER_MAX_LOAD)
-            self._pump(intake, min(self._stop_at, time.monotonic() + TICK))
+        limit = self._config.WORKER_MAX_LOAD
+        while True:
+            self._wakeup.clear()
+            if self._should_stop():
+                return
+            if limit:
+                self._look_at_load(intake, limit)
+            self._pump(intake, min(self._stop_at, time.monotonic() + TICK if limit else math.inf))
 
     def _pump(self, intake: _Intake, until: float) -> None:
         intake.link.pump(until)
@@ -2255,14 +2236,14 @@ class Worker:
             self._waiting = {d for d in self._waiting if d.intake is not intake}
             for id, parked in self._ids.items():
                 self._ids[id] = [d for d in parked if d.intake is not intake]
-        cause = HeartbeatError((type(error), error, error.__traceback__))
-        self._interrupt(cause, lambda delivery, _: delivery.intake is intake)
+        info = (type(error), error, error.__traceback__)
+        self._interrupt(lambda: HeartbeatError(info), lambda delivery, _: delivery.intake is intake)
 
-    def _interrupt(self, cause: BaseException, which: Callable[[_Delivery, Run], bool]) -> int:
+    def _interrupt(self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery, Run], bool]) -> int:
         with self._lock:
             runs = [run for delivery, run in self._running.items() if run is not None and which(delivery, run)]
         for run in runs:
-            run._interrupt(cause)
+            run._interrupt(make_cause())
         return len(runs)
 
     # -- stopping
@@ -2278,14 +2259,17 @@ class Worker:
         if self._running:
             logger.info("Stopping: waiting for %d running tasks", len(self._running))
         if not self._wait_for_running(lambda: self._shutdown_timeout):
-            self.aborted = self._interrupt(Shutdown("the worker stops"), lambda *_: True)
+            self.aborted = self._interrupt(lambda: Shutdown("the worker stops"), lambda *_: True)
             logger.warning("Stopping: interrupting %d running tasks; their messages go back", self.aborted)
             self._wait_for_running(lambda: self._config.WORKER_GRACE)
 
     def _wait_for_running(self, get_timeout: Callable[[], float | None]) -> bool:
         """Wait until nothing runs; the timeout may change meanwhile. Returns whether nothing does."""
         began = time.monotonic()
-        while self._running:
+        while True:
+            self._wakeup.clear()
+            if not self._running:
+                return True
             timeout = get_timeout()
             until = math.inf if timeout is None else began + timeout
             if time.monotonic() >= until:
@@ -2297,7 +2281,6 @@ class Worker:
                     self._pump(self._intake, until)
             except AMQPError as error:
                 self._on_lost(error)
-        return True
 
     def _hand_back(self) -> None:
         """What hasn't begun goes back at once: another worker can have it."""
@@ -2358,7 +2341,7 @@ class Worker:
             if delivery.properties is None:
                 raise InvalidMessage("the message's AMQP properties can't be decoded")
             description = _decode_task(delivery.body)
-            task = self.app._find_task(description.module, description.function, self._packages)
+            task = self.app._find_task(description.module, description.function)
         except InvalidMessage as error:
             self._settle(delivery, None, None, error, _decide(None, error))
             return
@@ -2392,7 +2375,7 @@ class Worker:
             self._running[delivery] = run
         result, error, fits = None, None, True
         try:
-            result = task._run(run, description.args, description.kwargs, self._watch)
+            result = run._call(description.args, description.kwargs, self._watch)
         except BaseException as raised:
             error = raised
             fits = task._fits(raised, description.args, description.kwargs)
@@ -2422,7 +2405,8 @@ class Worker:
 
     def _fail(self, delivery: _Delivery, error: BaseException) -> None:
         if self._config.FAILED_TTL is None:
-            return delivery.reject()
+            delivery.reject()
+            return
         headers, arguments = _failure_headers(delivery, error), _derived(self._config.QUEUE_ARGUMENTS)
         message = _forwarded(delivery, f"{delivery.queue}.failed", headers, arguments)
         message.properties["expiration"] = _milliseconds(self._config.FAILED_TTL)
