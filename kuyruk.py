@@ -90,7 +90,7 @@ import types
 import urllib.parse
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 from amqpstorm.channel import Channel
 from amqpstorm.connection import Connection
@@ -117,7 +117,7 @@ MAX_QUEUE_NAME = 230  #: Bytes: leaves room for the suffixes of the queues that 
 CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker.
 TICK = 1.0  #: Seconds after which a connection's owner looks around, at the latest.
 BATCH_WINDOW = 2000  #: Messages of a batch on the way at once; each window has the whole publish timeout.
-MAX_JOINED_WRITES = 64  #: Frames that are joined into one write, at the most.
+JOINED_WRITES = 0x10000  #: Bytes of frames that are joined into one write, about.
 REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback, in a reply...
 HEADER_TEXT = 10_000  #: ...and in a failed message's headers.
 DELAY_QUEUE_LEASE = 600.0  #: Seconds that an unused delay queue outlives its delay,
@@ -335,12 +335,15 @@ class Config:
     WORKER_MAX_CRASHES: int = 3  #: Dying workers that may have had a message before it counts as failed.
     WORKER_LOGGING_LEVEL: str = "INFO"  #: Command line only.
 
-    def __setattr__(self, key: str, value: Any) -> None:
-        if not key.isupper() or not hasattr(type(self), key):
-            raise ValueError(f"unknown configuration key {key!r}{_did_you_mean(key, filter(str.isupper, dir(self)))}")
-        if key in _KINDS:
-            _check(key, value, _KINDS[key])
-        super().__setattr__(key, value)
+    if not TYPE_CHECKING:  # type checkers know the keys, unless they see this
+
+        def __setattr__(self, key: str, value: Any) -> None:
+            if not key.isupper() or not hasattr(type(self), key):
+                known = filter(str.isupper, dir(self))
+                raise ValueError(f"unknown configuration key {key!r}{_did_you_mean(key, known)}")
+            if key in _KINDS:
+                _check(key, value, _KINDS[key])
+            super().__setattr__(key, value)
 
     def __repr__(self) -> str:
         shown = (f"{k}={'...' if k in _SECRETS else repr(v)}" for k, v in vars(self).items())
@@ -885,6 +888,7 @@ class _Socket(IO):
         self._stall_timeout = stall_timeout
         #: What is to be written. Any thread may append.
         self.outbox: collections.deque[bytes] = collections.deque()
+        self._rest = memoryview(b"")  # of what is being written
         self._moved_at = math.inf  # when something was written last, while something is left
 
     def open(self) -> None:
@@ -916,16 +920,20 @@ class _Socket(IO):
         self.outbox.append(frame_data)
 
     def flush(self) -> bool:
-        """Write what the socket takes, many frames at once; returns whether all is written."""
-        while self.outbox:
-            count = min(len(self.outbox), MAX_JOINED_WRITES)
-            data = b"".join([self.outbox.popleft() for _ in range(count)])
+        """Write what the socket takes, small frames joined; returns whether all is written."""
+        while self._rest or self.outbox:
+            if not self._rest:
+                chunks, size = [self.outbox.popleft()], 0
+                while self.outbox and size < JOINED_WRITES:
+                    chunks.append(self.outbox.popleft())
+                    size += len(chunks[-1])
+                self._rest = memoryview(b"".join(chunks))
             try:
-                sent = cast(socket.socket, self.socket).send(data)
+                sent = cast(socket.socket, self.socket).send(self._rest)
             except _WOULD_BLOCK:
                 sent = 0
-            if sent < len(data):
-                self.outbox.appendleft(data[sent:])
+            self._rest = self._rest[sent:]
+            if self._rest:
                 return self._note_stall(sent)
         self._moved_at = math.inf
         return True
@@ -989,20 +997,15 @@ class _Link(Connection):
         self.heartbeat.register_write()
         self._io.outbox.append(data)
 
-    @property
-    def backlog(self) -> int:
-        """How many writes are waiting."""
-        return len(self._io.outbox)
-
-    def pump(self, until: float) -> None:
-        """Write and read what there is, once; wait for it no longer than `until`, or to be woken. The owner
-        clears its wakeup before it looks for work, and then pumps."""
+    def pump(self, until: float) -> bool:
+        """Write and read what there is, once; wait for it no longer than `until`, or to be woken. The owner clears
+        its wakeup before it looks for work, and then pumps. Returns whether all is written."""
         try:
             flushed = self._io.flush()
             for key, _ in self._select(min(until, self._pulse.due), flushed):
                 if key.fileobj is self._io.socket:
                     self._read(self._io.receive())
-            self._io.flush()
+            flushed = self._io.flush()
             self._pulse.tick()
         except AMQPConnectionError:
             raise
@@ -1010,6 +1013,7 @@ class _Link(Connection):
             raise AMQPConnectionError(str(error)) from error
         if self.exceptions:  # of amqpstorm's own code: the broker's Close, missing heartbeats
             raise self.exceptions[0]
+        return flushed
 
     def _select(self, until: float, flushed: bool) -> list[Any]:
         sock, selector = cast(socket.socket, self._io.socket), self._selector
@@ -1020,7 +1024,7 @@ class _Link(Connection):
         elif selector.get_key(sock).events != events:
             selector.modify(sock, events)
         left = _left(until)
-        return selector.select(left if flushed else min(left, 1.0))  # notices a stall that lasts
+        return selector.select(left if flushed else min(left, TICK))  # a stall that lasts is to be noticed
 
     def _read(self, data: bytes) -> None:
         """Hand each whole frame to its channel, and keep the rest."""
@@ -1399,21 +1403,17 @@ class _Sender:
             order, place = self._again.pop()
             self._publish(link, order, [place])
         while self.inbox and not link.is_blocked:
-            self._take(link, self.inbox[0])
+            self._publish(link, self.inbox[0], list(self.inbox[0].open))
             self.inbox.popleft()  # not before: if the connection was lost, it is taken again
             self._idle_at = time.monotonic() + self._config.RABBIT_IDLE_DURATION
-        link.pump(max(self._idle_at, time.monotonic() + TICK))
-        if not (self._config.RABBIT_CONFIRM or link.backlog):
+        written = link.pump(max(self._idle_at, time.monotonic() + TICK))
+        if written and not self._config.RABBIT_CONFIRM:
             self._channel.settle_written()
 
-    def _take(self, link: _Link, order: _Order) -> None:
-        if order.abandoned:
-            self._release(order)
-        else:
-            self._publish(link, order, list(order.open))
-
-    def _publish(self, link: _Link, order: _Order, places: Iterable[int]) -> None:
+    def _publish(self, link: _Link, order: _Order, places: Sequence[int]) -> None:
         try:
+            if not _is_open(order):
+                return self._release(order)
             self._ensure_queues(link, [order.open[place] for place in places])
             if order.call:
                 return self._call_channel(link, order).ask(order)
@@ -1467,7 +1467,9 @@ class _Sender:
         """Take what was on its way again with the next connection, and pause before that."""
         lost = self._orders_in_flight()
         link, self._link = self._link, None
-        if link is None and not self.state.startswith("can't"):
+        if link is not None:
+            logger.info("Lost the connection for sending: %s", error)
+        elif not self.state.startswith("can't"):  # not at each attempt
             logger.warning("Can't send: %s", error)
         self.state = str(error)
         for order in lost:
@@ -1557,8 +1559,9 @@ class _Publisher:
         with self._lock:
             sender = self._sender
             if sender is None or sender.ended:
-                sender = self._sender = _Sender(self._config, self._lock)
+                sender = _Sender(self._config, self._lock)
                 sender.thread.start()
+                self._sender = sender
             sender.inbox.append(order)
         sender.wakeup.set()
         return sender
@@ -1777,7 +1780,15 @@ class Kuyruk:
     def task(self, queue: Callable[P, R]) -> Task[P, R]: ...
 
     @overload
-    def task(self, queue: str = "kuyruk", **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(
+        self,
+        queue: str = "kuyruk",
+        *,
+        retry: int = 0,
+        max_run_time: float | None = None,
+        fail_delay: float = 0,
+        reject_delay: float = 0,
+    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
     def task(self, queue: Any = "kuyruk", **options: Any) -> Any:
         """Decorate a function into a `Task`: `@app.task` or `@app.task(queue="x", retry=2)`, with Task's options."""
