@@ -1,0 +1,31 @@
+# make test    set up everything, then lint, types and the whole test suite (ARGS='-k name' for pytest)
+# make demo    set up everything, then show a worker at work on real files (FOLDER=... for others)
+# make lint    only lint and types
+# make setup   only the virtual environment in .venv, and RabbitMQ where there is none
+# make clean   remove what the others made
+
+PYTHON ?= python3
+VENV_PYTHON := .venv/bin/python
+# mypy refuses a folder without Python files.
+TYPED := $(wildcard kuyruk.py kuyruk_worker.py) \
+	$(if $(wildcard tools/*.py),tools) \
+	$(if $(wildcard examples/*.py examples/*/*.py),examples)
+
+.PHONY: test demo lint setup clean
+
+test: lint
+	$(VENV_PYTHON) -u -m pytest $(ARGS)
+
+demo: setup
+	$(VENV_PYTHON) -u tools/demo.py $(FOLDER)
+
+lint: setup
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m mypy --strict $(TYPED)
+
+setup:
+	@PYTHON='$(PYTHON)' sh tools/setup.sh
+
+clean:
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

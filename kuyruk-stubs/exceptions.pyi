@@ -1,0 +1,10 @@
+from kuyruk import BrokerError as BrokerError
+from kuyruk import Discard as Discard
+from kuyruk import HeartbeatError as HeartbeatError
+from kuyruk import InvalidMessage as InvalidMessage
+from kuyruk import KuyrukError as KuyrukError
+from kuyruk import Reject as Reject
+from kuyruk import RemoteException as RemoteException
+from kuyruk import ResultTimeout as ResultTimeout
+from kuyruk import Shutdown as Shutdown
+from kuyruk import Timeout as Timeout
