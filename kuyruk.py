@@ -2067,6 +2067,7 @@ class Worker:
         self._stop_requested = False
         self._shutdown_timeout = self._config.WORKER_SHUTDOWN_TIMEOUT
         self._intake: _Intake | None = None
+        self._failure = ""  # to connect; logged
         self._paused = False
         self._began = False
         self._ended = threading.Event()
@@ -2176,8 +2177,9 @@ class Worker:
                     pauses = _pauses(self._config.WORKER_RECONNECT_INTERVAL)
                     self._tend(intake)
                 except AMQPError as error:
-                    self._on_lost(error)
-                    self._nap(time.monotonic() + next(pauses))
+                    pause = next(pauses)
+                    self._on_lost(error, pause)
+                    self._nap(time.monotonic() + pause)
             self._drain()
         finally:
             self._end()
@@ -2192,7 +2194,7 @@ class Worker:
         except BaseException:
             link.hang_up()
             raise
-        self._intake, self._paused = intake, False
+        self._intake, self._paused, self._failure = intake, False, ""
         queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
         logger.info("Consuming %s at %s with %d threads", queues, link.address, threads)
         return intake
@@ -2235,10 +2237,12 @@ class Worker:
             intake.consume(self.queues)
             self._paused = False
 
-    def _on_lost(self, error: AMQPError) -> None:
+    def _on_lost(self, error: AMQPError, pause: float = 0) -> None:
         intake, self._intake = self._intake, None
         if intake is None:
-            logger.warning("Waiting for RabbitMQ: %s", error)
+            level = logging.DEBUG if str(error) == self._failure else logging.WARNING  # not at each attempt
+            logger.log(level, "Waiting for RabbitMQ, trying again in %.1f s: %s", pause, error)
+            self._failure = str(error)
             return
         intake.lost = intake.lost or error
         logger.warning("Lost the connection to RabbitMQ at %s: %s", intake.link.address, error)
@@ -2270,7 +2274,8 @@ class Worker:
         if self._running:
             logger.info("Stopping: waiting for %d running tasks", len(self._running))
         if not self._wait_for_running(lambda: self._shutdown_timeout):
-            self.aborted = self._interrupt(lambda: Shutdown("the worker stops"), lambda *_: True)
+            self.aborted = len(self._running)
+            self._interrupt(lambda: Shutdown("the worker stops"), lambda *_: True)
             logger.warning("Stopping: interrupting %d running tasks; their messages go back", self.aborted)
             self._wait_for_running(lambda: self._config.WORKER_GRACE)
 
@@ -2305,9 +2310,10 @@ class Worker:
 
     def _end(self) -> None:
         with self._lock:
-            stuck = [run for run in self._running.values() if run is not None]
-        for run in stuck:
-            logger.error("Task %s [%s] doesn't end: its message goes back, its thread is left", run.task.name, run.id)
+            stuck = list(self._running.items())
+        for delivery, run in stuck:
+            what = "An import" if run is None else f"Task {run.task.name} [{run.id}]"
+            logger.error("%s from %r doesn't end: its message goes back, its thread is left", what, delivery.queue)
         self._pool.shutdown(wait=not stuck, cancel_futures=True)
         self._publisher.close()
         intake, self._intake = self._intake, None
