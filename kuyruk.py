@@ -214,7 +214,7 @@ def _parse_hosts(hosts: str, default_port: int) -> list[tuple[str, int]]:
     """"a,b:5673,[::1]:5674" as addresses. Raises ValueError."""
     addresses = []
     for item in hosts.split(","):
-        match = re.fullmatch(r"\s*(?:\[([^]\s]+)]|([^][:\s]+)|([^][\s]+:[^][\s]*:[^][\s]*))(?::(\d+))?\s*", item)
+        match = re.fullmatch(r"\s*(?:\[([^]\s]+)]|([^][:\s]+)|([^][\s]*:[^][\s]*:[^][\s]*))(?::(\d+))?\s*", item)
         port = int((match and match[4]) or default_port)
         if match is None or not 0 < port < 65536:
             raise ValueError(f"not a host, or host:port: {item!r}")
@@ -900,6 +900,13 @@ class _Socket(IO):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
         sock.setblocking(False)
 
+    def _get_socket_addresses(self) -> list[Any]:
+        """As amqpstorm's, but of bytes: a string makes Python import a codec, and in a child that is forked meanwhile
+        that import never ends."""
+        host, port = self._parameters["hostname"], self._parameters["port"]
+        name = host.encode("ascii" if host.isascii() else "idna")
+        return socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+
     def _find_address_and_connect(self, addresses: list[Any]) -> socket.socket:
         """As amqpstorm's, but closes what failed, and tells why in each case."""
         reasons = []
@@ -997,15 +1004,21 @@ class _Link(Connection):
         self.heartbeat.register_write()
         self._io.outbox.append(data)
 
-    def pump(self, until: float) -> bool:
-        """Write and read what there is, once; wait for it no longer than `until`, or to be woken. The owner clears
-        its wakeup before it looks for work, and then pumps. Returns whether all is written."""
+    def flush(self) -> bool:
+        """Write what the socket takes now; returns whether all is written."""
         try:
-            flushed = self._io.flush()
-            for key, _ in self._select(min(until, self._pulse.due), flushed):
+            return self._io.flush()
+        except OSError as error:
+            raise AMQPConnectionError(str(error)) from error
+
+    def pump(self, until: float) -> None:
+        """Write and read what there is, once; wait for it no longer than `until`, or to be woken. The owner clears
+        its wakeup before it looks for work, and then pumps."""
+        try:
+            for key, _ in self._select(min(until, self._pulse.due), self._io.flush()):
                 if key.fileobj is self._io.socket:
                     self._read(self._io.receive())
-            flushed = self._io.flush()
+            self._io.flush()
             self._pulse.tick()
         except AMQPConnectionError:
             raise
@@ -1013,7 +1026,6 @@ class _Link(Connection):
             raise AMQPConnectionError(str(error)) from error
         if self.exceptions:  # of amqpstorm's own code: the broker's Close, missing heartbeats
             raise self.exceptions[0]
-        return flushed
 
     def _select(self, until: float, flushed: bool) -> list[Any]:
         sock, selector = cast(socket.socket, self._io.socket), self._selector
@@ -1234,8 +1246,9 @@ class _Order:
         self.reply: bytes | None = None
         #: How many more times it may be lost on its way.
         self.attempts = attempts
-        #: Why it has failed.
+        #: Why it has failed, and how many of its messages are refused for good.
         self.failure: str | None = None
+        self.refused = 0
         #: Nobody waits any more: what isn't sent yet must not be.
         self.abandoned = False
         self.done = threading.Event()
@@ -1243,6 +1256,16 @@ class _Order:
     def fail(self, why: str) -> None:
         self.failure = why
         self.done.set()
+
+    def settle(self, place: int, refused: str | None = None) -> None:
+        """A message has arrived, or is refused for good: done when that is known of all."""
+        if refused is None:
+            del self.open[place]
+        else:
+            self.failure = refused
+            self.refused += 1
+        if len(self.open) == self.refused and (self.refused or not self.call):
+            self.done.set()
 
 
 def _is_open(order: _Order) -> bool:
@@ -1406,9 +1429,9 @@ class _Sender:
             self._publish(link, self.inbox[0], list(self.inbox[0].open))
             self.inbox.popleft()  # not before: if the connection was lost, it is taken again
             self._idle_at = time.monotonic() + self._config.RABBIT_IDLE_DURATION
-        written = link.pump(max(self._idle_at, time.monotonic() + TICK))
-        if written and not self._config.RABBIT_CONFIRM:
+        if not self._config.RABBIT_CONFIRM and self._channel.in_flight and link.flush():
             self._channel.settle_written()
+        link.pump(max(self._idle_at, time.monotonic() + TICK))
 
     def _publish(self, link: _Link, order: _Order, places: Sequence[int]) -> None:
         try:
@@ -1449,17 +1472,15 @@ class _Sender:
         if not _is_open(order):
             return
         if fate == "Basic.Ack":
-            del order.open[place]
-            if not order.open and not order.call:
-                order.done.set()
+            order.settle(place)
             return
         self._queues.pop(order.open[place].queue, None)
         order.attempts -= 1
         limit = re.search(r"larger than configured max size (\d+)", fate)
         if fate == "Basic.Nack":
-            order.fail("refused (its queue is full, or has failed)")
+            order.settle(place, "refused (its queue is full, or has failed)")
         elif order.attempts <= 0 or (limit and len(order.open[place].body) > int(limit[1])):
-            order.fail(fate)
+            order.settle(place, fate)
         else:
             self._again.append((order, place))
 
@@ -1926,6 +1947,9 @@ def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any
         "x-kuyruk-value": _text_of(error, HEADER_TEXT),
         "x-kuyruk-traceback": _format_traceback(error, HEADER_TEXT),
     }
+
+
+_OUR_HEADERS = ("failed-at", "failed-on", "failures", "queue", "exception", "value", "traceback")
 
 
 def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -2436,7 +2460,8 @@ class Worker:
                 self._publisher.send([message])
             except (ValueError, TypeError, OverflowError, struct.error) as error:
                 logger.warning("A message to %r loses its sender's properties: %s", message.queue, error)
-                headers = {k: v for k, v in message.properties["headers"].items() if k.startswith("x-kuyruk-f")}
+                kept = message.properties["headers"].items()
+                headers = {k: v for k, v in kept if k.removeprefix("x-kuyruk-") in _OUR_HEADERS}
                 plain = {"headers": headers, "delivery_mode": 2, "message_id": os.urandom(16).hex()}
                 self._publisher.send([message._replace(properties=plain)])
             delivery.ack()
