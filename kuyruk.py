@@ -812,7 +812,7 @@ def _left(deadline: float) -> float:
 def _wait(event: threading.Event, deadline: float) -> bool:
     """Wait for an event that is this thread's own. An interruption of the task in this thread is raised."""
     run = _current.run
-    if run is None:
+    if run is None or run._hit:  # once interrupted, its clean-up may send and wait
         return event.wait(_left(deadline))
     run._waker = lambda cause: event.set()
     try:
@@ -2356,7 +2356,8 @@ class Worker:
         with self._lock:
             self._tallies["received"] += 1
             self._waiting.add(delivery)
-        self._pool.submit(self._process, delivery)
+        with contextlib.suppress(RuntimeError):  # the interpreter is shutting down; it will be delivered again
+            self._pool.submit(self._process, delivery)
 
     def _process(self, delivery: _Delivery) -> None:
         """In a pool thread, as all below."""
