@@ -1,0 +1,3281 @@
+"""The tests of kuyruk.py, on a real RabbitMQ.
+
+    make test                           sets up everything; lint, types and all of this
+    python -m pytest                    all of this, where pytest, hypothesis and RabbitMQ are installed
+    python -m pytest -x -k "config"     a part of it
+    KUYRUK_TEST_URL=amqp://guest:guest@localhost/ python -m pytest
+
+A private RabbitMQ node is started for the session and removed after it (tools/rabbitmq_node.py). With KUYRUK_TEST_URL
+that broker is used instead, and only the tests that hurt a broker start a node. Without RabbitMQ they fail.
+
+Each test has queues of its own. Tasks are functions of this module, which a test makes tasks of its own app with the
+options that it needs; what they did is in `ran`. What the broker has is looked at with plain amqpstorm (`Broker`), and
+trouble on the line is made by `TcpProxy`.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import collections
+import contextlib
+import datetime
+import faulthandler
+import gc
+import importlib
+import itertools
+import json
+import logging
+import os
+import pickle
+import re
+import resource
+import shutil
+import signal
+import socket
+import ssl
+import statistics
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import traceback
+import types
+import urllib.parse
+import urllib.request
+import uuid
+from concurrent.futures import Future
+from pathlib import Path
+
+import amqpstorm
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pamqp import commands, frame
+
+import kuyruk
+from tools.rabbitmq_node import RabbitmqNode
+
+HERE = Path(__file__).parent
+#: Seconds that something that must happen may take on a busy machine; and what must happen at once.
+PATIENCE = 20.0
+SOON = 5.0
+#: Seconds after which a test counts as hanging.
+TEST_TIMEOUT = 90
+#: Milliseconds: the delays that tests use, whose queues are removed after them.
+DELAYS = (200, 300, 1000, 1500)
+HOSTNAME = socket.gethostname()
+
+#: A certificate for localhost until 2120, and its key, which protects nothing.
+CERTIFICATE = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgatODNbcAv6YmNyr2nC/yGFznHM4mU64MUAlT70AkUMehRANCAATFwR4dVvaK0tZg/uRv
+z5AYo2hptXVP/nyDq5rR+h2SbjNLWt003dS1QIm7LiU3XbiS8sbqYnmfENVjy/oy7Gvq
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBdjCCAR2gAwIBAgIBATAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBQx
+EjAQBgNVBAMMCWxvY2FsaG9zdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABMXBHh1W9orS1mD+5G/PkBijaGm1dU/+fIOrmtH6HZJuM0ta3TTd1LVA
+ibsuJTdduJLyxupieZ8Q1WPL+jLsa+qjXjBcMA8GA1UdEwEB/wQFMAMBAf8wDgYDVR0PAQH/BAQDAgKEMB0GA1UdDgQWBBT64T8q1TWvusc19YEIefjT
+3QbTjDAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZIzj0EAwIDRwAwRAIgQrQW+nGeD3a09ximrItPOmxXfMedbRA5+nPQkzLLHAICIHWr
+6JgYftzKPQjPZpfrTiPVtadlubOSWn4znjX2NX4G
+-----END CERTIFICATE-----
+"""
+
+
+# --- Helpers -----------------------------------------------------------------
+
+
+def wait_until(condition, timeout=PATIENCE):
+    """Wait until `condition()` is true, and return what it returned then."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "what was waited for didn't happen"
+        time.sleep(0.005)
+    return value
+
+
+@contextlib.contextmanager
+def takes(least, most):
+    """Assert that the block takes a number of seconds in between."""
+    began = time.monotonic()
+    yield
+    assert least <= time.monotonic() - began <= most
+
+
+def background(function, *args, **kwargs):
+    """Call the function in a thread of its own; returns a Future."""
+    future = Future()
+
+    def run():
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="test", daemon=True).start()
+    return future
+
+
+def still_waits(future):
+    with pytest.raises(TimeoutError):
+        future.result(0.2)
+    return True
+
+
+def results(futures):
+    return [future.result(PATIENCE) for future in futures]
+
+
+def run_python(*command, cwd=HERE, **env):
+    """Run Python with these arguments; it must end well and without a word on stderr."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(cwd), str(HERE)]), **env}
+    command = [sys.executable, "-W", "error", *map(str, command)]
+    process = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=2 * PATIENCE)
+    assert (process.returncode, process.stderr) == (0, "")
+    return process.stdout
+
+
+def make_package(folder, name, **modules):
+    (folder / name).mkdir()
+    for module, code in {"__init__": "", **modules}.items():
+        (folder / name / f"{module}.py").write_text(code)
+
+
+def address_of(url):
+    parts = urllib.parse.urlsplit(url)
+    return parts.hostname, parts.port or 5672
+
+
+def unused_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def parsed_address(config):
+    """The one look at private names: what a configuration makes of hosts and of a URL."""
+    options = config._connection_options()
+    return config._addresses(), [options[k] for k in ("username", "password", "virtual_host", "ssl")]
+
+
+def threads_of_ours():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("kuyruk")]
+
+
+class TcpProxy:
+    """Stands between a client and the broker, and hurts their connections when told to."""
+
+    def __init__(self, url, host="127.0.0.1", tls=None):
+        self._target, self._host, self._port, self._tls = address_of(url), host, 0, tls
+        self.accepted = 0  # connections so far
+        self.mute = False  # accept connections and never answer
+        self._clients, self._tasks = set(), set()
+        self._flow = {"up": asyncio.Event(), "down": asyncio.Event()}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
+        self._thread.start()
+        self.resume()
+        self.up()
+        login, host = urllib.parse.urlsplit(url).netloc.rpartition("@")[0], f"[{host}]" if ":" in host else host
+        self.url = f"{'amqps' if tls else 'amqp'}://{login or 'guest:guest'}@{host}:{self._port}/"
+
+    def _do(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
+
+    @property
+    def open(self):
+        """How many connections there are."""
+        return len(self._clients)
+
+    def up(self):
+        """Listen, at the port that it has always had."""
+        self._server = self._do(asyncio.start_server(self._serve, self._host, self._port, ssl=self._tls))
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    def down(self):
+        """Refuse connections, and cut those that there are."""
+        self._loop.call_soon_threadsafe(self._server.close)
+        self.cut()
+
+    def cut(self, how="rst"):
+        """End the clients' connections, by a reset or by a regular end ("fin")."""
+        self._do(self._cut(how))
+
+    def stall(self, direction):
+        """Don't read any more what the client ("up") or the broker ("down") sends."""
+        self._loop.call_soon_threadsafe(self._flow[direction].clear)
+
+    def resume(self):
+        for event in self._flow.values():
+            self._loop.call_soon_threadsafe(event.set)
+
+    def close(self):
+        self.down()
+        self._do(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _cut(self, how):
+        for writer in tuple(self._clients):
+            if how == "rst":
+                sock = writer.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+            else:
+                writer.close()
+        await asyncio.sleep(0)  # abort() closes the socket in the loop's next round
+
+    async def _end(self):
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)
+
+    async def _serve(self, reader, writer):
+        self.accepted += 1
+        self._clients.add(writer)
+        self._tasks.add(asyncio.current_task())
+        writers = [writer]
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            while self.mute and await reader.read(65536):
+                pass
+            there, back = await asyncio.open_connection(*self._target)
+            writers.append(back)
+            pumps = [self._pump(reader, back, "up"), self._pump(there, writer, "down")]
+            await asyncio.wait(map(asyncio.create_task, pumps), return_when=asyncio.FIRST_COMPLETED)
+        for each in writers:
+            each.transport.abort()
+        self._clients.discard(writer)
+        self._tasks.discard(asyncio.current_task())
+
+    async def _pump(self, reader, writer, direction):
+        self._tasks.add(asyncio.current_task())
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            while data := await reader.read(65536):
+                await self._flow[direction].wait()
+                writer.write(data)
+                await writer.drain()
+        self._tasks.discard(asyncio.current_task())
+
+
+class Broker:
+    """The broker as plain amqpstorm sees it."""
+
+    def __init__(self, url):
+        self.connection = amqpstorm.UriConnection(f"{url}?heartbeat=0")
+        self.connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.channel = self.connection.channel()
+
+    def declare(self, queue, **arguments):
+        self.channel.queue.declare(queue, durable=True, arguments=arguments)
+
+    def delete(self, *queues):
+        self.channel.write_frames([commands.Queue.Delete(queue=queue, nowait=True) for queue in queues])
+        self.channel.basic.qos()  # has an answer, which comes after the deletions
+
+    def count(self, queue):
+        """How many messages wait in the queue; None if there is no such queue."""
+        try:
+            return self.channel.queue.declare(queue, passive=True)["message_count"]
+        except amqpstorm.AMQPChannelError:
+            self.channel = self.connection.channel()
+            return None
+
+    def publish(self, queue, body, **properties):
+        self.channel.basic.publish(body, queue, properties=properties)
+
+    def publish_late(self, queue, body):
+        """To a reply address that may be gone: the broker closes the channel for it."""
+        channel = self.connection.channel()
+        channel.basic.publish(body, queue)
+        with contextlib.suppress(amqpstorm.AMQPChannelError):
+            channel.basic.qos()
+        channel.close()
+
+    def publish_raw(self, queue, body, properties):
+        """With the bytes of the properties (flags and values) as they are."""
+        number, header = int(self.channel), struct.pack(">HHQ", 60, 0, len(body)) + properties
+        data = frame.marshal(commands.Basic.Publish(routing_key=queue), number)
+        for kind, payload in ((2, header), (3, body)):
+            data += struct.pack(">BHI", kind, number, len(payload)) + payload + b"\xce"
+        self.connection.socket.sendall(data)
+
+    def take(self, queue):
+        """The next message; waits for one."""
+        wait_until(lambda: self.count(queue))
+        return self.channel.basic.get(queue, no_ack=True, auto_decode=False)
+
+    def take_all(self, queue):
+        messages, expected = [], self.count(queue)
+        tag = self.channel.basic.consume(messages.append, queue, no_ack=True)
+        while len(messages) < expected:
+            self.channel.process_data_events(auto_decode=False)
+        self.channel.basic.cancel(tag)
+        return messages
+
+
+def arguments_in(messages):
+    return [tuple(json.loads(message.body)["args"]) for message in messages]
+
+
+# --- Fixtures ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def node():
+    with RabbitmqNode() as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def url(request):
+    return os.environ.get("KUYRUK_TEST_URL") or request.getfixturevalue("node").url
+
+
+@pytest.fixture(scope="session")
+def broker(url):
+    broker = Broker(url)
+    yield broker
+    broker.connection.close()
+
+
+@pytest.fixture
+def queue(broker):
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    yield name
+    suffixes = ["", ".2", ".failed", f".{HOSTNAME}", *(f".delay.{delay}" for delay in DELAYS)]
+    broker.delete(*(name + suffix for suffix in suffixes))
+
+
+@pytest.fixture
+def proxy(url):
+    with contextlib.closing(TcpProxy(url)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def make_app():
+    """make_app(url, KEY=value...) is a Kuyruk, closed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(url, **values):
+            config = kuyruk.Config()
+            config.from_dict({"RABBIT_URL": url, **values})
+            return stack.enter_context(kuyruk.Kuyruk(config))
+
+        yield make
+
+
+@pytest.fixture
+def app(make_app, url):
+    return make_app(url)
+
+
+@pytest.fixture
+def offline(make_app):
+    """An app without a broker."""
+    return make_app(f"amqp://127.0.0.1:{unused_port()}/", RABBIT_PUBLISH_TIMEOUT=0.3)
+
+
+@pytest.fixture
+def start():
+    """start(app, queues, **options) is a worker that consumes, stopped after the test."""
+    workers = []
+
+    def start(app, queues=None, **options):
+        workers.append(app.worker(queues, **options))
+        workers[-1].start()
+        wait_until(lambda: workers[-1].healthy)
+        return workers[-1]
+
+    yield start
+    release.set()
+    for worker in workers:
+        worker.stop(timeout=SOON)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """No thread and no open socket of ours outlives a test, and none takes for ever."""
+
+    def fail(*_):
+        faulthandler.dump_traceback()
+        raise AssertionError(f"the test hangs (more than {TEST_TIMEOUT} seconds)")
+
+    ran.clear()
+    script.clear()
+    release.clear()
+    signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, TEST_TIMEOUT, PATIENCE)
+    try:
+        yield
+        wait_until(lambda: not threads_of_ours())
+        gc.collect()  # what was left open warns now, and a warning is an error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@pytest.fixture
+def frequent_switches():
+    """Threads take turns every few instructions, so that races happen."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+# --- Tasks -------------------------------------------------------------------
+
+#: What the tasks below have to tell, since the test began.
+ran = []
+#: What `play` does in its next runs.
+script = []
+#: Lets end the tasks that wait for it.
+release = threading.Event()
+
+
+def echo(*args, **kwargs):
+    ran.append(args)
+    return args[0] if args else kwargs
+
+
+def add(a, b):
+    return a + b
+
+
+def spin():
+    while True:
+        pass
+
+
+def play(*_, **__):
+    """Do what is next in `script`: raise it, call it or return it."""
+    ran.append(time.monotonic())
+    step = script.pop(0)
+    if isinstance(step, BaseException):
+        raise step
+    return step() if callable(step) else step
+
+
+def reject_once():
+    ran.append("short" if "rejected" in ran else "rejected")
+    if ran[-1] == "rejected":
+        raise kuyruk.Reject
+
+
+def hold(number=None):
+    """Run until released. Notes its beginning, and how it was interrupted."""
+    ran.append(number)
+    try:
+        while not release.is_set():
+            time.sleep(0.005)
+    except BaseException as error:
+        ran.append(type(error).__name__)
+        raise
+    return number
+
+
+def end_slowly():
+    """As `hold`, but goes on for a while when it is interrupted, and keeps quiet about it."""
+    with contextlib.suppress(BaseException):
+        hold("begins")
+    time.sleep(0 if release.is_set() else 0.3)
+    ran.append("ends")
+
+
+def end_at_deadline(offset):
+    """Return when its time limit is over, give or take some microseconds."""
+    end = kuyruk.current_task().deadline + offset
+    time.sleep(max(0.0, end - time.monotonic() - 0.0005))
+    while time.monotonic() < end:
+        pass
+
+
+def doze():
+    time.sleep(0.1)
+
+
+def append_to(path, number):
+    with open(path, "a") as file:
+        file.write(f"{number}\n")
+
+
+def tell_current_task():
+    run = kuyruk.current_task()
+    return [run.task.name, run.id, run.queue, run.redelivered, run.remaining()]
+
+
+# --- Exceptions --------------------------------------------------------------
+
+#: Each with what it can be caught as.
+EXCEPTIONS = {
+    "KuyrukError": "Exception", "Reject": "KuyrukError", "Discard": "KuyrukError", "Timeout": "KuyrukError",
+    "ResultTimeout": "KuyrukError", "RemoteException": "KuyrukError", "InvalidMessage": "KuyrukError",
+    "BrokerError": "ConnectionError", "HeartbeatError": None, "Shutdown": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "base"), EXCEPTIONS.items())
+def test_an_exception_is_at_home_in_kuyruk_exceptions(name, base):
+    kind, module = getattr(kuyruk, name), importlib.import_module("kuyruk.exceptions")
+    assert module is kuyruk.exceptions and getattr(module, name) is kind
+    assert (kind.__module__, module.__file__) == ("kuyruk.exceptions", kuyruk.__file__)
+    assert (base in [each.__name__ for each in kind.__mro__]) is issubclass(kind, Exception) is (base is not None)
+    error = kind("type", "value", "traceback") if name == "RemoteException" else kind("value")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is kind and copy.args == error.args and vars(copy) == vars(error)
+
+
+def test_exceptions_of_others_stay_where_they_are():
+    exported = {name for name, value in vars(kuyruk.exceptions).items() if isinstance(value, type)}
+    assert exported == set(EXCEPTIONS) and amqpstorm.AMQPError.__module__ == "amqpstorm.exception"
+
+
+@pytest.mark.parametrize("name", ["kuyruk", "pkg.kuyruk"])
+def test_exceptions_are_imported_as_from_a_module_and_in_a_vendored_copy(name, tmp_path):
+    make_package(tmp_path, "pkg")
+    shutil.copy(kuyruk.__file__, tmp_path / "pkg")
+    code = (
+        f"import pickle, sys; from {name}.exceptions import Reject; import {name}, {name}.exceptions\n"
+        f"assert Reject is {name}.Reject is {name}.Kuyruk.Reject is {name}.exceptions.Reject\n"
+        f"print(type(pickle.loads(pickle.dumps(Reject()))), 'pkg' in sys.modules, 'kuyruk' in sys.modules)"
+    )
+    vendored = name != "kuyruk"
+    assert run_python("-c", code, cwd=tmp_path) == f"<class '{name}.exceptions.Reject'> {vendored} {not vendored}\n"
+
+
+def test_exceptions_carry_what_happened():
+    remote = kuyruk.RemoteException("builtins.ValueError", "bad", "Traceback...")
+    assert (remote.type, remote.value, remote.traceback) == ("builtins.ValueError", "bad", "Traceback...")
+    assert "builtins.ValueError" in str(remote) and "bad" in str(remote)
+    info = (OSError, OSError("reset"), None)
+    assert kuyruk.HeartbeatError(info).exc_info is info and "reset" in str(kuyruk.HeartbeatError(info))
+    assert kuyruk.BrokerError("away").unconfirmed == [] and issubclass(kuyruk.BrokerError, kuyruk.KuyrukError)
+
+
+# --- Config ------------------------------------------------------------------
+
+NAN, INF = float("nan"), float("inf")
+TEXT = (["", "x", "päss:w@rd/"], [None, 5, b"x"])
+FLAG = ([True, False], [None, 2, "yes", "True"])
+TABLE = ([{}, {"x-queue-type": "quorum"}], [None, [], "x", {1: 2}])
+NO_SECONDS = [-1, NAN, INF, "5", True]
+COUNT = ([1, 100], [0, -1, 1.5, "8", None, True])
+#: Key: its default; values that it takes; values that it doesn't.
+KEYS = {
+    "RABBIT_HOST": ("localhost", ["a:1", "a, b:2", "::1", "[::1]:1"], [None, 5, "", "a,", "a:0", "a:99999", "a:b"]),
+    "RABBIT_PORT": (5672, [1, 65535], [0, 65536, "5672", 5672.0, True, None]),
+    "RABBIT_USER": ("guest", *TEXT),
+    "RABBIT_PASSWORD": ("guest", *TEXT),
+    "RABBIT_VIRTUAL_HOST": ("/", *TEXT),
+    "RABBIT_URL": (None, ["amqp://a", "amqps://u:p@a:1,b/v"], [5, "", "http://a", "a:1", "amqp://a:x/", "amqp://?a"]),
+    "RABBIT_SSL": (False, *FLAG),
+    "RABBIT_SSL_OPTIONS": ({}, *TABLE),
+    "RABBIT_HEARTBEAT": (60, [0, 1, 65535], [-1, 65536, 1.5, "5", None]),
+    "RABBIT_CONNECT_TIMEOUT": (5, [0.1, 5], [0, None, *NO_SECONDS]),
+    "RABBIT_PUBLISH_TIMEOUT": (10, [0.1, 5], [0, None, *NO_SECONDS]),
+    "RABBIT_CONFIRM": (True, *FLAG),
+    "RABBIT_IDLE_DURATION": (60, [0.1, 5], [0, None, *NO_SECONDS]),
+    "QUEUE_ARGUMENTS": ({}, *TABLE),
+    "EAGER": (False, *FLAG),
+    "FAILED_TTL": (604800, [None, 0.5, 60], [2**32, *NO_SECONDS]),
+    "WORKER_THREADS": (8, *COUNT),
+    "WORKER_PROCESSES": (1, *COUNT),
+    "WORKER_PREFETCH": (None, [1, 65535], [0, -1, 65536, 1.5, "8"]),
+    "WORKER_MAX_LOAD": (None, [-1, 0.5, 20], [-2, NAN, INF, "5", True]),
+    "WORKER_MAX_RUN_TIME": (None, [0.5, 3600], NO_SECONDS),
+    "WORKER_GRACE": (5, [0, 0.5, 5], [None, *NO_SECONDS]),
+    "WORKER_SHUTDOWN_TIMEOUT": (None, [0, 0.5], NO_SECONDS),
+    "WORKER_RECONNECT_INTERVAL": (5, [0.1, 5], [0, None, *NO_SECONDS]),
+    "WORKER_PRIORITY": (None, [-1, 0, 10], [1.5, "5", 2**31, True]),
+    "WORKER_MAX_CRASHES": (3, *COUNT),
+    "WORKER_LOGGING_LEVEL": ("INFO", ["DEBUG", "INFO"], ["LOUD", 10, None, ""]),
+}
+DEFAULTS = {key: default for key, (default, _, _) in KEYS.items()}
+LOADERS = ["from_dict", "from_object", "from_object by name", "from_pyfile", "from_pymodule", "from_env_vars"]
+
+
+def test_the_defaults_are_those_of_the_documentation():
+    assert {key: getattr(kuyruk.Config, key) for key in dir(kuyruk.Config) if key.isupper()} == DEFAULTS
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, row in KEYS.items() for value in [row[0], *row[1]]])
+def test_a_key_takes(key, value):
+    config = kuyruk.Config()
+    config.from_dict({key: value})
+    assert getattr(config, key) == value and getattr(kuyruk.Config, key) == DEFAULTS[key]
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, row in KEYS.items() for value in row[2]])
+def test_a_key_refuses(key, value):
+    config = kuyruk.Config()
+    with pytest.raises(ValueError, match=key):
+        config.from_dict({key: value})
+    with pytest.raises(ValueError, match=key):
+        setattr(config, key, value)
+    assert getattr(config, key) == DEFAULTS[key]
+
+
+@pytest.mark.parametrize("key", ["RABBIT_HOSTS", "rabbit_host", "X", "from_dict", "__class__"])
+def test_an_unknown_key_is_an_error(key):
+    with pytest.raises(ValueError, match=key):
+        kuyruk.Config().from_dict({key: "x"})
+    with pytest.raises(ValueError, match=key):
+        setattr(kuyruk.Config(), key, "x")
+
+
+def test_an_extension_adds_keys_as_class_attributes():
+    config = type("Config", (kuyruk.Config,), {"SENTRY_DSN": None})()
+    config.from_dict({"SENTRY_DSN": "https://x"})
+    assert config.SENTRY_DSN == "https://x"
+
+
+@pytest.fixture
+def load(request, tmp_path, monkeypatch):
+    """load(values) loads a configuration with the loader that a test is parametrised with."""
+    module = f"settings_{uuid.uuid4().hex}"
+
+    def load(values):
+        lines = [f"{key} = {value!r}\n" for key, value in values.items()]
+        lines += ["import os as NOT_A_VALUE\nhelper = 1\nclass Production:\n", *(f"    {line}" for line in lines)]
+        (tmp_path / f"{module}.py").write_text("".join(lines))
+        monkeypatch.syspath_prepend(tmp_path)
+        for key, value in values.items() if request.param == "from_env_vars" else ():
+            monkeypatch.setenv(f"KUYRUK_{key}", repr(value))
+        arguments = {
+            "from_dict": [values],
+            "from_object": [types.SimpleNamespace(lower="ignored", **values)],
+            "from_object by name": [f"{module}.Production"],
+            "from_pyfile": [str(tmp_path / f"{module}.py")],
+            "from_pymodule": [module],
+        }
+        config = kuyruk.Config()
+        getattr(config, request.param.split()[0])(*arguments.get(request.param, []))
+        return config
+
+    return load
+
+
+@pytest.mark.parametrize("load", LOADERS, indirect=True)
+def test_a_loader_takes_every_kind_of_value(load):
+    values = {"RABBIT_HOST": "a", "RABBIT_PORT": 5673, "EAGER": True, "FAILED_TTL": None, "WORKER_GRACE": 0.5}
+    values["QUEUE_ARGUMENTS"] = {"x-queue-type": "quorum"}
+    config = load(values)
+    assert {key: getattr(config, key) for key in DEFAULTS} == {**DEFAULTS, **values}
+
+
+@pytest.mark.parametrize("load", LOADERS, indirect=True)
+@pytest.mark.parametrize("key", ["RABBIT_HOSTS", "RABBIT_PORT"], ids=["an unknown key", "a bad value"])
+def test_a_loader_refuses(load, key):
+    with pytest.raises(ValueError, match=key):
+        load({key: [1]})
+
+
+@pytest.mark.parametrize(
+    ("text", "error"), [("1/0", ZeroDivisionError), ("1 +", SyntaxError), (None, FileNotFoundError)]
+)
+def test_a_configuration_file_that_cannot_be_run_is_an_error(text, error, tmp_path):
+    if text is not None:
+        (tmp_path / "config.py").write_text(text)
+    with pytest.raises(error):
+        kuyruk.Config().from_pyfile(str(tmp_path / "config.py"))
+
+
+@pytest.mark.parametrize("loader", ["from_object", "from_pymodule"])
+@pytest.mark.parametrize("path", ["nowhere", "nowhere.at_all", "os.nothing"])
+def test_a_path_that_leads_nowhere_is_an_import_error(loader, path):
+    with pytest.raises(ImportError):
+        getattr(kuyruk.Config(), loader)(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("RABBIT_PORT", "5673", 5673), ("RABBIT_HOST", "rabbit.example.com", "rabbit.example.com"),
+        ("RABBIT_HOST", "'quoted'", "quoted"), ("RABBIT_PASSWORD", "1234", "1234"), ("RABBIT_PASSWORD", "None", "None"),
+        ("RABBIT_PASSWORD", "[", "["), ("RABBIT_USER", "1e5", "1e5"), ("RABBIT_URL", "None", None),
+        ("RABBIT_URL", "amqp://a:b@c/d", "amqp://a:b@c/d"), ("EAGER", "True", True), ("EAGER", "1", True),
+        ("EAGER", "0", False), ("FAILED_TTL", "None", None), ("QUEUE_ARGUMENTS", "{'a': 5}", {"a": 5}),
+    ],
+)  # fmt: skip
+def test_environment_variables_are_literals_or_else_strings(key, text, value, monkeypatch):
+    monkeypatch.setenv(f"KUYRUK_{key}", text)
+    config = kuyruk.Config()
+    config.from_env_vars()
+    assert getattr(config, key) == value and type(getattr(config, key)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("RABBIT_URL", "http://user:hunter2@host"), ("RABBIT_URL", "amqp://user:hunter2@host:99999"),
+        ("RABBIT_URL", "amqp://user:hunter2@host:port"), ("RABBIT_SSL_OPTIONS", ["hunter2"]),
+        ("RABBIT_SSL_OPTIONS", {1: "hunter2"}), ("RABBIT_PASSWORDS", "hunter2"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("load", LOADERS, indirect=True)
+def test_a_secret_is_in_no_error(load, key, value):
+    with pytest.raises(ValueError, match=key) as info:
+        load({key: value})
+    assert "hunter2" not in " ".join(str(e) for e in (info.value, info.value.__cause__, info.value.__context__))
+
+
+def test_a_secret_is_in_no_repr_and_no_log(make_app, caplog):
+    caplog.set_level(logging.DEBUG)
+    app = make_app("amqp://user:hunter2@127.0.0.1:1/", RABBIT_PASSWORD="hunter2", RABBIT_PUBLISH_TIMEOUT=0.2)
+    app.config.RABBIT_SSL_OPTIONS = {"password": "hunter2"}
+    with pytest.raises(kuyruk.BrokerError) as info:
+        app.task(echo)()
+    seen = [repr(app.config), repr(app), "".join(traceback.format_exception(info.value)), caplog.text]
+    assert "hunter2" not in "".join(seen) and "RABBIT_PUBLISH_TIMEOUT=0.2" in seen[0]
+
+
+GUEST = ["guest", "guest", "/", False]
+
+
+@pytest.mark.parametrize(
+    ("url", "addresses", "login"),
+    [
+        ("amqp://", [("localhost", 5672)], GUEST),
+        ("amqp://h/", [("h", 5672)], GUEST),
+        ("amqps://h", [("h", 5671)], [*GUEST[:3], True]),
+        ("amqp://u:p@h:1/v", [("h", 1)], ["u", "p", "v", False]),
+        ("amqp://u%40x:p%2F%3A@h/a%2Fb", [("h", 5672)], ["u@x", "p/:", "a/b", False]),
+        ("amqp://a,b:5673,c/%2F", [("a", 5672), ("b", 5673), ("c", 5672)], GUEST),
+        ("amqp://u:p@[::1]:5673,[::2]", [("::1", 5673), ("::2", 5672)], ["u", "p", "/", False]),
+    ],
+)
+def test_a_url_wins_over_the_other_keys(url, addresses, login):
+    config = kuyruk.Config()
+    config.from_dict({"RABBIT_HOST": "x", "RABBIT_PORT": 9, "RABBIT_USER": "x", "RABBIT_URL": url})
+    assert parsed_address(config) == (addresses, login)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "addresses"),
+    [
+        ("a", [("a", 9)]), ("a, b:5673 ,c", [("a", 9), ("b", 5673), ("c", 9)]),
+        ("::1", [("::1", 9)]), ("fe80::1", [("fe80::1", 9)]), ("[::1],[::2]:5673", [("::1", 9), ("::2", 5673)]),
+    ],
+)  # fmt: skip
+def test_hosts_are_addresses_with_the_port_as_default(hosts, addresses):
+    config = kuyruk.Config()
+    config.from_dict({"RABBIT_HOST": hosts, "RABBIT_PORT": 9, "RABBIT_VIRTUAL_HOST": "v", "RABBIT_SSL": True})
+    assert parsed_address(config) == (addresses, ["guest", "guest", "v", True])
+
+
+def test_an_app_takes_only_a_config():
+    with pytest.raises(TypeError, match="Config"):
+        kuyruk.Kuyruk({"RABBIT_HOST": "a"})
+    app = kuyruk.Kuyruk()
+    assert app.config.RABBIT_HOST == "localhost" and app.extensions == {}
+
+
+# --- Importing, and messages before they are sent ----------------------------
+
+
+def test_importing_opens_nothing_and_loads_only_the_dependency():
+    code = (
+        "import sys; seen = []; before = set(sys.modules)\n"
+        "sys.addaudithook(lambda event, args: seen.append(event))\n"
+        "import kuyruk; app = kuyruk.Kuyruk(); task = app.task(print)\n"
+        "bad = [e for e in seen if e.startswith(('socket.', 'subprocess.', '_thread.', 'os.fork'))]\n"
+        "names = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "app.worker()\n"
+        "print(sorted(names - set(sys.stdlib_module_names)), bad)"
+    )
+    assert run_python("-c", code) == "['amqpstorm', 'kuyruk', 'pamqp'] []\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("pkg/mod.py", "mod.f"), ("-m pkg.mod", "pkg.mod.f"), ("-m pkg", "pkg.__main__.f"), ("-m pkg.other", "pkg.mod.f")],
+)
+def test_a_task_is_named_as_a_worker_imports_it(command, name, tmp_path):
+    code = "import kuyruk\n@kuyruk.Kuyruk().task\ndef f(): pass\nprint(f.name)\n"
+    make_package(tmp_path, "pkg", mod=code, __main__=code, other="import pkg.mod")
+    assert run_python(*command.split(), cwd=tmp_path) == f"{name}\n"
+
+
+def test_a_task_keeps_what_is_known_of_its_function(offline):
+    @offline.task(queue="q", retry=2, max_run_time=5, fail_delay=1.5, reject_delay=2)
+    def task(a: int) -> int:
+        """What it does."""
+        return a
+
+    assert (task.__name__, task.__doc__, task.queue, task.f(3)) == ("task", "What it does.", "q", 3)
+    assert (task.retry, task.max_run_time, task.fail_delay, task.reject_delay) == (2, 5, 1.5, 2)
+    assert (offline.task(echo).name, offline.task(echo).queue) == ("test_kuyruk.echo", "kuyruk")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"retry": -1}, {"retry": 1.5}, {"retry": True}, {"max_run_time": -1}, {"max_run_time": "5"}, {"fail_delay": -1},
+        {"fail_delay": NAN}, {"fail_delay": 2**32}, {"reject_delay": -1}, {"reject_delay": INF}, {"queue": ""},
+        {"queue": "q" * 256}, {"queue": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_task_option_that_makes_no_sense_is_refused(options, offline):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        offline.task(**{"queue": "q", **options})(echo)
+    with pytest.raises(TypeError):
+        offline.task(queue="q", no_such_option=1)(echo)
+
+
+class Service:
+    def method(self=None):
+        return "method"
+
+    @staticmethod
+    def make_nested():
+        def nested():
+            return "nested"
+
+        return nested
+
+
+@pytest.mark.parametrize("function", [lambda: "lambda", Service.make_nested(), Service.method])
+def test_what_a_worker_cannot_import_is_not_sent_but_applied(function, offline):
+    task = offline.task(function)
+    with pytest.raises(TypeError):
+        task()
+    with pytest.raises(TypeError):
+        offline.send_tasks_to_queue([offline.task(echo).subtask(), task.subtask()])
+    assert task.apply() == function() and not threads_of_ours()
+
+
+endless = []
+endless.append(endless)
+
+
+@pytest.mark.parametrize("argument", [object(), {1, 2}, b"bytes", NAN, -INF, {(1, 2): 3}, 1j, [{"a": {1}}], endless])
+def test_arguments_that_are_not_json_are_refused_before_anything_is_sent(argument, offline):
+    task = offline.task(echo)
+    for send in (task, lambda a: task(key=a), lambda a: task.send_to_queue((1, a), wait_result=1)):
+        with pytest.raises(TypeError, match=r"test_kuyruk\.echo"):
+            send(argument)
+    with pytest.raises(TypeError):
+        offline.send_tasks_to_queue([task.subtask((1,)), task.subtask((argument,))])
+    assert not threads_of_ours()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"args": "abc"}, {"args": 5}, {"kwargs": [1]}, {"wait_result": -1}, {"wait_result": NAN}, {"wait_result": "5"},
+        {"message_ttl": -1}, {"message_ttl": NAN}, {"message_ttl": INF}, {"message_ttl": 2**32}, {"message_ttl": "5"},
+        {"host": "h" * 256},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_sending_option_that_makes_no_sense_is_refused(option, offline):
+    with pytest.raises((ValueError, TypeError)):
+        offline.task(echo).send_to_queue(**option)
+    assert not threads_of_ours()
+
+
+# --- Interrupting a running task ---------------------------------------------
+
+
+def test_a_task_knows_its_run(offline):
+    task = offline.task(lambda: kuyruk.current_task())
+    run = task.apply()
+    assert run.task is task and (run.id, run.queue, run.redelivered) == (None, None, False)
+    assert kuyruk.current_task() is None
+
+
+def test_a_task_knows_how_much_time_remains(offline):
+    def look():
+        run, now = kuyruk.current_task(), time.monotonic()
+        run.check()
+        return run.remaining(), run.deadline and run.deadline - now
+
+    assert offline.task(look).apply() == (None, None)
+    remaining, until_deadline = offline.task(max_run_time=50)(look).apply()
+    assert 49 < remaining <= 50 and 49 < until_deadline <= 50
+
+
+def test_a_busy_loop_is_interrupted(offline):
+    with takes(0.1, SOON), pytest.raises(kuyruk.Timeout, match=r"0\.1"):
+        offline.task(max_run_time=0.1)(spin).apply()
+
+
+def test_a_time_limit_is_for_each_try(offline):
+    deadlines = []
+
+    @offline.task(max_run_time=5, retry=2)
+    def again():
+        deadlines.append(kuyruk.current_task().deadline)
+        time.sleep(0.02)
+        assert len(deadlines) == 3
+        return "done"
+
+    assert again.apply() == "done"
+    assert deadlines[0] + 0.02 <= deadlines[1] and deadlines[1] + 0.02 <= deadlines[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [(ValueError, 3), (kuyruk.Reject, 1), (kuyruk.Discard, 1), (kuyruk.Timeout, 1), (KeyboardInterrupt, 1)],
+)
+def test_how_often_a_task_is_tried_that_raises(error, tries, offline):
+    script[:] = [error("last"), error("last"), error("last")]
+    with pytest.raises(error, match="last"):
+        offline.task(retry=2)(play).apply()
+    assert len(ran) == tries
+
+
+def test_a_task_that_swallows_its_timeout_is_told_again_when_it_asks(offline):
+    @offline.task(max_run_time=0.05)
+    def swallow():
+        try:
+            spin()
+        except Exception as error:
+            ran.append(type(error))
+        kuyruk.current_task().check()
+
+    with pytest.raises(kuyruk.Timeout):
+        swallow.apply()
+    assert ran == [kuyruk.Timeout]
+
+
+def test_what_a_task_returns_counts_even_if_it_was_late(offline):
+    def late():
+        with contextlib.suppress(kuyruk.Timeout):
+            spin()
+        return "late"
+
+    assert offline.task(max_run_time=0.05)(late).apply() == "late"
+
+
+def test_the_limit_of_an_inner_task_is_its_own(offline):
+    inner = offline.task(max_run_time=0.05)(spin)
+
+    @offline.task(max_run_time=50)
+    def outer():
+        with pytest.raises(kuyruk.Timeout, match=r"0\.05"):
+            inner.apply()
+        return kuyruk.current_task()
+
+    assert outer.apply().task is outer
+
+
+def test_the_limit_of_an_outer_task_ends_the_inner_one(offline):
+    inner = offline.task(max_run_time=50, retry=3)(spin)
+    outer = offline.task(max_run_time=0.05)(lambda: inner.apply())
+    with takes(0.05, SOON), pytest.raises(kuyruk.Timeout, match=r"0\.05"):
+        outer.apply()
+
+
+@pytest.mark.usefixtures("frequent_switches")
+def test_a_limit_hits_nothing_but_its_task(offline):
+    """Thousands of tries that end when their time does, on eight threads."""
+    tries = collections.Counter()
+
+    def run_many():
+        task = offline.task(max_run_time=0.002)(end_at_deadline)
+        for n in range(250):
+            try:
+                task.apply((n % 21 - 10) / 1e5)
+                tries["returned"] += 1
+            except kuyruk.Timeout:
+                tries["interrupted"] += 1
+            for _ in range(100):  # where a late one would land
+                pass
+
+    results([background(run_many) for _ in range(8)])
+    assert sum(tries.values()) == 2000 and len(tries) == 2
+
+
+# --- EAGER -------------------------------------------------------------------
+
+
+@pytest.fixture
+def eager(offline):
+    offline.config.EAGER = True
+    yield offline
+    assert not threads_of_ours()
+
+
+def test_eager_runs_the_task_here_and_returns_its_result_to_who_waits_for_it(eager):
+    assert eager.task(echo)(1, 2) is None and eager.task(echo).send_to_queue((5,)) is None
+    eager.send_tasks_to_queue([eager.task(echo).subtask((3,)), eager.task(echo).subtask()])
+    assert eager.task(echo).send_to_queue((6,), wait_result=0) == 6
+    assert ran == [(1, 2), (5,), (3,), (), (6,)]
+
+
+def test_eager_passes_everything_through_json(eager):
+    def look(*args, **kwargs):
+        assert (args, kwargs) == (([1, [2]],), {"d": {"3": None}})
+        return (4, (5,)), {6: 7}
+
+    task = eager.task(look)
+    assert task.send_to_queue(((1, (2,)),), {"d": {3: None}}, wait_result=1) == [[4, [5]], {"6": 7}]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=20,
+)  # fmt: skip
+QUIET = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+
+@settings(max_examples=200, **QUIET)
+@given(value=JSON)
+def test_eager_gives_back_every_json_value_as_it_was(eager, value):
+    assert eager.task(echo).send_to_queue((value,), wait_result=1) == value
+    assert eager.task(echo).send_to_queue((), {"key": value}, wait_result=1) == {"key": value}
+
+
+def test_eager_fails_where_production_would(eager):
+    with pytest.raises(TypeError):
+        eager.task(echo)(object())
+    with pytest.raises(TypeError):
+        eager.task(lambda: object()).send_to_queue(wait_result=1)
+    with pytest.raises(ZeroDivisionError):
+        eager.task(lambda: 1 / 0)()
+
+
+def test_eager_has_the_retries_and_limits_of_apply(eager):
+    script[:] = [ValueError(), ValueError(), "third"]
+    assert eager.task(retry=2)(play).send_to_queue(wait_result=1) == "third"
+    with pytest.raises(kuyruk.Timeout):
+        eager.task(max_run_time=0.05)(spin)()
+
+
+# --- Sending -----------------------------------------------------------------
+
+
+def test_a_message_is_as_kuyruk_10_reads_it(app, queue, broker):
+    before = datetime.datetime.now(datetime.UTC).replace(microsecond=0, tzinfo=None)
+    app.task(queue)(echo)(1, b=[2])
+    message = broker.take(queue)
+    body, properties = json.loads(message.body), message.properties
+    assert (body["args"], body["kwargs"], body["module"], body["function"]) == ([1], {"b": [2]}, "test_kuyruk", "echo")
+    assert (body["sender_hostname"], body["sender_pid"]) == (HOSTNAME, os.getpid())
+    assert body["sender_cmd"].startswith(sys.argv[0]) and int(body["id"], 16) and len(body) == 9
+    sent_at = datetime.datetime.fromisoformat(body["sender_timestamp"])
+    assert before <= sent_at <= before + datetime.timedelta(seconds=PATIENCE)
+    assert (properties["message_id"], properties["content_type"]) == (body["id"], "application/json")
+    assert properties["delivery_mode"] == 2 and properties["timestamp"]
+    assert not (properties["expiration"] or properties["reply_to"] or properties["correlation_id"])
+
+
+def test_a_queue_is_declared_durable_and_with_the_given_arguments(make_app, url, queue, broker):
+    make_app(url, QUEUE_ARGUMENTS={"x-max-priority": 3}).task(queue)(echo)()
+    broker.declare(queue, **{"x-max-priority": 3})  # otherwise an error
+
+
+def test_a_queue_that_exists_is_used_as_it_is(app, queue, broker, start):
+    broker.declare(queue, **{"x-max-length": 100, "x-message-ttl": 60000})
+    task = app.task(queue)(echo)
+    task()
+    start(app)
+    assert task.send_to_queue((5,), wait_result=PATIENCE) == 5
+
+
+def test_a_deleted_queue_is_declared_again(app, queue, broker):
+    task = app.task(queue)(echo)
+    task(1)
+    broker.delete(queue)
+    task(2)
+    assert arguments_in(broker.take_all(queue)) == [(2,)]
+    broker.delete(queue)
+    app.send_tasks_to_queue([task.subtask((n,)) for n in (3, 4)])
+    assert sorted(arguments_in(broker.take_all(queue))) == [(3,), (4,)]
+
+
+@pytest.mark.parametrize("host", ["localhost", HOSTNAME])
+def test_a_host_is_a_suffix_of_the_queue(host, app, queue, broker):
+    task = app.task(queue)(echo)
+    task.send_to_queue((1,), host=host)
+    app.send_tasks_to_queue([task.subtask((2,), host=host)])
+    assert arguments_in(broker.take_all(f"{queue}.{HOSTNAME}")) == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("ttl", [0, 0.2])
+def test_a_message_with_a_ttl_expires(ttl, app, queue, broker):
+    task = app.task(queue)(echo)
+    task.send_to_queue((1,), message_ttl=4294967)
+    assert broker.take(queue).properties["expiration"] == "4294967000"
+    with takes(ttl, PATIENCE):
+        task.send_to_queue((1,), message_ttl=ttl)
+        wait_until(lambda: broker.count(queue) == 0)
+
+
+def test_many_tasks_are_sent_in_one_go_and_in_order(app, queue, broker):
+    task, other = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
+    app.send_tasks_to_queue([])
+    app.send_tasks_to_queue((task if n % 5 else other).subtask((n,), {"k": n}) for n in range(5000))
+    assert arguments_in(broker.take_all(queue)) == [(n,) for n in range(5000) if n % 5]
+    assert arguments_in(broker.take_all(f"{queue}.2")) == [(n,) for n in range(0, 5000, 5)]
+
+
+def test_a_failed_batch_tells_what_is_not_confirmed(app, queue, broker):
+    broker.declare(f"{queue}.2", **{"x-max-length": 2, "x-overflow": "reject-publish"})
+    task, full = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
+    subtasks = [(full if n % 2 else task).subtask((n,)) for n in range(10)]
+    with takes(0, SOON), pytest.raises(kuyruk.BrokerError) as info:
+        app.send_tasks_to_queue(subtasks)
+    assert info.value.unconfirmed == subtasks[5::2]
+    assert (broker.count(queue), broker.count(f"{queue}.2")) == (5, 2)
+
+
+def test_a_batch_to_a_broker_that_is_away_is_all_unconfirmed(offline, queue):
+    subtasks = [offline.task(queue)(echo).subtask((n,)) for n in range(2500)]
+    with pytest.raises(kuyruk.BrokerError) as info:
+        offline.send_tasks_to_queue(subtasks)
+    assert info.value.unconfirmed == subtasks
+
+
+def test_a_send_returns_when_the_broker_has_confirmed(make_app, proxy, queue, broker):
+    task = make_app(proxy.url).task(queue)(echo)
+    task()
+    proxy.stall("down")
+    sending = background(task)
+    wait_until(lambda: broker.count(queue) == 2)
+    assert still_waits(sending)
+    proxy.resume()
+    assert sending.result(PATIENCE) is None
+
+
+def test_without_confirms_a_send_does_not_wait(make_app, proxy, queue, broker):
+    app = make_app(proxy.url, RABBIT_CONFIRM=False, RABBIT_PUBLISH_TIMEOUT=PATIENCE)
+    task = app.task(queue)(echo)
+    task(1)
+    proxy.stall("down")
+    with takes(0, SOON):
+        app.send_tasks_to_queue([task.subtask((2,))])
+    wait_until(lambda: broker.count(queue) == 2)
+
+
+@pytest.mark.parametrize("how", ["rst", "fin"])
+def test_nothing_confirmed_is_lost_when_connections_are_cut(how, make_app, proxy, queue, broker):
+    task = make_app(proxy.url).task(queue)(echo)
+    confirmed, enough = [], threading.Event()
+
+    def send_on(sender):
+        for number in itertools.takewhile(lambda _: not enough.is_set(), itertools.count()):
+            with contextlib.suppress(kuyruk.BrokerError):
+                task(sender, number)
+                confirmed.append((sender, number))
+
+    senders = [background(send_on, sender) for sender in range(4)]
+    for step in range(1, 16):
+        wait_until(lambda step=step: len(confirmed) >= 40 * step)
+        proxy.cut(how)
+    enough.set()
+    results(senders)
+    assert set(confirmed) <= set(arguments_in(broker.take_all(queue)))
+    assert proxy.accepted > 10
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("size", [1, 20_000_000], ids=["small", "more than the buffers take"])
+def test_a_send_to_a_stalled_broker_raises_in_time(size, direction, make_app, proxy, queue):
+    task = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=1).task(queue)(echo)
+    task()
+    proxy.stall(direction)
+    sends = [background(task, "x" * size)]
+    sends += [background(task.send_to_queue, (1,), wait_result=wait) for wait in (None, None, 30)]
+    with takes(0, 1 + SOON):
+        for future in sends:
+            with pytest.raises(kuyruk.BrokerError):
+                future.result(PATIENCE)
+    while size > 1 and direction == "up" and proxy.accepted == 1:  # the connection is given up
+        with contextlib.suppress(kuyruk.BrokerError):
+            task()
+
+
+@pytest.mark.parametrize("confirm", [True, False])
+def test_a_broker_that_never_answers_is_an_error_in_time(confirm, make_app, proxy, queue):
+    proxy.mute = True
+    config = {"RABBIT_CONNECT_TIMEOUT": 0.2, "RABBIT_PUBLISH_TIMEOUT": 0.5, "RABBIT_CONFIRM": confirm}
+    task = make_app(proxy.url, **config).task(queue)(echo)
+    with takes(0.5, SOON), pytest.raises(kuyruk.BrokerError):
+        task()
+    proxy.mute = False
+    task()
+
+
+@pytest.mark.parametrize("wait_result", [None, 30])
+@pytest.mark.parametrize("confirm", [True, False])
+def test_a_broker_that_is_away_is_an_error_in_time(confirm, wait_result, offline, queue):
+    offline.config.RABBIT_CONFIRM = confirm
+    with takes(0.3, SOON), pytest.raises(kuyruk.BrokerError, match="refused"):
+        offline.task(queue)(echo).send_to_queue(wait_result=wait_result)
+
+
+def test_a_sender_waits_for_a_broker_that_comes_back_in_time(make_app, proxy, queue, broker):
+    task = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=PATIENCE).task(queue)(echo)
+    proxy.down()
+    sending = background(task)
+    assert still_waits(sending)
+    proxy.up()
+    sending.result(PATIENCE)
+    assert broker.count(queue) == 1
+
+
+@pytest.mark.parametrize(
+    ("login", "message"), [("guest:hunter2@{}/", "ACCESS_REFUSED"), ("guest:guest@{}/hunter3", "hunter3")]
+)
+def test_a_broker_that_refuses_us_is_an_error_at_once(login, message, make_app, url, queue, caplog):
+    caplog.set_level(logging.DEBUG)
+    login = login.format("{}:{}".format(*address_of(url)))
+    app = make_app(f"amqp://{login}", RABBIT_PUBLISH_TIMEOUT=PATIENCE)
+    with takes(0, PATIENCE / 2), pytest.raises(kuyruk.BrokerError, match=message) as info:
+        app.task(queue)(echo)()
+    assert "hunter2" not in caplog.text + "".join(traceback.format_exception(info.value))
+
+
+@pytest.mark.parametrize("dead", ["127.0.0.1:1", "no.such.host.invalid"])
+def test_several_hosts_are_tried_in_turn(dead, url, make_app, queue, start):
+    hosts = "{},{}:{}".format(dead, *address_of(url))
+    task = make_app(None, RABBIT_HOST=hosts, RABBIT_PUBLISH_TIMEOUT=PATIENCE).task(queue)(echo)
+    start(task.kuyruk)
+    assert task.send_to_queue((5,), wait_result=PATIENCE) == 5
+
+
+def test_a_broker_can_have_an_ipv6_address(url, make_app, queue, broker):
+    with contextlib.closing(TcpProxy(url, host="::1")) as proxy:
+        make_app(proxy.url).task(queue)(echo)()
+        assert (broker.count(queue), proxy.accepted) == (1, 1)
+
+
+@pytest.fixture
+def tls_proxy(url, tmp_path):
+    (tmp_path / "server.pem").write_text(CERTIFICATE)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+    with contextlib.closing(TcpProxy(url, tls=context)) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("option", ["cafile", "verify_mode", "context"])
+def test_tls_is_used_when_it_is_asked_for(option, tls_proxy, make_app, queue, start, tmp_path):
+    options = {"cafile": str(tmp_path / "server.pem"), "verify_mode": "none"}
+    options["context"] = ssl.create_default_context(cafile=options["cafile"])
+    task = make_app(tls_proxy.url, RABBIT_SSL_OPTIONS={option: options[option]}).task(queue)(echo)
+    start(task.kuyruk, threads=2)
+    texts = [str(n) * 300_000 for n in range(8)]
+    assert results([background(task.send_to_queue, (text,), wait_result=PATIENCE) for text in texts]) == texts
+
+
+def test_a_certificate_is_verified_unless_told_not_to(tls_proxy, make_app, queue):
+    task = make_app(tls_proxy.url, RABBIT_PUBLISH_TIMEOUT=0.3).task(queue)(echo)
+    with pytest.raises(kuyruk.BrokerError, match=r"(?i)certificate"):
+        task()
+
+
+def test_an_idle_connection_is_closed_and_opened_again(make_app, proxy, queue, broker):
+    task = make_app(proxy.url, RABBIT_IDLE_DURATION=0.1).task(queue)(echo)
+    task()
+    wait_until(lambda: not proxy.open and not threads_of_ours())
+    task()
+    assert (broker.count(queue), proxy.accepted) == (2, 2)
+
+
+def test_a_closed_app_opens_again_when_it_is_used(make_app, proxy, queue, broker):
+    with make_app(proxy.url) as app:
+        app.task(queue)(echo)()
+    wait_until(lambda: not proxy.open)
+    app.task(queue)(echo)()
+    app.close()
+    app.close()
+    wait_until(lambda: not proxy.open)
+    assert (broker.count(queue), proxy.accepted) == (2, 2)
+
+
+def test_senders_in_many_threads_share_one_connection(make_app, proxy, queue, broker):
+    task = make_app(proxy.url).task(queue)(echo)
+    results([background(task, n) for n in range(64)])
+    assert sorted(arguments_in(broker.take_all(queue))) == [(n,) for n in range(64)]
+    assert proxy.accepted == 1
+
+
+def test_the_death_of_a_connection_is_noticed_at_once(make_app, proxy, queue, broker):
+    """Trap 1: amqpstorm itself notices with the next heartbeat, in 90 seconds."""
+    task = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=60).task(queue)(echo)
+    for how in ("rst", "fin", "rst"):
+        task()
+        proxy.cut(how)
+        with takes(0, SOON):
+            task()
+    assert broker.count(queue) == 6
+
+
+def test_a_connection_for_own_use_is_amqpstorms_and_is_closed(make_app, proxy, queue, broker):
+    app = make_app(proxy.url)
+    with app.connection() as connection, app.channel() as channel:
+        assert isinstance(connection, amqpstorm.Connection) and isinstance(channel, amqpstorm.Channel)
+        with connection.channel() as other:
+            other.queue.declare(queue, durable=True)
+            other.basic.publish("x", queue)
+        wait_until(lambda: broker.count(queue) == 1)
+        assert channel.queue.declare(queue, passive=True)["message_count"] == 1 and proxy.open == 2
+    wait_until(lambda: not proxy.open)
+    assert connection.is_closed and channel.is_closed
+
+
+def test_file_descriptors_above_1023_work(app, queue, start):
+    """Trap 10: select() fails for them."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit[0], min(4096, limit[1])), limit[1]))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        task = app.task(queue)(echo)
+        start(app)
+        assert files[-1] > 1024 and task.send_to_queue((5,), wait_result=PATIENCE) == 5
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+IN_A_PROCESS = """
+import os, sys, threading, warnings, kuyruk, test_kuyruk
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: of each fork of a program that has threads
+queue, config = sys.argv[1], kuyruk.Config()
+config.from_env_vars()
+app = kuyruk.Kuyruk(config)
+task = app.task(queue)(test_kuyruk.echo)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "arrived"),
+    [
+        ("task(1)", 1),
+        ("app.send_tasks_to_queue([task.subtask((n,)) for n in range(500)])", 500),
+        ("threading.Thread(target=task, args=(1,)).start()", 1),
+        ("config.RABBIT_CONFIRM = False; [task(n) for n in range(100)]", 100),
+    ],
+)
+def test_a_program_may_end_right_after_it_has_sent(code, arrived, url, queue, broker):
+    run_python("-c", IN_A_PROCESS + code, queue, KUYRUK_RABBIT_URL=url)
+    assert broker.count(queue) == arrived
+
+
+def test_a_program_may_end_while_its_worker_runs(url, queue, broker):
+    code = """
+app.send_tasks_to_queue([app.task(queue)(test_kuyruk.doze).subtask()] * 10)
+worker = app.worker(threads=1, prefetch=3)
+worker.start()
+while not worker.stats["succeeded"]:
+    pass
+"""
+    run_python("-c", IN_A_PROCESS + code, queue, KUYRUK_RABBIT_URL=url)
+    wait_until(lambda: 0 < broker.count(queue) < 10)
+
+
+def test_a_forked_child_sends_on_a_connection_of_its_own(proxy, queue, broker):
+    code = """
+task("parent")
+child = os.fork()
+task("child" if child == 0 else "parent again")
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    task("parent in the end")
+"""
+    run_python("-c", IN_A_PROCESS + code, queue, KUYRUK_RABBIT_URL=proxy.url)
+    sent = [("child",), ("parent",), ("parent again",), ("parent in the end",)]
+    assert sorted(arguments_in(broker.take_all(queue))) == sent and proxy.accepted == 2
+
+
+def test_forking_while_others_send_does_not_hang_the_child(url, queue, broker):
+    code = """
+ended, sent = threading.Event(), []
+def send_on():
+    while not ended.is_set():
+        sent.append(task("parent"))
+threads = [threading.Thread(target=send_on) for _ in range(4)]
+[thread.start() for thread in threads]
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        task("child")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+ended.set()
+[thread.join() for thread in threads]
+print(len(sent))
+"""
+    sent = int(run_python("-c", IN_A_PROCESS + code, queue, KUYRUK_RABBIT_URL=url))
+    assert collections.Counter(arguments_in(broker.take_all(queue))) == {("child",): 10, ("parent",): sent}
+
+
+@pytest.mark.usefixtures("frequent_switches")
+def test_interrupting_tasks_that_send_leaves_the_connection_usable(make_app, proxy, queue, broker):
+    """Hundreds of tasks that are interrupted while they send, wait for a confirm or a reply."""
+    app = make_app(proxy.url)
+    task, numbers = app.task(queue)(echo), itertools.count()
+
+    @app.task(max_run_time=0.004)
+    def send_on():
+        for n in numbers:
+            with contextlib.suppress(kuyruk.ResultTimeout):
+                task.send_to_queue((n,), wait_result=0.001 if n % 3 == 0 else None)
+
+    def apply_many():
+        for _ in range(100):
+            with pytest.raises(kuyruk.Timeout):
+                send_on.apply()
+
+    task()
+    results([background(apply_many) for _ in range(4)])
+    call = background(task.send_to_queue, ("after",), wait_result=PATIENCE)
+    request = wait_until(lambda: [m for m in broker.take_all(queue) if b"after" in m.body])[0]
+    broker.publish(request.reply_to, b'{"result": "reply"}')
+    assert (call.result(PATIENCE), proxy.accepted) == ("reply", 1)
+
+
+def test_a_task_may_send_after_its_interruption(app, queue, broker):
+    task = app.task(queue)(echo)
+
+    @app.task(max_run_time=0.1)
+    def clean_up():
+        try:
+            spin()
+        except kuyruk.Timeout:
+            task("in except")
+            raise
+        finally:
+            task("in finally")
+
+    with pytest.raises(kuyruk.Timeout):
+        clean_up.apply()
+    assert arguments_in(broker.take_all(queue)) == [("in except",), ("in finally",)]
+
+
+# --- Results -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [None, 0, 0.0, False, "", [], {}, "ä\x00\u2028" * 2_000_000, -1.5e300, 2**80])
+def test_every_json_value_comes_back(value, app, queue, start):
+    task = app.task(queue)(echo)
+    start(app)
+    result = task.send_to_queue((value,), wait_result=PATIENCE)
+    assert result == value and type(result) is type(value)
+
+
+def test_a_result_waits_for_no_timer(app, queue, start):
+    """Traps 4 and 5: without TCP_NODELAY it would take 40 ms, and with amqpstorm's polling, too."""
+    task = app.task(queue)(echo)
+    start(app)
+    times = [time.monotonic()]
+    while len(times) < 41:
+        task.send_to_queue(wait_result=PATIENCE)
+        times.append(time.monotonic())
+    assert statistics.median(b - a for a, b in itertools.pairwise(times)) < 0.02
+
+
+def test_many_callers_at_once_get_their_own_results(app, queue, start):
+    task = app.task(queue)(echo)
+    start(app)
+
+    def call_often(caller):
+        return [task.send_to_queue(([caller, n],), wait_result=PATIENCE) for n in range(10)]
+
+    expected = [[[caller, n] for n in range(10)] for caller in range(32)]
+    assert results([background(call_often, caller) for caller in range(32)]) == expected
+
+
+@pytest.mark.parametrize("wait_result", [0, 0.3])
+def test_a_result_that_does_not_come_is_a_timeout(wait_result, app, queue, broker):
+    task = app.task(queue)(echo)
+    task()
+    with takes(wait_result, wait_result + SOON), pytest.raises(kuyruk.ResultTimeout):
+        task.send_to_queue((1,), wait_result=wait_result)
+    assert broker.count(queue) == 2 or wait_result == 0
+
+
+def test_a_result_may_take_longer_than_sending(make_app, url, queue, start):
+    task = make_app(url, RABBIT_PUBLISH_TIMEOUT=0.1).task(queue)(hold)
+    start(task.kuyruk)
+    call = background(task.send_to_queue, (7,), wait_result=PATIENCE)
+    assert still_waits(call)
+    release.set()
+    assert call.result(PATIENCE) == 7
+
+
+class UnspeakableError(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (ValueError("bad"), "builtins.ValueError", "bad"),
+        (kuyruk.Timeout("own"), "kuyruk.exceptions.Timeout", "own"),
+        (UnspeakableError(), "test_kuyruk.UnspeakableError", "RuntimeError"),
+        (ValueError("\ud800"), "builtins.ValueError", "d800"),
+        (ValueError("x" * 10**7), "builtins.ValueError", "xxx"),
+    ],
+    ids=["ordinary", "ours", "without a text", "surrogate", "long"],
+)
+def test_a_remote_exception_tells_what_happened(error, kind, text, app, queue, start):
+    task = app.task(queue)(play)
+    script[:] = [error]
+    start(app)
+    with pytest.raises(kuyruk.RemoteException) as info:
+        task.send_to_queue(wait_result=PATIENCE)
+    assert info.value.type == kind and text in info.value.value and len(info.value.value) < 10**6
+    assert "in play" in info.value.traceback and "kuyruk.py" not in info.value.traceback.replace(__file__, "")
+
+
+def test_workers_that_send_no_correlation_id_are_understood(app, queue, broker):
+    calls = [background(app.task(queue)(echo).send_to_queue, (n,), wait_result=PATIENCE) for n in range(16)]
+    wait_until(lambda: broker.count(queue) == 16)
+    for request in reversed(broker.take_all(queue)):
+        number = json.loads(request.body)["args"][0]
+        broker.publish(request.reply_to, json.dumps({"result": number * 2}))
+    assert results(calls) == [n * 2 for n in range(16)]
+
+
+def test_a_late_reply_never_reaches_a_later_caller(make_app, proxy, queue, broker):
+    task = make_app(proxy.url).task(queue)(echo)
+    for n in range(5):
+        first = background(task.send_to_queue, (n,), wait_result=0.2)
+        late = broker.take(queue)
+        proxy.stall("down")
+        broker.publish(late.reply_to, b'{"result": "on its way while the next call begins"}')
+        with pytest.raises(kuyruk.ResultTimeout):
+            first.result(PATIENCE)
+        call = background(task.send_to_queue, (n,), wait_result=PATIENCE)
+        request = broker.take(queue)
+        proxy.resume()
+        broker.publish_late(late.reply_to, b'{"result": "after the next call has begun"}')
+        broker.publish(request.reply_to, b'{"result": "own"}')
+        broker.publish_late(request.reply_to, b'{"result": "own, again"}')  # late for who comes next
+        assert call.result(PATIENCE) == "own"
+
+
+@pytest.mark.parametrize(
+    "reply", [b"", b"x", b"\xff\xfe", b"[1]", b"5", b"{}", b'{"exception": "x"}', b'{"exception": {}}', b"[" * 100_000]
+)
+def test_a_reply_that_cannot_be_read_is_an_error_at_once(reply, app, queue, broker):
+    call = background(app.task(queue)(echo).send_to_queue, wait_result=60)
+    broker.publish(broker.take(queue).reply_to, reply)
+    with pytest.raises(kuyruk.KuyrukError, match="reply"):
+        call.result(PATIENCE)
+    call = background(app.task(queue)(echo).send_to_queue, wait_result=60)
+    broker.publish(broker.take(queue).reply_to, b'{"result": 5}')
+    assert call.result(PATIENCE) == 5
+
+
+def test_a_waiting_caller_hears_at_once_that_the_connection_is_lost(make_app, proxy, queue, broker):
+    task = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=0.1).task(queue)(echo)
+    call = background(task.send_to_queue, wait_result=60)
+    wait_until(lambda: broker.count(queue))
+    assert still_waits(call)
+    proxy.cut()
+    with takes(0, SOON), pytest.raises(kuyruk.BrokerError):
+        call.result(PATIENCE)
+
+
+def test_callers_whose_connections_are_cut_get_their_own_result_or_an_error(make_app, proxy, url, queue, start):
+    start(make_app(url).task(queue)(echo).kuyruk)
+    task, ended, enough = make_app(proxy.url).task(queue)(echo), collections.Counter(), threading.Event()
+
+    def call_on(caller):
+        for n in itertools.takewhile(lambda _: not enough.is_set(), itertools.count()):
+            try:
+                assert task.send_to_queue(([caller, n],), wait_result=PATIENCE) == [caller, n]
+                ended["well"] += 1
+            except kuyruk.BrokerError:
+                ended["badly"] += 1
+
+    callers = [background(call_on, caller) for caller in range(8)]
+    for step in range(1, 16):
+        wait_until(lambda step=step: ended["well"] >= 50 * step)
+        proxy.cut()
+    enough.set()
+    results(callers)
+
+
+# --- What becomes of a message -----------------------------------------------
+
+OUTCOMES = {
+    # the task: what it does in each run, its options; the caller's reply; deliveries; where the message ends
+    "returns": ([42], {}, 42, 1, "gone"),
+    "raises": ([ValueError()], {}, "builtins.ValueError", 1, "failed"),
+    "raises, then returns": ([ValueError(), ValueError(), 42], {"retry": 2}, 42, 1, "gone"),
+    "raises in each try": ([ValueError(), OSError()], {"retry": 1}, "builtins.OSError", 1, "failed"),
+    "raises, with fail_delay": ([ValueError(), 42], {"fail_delay": 0.2}, "builtins.ValueError", 2, "gone"),
+    "takes too long": ([spin], {"max_run_time": 0.1, "retry": 2}, "kuyruk.exceptions.Timeout", 1, "failed"),
+    "takes too long, with fail_delay": (
+        [spin, 42], {"max_run_time": 0.1, "fail_delay": 0.2}, "kuyruk.exceptions.Timeout", 2, "gone",
+    ),
+    "rejects": ([kuyruk.Reject(), kuyruk.Reject(), 42], {"retry": 5}, 42, 3, "gone"),
+    "rejects, with reject_delay": ([kuyruk.Reject(), 42], {"reject_delay": 0.2, "fail_delay": 9}, 42, 2, "gone"),
+    "discards": ([kuyruk.Discard()], {"retry": 2, "fail_delay": 9}, "kuyruk.exceptions.Discard", 1, "gone"),
+    "returns what isn't JSON": ([object()], {"retry": 2, "fail_delay": 9}, "builtins.TypeError", 1, "gone"),
+    "exits": ([SystemExit(3)], {"retry": 2}, "builtins.SystemExit", 1, "failed"),
+    "is interrupted": ([KeyboardInterrupt()], {"retry": 2}, "builtins.KeyboardInterrupt", 1, "failed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("steps", "options", "reply", "deliveries", "end"), OUTCOMES.values(), ids=OUTCOMES.keys())
+def test_what_becomes_of_a_message_whose_task(steps, options, reply, deliveries, end, app, queue, broker, start):
+    task = app.task(queue, **options)(play)
+    script[:] = list(steps)
+    worker = start(app)
+    try:
+        result = task.send_to_queue(wait_result=PATIENCE)
+    except kuyruk.RemoteException as error:
+        result = error.type
+    assert result == reply
+    wait_until(lambda: worker.stats["received"] == deliveries and not worker.stats["running"])
+    app.task(queue)(echo).send_to_queue(wait_result=PATIENCE)  # the worker goes on
+    worker.stop()
+    assert (broker.count(queue), len(ran), script) == (0, len(steps) + 1, [])
+    assert broker.count(f"{queue}.failed") == (1 if end == "failed" else None)
+
+
+def test_a_task_sees_its_message_and_its_limit(app, queue, broker, start):
+    app.task(queue, max_run_time=50)(tell_current_task)()
+    sent = broker.take(queue)
+    broker.declare(f"{queue}.2")
+    broker.publish(queue, sent.body, reply_to=f"{queue}.2")
+    start(app)
+    *seen, remaining = json.loads(broker.take(f"{queue}.2").body)["result"]
+    assert seen == ["test_kuyruk.tell_current_task", sent.message_id, queue, False] and 0 < remaining <= 50
+
+
+def test_a_failed_message_tells_what_happened(app, queue, broker, start):
+    error = ValueError("bad " * 10_000)
+    script[:] = [error, error]
+    task = app.task(queue)(play)
+    start(app)
+    task(1, b=2)
+    for failures in (1, 2):
+        message = broker.take(f"{queue}.failed")
+        headers = message.properties["headers"]
+        assert headers["x-kuyruk-exception"] == "builtins.ValueError" and "bad bad" in headers["x-kuyruk-value"]
+        assert "in play" in headers["x-kuyruk-traceback"] and len(str(headers)) < 30_000
+        assert (headers["x-kuyruk-failures"], headers["x-kuyruk-queue"]) == (failures, queue)
+        assert headers["x-kuyruk-failed-on"] == f"{HOSTNAME}:{os.getpid()}"
+        failed_at = datetime.datetime.fromisoformat(headers["x-kuyruk-failed-at"])
+        assert abs(datetime.datetime.now(datetime.UTC) - failed_at) < datetime.timedelta(seconds=PATIENCE)
+        assert json.loads(message.body)["kwargs"] == {"b": 2} and message.properties["delivery_mode"] == 2
+        broker.publish(queue, message.body, headers=headers)  # as if requeued by hand
+
+
+def test_a_failed_message_keeps_its_body_and_properties(app, queue, broker, start):
+    start(app, [queue])
+    body = b' {"not": "a task",\n "at": "all"} '
+    properties = {
+        "content_type": "text/x", "content_encoding": "y", "headers": {"a": 1, "b": ["c", {"d": None}]}, "priority": 3,
+        "correlation_id": "cid", "reply_to": f"{queue}.2", "message_id": "mid", "message_type": "t", "app_id": "a",
+        "timestamp": datetime.datetime(2020, 1, 2, 3, 4, 5, tzinfo=datetime.UTC), "expiration": "60000",
+    }  # fmt: skip
+    broker.publish(queue, body, user_id="guest", **properties)
+    message = broker.take(f"{queue}.failed")
+    kept = {**message.properties, "headers": dict(message.properties["headers"])}
+    added = {key: kept["headers"].pop(key) for key in list(kept["headers"]) if key.startswith("x-kuyruk-")}
+    assert added["x-kuyruk-expiration"] == properties.pop("expiration")
+    assert message.body == body and {key: kept[key] for key in properties} == properties
+    assert not kept["user_id"] and kept["expiration"] == "604800000"
+
+
+def test_a_failed_message_is_kept_for_the_configured_time(make_app, url, queue, broker, start):
+    start(make_app(url, FAILED_TTL=0.3), [queue])
+    with takes(0.3, PATIENCE):
+        broker.publish(queue, b"nonsense")
+        wait_until(lambda: broker.count(f"{queue}.failed") == 1)
+        wait_until(lambda: broker.count(f"{queue}.failed") == 0)
+
+
+def test_without_a_failed_ttl_the_dead_letter_policy_of_the_queue_applies(make_app, url, queue, broker, start):
+    broker.declare(f"{queue}.2")
+    dead_letters = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{queue}.2"}
+    task = make_app(url, FAILED_TTL=None, QUEUE_ARGUMENTS=dead_letters).task(queue)(play)
+    script[:] = [ValueError()]
+    start(task.kuyruk)
+    task("poison")
+    assert arguments_in([broker.take(f"{queue}.2")]) == [("poison",)]
+    assert broker.count(f"{queue}.failed") is None
+
+
+def test_copies_of_a_message_are_not_sent_again_when_it_fails(app, queue, broker, start):
+    broker.declare(f"{queue}.2")
+    start(app, [queue])
+    broker.publish(queue, b"nonsense", headers={"CC": [f"{queue}.2"]})
+    assert "CC" not in broker.take(f"{queue}.failed").properties["headers"]
+    assert broker.count(f"{queue}.2") == 1
+
+
+def test_a_message_that_cannot_be_forwarded_goes_back_to_its_queue(app, queue, broker, start):
+    broker.declare(f"{queue}.failed", **{"x-max-length": 1, "x-overflow": "reject-publish"})
+    worker = start(app, [queue])
+    for _ in range(2):
+        broker.publish(queue, b"nonsense")
+    wait_until(lambda: broker.count(f"{queue}.failed") == 1 and worker.stats["received"] > 3)
+    worker.stop()
+    assert (broker.count(queue), broker.count(f"{queue}.failed")) == (1, 1)
+
+
+@pytest.mark.parametrize("option", ["fail_delay", "reject_delay"])
+@pytest.mark.parametrize("delay", [0.3, 1])
+def test_a_delayed_message_comes_back_on_time_and_holds_nothing_up(option, delay, app, queue, start):
+    task, other = app.task(queue, **{option: delay})(play), app.task(queue)(echo)
+    script[:] = [kuyruk.Reject() if option == "reject_delay" else ValueError(), "again"]
+    start(app, threads=1, prefetch=1)
+    task()
+    other()
+    wait_until(lambda: script == [])
+    began, in_between, again = ran
+    assert in_between == () and delay <= again - began <= delay + 1 + 1
+
+
+def test_a_long_delay_does_not_hold_up_a_short_one(app, queue, start):
+    long, short = app.task(queue, reject_delay=1.5)(play), app.task(queue, reject_delay=0.3)(reject_once)
+    script[:] = [kuyruk.Reject(), "long"]
+    start(app)
+    long()
+    wait_until(lambda: len(ran) == 1)
+    short()
+    wait_until(lambda: script == [])
+    assert ran[1:3] == ["rejected", "short"]
+
+
+@pytest.mark.parametrize("option", ["fail_delay", "reject_delay"])
+def test_a_delayed_message_survives_the_death_of_its_worker(option, app, queue, broker, start):
+    task = app.task(queue, **{option: 1})(play)
+    script[:] = [kuyruk.Reject() if option == "reject_delay" else ValueError(), "again"]
+    worker = start(app)
+    task("survivor")
+    wait_until(lambda: ran)
+    worker.stop()
+    assert broker.count(queue) == 0
+    assert arguments_in([broker.take(queue)]) == [("survivor",)]
+
+
+def body(**changes):
+    description = {"id": "x", "args": [], "kwargs": {}, "module": "test_kuyruk", "function": "add", **changes}
+    return json.dumps({key: value for key, value in description.items() if value is not ...}).encode()
+
+
+POISON = {
+    # a body, and what the reason in the failed message says
+    "empty": (b"", "isn't JSON"),
+    "not JSON": (b"nonsense", "isn't JSON"),
+    "invalid UTF-8": (b'{"id": "\xff"}', "UTF-8"),
+    "a list": (b"[1, 2]", "list"),
+    "null": (b"null", "NoneType"),
+    "deep nesting": (b"[" * 100_000, "nested"),
+    "deep nesting in the arguments": (body(args=[0]).replace(b"[0]", b"[" * 100_000 + b"]" * 100_000), "nested"),
+    "a number of 100,000 digits": (body(args=[0]).replace(b"0", b"9" * 100_000), "isn't JSON"),
+    "no module": (body(module=...), "module"),
+    "no function": (body(function=...), "function"),
+    "no args": (body(args=...), "args"),
+    "no kwargs": (body(kwargs=...), "kwargs"),
+    "args a string": (body(args="ab"), "args"),
+    "args a dict": (body(args={"a": 1}), "args"),
+    "kwargs a list": (body(kwargs=[1]), "kwargs"),
+    "module a number": (body(module=5), "module"),
+    "function null": (body(function=None), "function"),
+    "an unknown module": (body(module="test_kuyruk.nothing"), "test_kuyruk.nothing"),
+    "a module outside, loaded": (body(module="os", function="getcwd"), "'os'"),
+    "a module outside, not loaded": (body(module="antigravity", function="geohash"), "antigravity"),
+    "a relative module": (body(module=".test_kuyruk"), "test_kuyruk"),
+    "an empty module": (body(module=""), "''"),
+    "an unknown function": (body(function="ad"), "add"),
+    "a function that isn't a task": (body(function="wait_until"), "wait_until"),
+    "a dotted function": (body(function="add.f"), "add.f"),
+    "too few arguments": (body(args=[1]), "argument"),
+    "too many arguments": (body(args=[1, 2, 3]), "argument"),
+    "unknown keyword arguments": (body(args=[1, 2], kwargs={"c": 3}), "unexpected keyword argument"),
+    "10 MB of arguments that don't fit": (body(args=["x" * 10_000_000]), "argument"),
+}
+
+
+@pytest.mark.parametrize(("poison", "reason"), POISON.values(), ids=POISON.keys())
+def test_bad_input_fails_with_a_reason_and_the_worker_goes_on(poison, reason, app, queue, broker, start, caplog):
+    task = app.task(queue, retry=3, fail_delay=9)(add)
+    loaded = set(sys.modules)
+    broker.declare(f"{queue}.2")
+    worker = start(app)
+    broker.publish(queue, poison, reply_to=f"{queue}.2", correlation_id="cid")
+    message = broker.take(f"{queue}.failed")
+    headers = message.properties["headers"]
+    kind = "builtins.TypeError" if "argument" in reason else "kuyruk.exceptions.InvalidMessage"
+    assert message.body == poison and headers["x-kuyruk-exception"] == kind and reason in headers["x-kuyruk-value"]
+    reply = broker.take(f"{queue}.2")
+    assert json.loads(reply.body)["exception"]["type"] == kind and reply.correlation_id == "cid"
+    assert task.send_to_queue((1, 2), wait_result=PATIENCE) == 3
+    assert worker.healthy and worker.stats["received"] == 2
+    assert "antigravity" not in set(sys.modules) - loaded and "trying again" not in caplog.text
+
+
+def test_arguments_may_be_null_and_unknown_keys_are_ignored(app, queue, broker, start):
+    app.task(queue)(echo)
+    start(app)
+    broker.publish(queue, body(function="echo", args=None, kwargs=None, id=..., more=[1]))
+    wait_until(lambda: ran == [()])
+
+
+#: Properties as they are on the wire: flags, then values.
+BAD_PROPERTIES = {
+    "a content type that isn't UTF-8": struct.pack(">HB2s", 1 << 15, 2, b"\xff\xfe"),
+    "a header with a name that isn't UTF-8": struct.pack(">HIB1sc", 1 << 13, 3, 1, b"\xff", b"V"),
+    "a header with a value that isn't UTF-8": struct.pack(">HIB1scI2s", 1 << 13, 9, 1, b"a", b"S", 2, b"\xff\xfe"),
+    "a header with a date in the far future": struct.pack(">HIB1scQ", 1 << 13, 11, 1, b"a", b"T", 2**62),
+    "none at all": struct.pack(">H", 0),
+}
+
+
+@pytest.mark.parametrize("properties", BAD_PROPERTIES.values(), ids=BAD_PROPERTIES.keys())
+def test_properties_that_cannot_be_decoded_or_encoded_fail_alone(properties, app, queue, broker, start):
+    task = app.task(queue)(add)
+    worker = start(app)
+    broker.publish_raw(queue, b"nonsense", properties)
+    message = broker.take(f"{queue}.failed")
+    headers = message.properties["headers"]
+    assert message.body == b"nonsense" and headers["x-kuyruk-value"]
+    assert headers["x-kuyruk-exception"] == "kuyruk.exceptions.InvalidMessage"
+    assert task.send_to_queue((1, 2), wait_result=PATIENCE) == 3
+    assert worker.healthy and worker.stats["received"] == 2
+
+
+def test_a_message_without_any_properties_is_accepted(app, queue, broker, start):
+    app.task(queue)(echo)
+    start(app)
+    broker.publish_raw(queue, body(function="echo", args=[7]), BAD_PROPERTIES["none at all"])
+    wait_until(lambda: ran == [(7,)])
+
+
+@pytest.mark.parametrize("address", ["amq.rabbitmq.reply-to.g1h2.x", "amq.rabbitmq.reply-to.x", "missing", "x" * 255])
+@pytest.mark.parametrize("outcome", ["returns", "raises"])
+def test_a_reply_that_cannot_be_delivered_costs_nothing(address, outcome, app, queue, broker, start):
+    """RabbitMQ 3.10 ends the whole connection that answers to the first of these addresses."""
+    task = app.task(queue)(play)
+    script[:] = [1 if outcome == "returns" else ValueError(), "next"]
+    worker = start(app)
+    broker.publish(queue, body(function="play"), reply_to=address)
+    wait_until(lambda: len(ran) == 1)
+    assert task.send_to_queue(wait_result=PATIENCE) == "next"
+    wait_until(lambda: not worker.stats["running"])
+    assert worker.stats["received"] == 2 and worker.healthy
+    assert outcome == "returns" or broker.take(f"{queue}.failed").body == body(function="play")
+
+
+@pytest.mark.parametrize(("module", "result"), [("later", "later"), ("broken", None), ("none", None)])
+def test_a_module_of_the_same_package_is_imported(module, result, app, queue, broker, start, tmp_path, monkeypatch):
+    package = f"package_{uuid.uuid4().hex}"
+    later = f"from {package} import app\n@app.task\ndef f(): return 'later'\n"
+    make_package(tmp_path, package, later=later, broken="raise SystemExit", none="def f(): pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(package).app = app
+    app.task(queue)(types.FunctionType(echo.__code__, {"__name__": package}))
+    start(app, [queue])
+    broker.declare(f"{queue}.2")
+    broker.publish(queue, body(module=f"{package}.{module}", function="f"), reply_to=f"{queue}.2")
+    assert json.loads(broker.take(f"{queue}.2").body)["result"] == result
+
+
+def test_a_message_is_never_run_beside_itself(app, queue, broker, start):
+    app.task(queue)(end_slowly)
+    worker = start(app)
+    for _ in range(4):
+        broker.publish(queue, body(function="end_slowly", id="same"))
+    wait_until(lambda: worker.stats["received"] == 4 and ran)
+    release.set()
+    wait_until(lambda: worker.stats["succeeded"] == 4)
+    assert ran == ["begins", "ends"] * 4
+
+
+# --- Worker ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["thread", "timeout", "processes", "logging_level"])
+def test_an_unknown_worker_option_is_an_error(option, offline):
+    with pytest.raises(TypeError, match=option):
+        offline.worker(**{option: 1})
+
+
+@pytest.mark.parametrize("option", ["threads", "prefetch", "grace", "max_load", "priority", "max_run_time"])
+def test_a_bad_worker_option_is_an_error(option, offline):
+    with pytest.raises(ValueError, match=option.upper()):
+        offline.worker(**{option: "x"})
+
+
+def test_without_queues_a_worker_consumes_those_of_the_tasks(offline):
+    assert offline.worker().queues == ["kuyruk"]
+    offline.task("a")(echo), offline.task("b")(add), offline.task("b")(play)
+    assert offline.worker().queues == ["a", "b"]
+    assert offline.worker(["x", "x.localhost", "x.elsewhere", "x"]).queues == ["x", f"x.{HOSTNAME}", "x.elsewhere"]
+
+
+def test_a_worker_runs_what_is_sent_to_its_host(app, queue, start):
+    task = app.task(queue)(echo)
+    start(app, [f"{queue}.localhost"])
+    assert task.send_to_queue((5,), host="localhost", wait_result=PATIENCE) == 5
+
+
+def test_a_worker_runs_once(app, queue):
+    with app.worker([queue]) as worker:
+        for again in (worker.start, worker.run):
+            with pytest.raises(RuntimeError):
+                again()
+        wait_until(lambda: worker.healthy)
+    with pytest.raises(RuntimeError):
+        worker.start()
+
+
+def test_a_worker_may_be_stopped_at_any_time(app, queue):
+    app.worker([queue]).stop()  # before it has begun
+    for _ in range(5):
+        with app.worker([queue]) as worker:
+            pass
+        worker.stop()
+        assert worker.join(0) and not worker.healthy
+
+
+def test_a_worker_can_be_waited_for(app, queue, start):
+    worker = start(app, [queue])
+    assert worker.join(0.05) is False
+    stopping = background(worker.stop)
+    assert worker.join(PATIENCE) is True
+    stopping.result(PATIENCE)
+
+
+@pytest.mark.parametrize("way", ["run", "start and join"])
+def test_a_worker_is_stopped_from_a_signal_handler(way, app, queue):
+    worker = app.worker([queue])
+    before = signal.signal(signal.SIGUSR1, lambda *_: worker.stop())
+    try:
+        background(lambda: wait_until(lambda: worker.healthy) and os.kill(os.getpid(), signal.SIGUSR1))
+        if way == "run":
+            worker.run()
+        else:
+            worker.start()
+        assert worker.join(PATIENCE)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_worker_is_stopped_from_a_task(app, queue, start):
+    task = app.task(queue)(play)
+    worker = start(app)
+    script[:] = [lambda: worker.stop() or "stopped"]
+    assert task.send_to_queue(wait_result=PATIENCE) == "stopped"
+    assert worker.join(PATIENCE) and worker.stats["succeeded"] == 1
+
+
+def test_two_workers_in_one_process_share_the_work(app, queue, start):
+    task = app.task(queue)(hold)
+    workers = [start(app, threads=2), start(app, threads=2)]
+    app.send_tasks_to_queue(task.subtask((n,)) for n in range(4))
+    wait_until(lambda: sorted(ran) == [0, 1, 2, 3])
+    assert [len(worker.stats["running"]) for worker in workers] == [2, 2]
+
+
+def test_stats_count_what_became_of_the_deliveries(app, queue, start):
+    task = app.task(queue, max_run_time=0.2)(play)
+    script[:] = [1, 2, ValueError(), kuyruk.Reject(), kuyruk.Discard(), spin, hold]
+    worker = start(app, threads=1)
+    assert worker.stats["running"] == [] and worker.stats["received"] == 0
+    app.send_tasks_to_queue(task.subtask() for _ in range(5))
+    wait_until(lambda: worker.stats["timed_out"])
+    task.max_run_time = None
+    task()
+    [running] = wait_until(lambda: script == [] and worker.stats["running"])
+    assert (running["task"], running["queue"]) == (task.name, queue) and running["seconds"] < PATIENCE
+    expected = {"received": 7, "succeeded": 2, "failed": 1, "rejected": 1, "discarded": 1, "timed_out": 1}
+    assert {key: worker.stats[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(("options", "held"), [({"threads": 2}, 2), ({"threads": 1, "prefetch": 3}, 3)], ids=str)
+def test_a_worker_holds_no_more_messages_than_its_prefetch(options, held, app, queue, broker, start):
+    task = app.task(queue)(hold)
+    app.send_tasks_to_queue(task.subtask((n,)) for n in range(6))
+    worker = start(app, **options)
+    wait_until(lambda: worker.stats["received"] == held and len(ran) == options["threads"])
+    assert broker.count(queue) == 6 - held
+
+
+def test_a_higher_priority_is_served_first(app, queue, start):
+    task = app.task(queue)(hold)
+    low, high = start(app, priority=1, threads=4), start(app, priority=2, threads=4)
+    app.send_tasks_to_queue(task.subtask((n,)) for n in range(4))
+    wait_until(lambda: len(ran) == 4)
+    assert (low.stats["received"], high.stats["received"]) == (0, 4)
+
+
+@pytest.mark.parametrize(("max_load", "load"), [(0.5, 0.6), (-1, (os.cpu_count() or 1) + 0.5)])
+def test_a_worker_pauses_above_its_max_load(max_load, load, app, queue, broker, start, monkeypatch):
+    task = app.task(queue)(echo)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0, 0))
+    worker = start(app, max_load=max_load)
+    with pytest.raises(kuyruk.ResultTimeout):
+        task.send_to_queue((1,), wait_result=0.3)
+    assert ran == [] and worker.healthy and broker.count(queue) == 1
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 99, 99))
+    wait_until(lambda: ran == [(1,)])
+    assert worker.healthy
+
+
+def test_a_worker_stops_after_its_max_run_time(app, queue):
+    with takes(0.2, PATIENCE):
+        app.worker([queue], max_run_time=0.2).run()
+
+
+def test_a_stop_finishes_what_runs_and_hands_back_the_rest(app, queue, broker, start):
+    task = app.task(queue)(hold)
+    app.send_tasks_to_queue(task.subtask((n,)) for n in range(6))
+    worker = start(app, threads=2, prefetch=5)
+    wait_until(lambda: worker.stats["received"] == 5 and len(ran) == 2)
+    stopping = background(worker.stop)
+    wait_until(lambda: broker.count(queue) == 4)
+    task(6)  # not taken any more
+    assert not worker.healthy and not stopping.done()
+    release.set()
+    stopping.result(PATIENCE)
+    assert broker.count(queue) == 5 and sorted(ran) == [0, 1]
+    assert (worker.stats["succeeded"], worker.aborted) == (2, 0)
+
+
+@pytest.mark.parametrize("way", ["stop(timeout)", "shutdown_timeout"])
+def test_a_stop_may_interrupt_what_runs(way, app, queue, broker, start):
+    app.task(queue)(hold)("first")
+    worker = start(app, shutdown_timeout=0.2 if way == "shutdown_timeout" else None)
+    wait_until(lambda: ran)
+    with takes(0.2, SOON):
+        worker.stop(timeout=0.2) if way == "stop(timeout)" else worker.stop()
+    assert ran == ["first", "Shutdown"] and worker.aborted == 1
+    assert broker.take(queue).redelivered and broker.count(f"{queue}.failed") is None
+
+
+def test_an_operator_drops_running_tasks(app, queue, broker, start):
+    task = app.task(queue, retry=3)(hold)
+    app.send_tasks_to_queue(task.subtask(("x",)) for n in range(3))
+    worker = start(app)
+    wait_until(lambda: len(ran) == 3)
+    ids = [running["id"] for running in worker.stats["running"]]
+    assert worker.drop("no such id") == 0 and worker.drop(ids[0]) == 1
+    wait_until(lambda: worker.stats["discarded"] == 1 and len(worker.stats["running"]) == 2)
+    assert [running["id"] for running in worker.stats["running"]] == ids[1:] and worker.drop() == 2
+    wait_until(lambda: worker.stats["discarded"] == 3)
+    assert (ran[3:], broker.count(queue), broker.count(f"{queue}.failed")) == (["Discard"] * 3, 0, None)
+
+
+@pytest.mark.parametrize("how", ["rst", "fin"])
+def test_a_lost_connection_interrupts_and_the_message_runs_again_after_that(how, make_app, url, proxy, queue, start):
+    """An acknowledgement of the first run would be for another channel, and make the broker close that."""
+    worker = start(make_app(proxy.url).task(queue)(end_slowly).kuyruk)
+    task = make_app(url).task(queue)(end_slowly)
+    task()
+    wait_until(lambda: ran)
+    proxy.cut(how)
+    wait_until(lambda: len(ran) == 4)
+    assert ran == ["begins", "HeartbeatError", "ends", "begins"]
+    release.set()
+    wait_until(lambda: worker.stats["succeeded"] == 1)
+    task()
+    wait_until(lambda: worker.stats["succeeded"] == 2)
+    assert proxy.accepted == 2 and worker.healthy
+    assert (worker.stats["received"], worker.stats["lost"]) == (3, 1)
+
+
+def test_a_worker_is_unhealthy_until_it_consumes_again(make_app, proxy, queue, start):
+    task = make_app(proxy.url, RABBIT_CONNECT_TIMEOUT=0.1).task(queue)(echo)
+    worker = start(task.kuyruk, reconnect_interval=0.1)
+    assert proxy.accepted == 1
+    proxy.mute = True
+    proxy.cut()
+    wait_until(lambda: proxy.accepted == 4)
+    assert not worker.healthy
+    proxy.mute = False
+    wait_until(lambda: worker.healthy)
+    assert task.send_to_queue((5,), wait_result=PATIENCE) == 5
+
+
+def test_a_worker_waits_for_a_broker_that_is_away_at_start(make_app, proxy, queue, caplog):
+    proxy.down()
+    task = make_app(proxy.url).task(queue)(echo)
+    with task.kuyruk.worker(reconnect_interval=0.1) as worker:
+        wait_until(lambda: "Waiting for RabbitMQ" in caplog.text)
+        assert not worker.healthy
+        proxy.up()
+        assert task.send_to_queue((5,), wait_result=PATIENCE) == 5
+
+
+@pytest.mark.parametrize("trouble", ["away", "mute"])
+def test_a_worker_that_cannot_connect_stops_when_told_to(trouble, make_app, proxy, queue):
+    proxy.mute = True
+    if trouble == "away":
+        proxy.down()
+    with make_app(proxy.url, RABBIT_CONNECT_TIMEOUT=0.5).worker([queue]) as worker:
+        wait_until(lambda: trouble == "away" or proxy.accepted)
+        with takes(0, SOON):
+            worker.stop()
+
+
+def test_heartbeats_keep_a_connection_and_end_a_silent_one(make_app, proxy, queue, start):
+    task = make_app(proxy.url, RABBIT_HEARTBEAT=1).task(queue)(hold)
+    worker = start(task.kuyruk)
+    task()
+    wait_until(lambda: ran)
+    with pytest.raises(AssertionError):
+        wait_until(lambda: not worker.healthy or proxy.accepted > 2, timeout=3)
+    proxy.stall("down")
+    wait_until(lambda: "HeartbeatError" in ran)
+    proxy.resume()
+    release.set()
+    wait_until(lambda: worker.healthy and worker.stats["succeeded"] == 1)
+
+
+def test_a_worker_whose_queue_is_deleted_consumes_it_again(app, queue, broker, start):
+    """Trap 8: amqpstorm only logs that its consumer was cancelled."""
+    task = app.task(queue)(echo)
+    worker = start(app)
+    for _ in range(3):
+        broker.delete(queue)
+        assert task.send_to_queue((5,), wait_result=PATIENCE) == 5
+    assert worker.healthy
+
+
+def test_hundreds_of_reconnections_leave_nothing_behind(make_app, proxy, queue, start, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("kuyruk"), "disabled", True)  # pytest keeps what is logged
+    task = make_app(proxy.url).task(queue)(echo)
+    worker = start(task.kuyruk, reconnect_interval=0.001)
+    sizes = []
+    for n in range(1, 301):
+        before = proxy.accepted
+        proxy.cut("rst" if n % 2 else "fin")
+        wait_until(lambda before=before: proxy.accepted > before and worker.healthy)
+        if n % 100 == 0:
+            assert task.send_to_queue((n,), wait_result=PATIENCE) == n
+            gc.collect()
+            sizes.append((len(gc.get_objects()), len(os.listdir("/dev/fd")), len(threads_of_ours())))
+    (objects, files, threads), (more_objects, more_files, more_threads) = sizes[0], sizes[-1]
+    assert more_objects - objects < 1000 and more_files - files < 5 and more_threads <= threads
+
+
+def test_a_worker_that_is_killed_loses_nothing(app, url, queue, tmp_path):
+    path = tmp_path / "ran"
+    path.touch()
+    task = app.task(queue)(append_to)
+    app.send_tasks_to_queue(task.subtask((str(path), n)) for n in range(1000))
+    code = IN_A_PROCESS + "app.task(queue)(test_kuyruk.append_to); app.worker(threads=4).run()"
+    environment = {**os.environ, "KUYRUK_RABBIT_URL": url, "PYTHONPATH": str(HERE)}
+    for enough in (300, 1000):
+        with subprocess.Popen([sys.executable, "-c", code, queue], env=environment) as process:
+            try:
+                wait_until(lambda enough=enough: len(set(path.read_text().splitlines())) >= enough)
+            finally:
+                process.kill()
+    assert {int(line) for line in path.read_text().splitlines()} == set(range(1000))
+
+
+@pytest.mark.usefixtures("frequent_switches")
+def test_tasks_that_end_at_their_deadline_are_settled_once(app, queue, broker, start, caplog):
+    """A thousand on eight threads: nothing but the task is hit, and no thread is lost."""
+    task, later = app.task(queue, max_run_time=0.005)(end_at_deadline), app.task(f"{queue}.2")(hold)
+    worker = start(app, threads=8, prefetch=200)
+    app.send_tasks_to_queue(task.subtask(((n % 21 - 10) / 1e5,)) for n in range(1200))
+    wait_until(lambda: worker.stats["succeeded"] + worker.stats["timed_out"] == 1200, timeout=2 * PATIENCE)
+    app.send_tasks_to_queue(later.subtask((n,)) for n in range(8))
+    wait_until(lambda: sorted(ran) == list(range(8)))
+    release.set()
+    worker.stop()
+    stats = worker.stats
+    assert stats["received"] == 1208 and stats["succeeded"] > 8 and stats["timed_out"] > 0
+    assert broker.count(queue) == 0 and broker.count(f"{queue}.failed") == stats["timed_out"]
+    failures = [record.exc_info[0] for record in caplog.records if record.levelno >= logging.ERROR]
+    assert failures == [kuyruk.Timeout] * stats["timed_out"]
+
+
+# --- A broker in trouble -----------------------------------------------------
+
+
+def test_a_memory_alarm_bounds_sends_until_it_is_over(make_app, queue):
+    with RabbitmqNode() as node:
+        task = make_app(node.url, RABBIT_PUBLISH_TIMEOUT=1).task(queue)(echo)
+        task()
+        node.ctl("set_vm_memory_high_watermark", "0.000001")
+
+        def is_blocked():
+            with takes(0, 1 + SOON):
+                try:
+                    task()
+                except kuyruk.BrokerError as error:
+                    return "alarm" in str(error)
+
+        wait_until(is_blocked)
+        node.ctl("set_vm_memory_high_watermark", "0.6")
+        wait_until(lambda: not is_blocked())
+
+
+def test_messages_survive_the_death_of_the_broker(make_app, queue, start):
+    with RabbitmqNode() as node:
+        task = make_app(node.url, RABBIT_PUBLISH_TIMEOUT=PATIENCE).task(queue)(echo)
+        worker = start(task.kuyruk, [f"{queue}.2"], reconnect_interval=0.2)
+        task.kuyruk.send_tasks_to_queue(task.subtask((n,)) for n in range(100))
+        node.kill()
+        wait_until(lambda: not worker.healthy)
+        sending = background(task.send_to_queue, (100,), host="2")
+        node.start()
+        sending.result(PATIENCE)
+        start(task.kuyruk)
+        wait_until(lambda: {(n,) for n in range(101)} <= set(ran))
+        worker.stop()
+
+
+def test_a_broker_that_stands_still_bounds_sends(make_app, queue):
+    with RabbitmqNode() as node:
+        task = make_app(node.url, RABBIT_PUBLISH_TIMEOUT=1).task(queue)(echo)
+        task()
+        node.pause()
+        with takes(0, 1 + SOON), pytest.raises(kuyruk.BrokerError):
+            task()
+        node.resume()
+        task()
+
+
+# --- The command line (kuyruk_worker.py) -------------------------------------
+
+#: Nothing listens there.
+NOWHERE = "amqp://127.0.0.1:1/"
+
+
+def cli_environment(url):
+    return {**os.environ, "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1", "KUYRUK_RABBIT_URL": url}
+
+
+def run_cli(folder, *args, url=NOWHERE, entry=("-m", "kuyruk_worker")):
+    """For a command line that ends by itself."""
+    command = [sys.executable, "-W", "error", *entry, *args]
+    return subprocess.run(
+        command, cwd=folder, env=cli_environment(url), capture_output=True, text=True, timeout=PATIENCE * 2
+    )
+
+
+class CliWorker:
+    """A worker process and what it has printed."""
+
+    def __init__(self, folder, *args, url, module="kuyruk_worker"):
+        self._log = folder / f"worker-{uuid.uuid4().hex}.log"
+        command = [sys.executable, "-W", "error", "-m", module, *args]
+        with open(self._log, "wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=cli_environment(url), stdout=log, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def text(self):
+        return self._log.read_text()
+
+    def wait_for(self, *words):
+        """Until these words are printed."""
+
+        try:
+            wait_until(lambda: self.process.poll() is not None or all(word in self.text for word in words))
+            assert all(word in self.text for word in words)
+        except AssertionError:
+            pytest.fail(f"not printed: {words}, but (exit code {self.process.poll()}): {self.text}")
+
+    def send(self, number):
+        self.process.send_signal(number)
+
+    def exit_code(self):
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the worker doesn't end: {self.text}")
+
+    def stop(self):
+        self.send(signal.SIGTERM)
+        assert self.exit_code() == 0, self.text
+        assert "Traceback" not in self.text
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+CLI_TASKS = """
+import os, pathlib, signal, time
+import kuyruk
+
+config = kuyruk.Config()
+config.from_env_vars()
+app = kuyruk.Kuyruk(config)
+here = pathlib.Path(__file__).parent
+
+@app.task(queue=__name__)
+def note(word):
+    with open(here / "notes", "a") as notes:
+        notes.write(f"{word}\\n")
+    return word
+
+@app.task(queue=__name__)
+def hold(name):
+    (here / f"begun-{name}").touch()
+    while not (here / "go").exists():
+        time.sleep(0.01)
+    note.f(name)
+
+@app.task(queue=__name__)
+def fork():
+    pid = os.fork()
+    if not pid:
+        time.sleep(20)
+        os._exit(0)
+    os.kill(pid, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+@app.task(queue=__name__)
+def stuck():
+    (here / "begun-stuck").touch()
+    time.sleep(600)
+"""
+
+
+class CliProject:
+    """An application in a folder, whose module is known here too; its queue is called as the module."""
+
+    def __init__(self, folder, url):
+        self.folder = folder
+        self.url = url
+        self.name = f"cli_{uuid.uuid4().hex[:8]}"
+        (folder / f"{self.name}.py").write_text(CLI_TASKS)
+        self._workers = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KUYRUK_RABBIT_URL", url)
+            patch.syspath_prepend(str(folder))
+            self.tasks = importlib.import_module(self.name)
+
+    def worker(self, *args, url=None):
+        """Started; not yet consuming, perhaps."""
+        worker = CliWorker(self.folder, self.name, *args, url=url or self.url)
+        self._workers.append(worker)
+        return worker
+
+    def begun(self, *names):
+        wait_until(lambda: all((self.folder / f"begun-{name}").exists() for name in names))
+
+    def go(self):
+        (self.folder / "go").touch()
+
+    def notes(self):
+        notes = self.folder / "notes"
+        return notes.read_text().split() if notes.exists() else []
+
+    def waiting(self):
+        """Messages in the queue that nobody has."""
+        with self.tasks.app.channel() as channel:
+            return int(channel.queue.declare(self.name, passive=True)["message_count"])
+
+    def close(self):
+        for worker in self._workers:
+            worker.kill()
+        with self.tasks.app.channel() as channel:
+            for queue in (self.name, f"{self.name}.failed", f"{self.name}.{socket.gethostname()}"):
+                channel.queue.delete(queue)
+        self.tasks.app.close()
+        del sys.modules[self.name]
+
+
+@pytest.fixture
+def project(tmp_path, url):
+    project = CliProject(tmp_path, url)
+    yield project
+    project.close()
+
+
+@pytest.fixture(scope="module")
+def shared_project(tmp_path_factory, url):
+    project = CliProject(tmp_path_factory.mktemp("cli"), url)
+    worker = project.worker("-t", "2", "-q", project.name, "-q", f"{project.name}.localhost", "-l", "debug")
+    worker.wait_for("Consuming")
+    yield project, worker
+    project.close()
+
+
+@pytest.fixture
+def shared(shared_project):
+    """A project with one worker, for the tests that leave it running."""
+    yield shared_project
+    shared_project[0].tasks.app.close()
+
+
+@pytest.fixture
+def cli_worker():
+    """cli_worker(folder, module, ..., url=...) is a CliWorker, killed after the test."""
+    workers = []
+
+    def start(*args, **options):
+        workers.append(CliWorker(*args, **options))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.kill()
+
+
+def test_cli_runs_tasks_and_says_of_what_with_what(shared):
+    project, worker = shared
+    assert project.tasks.note.send_to_queue(["one"], wait_result=PATIENCE) == "one"
+    name, host = project.name, socket.gethostname()
+    start = f"kuyruk {kuyruk.__version__}: worker of {name}:app for '{name}', '{name}.{host}' with 2 threads"
+    line = next(line for line in worker.text.splitlines() if start in line)
+    assert f" INFO    {worker.process.pid} MainThread: " in line
+    assert "amqpstorm" not in worker.text  # at DEBUG, too
+
+
+def test_cli_consumes_the_queue_of_this_machine(shared):
+    project, _ = shared
+    assert project.tasks.note.send_to_queue(["here"], host="localhost", wait_result=PATIENCE) == "here"
+
+
+def test_sigusr1_prints_every_stack_and_the_running_tasks(shared):
+    project, worker = shared
+    project.tasks.hold("usr1")
+    project.begun("usr1")
+    worker.send(signal.SIGUSR1)
+    worker.wait_for("\n---\n")
+    report = worker.text.partition(f"--- process {worker.process.pid}: ")[2]
+    assert "1 running\n" in report and f"Task {project.name}.hold [" in report and "in hold\n" in report
+    for thread in ("MainThread", "kuyruk-supervisor", "kuyruk-pool_0", "kuyruk-watch"):
+        assert f"\nThread {thread} (" in report
+    project.go()
+    wait_until(lambda: "usr1" in project.notes())
+
+
+def test_sigusr2_drops_the_running_tasks(shared):
+    project, worker = shared
+    (project.folder / "go").unlink(missing_ok=True)
+    project.tasks.hold("dropped")
+    project.begun("dropped")
+    worker.send(signal.SIGUSR2)
+    worker.wait_for("SIGUSR2: dropping 1 running tasks", "discarded")
+    assert project.tasks.note.send_to_queue(["after"], wait_result=PATIENCE) == "after"
+    assert "dropped" not in project.notes() and project.waiting() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_to_stop_waits_for_what_runs(project, number):
+    worker = project.worker("-t", "1")
+    project.tasks.hold("a")
+    project.begun("a")
+    worker.send(number)
+    worker.wait_for(f"{number.name}: stopping when what runs has ended", f"{project.name}.hold [")
+    project.tasks.note("later")
+    project.go()
+    assert worker.exit_code() == 0, worker.text
+    assert project.notes() == ["a"]
+    assert project.waiting() == 1
+    assert "Traceback" not in worker.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_to_stop_interrupts_and_requeues_what_runs(project, number):
+    worker = project.worker()
+    project.tasks.hold("a")
+    project.begun("a")
+    worker.send(number)
+    worker.wait_for(f"{number.name}: stopping when")
+    worker.send(number)
+    worker.wait_for(f"{number.name} again: interrupting 1 running tasks")
+    assert worker.exit_code() == 3, worker.text
+    assert project.notes() == []
+    assert project.waiting() == 1
+
+
+def test_a_process_ends_although_a_task_is_stuck(project, monkeypatch):
+    monkeypatch.setenv("KUYRUK_WORKER_GRACE", "0.1")
+    worker = project.worker()
+    project.tasks.stuck()
+    project.begun("stuck")
+    worker.send(signal.SIGTERM)
+    worker.wait_for("SIGTERM: stopping when")
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 3, worker.text
+    assert f"{project.name}.stuck" in worker.text.partition("again: interrupting")[2]
+    wait_until(lambda: project.waiting() == 1)
+
+
+def test_sigquit_ends_at_once(project):
+    worker = project.worker()
+    project.tasks.stuck()
+    project.begun("stuck")
+    worker.send(signal.SIGQUIT)
+    assert worker.exit_code() == 131
+    assert worker.text.endswith("SIGQUIT: ended at once\n")
+    wait_until(lambda: project.waiting() == 1)
+
+
+def test_sigterm_with_20_tasks_in_progress_loses_nothing_and_runs_nothing_twice(project):
+    worker = project.worker("-t", "20", "--prefetch", "35")
+    worker.wait_for("Consuming")
+    project.tasks.app.send_tasks_to_queue([project.tasks.hold.subtask([str(n)]) for n in range(50)])
+    wait_until(lambda: len(list(project.folder.glob("begun-*"))) == 20)
+    worker.send(signal.SIGTERM)
+    wait_until(lambda: project.waiting() == 30)
+    project.go()
+    assert worker.exit_code() == 0, worker.text
+    assert len(project.notes()) == 20
+    second = project.worker()
+    wait_until(lambda: len(project.notes()) >= 50)
+    second.stop()
+    assert sorted(project.notes(), key=int) == [str(n) for n in range(50)]
+
+
+@pytest.mark.parametrize("app_swallows_it", [False, True])
+def test_a_signal_to_stop_during_the_import_counts(tmp_path, app_swallows_it):
+    handling = "except BaseException: pass" if app_swallows_it else "finally: pass"
+    (tmp_path / "slow.py").write_text(f"""
+import os, signal, time
+import kuyruk
+app = kuyruk.Kuyruk()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(600)
+{handling}
+""")
+    ended = run_cli(tmp_path, "slow")
+    assert ended.returncode == 0, ended.stderr
+    assert ("worker of slow:app" in ended.stderr) is app_swallows_it
+    assert ("SIGTERM: stopp" in ended.stderr) and "Traceback" not in ended.stderr
+
+
+def test_sigquit_ends_an_import_that_takes_long(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGQUIT)\ntime.sleep(600)\n"
+    )
+    assert run_cli(tmp_path, "slow").returncode == 131
+
+
+def test_a_signal_to_stop_ends_a_process_that_waits_for_threads_of_the_application(tmp_path, cli_worker):
+    (tmp_path / "tasks.py").write_text("""
+import threading, time
+import kuyruk
+app = kuyruk.Kuyruk()
+threading.Thread(target=time.sleep, args=[600]).start()
+""")
+    worker = cli_worker(tmp_path, "tasks", "--max-run-time", "0.01", url=NOWHERE)
+    worker.wait_for("kuyruk-supervisor: Stopped")
+    worker.stop()
+
+
+def test_a_task_can_terminate_a_process_that_it_has_forked(shared):
+    project, _ = shared
+    assert project.tasks.fork.send_to_queue(wait_result=PATIENCE) == -signal.SIGTERM
+
+
+def test_other_signals_during_the_import_are_answered_after_it(tmp_path, cli_worker):
+    (tmp_path / "early.py").write_text(
+        "import kuyruk, os, signal\nos.kill(os.getpid(), signal.SIGUSR1)\n"
+        "os.kill(os.getpid(), signal.SIGUSR2)\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the command line takes it back\n"
+        "app = kuyruk.Kuyruk()\n"
+    )
+    worker = cli_worker(tmp_path, "early", url=NOWHERE)
+    worker.wait_for("Thread MainThread", "SIGUSR2: dropping 0 running tasks", "Waiting for RabbitMQ")
+    worker.stop()
+
+
+def test_a_broker_that_is_away_at_start_is_waited_for(project, proxy):
+    proxy.down()
+    worker = project.worker(url=proxy.url)
+    worker.wait_for("WARNING", "Waiting for RabbitMQ, trying again in")
+    proxy.up()
+    assert project.tasks.note.send_to_queue(["back"], wait_result=PATIENCE) == "back"
+    worker.stop()
+
+
+def test_max_run_time_ends_the_worker_and_lets_what_runs_end(project):
+    worker = project.worker("--max-run-time", "1")
+    project.tasks.hold("a")
+    project.begun("a")
+    worker.wait_for("Stopping: waiting for 1 running tasks")
+    project.go()
+    assert worker.exit_code() == 0, worker.text
+    assert project.notes() == ["a"]
+
+
+def test_an_unexpected_failure_of_the_worker_has_its_exit_code(tmp_path):
+    (tmp_path / "broken.py").write_text("""
+import kuyruk
+class Broken(kuyruk.Kuyruk):
+    def worker(self, *args, **kwargs):
+        worker = super().worker(*args, **kwargs)
+        worker.run = lambda: 1 / 0
+        return worker
+app = Broken()
+""")
+    ended = run_cli(tmp_path, "broken")
+    assert ended.returncode == 1
+    assert "CRITICAL" in ended.stderr and "ZeroDivisionError" in ended.stderr
+
+
+# -- wrong options
+
+
+@pytest.mark.parametrize(
+    ("args", "option", "value"),
+    [
+        ("-t 0", "-t/--threads", "0"),
+        ("--threads x", "-t/--threads", "'x'"),
+        ("-t 1.5", "-t/--threads", "1.5"),
+        ("--prefetch 70000", "--prefetch", "70000"),
+        ("--max-load -2", "--max-load", "-2"),
+        ("--max-run-time soon", "--max-run-time", "'soon'"),
+        ("--max-run-time nan", "--max-run-time", "nan"),
+        ("--priority 1e3", "--priority", "1000.0"),
+        ("-l loud", "-l/--logging-level", "'LOUD'"),
+    ],
+)
+def test_a_wrong_value_is_explained_in_one_line_before_the_import(tmp_path, args, option, value):
+    (tmp_path / "tasks.py").write_text("raise SystemExit('imported')")
+    ended = run_cli(tmp_path, "tasks", *args.split())
+    assert ended.returncode == 2
+    pattern = f"python -m kuyruk_worker: error: {option} takes .+: not {value}\n"
+    assert re.fullmatch(pattern, ended.stderr) and not ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("tasks -t", "argument -t/--threads: expected one argument"),
+        ("tasks --thread 4", "unrecognized arguments: --thread 4"),
+        ("tasks -q a b", "unrecognized arguments: b"),
+        ("-t 4", "the following arguments are required: MODULE"),
+    ],
+)
+def test_a_wrong_command_line_is_explained_in_one_line(tmp_path, args, words):
+    ended = run_cli(tmp_path, *args.split())
+    assert ended.returncode == 2
+    assert ended.stderr == f"python -m kuyruk_worker: error: {words} (--help explains)\n"
+
+
+@pytest.mark.parametrize("queue", ["", "x" * 256])
+def test_a_wrong_queue_name_is_explained(modules, queue):
+    ended = run_cli(modules, "one", "--queue", queue)
+    assert ended.returncode == 2
+    assert (
+        ended.stderr.startswith("python -m kuyruk_worker: error: -q/--queue: ")
+        and f"not '{queue}" in ended.stderr
+    )
+
+
+def test_version_and_help_need_no_application(tmp_path):
+    assert run_cli(tmp_path, "--version").stdout == f"kuyruk {kuyruk.__version__}\n"
+    help_text = run_cli(tmp_path, "--help").stdout
+    for word in ("python -m kuyruk_worker tasks -q mail", "SIGUSR1", "exit codes", "131", "WORKER_PREFETCH"):
+        assert word in help_text
+
+
+# -- finding the application
+
+CLI_FILES = {
+    "one.py": "import kuyruk\napp = alias = kuyruk.Kuyruk()\n@app.task(queue='ones')\ndef add(): pass\n",
+    "more.py": "from one import app as _hidden\n@_hidden.task(queue='mores')\ndef add(): pass\n",
+    "two.py": "import kuyruk\nfirst = kuyruk.Kuyruk()\nsecond = kuyruk.Kuyruk()\n",
+    "none.py": "x = 1\n",
+    "user.py": "import one\n",
+    "fails.py": "def f():\n    return 1 / 0\nf()\n",
+    "leaves.py": "import sys\nsys.exit('DATABASE is not set')\n",
+    "syntax.py": "def f(:\n",
+    "needs.py": "import not_installed.part\n",
+    "not_installed_either/__init__.py": "import not_installed_either.gone\n",
+    "badconfig.py": "import kuyruk\nkuyruk.Config().WORKER_THREADS = 0\n",
+    "pkg/__init__.py": "",
+    "pkg/tasks.py": "import kuyruk\napp = kuyruk.Kuyruk()\n",
+    "pkg/lazy.py": (
+        "import kuyruk\n"
+        "class Lazy:\n    @property\n    def __class__(self): raise RuntimeError('no context')\n"
+        "request = Lazy()\napp = kuyruk.Kuyruk()\n"
+    ),
+    "foreign.py": "import othercopy\napp = othercopy.Kuyruk()\n",
+}
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("modules")
+    for name, text in CLI_FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    shutil.copy(HERE / "kuyruk.py", folder / "othercopy.py")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("args", "app", "queues"),
+    [
+        ("one", "one:app", "'ones'"),
+        ("one:alias", "one:alias", "'ones'"),
+        ("one more", "one:app", "'ones', 'mores'"),
+        ("two:first", "two:first", "'kuyruk'"),
+        ("two.second", "two:second", "'kuyruk'"),
+        ("pkg.tasks", "pkg.tasks:app", "'kuyruk'"),
+        ("pkg.tasks.app", "pkg.tasks:app", "'kuyruk'"),
+        ("pkg.lazy", "pkg.lazy:app", "'kuyruk'"),
+    ],
+)
+def test_the_application_is_found(modules, args, app, queues):
+    ended = run_cli(modules, *args.split(), "--max-run-time", "0.01")
+    assert ended.returncode == 0, ended.stderr
+    assert f"worker of {app} for {queues} with 8 threads" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("none", "module 'none' has no Kuyruk object, as in: app = kuyruk.Kuyruk()"),
+        (
+            "user",
+            "module 'user' has no Kuyruk object, as in: app = kuyruk.Kuyruk() (there is one:app, one:alias)",
+        ),
+        ("two", "module 'two' has several Kuyruk objects: say which (there is two:first, two:second)"),
+        ("one:ap", "module 'one' has no 'ap' (there is one:app, one:alias)"),
+        ("one.ap", "module 'one' has no 'ap' (there is one:app, one:alias)"),
+        ("one:add", "one:add isn't a Kuyruk object but a Task (there is one:app, one:alias)"),
+        ("onne", ", nor elsewhere on Python's path: did you mean 'one'?"),
+        ("pkg.taks", "there is no module 'pkg.taks' in {folder}/pkg: did you mean 'pkg.tasks'?"),
+        (
+            "pkgg.tasks:app",
+            "there is no module 'pkgg' in {folder}, nor elsewhere on Python's path: did you mean 'pkg'?",
+        ),
+        ("one.tasks:app", "there is no module 'one.tasks' in one"),
+        ("pkg/tasks.py", "'pkg/tasks.py' is a file: name the module, as 'pkg.tasks'"),
+        ("one.py", "'one.py' is a file: name the module, as 'one'"),
+        ("pkg..tasks", "'pkg..tasks' is no module's name"),
+        ("", "'' is no module's name"),
+        ("foreign", "foreign:app is a Kuyruk object of another copy of the library, 'othercopy'"),
+        ("foreign:app", "beside that copy: python -m othercopy_worker"),
+    ],
+)
+def test_an_application_that_is_not_found_is_explained_in_one_line(modules, spec, words):
+    ended = run_cli(modules, spec)
+    assert ended.returncode == 2
+    assert words.format(folder=modules) in ended.stderr
+    assert ended.stderr.count("\n") == 1 and not ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "module", "first", "error"),
+    [
+        ("fails", "fails", 'File "{folder}/fails.py", line 3', "ZeroDivisionError"),
+        ("one fails", "fails", 'File "{folder}/fails.py", line 3', "ZeroDivisionError"),
+        ("leaves", "leaves", 'File "{folder}/leaves.py", line 2', "DATABASE is not set"),
+        ("needs", "needs", 'File "{folder}/needs.py", line 1', "No module named 'not_installed'"),
+        ("not_installed_either", "not_installed_either", "line 1, in <module>", "not_installed_either.gone"),
+        (
+            "badconfig",
+            "badconfig",
+            'File "{folder}/badconfig.py", line 2',
+            "WORKER_THREADS takes a whole number",
+        ),
+    ],
+)
+def test_an_application_that_fails_is_shown_with_its_own_traceback(modules, args, module, first, error):
+    ended = run_cli(modules, *args.split())
+    assert ended.returncode == 2
+    head, where, *_, last = ended.stderr.splitlines()
+    assert head == "Traceback (most recent call last):" and first.format(folder=modules) in where
+    assert f"error: module '{module}' can't be imported (see above): " in last and error in last
+    assert "kuyruk_worker.py" not in ended.stderr and "importlib" not in ended.stderr
+
+
+def test_a_syntax_error_is_shown_with_its_place(modules):
+    ended = run_cli(modules, "syntax")
+    assert ended.returncode == 2
+    assert f'File "{modules}/syntax.py", line 1' in ended.stderr and "SyntaxError" in ended.stderr
+    assert "importlib" not in ended.stderr
+
+
+# -- other ways in
+
+
+def test_the_console_script_imports_from_the_current_directory(modules):
+    entry = ("-P", "-c", "import sys, kuyruk_worker; sys.exit(kuyruk_worker.main())")
+    ended = run_cli(modules, "one", "--max-run-time", "0.01", entry=entry)
+    assert ended.returncode == 0, ended.stderr
+    ended = run_cli(modules, "none", entry=entry)
+    assert ended.returncode == 2 and "module 'none' has no Kuyruk object" in ended.stderr
+
+
+def test_the_file_can_be_run(modules):
+    ended = run_cli(modules, "one", "--max-run-time", "0.01", entry=(str(HERE / "kuyruk_worker.py"),))
+    assert ended.returncode == 0, ended.stderr
+
+
+VENDORED_TASKS = """
+import sys
+from pkg.vendor import kuyruk
+config = kuyruk.Config()
+config.from_env_vars()
+app = kuyruk.Kuyruk(config)
+@app.task(queue="QUEUE")
+def loaded():
+    return [name for name in sys.modules if name.endswith("kuyruk")]
+if __name__ == "__main__":
+    print(loaded.send_to_queue(wait_result=20))
+    with app.channel() as channel:
+        channel.queue.delete("QUEUE")
+"""
+
+
+def test_a_vendored_copy_runs_its_own_library(tmp_path, url, cli_worker):
+    vendor = tmp_path / "pkg" / "vendor"
+    vendor.mkdir(parents=True)
+    (tmp_path / "pkg" / "__init__.py").touch()
+    for file in ("kuyruk.py", "kuyruk_worker.py"):
+        shutil.copy(HERE / file, vendor)
+    queue = f"cli-{uuid.uuid4().hex[:8]}"
+    (tmp_path / "pkg" / "tasks.py").write_text(VENDORED_TASKS.replace("QUEUE", queue))
+    worker = cli_worker(tmp_path, "pkg.tasks", url=url, module="pkg.vendor.kuyruk_worker")
+    worker.wait_for("Consuming")
+    sent = run_cli(tmp_path, url=url, entry=("-m", "pkg.tasks"))
+    assert sent.stdout == "['pkg.vendor.kuyruk']\n", sent.stderr + worker.text
+    worker.stop()
+    ended = run_cli(tmp_path, "pkg.tasks")
+    assert ended.returncode == 2 and "copy: python -m pkg.vendor.kuyruk_worker\n" in ended.stderr
+
+
+# -- logging
+
+
+@pytest.mark.parametrize(
+    ("args", "shown"), [("", "INFO"), ("-l debug", "DEBUG"), ("-l WARNING", None), ("-l Info", "INFO")]
+)
+def test_the_logging_level_is_of_the_command_line(tmp_path, args, shown):
+    (tmp_path / "tasks.py").write_text("""
+import kuyruk, logging
+app = kuyruk.Kuyruk()
+class App(kuyruk.Kuyruk):
+    def worker(self, *args, **kwargs):
+        logging.getLogger("mine").debug("a detail")
+        return super().worker(*args, **kwargs)
+app = App()
+""")
+    text = run_cli(tmp_path, "tasks", "--max-run-time", "0.01", *args.split()).stderr
+    assert ("worker of" in text) is (shown is not None)
+    assert ("a detail" in text) is (shown == "DEBUG")
+
+
+def test_an_application_keeps_the_logging_that_it_has_set_up(tmp_path):
+    (tmp_path / "tasks.py").write_text("""
+import kuyruk, logging.config
+logging.config.dictConfig({
+    "version": 1,
+    "formatters": {"f": {"format": "mine: %(message)s"}},
+    "handlers": {"h": {"class": "logging.StreamHandler", "formatter": "f"}},
+    "root": {"handlers": ["h"], "level": "INFO"},
+})
+app = kuyruk.Kuyruk()
+""")
+    text = run_cli(tmp_path, "tasks", "--max-run-time", "0.01").stderr
+    assert "mine: kuyruk " in text and "mine: Stopped" in text
+
+
+# --- The README, the demo, the installed package -----------------------------
+#
+# Each Python block of README.md names its file in its first line. It is written there and run; `#> text` is
+# what it prints. In a console block `$` begins a command, and the lines below it are among what it prints.
+
+README = (HERE / "README.md").read_text()
+#: Commands that other tests run.
+ELSEWHERE = ("pip install .", "make demo", "make test")
+#: The queues that README.md's tasks make.
+README_QUEUES = ("sums", "sums.failed", "mail", "limits", "limits.failed")
+
+
+def readme_blocks():
+    """Language and text of each block."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def readme_table(first):
+    """The rows of the table whose head begins with this cell."""
+    body = README.split(f"\n| {first} |")[1].split("\n\n")[0]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in body.splitlines()[2:]]
+
+
+def same_form(line):
+    """A line without what differs from run to run: numbers, and the broker's address."""
+    return re.sub(r"\d+", "0", re.sub(r"127\.0\.0\.1|\[::1\]", "localhost", line)).strip()
+
+
+class ReadmeRunner:
+    """Does in an empty folder what README.md says. The workers that it starts run until the end."""
+
+    def __init__(self, folder, url):
+        self.folder, self.workers = folder, []
+        parts = urllib.parse.urlsplit(url)
+        source = (HERE / "kuyruk.py").read_text()
+        # The defaults are this test's broker.
+        for key, value in (("HOST", parts.hostname), ("PORT", parts.port or 5672), ("URL", url)):
+            source, changes = re.subn(rf"^(    RABBIT_{key}: .*) = .*", rf"\1 = {value!r}", source, flags=re.MULTILINE)
+            assert changes == 1
+        (folder / "kuyruk.py").write_text(source)
+        shutil.copy(HERE / "kuyruk_worker.py", folder)
+        binaries = os.path.dirname(sys.executable)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("KUYRUK_", "PYTHON"))}
+        self.env = {**kept, "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
+
+    def start(self, command):
+        log = (self.folder / f"log{len(self.workers)}").open("w+")
+        process = subprocess.Popen(
+            command, shell=isinstance(command, str), cwd=self.folder, env=self.env, stdout=log, stderr=log
+        )
+        return process, log
+
+    def run(self, command, expected):
+        """Run to its end, or, if it is a worker, until it has printed what is expected."""
+        process, log = self.start(command)
+        with log:
+            if "kuyruk_worker " in command:
+                self.workers.append(process)
+                with contextlib.suppress(AssertionError):  # the one below says more
+                    wait_until(lambda: self.printed(log, expected) or process.poll() is not None)
+            else:
+                assert process.wait(PATIENCE) == 0, Path(log.name).read_text()
+            assert self.printed(log, expected), f"{command}: {expected}, not:\n{Path(log.name).read_text()}"
+
+    def printed(self, log, expected):
+        lines = map(same_form, Path(log.name).read_text().splitlines())
+        return all(same_form(line) in lines for line in expected)  # in this order
+
+    def console(self, text):
+        for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+            command, *expected = part.splitlines()
+            if command not in ELSEWHERE:
+                self.run(f"exec {command}" if command.startswith("python") else command, expected)
+
+    def python(self, text):
+        path = self.write(text)
+        expected = re.findall(r"#> (.*)", text)
+        if path != "web.py":  # runs for ever
+            self.run([sys.executable, "-m", path.removesuffix(".py").replace("/", ".")], expected)
+
+    def text(self, text):
+        """The picture of the threads is the library's."""
+        assert textwrap.indent(text, " " * 4) in kuyruk.__doc__
+
+    def write(self, text):
+        path = re.match(r"# (\S+\.py)\n", text)[1]
+        (self.folder / path).write_text(text)
+        return path
+
+    def stop(self):
+        for process in self.workers:
+            process.terminate()
+        return [process.wait(PATIENCE) for process in self.workers]
+
+
+@pytest.fixture
+def readme(tmp_path, url, broker):
+    runner = ReadmeRunner(tmp_path, url)
+    yield runner
+    runner.stop()
+    broker.delete(*README_QUEUES)
+
+
+def test_the_readme_does_what_it_says_block_by_block(readme):
+    blocks = readme_blocks()
+    assert {language for language, _ in blocks} == {"console", "python", "text"}
+    for language, text in blocks:
+        getattr(readme, language)(text)
+    assert len(readme.workers) == 3
+    assert readme.stop() == [0, 0, 0]
+
+
+def test_the_readmes_web_service_answers_and_ends_by_ctrl_c(readme):
+    port = str(unused_port())
+    for language, text in readme_blocks():
+        if language == "python" and text.startswith(("# tasks.py", "# web.py")):
+            readme.write(text.replace("8000", port))
+    process, log = readme.start([sys.executable, "web.py"])
+    with log:
+
+        def get(path):
+            with contextlib.suppress(OSError):
+                return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE).read()
+
+        assert b"'received': 0" in wait_until(lambda: get("/health"))
+        assert get("/add?a=1&b=2") == b"3\n"
+        process.send_signal(signal.SIGINT)
+        process.wait(PATIENCE)
+        assert Path(log.name).read_text().endswith("KeyboardInterrupt\n")
+
+
+def test_the_readmes_configuration_table_is_the_configuration():
+    rows = [(key.strip("`"), ast.literal_eval(default.strip("`"))) for key, default, _ in readme_table("key")]
+    keys = [key for key in vars(kuyruk.Config) if key.isupper()]
+    assert rows == [(key, getattr(kuyruk.Config, key)) for key in keys]
+
+
+def test_the_readmes_signals_and_exit_codes_are_those_of_the_help():
+    text = run_python("-m", "kuyruk_worker", "--help")
+    signals, codes = text.split("signals:")[1].split("exit codes:")
+    shown = set(re.findall(r"SIG\w+", " ".join(row[0] for row in readme_table("signal"))))
+    assert shown == set(re.findall(r"SIG\w+", signals))
+    codes_shown = [row[0] for row in readme_table("exit code")]
+    assert codes_shown == re.findall(r"^  (\d+)", codes, re.MULTILINE)
+
+
+def test_the_readmes_headers_are_those_of_a_failed_message(readme, url, broker):
+    for text in (text for language, text in readme_blocks() if text.startswith("# tasks.py")):
+        readme.write(text)
+    readme.run("exec python -m kuyruk_worker tasks", [])
+    send = "import tasks; tasks.add.send_to_queue(['no', 1], message_ttl=60)"
+    readme.run([sys.executable, "-c", send], [])
+    headers = broker.take("sums.failed").properties["headers"]
+    assert sorted(row[0].strip("`") for row in readme_table("header")) == sorted(headers)
+
+
+def test_make_has_the_targets_of_the_readme():
+    makefile = (HERE / "Makefile").read_text()
+    for command in ELSEWHERE[1:]:
+        assert re.search(rf"^{command.removeprefix('make ')}:", makefile, re.MULTILINE)
+
+
+USER_PROGRAM = """
+from __future__ import annotations
+import kuyruk
+import kuyruk.exceptions
+from kuyruk.exceptions import Reject, RemoteException
+
+config = kuyruk.Config()
+config.EAGER = True
+app = kuyruk.Kuyruk(config)
+
+@app.task(queue="sums", retry=1)
+def add(a: int, b: int = 0) -> int:
+    run = kuyruk.current_task()
+    if run is None or run.remaining() is not None:
+        raise Reject
+    return a + b
+
+@app.task
+def bare(text: str) -> str:
+    return text
+
+def worker() -> kuyruk.Worker:
+    return app.worker(["sums"], threads=2)
+
+def wrong() -> None:
+    add("1")  # E: Argument 1 to "__call__" of "Task" has incompatible type "str"; expected "int"
+    add()  # E: Missing positional argument "a" in call to "__call__" of "Task"
+    add(1, c=2)  # E: Unexpected keyword argument "c" for "__call__" of "Task"
+    bare(1)  # E: Argument 1 to "__call__" of "Task" has incompatible type "int"; expected "str"
+    add.apply(1).upper()  # E: "int" has no attribute "upper"
+    print(add.no_such_thing)  # E: "Task[[int, int], int]" has no attribute "no_such_thing"
+    config.WORKER_THREADS = "8"  # E: Incompatible types in assignment
+
+if __name__ == "__main__":
+    try:
+        result: int = add.apply(1, 2)
+    except (RemoteException, kuyruk.Timeout, kuyruk.exceptions.BrokerError) as error:
+        print(error)
+    add(1, b=2)
+    app.send_tasks_to_queue([add.subtask((1,)), bare.subtask(("x",), host="h")])
+    print(result, kuyruk.__version__)
+"""
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """The Python of a fresh environment in which `pip install .` has run, in a copy of this folder."""
+    folder = tmp_path_factory.mktemp("installed")
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info")
+    shutil.copytree(HERE, folder / "project", symlinks=True, ignore=ignored)
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=120)
+    python = folder / "venv" / "bin" / "python"
+    command = [python, "-m", "pip", "install", "--quiet", "."]
+    subprocess.run(command, cwd=folder / "project", check=True, timeout=300)
+    return python
+
+
+def run_installed(python, folder, *command):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("KUYRUK_", "PYTHON"))}
+    process = subprocess.run(
+        [str(python.parent / command[0]), *command[1:]],
+        cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_pip_installs_what_belongs_to_it_and_nothing_else(installed, tmp_path):
+    code = "import importlib.metadata as m; print(*m.files('kuyruk-amqpstorm'), sep='\\n')"
+    files = run_installed(installed, tmp_path, "python", "-c", code).split()
+    ours = {file for file in files if "dist-info" not in file and "__pycache__" not in file}
+    assert ours == {
+        "../../../bin/kuyruk-worker", "kuyruk.py", "kuyruk_worker.py",
+        "kuyruk-stubs/__init__.pyi", "kuyruk-stubs/exceptions.pyi",
+    }  # fmt: skip
+
+
+def test_an_installed_copy_runs_and_is_the_same_version(installed, tmp_path):
+    (tmp_path / "program.py").write_text(USER_PROGRAM)
+    assert run_installed(installed, tmp_path, "python", "program.py") == f"3 {kuyruk.__version__}\n"
+    version = run_installed(installed, tmp_path, "kuyruk-worker", "--version")
+    assert version.split()[:2] == ["kuyruk", kuyruk.__version__]
+    assert "No broken" in run_installed(installed, tmp_path, "python", "-m", "pip", "check")
+
+
+def test_mypy_knows_an_installed_copys_types_and_the_arguments_of_its_tasks(installed, tmp_path):
+    (tmp_path / "program.py").write_text(USER_PROGRAM)
+    process = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(installed), "program.py"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    lines = enumerate(USER_PROGRAM.splitlines(), 1)
+    expected = [f"program.py:{n}: error: {line.split('# E: ')[1]}" for n, line in lines if "# E: " in line]
+    found = [line for line in process.stdout.splitlines() if "error:" in line]
+    assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
+
+
+VENDORED_PROGRAM = """
+import sys
+from pkg.vendor import kuyruk
+from pkg.vendor.kuyruk.exceptions import RemoteException
+
+app = kuyruk.Kuyruk()
+app.config.RABBIT_URL, queue = sys.argv[1:]
+
+@app.task(queue=queue)
+def double(number):
+    return number * 2
+
+if __name__ == "__main__":
+    with app, app.worker(threads=2) as worker:
+        print(double.send_to_queue([21], wait_result=10))
+        try:
+            double.send_to_queue([None], wait_result=10)
+        except RemoteException as error:
+            print(error.type, worker.healthy, "kuyruk" in sys.modules)
+"""
+
+
+def test_the_single_file_copied_into_a_package_is_client_and_embedded_worker(tmp_path, url, broker):
+    (tmp_path / "pkg" / "vendor").mkdir(parents=True)
+    shutil.copy(HERE / "kuyruk.py", tmp_path / "pkg" / "vendor")
+    (tmp_path / "pkg" / "tasks.py").write_text(VENDORED_PROGRAM)
+    try:
+        command = [sys.executable, "-W", "error", "-m", "pkg.tasks", url, "vendored"]
+        out = subprocess.check_output(command, cwd=tmp_path, text=True, timeout=PATIENCE)
+        assert out == "42\nbuiltins.TypeError True False\n"
+    finally:
+        broker.delete("vendored", "vendored.failed")
+
+
+def processes_of(folder):
+    """Those that name the folder in their command line or environment (Linux)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            text = (path / "cmdline").read_bytes() + (path / "environ").read_bytes()
+            if os.fsencode(folder) in text and int(path.name) != os.getpid():
+                found.append(text)
+    return found
+
+
+class Demo:
+    """tools/demo.py, with a folder of its own for all that it makes."""
+
+    def __init__(self, folder, *arguments, program=("tools/demo.py",), **env):
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("KUYRUK_TEST_URL")}
+        self.process = subprocess.Popen(
+            [sys.executable, *program, *map(str, arguments)],
+            cwd=HERE, env={**kept, "TMPDIR": str(self.temporary), **env},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def read_until(self, text):
+        for line in self.process.stdout:
+            if text in line.decode():
+                return
+        pytest.fail(f"the demo didn't print {text!r}")
+
+    def end(self):
+        """Returns its exit code and the rest of what it has printed. Nothing of it is left."""
+        out = self.process.communicate(timeout=TEST_TIMEOUT)[0].decode()
+        wait_until(lambda: not processes_of(self.temporary))
+        assert list(self.temporary.iterdir()) == []
+        return self.process.returncode, out
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder of files, some with names that make trouble."""
+    folder = tmp_path / "files"
+    (folder / "below").mkdir(parents=True)
+    for name in ("plain", "two\nlines", "ünicode", os.fsdecode(b"no utf-8 \xff"), "below/plain"):
+        (folder / name).write_bytes(name.encode(errors="replace") * 1000 + b"\n")
+    (folder / "empty").touch()
+    (folder / "link").symlink_to("plain")
+    (folder / "dead link").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe")
+    return folder
+
+
+def test_the_demo_compares_and_explains_and_leaves_nothing(files, tmp_path):
+    code, out = Demo(tmp_path, files).end()
+    assert code == 0, out
+    assert re.search(r"files: 6 .*mismatches: 0\n", out)
+    assert out.count(" 6 tasks  ") == 2
+    for words in ("Consuming checksums", "trying again (1 left)", "x-kuyruk-exception: builtins.FileNotFo"):
+        assert words in out
+
+
+@pytest.mark.parametrize("moment", ["folder:", "RabbitMQ:", "worker:"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_interrupted_cleans_up(moment, number, files, tmp_path, url):
+    demo = Demo(tmp_path, KUYRUK_TEST_URL=url) if number == signal.SIGTERM else Demo(tmp_path)
+    demo.read_until(moment)
+    demo.process.send_signal(number)
+    code, out = demo.end()
+    assert code == 128 + number, out
+
+
+def test_a_demo_that_finds_a_mismatch_says_so_and_fails(files, tmp_path, url, broker):
+    wrong = """if True:
+        import sys
+        sys.path.insert(0, "tools")
+        import demo
+        examine = demo.tasks.examine
+        demo.tasks.examine = lambda path: {**examine(path), "lines": 99}
+        sys.exit(demo.main())
+    """
+    code, out = Demo(tmp_path, files, program=("-c", wrong), KUYRUK_TEST_URL=url).end()
+    assert code == 1, out
+    assert "mismatches: 12\n" in out
+    assert broker.count("checksums") is None
+
+
+@pytest.mark.parametrize(
+    ("folder", "code", "words"),
+    [("empty", 1, "nothing to do"), ("nowhere", 2, "there is no folder"), ("file", 2, "this is no folder")],
+)
+def test_a_demo_without_files_says_why(folder, code, words, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    ended, out = Demo(tmp_path, tmp_path / folder).end()
+    assert (ended, words in out) == (code, True), out
+
+
+def test_the_demo_leaves_queues_alone_that_were_there(files, tmp_path, url, broker):
+    broker.declare("checksums.failed")
+    try:
+        code, out = Demo(tmp_path, files, KUYRUK_TEST_URL=url).end()
+        assert (code, "'checksums.failed'" in out, broker.count("checksums.failed")) == (1, True, 0), out
+    finally:
+        broker.delete("checksums.failed")
