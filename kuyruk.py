@@ -2028,6 +2028,7 @@ class _Intake(_Channel):
         self._deliver = deliver
         #: Consumer tag: queue.
         self.consumers: dict[str, str] = {}
+        self.consuming = False  # of all queues
         self._serial = itertools.count(1)
         super().__init__(link, config.RABBIT_PUBLISH_TIMEOUT)
         prefetch = config.WORKER_PREFETCH or min(config.WORKER_THREADS, 0xFFFF)
@@ -2040,9 +2041,11 @@ class _Intake(_Channel):
             tag = f"{socket.gethostname()}:{os.getpid()}:{next(self._serial)}"[-255:]
             self.consumers[tag] = queue
             self.request(commands.Basic.Consume(queue=queue, consumer_tag=tag, arguments=arguments))
+        self.consuming = True
 
     def cancel(self) -> None:
         """When this returns nothing more will be delivered."""
+        self.consuming = False
         for tag in list(self.consumers):
             self.request(commands.Basic.Cancel(consumer_tag=tag))
             del self.consumers[tag]
@@ -2155,7 +2158,7 @@ class Worker:
         intake = self._intake
         if intake is None or intake.lost is not None or self._stop_requested:
             return False
-        return self._paused or bool(intake.consumers)
+        return self._paused or intake.consuming
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -2200,7 +2203,10 @@ class Worker:
                     intake = self._connect()
                     pauses = _pauses(self._config.WORKER_RECONNECT_INTERVAL)
                     self._tend(intake)
-                except AMQPError as error:
+                except Exception as error:
+                    if not isinstance(error, AMQPError):
+                        logger.exception("Defect in the supervisor; its connection is given up")
+                        error = AMQPConnectionError(repr(error))
                     pause = next(pauses)
                     self._on_lost(error, pause)
                     self._nap(time.monotonic() + pause)
@@ -2214,11 +2220,12 @@ class Worker:
             for queue in self.queues:
                 _ensure_queue(link, queue, self._config.QUEUE_ARGUMENTS, self._config.RABBIT_PUBLISH_TIMEOUT)
             intake = _Intake(link, self._config, self._on_delivery)
-            intake.consume(self.queues)
         except BaseException:
             link.hang_up()
             raise
-        self._intake, self._paused, self._failure = intake, False, ""
+        self._intake, self._paused = intake, False  # before it consumes: what is delivered may be lost with it
+        intake.consume(self.queues)
+        self._failure = ""
         queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
         logger.info("Consuming %s at %s with %d threads", queues, link.address, threads)
         return intake
