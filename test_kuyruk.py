@@ -419,6 +419,10 @@ def nothing_is_left():
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+#: An interruption that lands in a destructor or a weak reference's callback is printed by Python, not raised.
+may_be_printed = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 @pytest.fixture
 def frequent_switches():
     """Threads take turns every few instructions, so that races happen."""
@@ -973,6 +977,7 @@ def test_the_limit_of_an_outer_task_ends_the_inner_one(offline):
         outer.apply()
 
 
+@may_be_printed
 @pytest.mark.usefixtures("frequent_switches")
 def test_a_limit_hits_nothing_but_its_task(offline):
     """Thousands of tries that end when their time does, on eight threads."""
@@ -1412,6 +1417,7 @@ print(len(sent))
     assert collections.Counter(arguments_in(broker.take_all(queue))) == {("child",): 10, ("parent",): sent}
 
 
+@may_be_printed
 @pytest.mark.usefixtures("frequent_switches")
 def test_interrupting_tasks_that_send_leaves_the_connection_usable(make_app, proxy, queue, broker):
     """Hundreds of tasks that are interrupted while they send, wait for a confirm or a reply."""
@@ -1421,6 +1427,7 @@ def test_interrupting_tasks_that_send_leaves_the_connection_usable(make_app, pro
     @app.task(max_run_time=0.004)
     def send_on():
         for n in numbers:
+            kuyruk.current_task().check()
             with contextlib.suppress(kuyruk.ResultTimeout):
                 task.send_to_queue((n,), wait_result=0.001 if n % 3 == 0 else None)
 
@@ -2194,6 +2201,7 @@ def test_a_worker_that_is_killed_loses_nothing(app, url, queue, tmp_path):
     assert {int(line) for line in path.read_text().splitlines()} == set(range(1000))
 
 
+@may_be_printed
 @pytest.mark.usefixtures("frequent_switches")
 def test_tasks_that_end_at_their_deadline_are_settled_once(app, queue, broker, start, caplog):
     """A thousand on eight threads: nothing but the task is hit, and no thread is lost."""
@@ -2238,6 +2246,7 @@ def test_messages_survive_the_death_of_the_broker(make_app, queue, start):
         task = make_app(node.url, RABBIT_PUBLISH_TIMEOUT=PATIENCE).task(queue)(echo)
         worker = start(task.kuyruk, [f"{queue}.2"], reconnect_interval=0.2)
         task.kuyruk.send_tasks_to_queue(task.subtask((n,)) for n in range(100))
+        node.ctl("eval", "mnesia:dump_log().")  # RabbitMQ 3.10 forgets a queue that was declared just before its death
         node.kill()
         wait_until(lambda: not worker.healthy)
         sending = background(task.send_to_queue, (100,), host="2")
