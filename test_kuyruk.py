@@ -2171,7 +2171,7 @@ def test_a_worker_whose_queue_is_deleted_consumes_it_again(app, queue, broker, s
 def test_hundreds_of_reconnections_leave_nothing_behind(make_app, proxy, queue, start, monkeypatch):
     monkeypatch.setattr(logging.getLogger("kuyruk"), "disabled", True)  # pytest keeps what is logged
     task = make_app(proxy.url).task(queue)(echo)
-    worker = start(task.kuyruk, reconnect_interval=0.001)
+    worker = start(task.kuyruk, threads=1, reconnect_interval=0.001)
     sizes = []
     for n in range(1, 301):
         before = proxy.accepted
@@ -2182,7 +2182,7 @@ def test_hundreds_of_reconnections_leave_nothing_behind(make_app, proxy, queue, 
             gc.collect()
             sizes.append((len(gc.get_objects()), len(os.listdir("/dev/fd")), len(threads_of_ours())))
     (objects, files, threads), (more_objects, more_files, more_threads) = sizes[0], sizes[-1]
-    assert more_objects - objects < 1000 and more_files - files < 5 and more_threads <= threads
+    assert more_objects - objects < 1000 and more_files - files < 5 and more_threads <= threads + 1
 
 
 def test_a_worker_that_is_killed_loses_nothing(app, url, queue, tmp_path):
