@@ -1905,8 +1905,6 @@ def _decide(task: Task[..., Any] | None, error: BaseException | None, fits: bool
         return _Verdict("succeeded", "ack", reply=True)
     if task is None or not fits:
         return _Verdict("failed", "fail", reply=True)
-    if isinstance(error, HeartbeatError):
-        return _Verdict("lost", "leave", reply=False)
     if isinstance(error, Shutdown):
         return _Verdict("requeued", "requeue", reply=False)
     if isinstance(error, Reject):
@@ -2433,7 +2431,7 @@ class Worker:
     def _settle(
         self, delivery: _Delivery, run: Run | None, result: Any, error: BaseException | None, verdict: _Verdict
     ) -> None:
-        if delivery.intake.lost is not None:
+        if delivery.intake.lost is not None:  # not ours any more, whatever the task did
             verdict = _Verdict("lost", "leave", reply=False)
         self._log(delivery, run, error, verdict)
         self._count(verdict.tally)

@@ -1643,6 +1643,9 @@ OUTCOMES = {
     "discards": ([kuyruk.Discard()], {"retry": 2, "fail_delay": 9}, "kuyruk.exceptions.Discard", 1, "gone"),
     "returns what isn't JSON": ([object()], {"retry": 2, "fail_delay": 9}, "builtins.TypeError", 1, "gone"),
     "exits": ([SystemExit(3)], {"retry": 2}, "builtins.SystemExit", 1, "failed"),
+    "raises what only a lost connection should": (
+        [kuyruk.HeartbeatError()], {"retry": 2}, "kuyruk.exceptions.HeartbeatError", 1, "failed"
+    ),
     "is interrupted": ([KeyboardInterrupt()], {"retry": 2}, "builtins.KeyboardInterrupt", 1, "failed"),
 }  # fmt: skip
 
