@@ -41,20 +41,23 @@ lost. It ends when idle (RABBIT_IDLE_DURATION).
 pool, writes the pool's acknowledgements, reconnects, pauses, drains. It ends after a stop.
 *A pool thread* (kuyruk-pool_N) decodes its delivery, finds the task, runs it, decides what becomes of the message,
 and settles it. It waits for the sender when it replies, or forwards a message (failed, delayed).
-*The watch* (kuyruk-watch) owns the time limits of what runs. It waits for the next deadline, and ends with the
-worker (or with `Task.apply`).
+*The watch* (kuyruk-watch) owns the time limits of what runs. It waits for the next deadline, interrupts what exceeds
+it, and gives up what still runs WORKER_GRACE later. It ends with the worker (or with `Task.apply`).
+*A settler* (kuyruk-settler) settles the message of one run that was given up, as its pool thread would have done,
+and ends. Nobody waits for that pool thread any more; another has taken its place.
 
     lock              guards                                        while holding it
     ----------------  --------------------------------------------  -------------------------
     _Publisher._lock  the sender; its inbox until that has ended    a thread may be started
-    Worker._lock      what waits, runs or is parked; the counts     nothing
+    Worker._lock      what waits, runs, is parked or stuck; pool    a thread may be started
     _Watch._changed   the deadlines of what runs                    nothing
     Run._gate         whether the task can be interrupted now       an exception may be set
 
-The life of a delivery. The supervisor reads it and submits it. A pool thread claims it, unless a stop has handed
-it back. When its connection is lost it isn't ours any more: what runs is interrupted (HeartbeatError), nothing is
-settled, and the broker delivers it again; a message that still runs here isn't run a second time beside itself.
-The reply is out before the acknowledgement, and the copy of a forwarded message is confirmed before it.
+The life of a delivery. The supervisor reads it. A free pool thread takes it, unless a stop has handed it back, runs
+its task, and claims it: whoever claims a delivery settles it, and one that is given up is claimed by that. When its
+connection is lost it isn't ours any more: what runs is interrupted (HeartbeatError), nothing is settled, and the
+broker delivers it again; a message that still runs here isn't run a second time beside itself. The reply is out
+before the acknowledgement, and the copy of a forwarded message is confirmed before it.
 
 **At least once**: a worker that dies between the work and the acknowledgement, or a sender that loses its
 connection before the confirm and sends again, makes a task run twice.
@@ -101,13 +104,16 @@ from pamqp import commands
 from pamqp import frame as amqp_frame
 from pamqp import header as amqp_header
 
-__all__ = ["Config", "Kuyruk", "Run", "SubTask", "Task", "Worker", "current_task", "exceptions"]
-__all__ += ["BrokerError", "Discard", "HeartbeatError", "InvalidMessage", "KuyrukError", "Reject", "RemoteException"]
-__all__ += ["ResultTimeout", "Shutdown", "Timeout"]
+__all__ = ["Config", "Journal", "Kuyruk", "Run", "SubTask", "Task", "Worker", "current_task", "exceptions"]
+__all__ += ["BrokerError", "Crashed", "Discard", "HeartbeatError", "InvalidMessage", "KuyrukError", "Reject"]
+__all__ += ["RemoteException", "ResultTimeout", "Shutdown", "Timeout"]
 
 __version__ = "1.0.0"
 
 logger = logging.getLogger("kuyruk")
+
+if TYPE_CHECKING:  # imported when a worker begins
+    from concurrent.futures import ThreadPoolExecutor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -122,6 +128,7 @@ REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback
 HEADER_TEXT = 10_000  #: ...and in a failed message's headers.
 DELAY_QUEUE_LEASE = 600.0  #: Seconds that an unused delay queue outlives its delay,
 DELAY_QUEUE_RENEWAL = 60.0  #: and after which its lease is renewed before it is used.
+POOL_SLICE = 0.05  #: Seconds that a pool thread goes on with what waits before it asks the pool again.
 FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; then twice as long, and so on.
 
 
@@ -174,6 +181,10 @@ class BrokerError(KuyrukError, ConnectionError):
 
 class InvalidMessage(KuyrukError):
     """What a message fails with that can't be decoded, or names no task of the application."""
+
+
+class Crashed(KuyrukError):
+    """What a message fails with that has brought WORKER_MAX_CRASHES worker processes down."""
 
 
 class HeartbeatError(BaseException):
@@ -552,6 +563,14 @@ def _format_traceback(error: BaseException, limit: int) -> str:
         return f"<no traceback: formatting it raised {type(inner).__name__}>"
 
 
+def _format_stack(thread: int) -> str:
+    """Where a thread is, without the frames that lead from its beginning through this file to the task."""
+    frames = traceback.extract_stack(sys._current_frames().get(thread))
+    ours = itertools.dropwhile(lambda frame: frame.filename != __file__, frames)
+    inner = list(itertools.dropwhile(lambda frame: frame.filename == __file__, ours))
+    return _bounded("".join(traceback.format_list(inner or frames)), HEADER_TEXT // 2).rstrip()
+
+
 def _bounded(text: str, limit: int) -> str:
     """The beginning and the end of a text that is longer than `limit` characters; no lone surrogates."""
     if len(text) > limit:
@@ -742,12 +761,16 @@ def current_task() -> Run | None:
 
 
 class _Watch:
-    """Interrupts the runs that exceed their time limit, from a thread of its own."""
+    """Interrupts the runs that exceed their time limit, and gives up those that don't end although interrupted, from
+    a thread of its own."""
 
-    def __init__(self) -> None:
-        #: Guards the deadlines; notified of one that is earlier than the thread waits for, and of the end.
+    def __init__(self, grace: float = math.inf, give_up: Callable[[Run], object] = lambda run: None) -> None:
+        self._grace = grace
+        self._give_up = give_up
+        #: Guards what follows; notified of a time that is earlier than the thread waits for, and of the end.
         self._changed = threading.Condition()
-        self._deadlines: dict[Run, float] = {}
+        #: When to look at a run: at its deadline; once it is interrupted, when its grace is over.
+        self._due: dict[Run, float] = {}
         self._wakes_at = -math.inf
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="kuyruk-watch", daemon=True)
@@ -755,14 +778,19 @@ class _Watch:
 
     def add(self, run: Run, deadline: float) -> None:
         with self._changed:
-            self._deadlines[run] = deadline
-            if deadline < self._wakes_at:
-                self._changed.notify()
+            self._put(run, deadline)
+
+    def interrupt(self, run: Run, cause: BaseException) -> None:
+        """If it ends right now it stays here until its grace is over, and giving it up finds nothing to do."""
+        with self._changed:
+            if run._cause is None:
+                self._put(run, time.monotonic() + self._grace)
+        run._interrupt(cause)
 
     def discard(self, run: Run) -> None:
         """The thread may wake for it once more, in vain: cheaper than to tell it."""
         with self._changed:
-            self._deadlines.pop(run, None)
+            self._due.pop(run, None)
 
     def close(self) -> None:
         with self._changed:
@@ -770,19 +798,29 @@ class _Watch:
             self._changed.notify()
         self._thread.join()
 
+    def _put(self, run: Run, due: float) -> None:
+        self._due[run] = due
+        if due < self._wakes_at:
+            self._changed.notify()
+
     def _loop(self) -> None:
         while not self._closed:
-            for run in self._wait_for_due():
-                if run.deadline is not None and run.deadline <= time.monotonic():  # not the next try's by now
+            for run, interrupted in self._wait_for_due():
+                if interrupted:
+                    self._give_up(run)
+                elif run.deadline is not None and run.deadline <= time.monotonic():  # not the next try's by now
                     run._interrupt(Timeout(f"ran longer than its max_run_time of {run.task.max_run_time:g} seconds"))
 
-    def _wait_for_due(self) -> list[Run]:
+    def _wait_for_due(self) -> list[tuple[Run, bool]]:
+        """Those that are due, and whether they are interrupted already; if not they are due again after the grace,
+        unless their thread discards them."""
         with self._changed:
-            due = [run for run, deadline in self._deadlines.items() if deadline <= time.monotonic()]
-            for run in due:
-                del self._deadlines[run]
+            now = time.monotonic()
+            due = [(run, run._cause is not None) for run, at in self._due.items() if at <= now]
+            for run, interrupted in due:
+                self._due[run] = math.inf if interrupted else now + self._grace
             if not due and not self._closed:
-                self._wakes_at = min(self._deadlines.values(), default=math.inf)
+                self._wakes_at = min(self._due.values(), default=math.inf)
                 self._changed.wait(_left(self._wakes_at))
                 self._wakes_at = -math.inf  # awake: it needn't be woken
             return due
@@ -1761,6 +1799,9 @@ class Task(Generic[P, R]):
         return self.f.__qualname__ == self.f.__name__ and self.f.__name__.isidentifier()
 
 
+AnyTask = Task[..., Any]
+
+
 # --- Kuyruk ------------------------------------------------------------------
 
 
@@ -1864,7 +1905,7 @@ class Kuyruk:
         """A `Worker` for this application, with the worker's options."""
         return Worker(self, queues, **options)
 
-    def _find_task(self, module: str, function: str) -> Task[..., Any]:
+    def _find_task(self, module: str, function: str) -> AnyTask:
         """The task that a message names. Raises InvalidMessage."""
         name = f"{module}.{function}"
         if name not in self._tasks:
@@ -1896,17 +1937,21 @@ class _Verdict(NamedTuple):
     delay: float = 0
 
 
-def _decide(task: Task[..., Any] | None, error: BaseException | None, fits: bool = True) -> _Verdict:
+def _decide(
+    task: AnyTask | None, error: BaseException | None, fits: bool = True, lost: bool = False
+) -> _Verdict:
     """What becomes of the message, by what its task raised (None: it returned).
 
-    task: None when none was found; fits: whether the arguments fitted the function.
+    task: None when none was found; fits: whether the arguments fitted the function; lost: it isn't ours any more.
     """
+    if lost:
+        return _Verdict("lost", "leave", reply=False)
     if error is None:
         return _Verdict("succeeded", "ack", reply=True)
-    if task is None or not fits:
-        return _Verdict("failed", "fail", reply=True)
     if isinstance(error, Shutdown):
         return _Verdict("requeued", "requeue", reply=False)
+    if task is None or not fits:
+        return _Verdict("failed", "fail", reply=True)
     if isinstance(error, Reject):
         return _Verdict("rejected", "requeue", reply=False, delay=task.reject_delay)
     if isinstance(error, Discard):
@@ -1981,7 +2026,7 @@ def _delayed(delivery: _Delivery, delay: float, headers: dict[str, Any], argumen
 class _Delivery:
     """A message in our hands, until it is settled, on the channel that delivered it."""
 
-    __slots__ = ("body", "intake", "properties", "queue", "redelivered", "settled", "tag")
+    __slots__ = ("body", "claimed", "intake", "properties", "queue", "redelivered", "settled", "tag", "task", "thread")
 
     def __init__(self, intake: _Intake, queue: str, method: Any, properties: Any, body: bytes) -> None:
         self.intake = intake
@@ -1991,7 +2036,27 @@ class _Delivery:
         #: pamqp's Basic.Properties, or None if they couldn't be decoded.
         self.properties = properties
         self.body = body
+        #: The task that it names, once it is decoded.
+        self.task: _Description | None = None
+        #: The pool thread that has it.
+        self.thread = 0
+        #: It was decided who settles it: its thread, or who gives that up.
+        self.claimed = False
         self.settled = False
+
+    def __str__(self) -> str:
+        task = self.task
+        return "A message" if task is None else f"Task {task.module}.{task.function} [{task.id}]"
+
+    @property
+    def id(self) -> str | None:
+        """The message's, once it is decoded."""
+        return self.task and self.task.id
+
+    @property
+    def counts_crashes(self) -> bool:
+        """A quorum queue does that itself (x-delivery-limit)."""
+        return "x-delivery-count" not in (getattr(self.properties, "headers", None) or ())
 
     @property
     def reply_to(self) -> str | None:
@@ -2057,6 +2122,25 @@ class _Intake(_Channel):
             self.lost = AMQPChannelError(f"it has cancelled the consumer of queue {queue!r}")
 
 
+class Journal:
+    """Which messages run, and which have run when a worker process died.
+
+    This one keeps nothing. The command line gives its workers one that outlives their processes (`Worker.journal`).
+    """
+
+    #: By message id: how many processes have died while it ran, and whether one did while it ran alone.
+    crashes: Mapping[str, tuple[int, bool]] = types.MappingProxyType({})
+
+    def begin(self, id: str) -> None:
+        """The message begins to run. This and the next from one thread at a time; they must not block."""
+
+    def end(self, id: str) -> None:
+        """It runs no longer. May be called again."""
+
+    def clear(self, id: str) -> None:
+        """It is settled: its crashes can be forgotten."""
+
+
 _WORKER_OPTIONS = tuple(
     key.removeprefix("WORKER_").lower()
     for key in _KINDS
@@ -2087,24 +2171,38 @@ class Worker:
         self.queues = list(dict.fromkeys(_resolve_host(_check_queue_name(name)) for name in names))
         #: How many tasks had to be interrupted for the worker to stop.
         self.aborted = 0
+        #: Where it notes what runs, for a process that watches over this one.
+        self.journal = Journal()
+        #: Called in one of its threads when it may have become `healthy` or not, or has stopped. Must not block.
+        self.on_change: Callable[[], object] = lambda: None
+        #: What it has failed with, if it has.
+        self.error: BaseException | None = None
         self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
         self._wakeup = _Wakeup()  # of the supervisor
         self._stop_requested = False
-        self._shutdown_timeout = self._config.WORKER_SHUTDOWN_TIMEOUT
+        self._interrupt_at = math.inf  # time.monotonic() from which on a stop waits no longer
         self._intake: _Intake | None = None
         self._failure = ""  # to connect; logged
         self._paused = False
         self._began = False
         self._ended = threading.Event()
         self._not_waiting: set[int] = set()  # threads in which stop doesn't wait
-        #: Guards what follows.
+        #: Guards what follows, and `_Delivery.claimed`.
         self._lock = threading.Lock()
-        #: Delivered and not begun: whoever removes one from here decides what becomes of it.
-        self._waiting: set[_Delivery] = set()
-        #: Begun. The value is None until its task is found.
+        #: Delivered and not begun: whoever takes one from here decides what becomes of it. What has run when a worker
+        #: process died is set aside: it runs alone, so that the next death tells whether it is to blame.
+        self._waiting: collections.deque[_Delivery] = collections.deque()
+        self._set_aside: collections.deque[_Delivery] = collections.deque()
+        self._alone: _Delivery | None = None
+        #: Begun, and not settled. The value is None until its task is found.
         self._running: dict[_Delivery, Run | None] = {}
+        #: Given up, and its thread is still in it. What interrupted it.
+        self._stuck: dict[_Delivery, BaseException] = {}
+        #: How many threads of the pools are at work; those that are stuck don't count.
+        self._active = 0
+        self._pools = 0  # how many have been made
         #: The ids of the messages that run; and deliveries of the same that wait for them to end.
-        self._ids: dict[str, list[_Delivery]] = {}
+        self._ids: dict[str, collections.deque[_Delivery]] = {}
         self._tallies = dict.fromkeys(_TALLIES, 0)
 
     # -- its life, as its owner sees it
@@ -2118,24 +2216,38 @@ class Worker:
 
     def start(self) -> None:
         """Run in a background thread. Raises RuntimeError if it runs or ran already."""
-        self._begin()
+        with self._lock:
+            if self._began:
+                raise RuntimeError("this worker runs or ran already: make another one")
+            self._began = True
+        self._stop_at = time.monotonic() + (self._config.WORKER_MAX_RUN_TIME or math.inf)
+        # A daemon, and so are the pool's threads, which it starts: one that is stuck doesn't keep the process alive.
         threading.Thread(target=self._run, name="kuyruk-supervisor", daemon=True).start()
 
     def run(self) -> None:
-        """Run until stopped. Raises RuntimeError if it runs or ran already."""
-        self._begin()
-        self._run()
+        """Run until stopped. Raises RuntimeError if it runs or ran already, and what the worker fails with."""
+        self.start()
+        try:
+            self.join()
+        except BaseException:  # KeyboardInterrupt
+            self.stop()
+            raise
+        if self.error is not None:
+            raise self.error
 
     def stop(self, timeout: float | None = None, wait: bool = True) -> None:
         """Stop gracefully, and wait until it has.
 
-        timeout: seconds that running tasks get, instead of `shutdown_timeout`; then they are
-        interrupted, and their messages requeued. From any thread, and from a signal handler:
-        it doesn't wait in a thread that the worker needs, or that waits for it already.
+        timeout: seconds that running tasks get, instead of `shutdown_timeout` (math.inf: as long as they take); then
+        they are interrupted, and what hasn't ended after the `grace` is given up. Their messages are requeued. Another
+        call can shorten it. From any thread, and from a signal handler: it doesn't wait in a thread that the worker
+        needs, or that waits for it already.
         """
-        if timeout is not None:
+        if timeout not in (None, math.inf):
             _check("timeout", timeout, _SECONDS)
-            self._shutdown_timeout = timeout
+        timeout = self._config.WORKER_SHUTDOWN_TIMEOUT if timeout is None else timeout
+        if timeout is not None:
+            self._interrupt_at = min(self._interrupt_at, time.monotonic() + timeout)
         self._stop_requested = True
         self._wakeup.set()
         if wait and self._began and threading.get_ident() not in self._not_waiting:
@@ -2152,24 +2264,26 @@ class Worker:
 
     @property
     def healthy(self) -> bool:
-        """True while it is really consuming, or has paused on purpose (max_load)."""
+        """True while it is really consuming, or has paused on purpose (max_load), and no thread of it is stuck."""
         intake = self._intake
-        if intake is None or intake.lost is not None or self._stop_requested:
+        if intake is None or intake.lost is not None or self._stop_requested or self._stuck:
             return False
         return self._paused or intake.consuming
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Counts of deliveries, by what became of them, and what runs now.
+        """Counts of deliveries, by what became of them, and what there is now.
 
-        received, succeeded, failed, timed_out, rejected, discarded, requeued (by a stop), lost
-        (with their connection), waiting (not begun); running: a list of dicts of id, task, queue
-        and seconds.
+        received, succeeded, failed, timed_out, rejected, discarded, requeued (by a stop or a pause), lost (with their
+        connection); waiting (not begun), suspect (of those, and of what runs: has run when a worker died), stuck
+        (threads that were given up and don't end); running: a list of dicts of id, task, queue and seconds.
         """
         now = time.monotonic()
         with self._lock:
             runs = [run for run in self._running.values() if run is not None]
-            stats: dict[str, Any] = {**self._tallies, "waiting": len(self._waiting)}
+            stats: dict[str, Any] = {**self._tallies, "waiting": len(self._waiting) + len(self._set_aside)}
+            stats["suspect"] = len(self._set_aside) + (self._alone is not None)
+            stats["stuck"] = len(self._stuck)
         stats["running"] = [
             {"id": r.id, "task": r.task.name, "queue": r.queue, "seconds": round(now - r.started, 3)} for r in runs
         ]
@@ -2181,36 +2295,33 @@ class Worker:
 
     # -- the supervisor
 
-    def _begin(self) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
-        with self._lock:
-            if self._began:
-                raise RuntimeError("this worker runs or ran already: make another one")
-            self._began = True
-        self._pool = ThreadPoolExecutor(self._config.WORKER_THREADS, thread_name_prefix="kuyruk-pool")
-        self._watch = _Watch()
-        self._stop_at = time.monotonic() + (self._config.WORKER_MAX_RUN_TIME or math.inf)
-
     def _run(self) -> None:
         self._not_waiting.add(threading.get_ident())
+        self._pool = self._make_pool()
+        self._watch = _Watch(self._config.WORKER_GRACE, self._give_up)
         try:
-            pauses = _pauses(self._config.WORKER_RECONNECT_INTERVAL)
-            while not self._should_stop():
-                try:
-                    intake = self._connect()
-                    pauses = _pauses(self._config.WORKER_RECONNECT_INTERVAL)
-                    self._tend(intake)
-                except Exception as error:
-                    if not isinstance(error, AMQPError):
-                        logger.exception("Defect in the supervisor; its connection is given up")
-                        error = AMQPConnectionError(repr(error))
-                    pause = next(pauses)
-                    self._on_lost(error, pause)
-                    self._nap(time.monotonic() + pause)
-            self._drain()
+            self._supervise()
+        except BaseException as error:
+            logger.critical("Defect in the worker: it stops", exc_info=True)
+            self.error = error
         finally:
             self._end()
+
+    def _supervise(self) -> None:
+        pauses = _pauses(self._config.WORKER_RECONNECT_INTERVAL)
+        while not self._should_stop():
+            try:
+                intake = self._connect()
+                pauses = _pauses(self._config.WORKER_RECONNECT_INTERVAL)
+                self._tend(intake)
+            except Exception as error:
+                if not isinstance(error, AMQPError):
+                    logger.exception("Defect in the supervisor; its connection is given up")
+                    error = AMQPConnectionError(repr(error))
+                pause = next(pauses)
+                self._on_lost(error, pause)
+                self._nap(time.monotonic() + pause)
+        self._drain()
 
     def _connect(self) -> _Intake:
         link = _open_link(self._config, self._wakeup)
@@ -2226,18 +2337,18 @@ class Worker:
         self._failure = ""
         queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
         logger.info("Consuming %s at %s with %d threads", queues, link.address, threads)
+        self.on_change()
         return intake
 
     def _tend(self, intake: _Intake) -> None:
         """Returns when the worker should stop. Raises AMQPError when the intake is lost."""
-        limit = self._config.WORKER_MAX_LOAD
         while True:
             self._wakeup.clear()
             if self._should_stop():
                 return
-            if limit:
-                self._look_at_load(intake, limit)
-            self._pump(intake, min(self._stop_at, time.monotonic() + TICK if limit else math.inf))
+            self._pause_or_resume(intake)
+            tick = time.monotonic() + TICK if self._config.WORKER_MAX_LOAD else math.inf
+            self._pump(intake, min(self._stop_at, tick))
 
     def _pump(self, intake: _Intake, until: float) -> None:
         intake.link.pump(until)
@@ -2247,24 +2358,37 @@ class Worker:
     def _should_stop(self) -> bool:
         if not self._stop_requested and time.monotonic() >= self._stop_at:
             logger.info("Stopping after %g seconds (max_run_time)", self._config.WORKER_MAX_RUN_TIME)
-            self._stop_requested = True
+            self.stop(wait=False)
         return self._stop_requested
 
     def _nap(self, until: float) -> None:
         while not self._should_stop() and time.monotonic() < until:
             self._wakeup.wait(min(until, self._stop_at))
 
-    def _look_at_load(self, intake: _Intake, limit: float) -> None:
-        limit = os.cpu_count() or 1 if limit == -1 else limit
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-        if load > limit and not self._paused:
-            logger.warning("Pausing: the load average of %.2f is above %g (max_load)", load, limit)
-            self._paused = True
+    def _pause_or_resume(self, intake: _Intake) -> None:
+        """While paused others get the messages, those too that have come and haven't begun."""
+        pause, why = self._look_whether_to_pause()
+        if pause == self._paused:
+            return
+        logger.warning("%s: %s", "Pausing" if pause else "Resuming", why)
+        if pause:
+            self._paused = True  # before it stops consuming: on purpose
             intake.cancel()
-        elif load <= limit and self._paused:
-            logger.warning("Resuming: the load average of %.2f isn't above %g (max_load)", load, limit)
+            self._hand_back(but_not=self._set_aside)
+        else:
             intake.consume(self.queues)
             self._paused = False
+        self.on_change()
+
+    def _look_whether_to_pause(self) -> tuple[bool, str]:
+        if self._set_aside or self._alone is not None:
+            return True, "what ran when a worker process died runs alone, one message after the other"
+        limit = self._config.WORKER_MAX_LOAD
+        if not limit:
+            return False, "nothing runs alone any more"
+        limit = os.cpu_count() or 1 if limit == -1 else limit
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        return load > limit, f"the load average is {load:.2f}, the limit {limit:g} (max_load)"
 
     def _on_lost(self, error: AMQPError, pause: float = 0) -> None:
         intake, self._intake = self._intake, None
@@ -2277,23 +2401,25 @@ class Worker:
         logger.warning("Lost the connection to RabbitMQ at %s: %s", intake.link.address, error)
         intake.link.hang_up()
         with self._lock:  # not ours any more
-            self._waiting = {d for d in self._waiting if d.intake is not intake}
-            for id, parked in self._ids.items():
-                self._ids[id] = [d for d in parked if d.intake is not intake]
+            for queue in self._queues_here():
+                kept = [delivery for delivery in queue if delivery.intake is not intake]
+                queue.clear()
+                queue.extend(kept)
         info = (type(error), error, error.__traceback__)
         self._interrupt(lambda: HeartbeatError(info), lambda delivery, _: delivery.intake is intake)
+        self.on_change()
 
     def _interrupt(self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery, Run], bool]) -> int:
         with self._lock:
             runs = [run for delivery, run in self._running.items() if run is not None and which(delivery, run)]
         for run in runs:
-            run._interrupt(make_cause())
+            self._watch.interrupt(run, make_cause())
         return len(runs)
 
     # -- stopping
 
     def _drain(self) -> None:
-        """Nothing new comes, what hasn't begun goes back, what runs ends or is interrupted."""
+        """Nothing new comes, what hasn't begun goes back, what runs ends, or is interrupted, or is given up."""
         try:
             if self._intake is not None:
                 self._intake.cancel()
@@ -2302,21 +2428,24 @@ class Worker:
         self._hand_back()
         if self._running:
             logger.info("Stopping: waiting for %d running tasks", len(self._running))
-        if not self._wait_for_running(lambda: self._shutdown_timeout):
-            self.aborted = len(self._running)
-            self._interrupt(lambda: Shutdown("the worker stops"), lambda *_: True)
-            logger.warning("Stopping: interrupting %d running tasks; their messages go back", self.aborted)
-            self._wait_for_running(lambda: self._config.WORKER_GRACE)
+        if self._wait_for_running(lambda: self._interrupt_at):
+            return
+        self.aborted = len(self._running)
+        logger.warning("Stopping: interrupting %d running tasks; their messages go back", self.aborted)
+        self._interrupt(lambda: Shutdown("the worker stops"), lambda *_: True)
+        grace_ends = time.monotonic() + self._config.WORKER_GRACE
+        if not self._wait_for_running(lambda: grace_ends):
+            for delivery in list(self._running):  # an import, say, which can't be interrupted
+                self._abandon(delivery, Shutdown("the worker stops"))
+            self._wait_for_running(lambda: math.inf)  # until they are settled: RABBIT_PUBLISH_TIMEOUT at the longest
 
-    def _wait_for_running(self, get_timeout: Callable[[], float | None]) -> bool:
-        """Wait until nothing runs; the timeout may change meanwhile. Returns whether nothing does."""
-        began = time.monotonic()
+    def _wait_for_running(self, get_end: Callable[[], float]) -> bool:
+        """Wait until nothing runs, or a time that may change meanwhile; returns whether nothing does."""
         while True:
             self._wakeup.clear()
             if not self._running:
                 return True
-            timeout = get_timeout()
-            until = math.inf if timeout is None else began + timeout
+            until = get_end()
             if time.monotonic() >= until:
                 return False
             try:
@@ -2327,23 +2456,23 @@ class Worker:
             except AMQPError as error:
                 self._on_lost(error)
 
-    def _hand_back(self) -> None:
+    def _queues_here(self) -> list[collections.deque[_Delivery]]:
+        """What hasn't begun. With the lock."""
+        return [self._waiting, self._set_aside, *self._ids.values()]
+
+    def _hand_back(self, but_not: collections.deque[_Delivery] | None = None) -> None:
         """What hasn't begun goes back at once: another worker can have it."""
         with self._lock:
-            deliveries = [*self._waiting, *(d for parked in self._ids.values() for d in parked)]
-            self._waiting.clear()
-            self._ids = {id: [] for id in self._ids}
+            queues = [queue for queue in self._queues_here() if queue is not but_not]
+            deliveries = [delivery for queue in queues for delivery in queue]
+            for queue in queues:
+                queue.clear()
         for delivery in deliveries:
             self._count("requeued")
             delivery.requeue()
 
     def _end(self) -> None:
-        with self._lock:
-            stuck = list(self._running.items())
-        for delivery, run in stuck:
-            what = "An import" if run is None else f"Task {run.task.name} [{run.id}]"
-            logger.error("%s from %r doesn't end: its message goes back, its thread is left", what, delivery.queue)
-        self._pool.shutdown(wait=not stuck, cancel_futures=True)
+        self._pool.shutdown(wait=not self._running)  # threads that are stuck are of other pools
         self._publisher.close()
         intake, self._intake = self._intake, None
         if intake is not None:
@@ -2353,88 +2482,235 @@ class Worker:
         self._wakeup.close()
         logger.info("Stopped")
         self._ended.set()
+        self.on_change()
 
-    # -- a delivery
+    # -- the pool
+
+    def _make_pool(self) -> ThreadPoolExecutor:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._pools += 1
+        prefix = f"kuyruk-pool{self._pools if self._pools > 1 else ''}"
+        return ThreadPoolExecutor(self._config.WORKER_THREADS, thread_name_prefix=prefix)
 
     def _on_delivery(self, delivery: _Delivery) -> None:
         """In the supervisor, while it pumps."""
         with self._lock:
             self._tallies["received"] += 1
-            self._waiting.add(delivery)
-        with contextlib.suppress(RuntimeError):  # the interpreter is shutting down; it will be delivered again
-            self._pool.submit(self._process, delivery)
+            self._waiting.append(delivery)
+            self._dispatch()
 
-    def _process(self, delivery: _Delivery) -> None:
-        """In a pool thread, as all below."""
-        with self._lock:
-            if delivery not in self._waiting:
-                return  # handed back, or lost
-            self._waiting.remove(delivery)
-            self._running[delivery] = None
+    def _dispatch(self) -> None:
+        """Have as many threads at work as there is work for. With the lock."""
+        while self._active < self._config.WORKER_THREADS and (delivery := self._take()) is not None:
+            self._active += 1
+            with contextlib.suppress(RuntimeError):  # the interpreter is shutting down; it will be delivered again
+                self._pool.submit(self._work, delivery)
+
+    def _take(self) -> _Delivery | None:
+        """What begins next. What is set aside begins when nothing runs, and nothing begins beside it. With the lock."""
+        if self._alone is not None or (self._set_aside and self._running):
+            return None
+        if self._set_aside:
+            delivery = self._alone = self._set_aside.popleft()
+        elif self._waiting:
+            delivery = self._waiting.popleft()
+        else:
+            return None
+        self._running[delivery] = None
+        return delivery
+
+    def _work(self, delivery: _Delivery | None) -> None:
+        """In a pool thread, as most of what follows. It goes on with what waits, which is cheaper than to submit that,
+        but not for long: only the pool knows when the interpreter ends, and refuses then."""
         self._not_waiting.add(threading.get_ident())
+        until = time.monotonic() + POOL_SLICE
+        while delivery is not None:
+            delivery.thread = threading.get_ident()
+            self._process(delivery)
+            delivery = self._next(delivery, time.monotonic() < until)
+
+    def _next(self, ended: _Delivery, goes_on: bool) -> _Delivery | None:
+        with self._lock:
+            was_stuck = self._stuck.pop(ended, None) is not None  # then another thread has taken this one's place
+            if not was_stuck:
+                self._forget(ended)
+            delivery = self._take() if goes_on and not was_stuck else None
+            self._active -= delivery is None and not was_stuck
+            self._dispatch()
+        if self._stop_requested or self._paused:
+            self._wakeup.set()
+        if was_stuck:
+            self.on_change()
+        return delivery
+
+    def _forget(self, delivery: _Delivery) -> None:
+        """It is settled, or set aside. With the lock."""
+        del self._running[delivery]
+        if delivery is self._alone:
+            self._alone = None
+
+    def _claim(self, delivery: _Delivery) -> bool:
+        """Whether the caller settles it."""
+        with self._lock:
+            claimed, delivery.claimed = delivery.claimed, True
+            return not claimed
+
+    # -- giving up
+
+    def _give_up(self, run: Run) -> None:
+        """It was interrupted, and has had its grace. In the watch."""
+        with self._lock:
+            delivery = next((d for d, r in self._running.items() if r is run), None)
+        if delivery is not None and run._cause is not None:
+            self._abandon(delivery, run._cause)
+
+    def _abandon(self, delivery: _Delivery, cause: BaseException) -> None:
+        """Leave its thread to itself, put another in its place, and have its message settled."""
+        with self._lock:
+            if delivery.claimed:
+                return  # it has just ended
+            delivery.claimed = True
+            self._stuck[delivery] = cause
+            self._active -= 1
+            self._pool.shutdown(wait=False)  # its other threads end when there is nothing to do
+            self._pool = self._make_pool()
+            if delivery.id is not None:
+                self.journal.end(delivery.id)
+        self._let_go(delivery.thread)
+        arguments = (delivery, cause, _format_stack(delivery.thread))
+        threading.Thread(target=self._settle_abandoned, args=arguments, name="kuyruk-settler", daemon=True).start()
+
+    def _let_go(self, thread: int) -> None:
+        """The interpreter doesn't wait for this thread when it ends. There is no public way: without, it waits."""
+        from concurrent.futures import thread as module
+
+        pool_threads: Any = getattr(module, "_threads_queues", {})
+        for each in [each for each in pool_threads if each.ident == thread]:
+            del pool_threads[each]
+
+    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException, stack: str) -> None:
+        """In a settler. The log comes last: the stuck thread may hold it."""
+        self._not_waiting.add(threading.get_ident())
+        run = self._running[delivery]
+        cause.add_note(f"It didn't end when it was interrupted. Its thread was given up at\n{stack}")
         try:
-            self._perform(delivery)
+            verdict = _decide(run.task if run else None, cause, lost=delivery.intake.lost is not None)
+            self._settle(delivery, None, cause, verdict)
         except Exception:
             logger.exception("Defect in the worker; a message from %r goes back", delivery.queue)
             delivery.requeue()
-        finally:
-            with self._lock:
-                del self._running[delivery]
-            if self._stop_requested:
-                self._wakeup.set()
+        with self._lock:
+            self._forget(delivery)
+            self._dispatch()
+        self._wakeup.set()
+        text = "%s from %r is stuck, %g seconds after its interruption (%r). Its thread is given up at\n%s"
+        logger.error(text, delivery, delivery.queue, self._config.WORKER_GRACE, cause, stack)
+        self._look_at_stuck()
+        self.on_change()
+
+    def _look_at_stuck(self) -> None:
+        """Those whose connection was lost don't count: they may be about to end, and a worker survives that."""
+        with self._lock:
+            stuck = sum(not isinstance(cause, HeartbeatError) for cause in self._stuck.values())
+            too_many = stuck >= self._config.WORKER_THREADS and not self._stop_requested
+            self._stop_requested |= too_many
+        if too_many:
+            logger.critical("Stopping: %d threads are stuck, as many as the worker has", stuck)
+            self._wakeup.set()
+
+    # -- a delivery
+
+    def _process(self, delivery: _Delivery) -> None:
+        try:
+            self._perform(delivery)
+        except BaseException:  # whatever it is, the thread goes on
+            logger.exception("Defect in the worker; a message from %r goes back", delivery.queue)
+            if delivery not in self._stuck:
+                delivery.requeue()
 
     def _perform(self, delivery: _Delivery) -> None:
         try:
             if delivery.properties is None:
                 raise InvalidMessage("the message's AMQP properties can't be decoded")
-            description = _decode_task(delivery.body)
-            task = self.app._find_task(description.module, description.function)
-        except InvalidMessage as error:
-            self._settle(delivery, None, None, error, _decide(None, error))
+            delivery.task = _decode_task(delivery.body)
+            if not self._may_run(delivery):
+                return
+        except (InvalidMessage, Crashed) as error:
+            self._finish(delivery, None, None, error)
             return
-        if self._enter(description.id, delivery):
+        if self._enter(delivery):
             try:
-                self._run_task(delivery, description, task)
+                self._run_task(delivery, delivery.task)
             finally:
-                self._leave(description.id)
+                self._leave(delivery)
 
-    def _enter(self, id: str | None, delivery: _Delivery) -> bool:
-        """False if a message with this id is running here: this one waits until that has ended."""
+    def _may_run(self, delivery: _Delivery) -> bool:
+        """False if it is set aside, to run alone. Raises Crashed if it has brought too many processes down."""
+        crashes, to_blame = self.journal.crashes.get(delivery.id or "", (0, False))
+        if not crashes or delivery is self._alone or not delivery.counts_crashes:
+            return True
+        if to_blame and crashes >= self._config.WORKER_MAX_CRASHES:
+            raise Crashed(f"{crashes} worker processes have died while it ran (WORKER_MAX_CRASHES)")
         with self._lock:
-            if id is None or id not in self._ids:
-                if id is not None:
-                    self._ids[id] = []
+            self._set_aside.append(delivery)
+        self._wakeup.set()
+        return False
+
+    def _enter(self, delivery: _Delivery) -> bool:
+        """False if a message with this id is running here: this one waits until that has ended."""
+        id = delivery.id
+        if id is None:
+            return True
+        with self._lock:
+            if id not in self._ids:
+                self._ids[id] = collections.deque()
+                self.journal.begin(id)
                 return True
             self._ids[id].append(delivery)
         logger.info("Message %s is running here already; its new delivery waits for that", id)
         return False
 
-    def _leave(self, id: str | None) -> None:
+    def _leave(self, delivery: _Delivery) -> None:
+        id = delivery.id
+        if id is None:
+            return
         with self._lock:
-            parked = self._ids.pop(id, []) if id is not None else []
-            self._waiting.update(parked)
-        for delivery in parked:
-            self._pool.submit(self._process, delivery)
+            self.journal.end(id)
+            self._waiting.extendleft(self._ids.pop(id))
+            self._dispatch()
 
-    def _run_task(self, delivery: _Delivery, description: _Description, task: Task[..., Any]) -> None:
+    def _run_task(self, delivery: _Delivery, description: _Description) -> None:
+        try:
+            task = self.app._find_task(description.module, description.function)
+        except InvalidMessage as error:
+            return self._finish(delivery, None, None, error)
         run = Run(task, description.id, delivery.queue, delivery.redelivered)
         with self._lock:
             self._running[delivery] = run
-        result, error, fits = None, None, True
+        result, raised, fits = None, None, True
         try:
             result = run._call(description.args, description.kwargs, self._watch)
-        except BaseException as raised:
-            error = raised
-            fits = task._fits(raised, description.args, description.kwargs)
-        self._settle(delivery, run, result, error, _decide(task, error, fits))
+        except BaseException as error:
+            raised = error
+            fits = task._fits(error, description.args, description.kwargs)
+        self._finish(delivery, task, result, raised, fits)
 
-    def _settle(
-        self, delivery: _Delivery, run: Run | None, result: Any, error: BaseException | None, verdict: _Verdict
+    def _finish(
+        self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, fits: bool = True
     ) -> None:
-        if delivery.intake.lost is not None:  # not ours any more, whatever the task did
-            verdict = _Verdict("lost", "leave", reply=False)
-        self._log(delivery, run, error, verdict)
+        if self._claim(delivery):
+            verdict = _decide(task, error, fits, delivery.intake.lost is not None)
+            self._log(delivery, error, verdict)
+            self._settle(delivery, result, error, verdict)
+        else:
+            logger.warning("%s from %r has ended after all: what came of it is dropped", delivery, delivery.queue)
+
+    def _settle(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
+        """What the verdict says. By whoever has claimed the delivery."""
         self._count(verdict.tally)
+        if verdict.tally not in ("lost", "requeued") and delivery.id in self.journal.crashes:
+            self.journal.clear(cast(str, delivery.id))
         if verdict.reply and delivery.reply_to is not None:
             self._reply(delivery, result, error)
         if verdict.action == "ack":
@@ -2495,13 +2771,12 @@ class Worker:
         with self._lock:
             self._tallies[name] += 1
 
-    def _log(self, delivery: _Delivery, run: Run | None, error: BaseException | None, verdict: _Verdict) -> None:
-        name = "A message" if run is None else f"Task {run.task.name} [{run.id}]"
+    def _log(self, delivery: _Delivery, error: BaseException | None, verdict: _Verdict) -> None:
         if error is None:
-            logger.debug("%s from %r %s", name, delivery.queue, verdict.tally)
+            logger.debug("%s from %r %s", delivery, delivery.queue, verdict.tally)
         elif verdict.tally in ("failed", "timed_out"):
             then = f"it comes back in {verdict.delay:g} seconds" if verdict.delay else "see its .failed queue"
             info = (type(error), error, _task_traceback(error))
-            logger.error("%s from %r %s; %s", name, delivery.queue, verdict.tally, then, exc_info=info)
+            logger.error("%s from %r %s; %s", delivery, delivery.queue, verdict.tally, then, exc_info=info)
         else:
-            logger.warning("%s from %r %s: %r", name, delivery.queue, verdict.tally, error)
+            logger.warning("%s from %r %s: %r", delivery, delivery.queue, verdict.tally, error)

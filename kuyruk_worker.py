@@ -1,40 +1,83 @@
-"""Run a kuyruk worker as a process: command line, signals of the operating system, exit codes.
+"""Run kuyruk workers as processes: command line, signals of the operating system, supervision, exit codes.
 
     $ python -m kuyruk_worker app.tasks                # or: kuyruk-worker app.tasks
 
 Beside a vendored `pkg/vendor/kuyruk.py`: `python -m pkg.vendor.kuyruk_worker pkg.tasks`.
 
-The main thread imports the application, and from then on only waits for signals: their handlers
-put them into a queue, which is safe whatever they interrupt. The worker runs in a thread of its own
-(`kuyruk-supervisor`); its end is one more entry in that queue. The library and the application are
-imported late: nothing at the top level of this file loads them.
+
+The processes, and what each owns
+=================================
+
+      supervisor (one thread)                       worker process (1..WORKER_PROCESSES, forked)
+      -----------------------                       --------------------------------------------
+      signals  ------------- passed on ---------->  main thread: signals, orders, the worker's changes
+      the plan: who serves, retires, is replaced       |
+          |  ^                                         v
+          |  '-- state: serving, alone, worn -----  kuyruk.Worker, with its threads
+          '----- orders: retire, again, crashes ->     | begin, end
+      deaths <------- journal (shared memory) <--------'
+
+*The supervisor* imports neither the library nor the application. It waits in `_Signals.wait` for signals (SIGCHLD
+among them), for what its children tell, and for the time when something is due. It ends when its children have.
+*A worker process* imports the application. Its main thread then waits in `_Signals.wait`, too; the worker runs in
+threads of its own. It ends when the worker has, and stops as at SIGTERM when its supervisor is gone (its end of
+the wire is closed).
+
+Nobody waits for the other: what is sent over a wire doesn't block, and an order that comes late does no harm.
+Where there is no fork (Windows) the worker runs in the first process, and nothing replaces it.
+
+A process with a stuck thread is *worn*: another is started, and when that consumes, the worn one retires, that is, it
+stops gracefully, without a limit. So a restart costs no task anything.
+A process that dies leaves its journal, which says what it was running. One of these messages is to blame. They are
+*suspects*: each runs alone, in a process that does nothing else meanwhile (another one stands in for it). The one
+during which a process dies again is the culprit.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import importlib
+import json
 import logging
+import math
 import os
-import queue
 import re
+import selectors
 import signal
+import socket
 import sys
 import threading
+import time
 import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 if TYPE_CHECKING:
     from kuyruk import Kuyruk, Worker
 
 logger = logging.getLogger("kuyruk")
 
-#: Exit codes.
-STOPPED, FAILED, USAGE, INTERRUPTED, QUIT = 0, 1, 2, 3, 131
+#: Exit codes. The last but one is between a worker process and its supervisor.
+STOPPED, FAILED, USAGE, INTERRUPTED, RESTART, QUIT = 0, 1, 2, 3, 4, 131
 #: Seconds for the last words of a process that can't wait: a stuck thread may hold the log.
 FLUSH_TIMEOUT = 1.0
+#: Seconds that an ending process gets beyond its own limits, before it is killed.
+KILL_MARGIN = 15.0
+#: Seconds before a process that died is replaced: at first, and at last (twice as long each time).
+FIRST_PAUSE, LAST_PAUSE = 0.2, 10.0
+#: Seconds after which a process has proved itself: the pauses begin anew. And the least between two restarts
+#: because of stuck threads.
+PROVED = 10.0
+RESTART_INTERVAL = 5.0
+#: Seconds that a process may run suspects only before another stands in for it.
+ALONE_TOLERANCE = 1.0
+#: How many processes in a row may fail to start before the supervisor gives up.
+MAX_FAILED_STARTS = 3
+#: How many suspects are remembered.
+MAX_SUSPECTS = 10_000
 
 
 class UsageError(Exception):
@@ -63,15 +106,20 @@ exit codes:
   1    the worker failed unexpectedly
   2    wrong command line or configuration, or the application can't be imported
   3    stopped, but running tasks had to be interrupted
+  4    ended because of stuck threads (where it isn't restarted: Windows)
   131  ended by SIGQUIT
 """
 
 #: Configuration key: flags, placeholder and help of the option that wins over it.
 _OPTIONS = {
     "WORKER_THREADS": (["-t", "--threads"], "N", "tasks to run at once"),
+    "WORKER_PROCESSES": (["-p", "--processes"], "N", "processes to run, each with its threads"),
     "WORKER_PREFETCH": (["--prefetch"], "N", "messages of each queue to hold unacknowledged"),
     "WORKER_MAX_LOAD": (["--max-load"], "L", "pause above this load average; -1: the number of CPUs"),
     "WORKER_MAX_RUN_TIME": (["--max-run-time"], "S", "stop after S seconds, as SIGTERM does"),
+    "WORKER_GRACE": (["--grace"], "S", "seconds that an interrupted task gets to end"),
+    "WORKER_SHUTDOWN_TIMEOUT": (["--shutdown-timeout"], "S", "seconds that running tasks get when it stops"),
+    "WORKER_MAX_CRASHES": (["--max-crashes"], "N", "deaths of processes after which a message has failed"),
     "WORKER_PRIORITY": (["--priority"], "P", "larger ones are served first by the broker"),
     "WORKER_LOGGING_LEVEL": (["-l", "--logging-level"], "LEVEL", "DEBUG, INFO, WARNING or ERROR"),
 }
@@ -246,60 +294,88 @@ class _Stopped(BaseException):
 
 
 class _Signals:
-    """The signals that have come and wait to be taken. Those that the platform lacks never come."""
+    """The signals that have come. Its owner, the main thread, waits for them and for others. Those that the platform
+    lacks never come."""
 
-    TO_STOP = ("SIGINT", "SIGTERM", "SIGBREAK")
+    TO_STOP = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")
     NAMES = (*TO_STOP, "SIGQUIT", "SIGUSR1", "SIGUSR2")
 
-    def __init__(self) -> None:
-        #: Names of signals, in their order; None: the worker has ended. Its put is reentrant.
-        self.queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    def __init__(self, *more: str, before: Mapping[int, Any] | None = None) -> None:
+        """more: names of other signals. before: what the handlers were when the program began."""
+        #: Names of signals, in their order.
+        self.names: collections.deque[str] = collections.deque()
         #: The main thread imports the application: a signal to stop ends that.
-        self.loading = True
+        self.loading = False
         #: The exit code, when nobody takes them any more: one to stop ends what is left of the process.
         self.code: int | None = None
-        self._numbers = {getattr(signal, name) for name in self.NAMES if hasattr(signal, name)}
-        self._before = {number: signal.getsignal(number) for number in self._numbers}
-        self._install()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers),
-                after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers),
-                after_in_child=self._forked,
-            )
+        #: What SIGQUIT does, in its handler, because it is for when nothing else helps.
+        self.quit: Callable[[], object] = _quit
+        #: Why this, and not only the handlers: one that comes just before a wait begins must end it.
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._numbers = [getattr(signal, name) for name in (*self.NAMES, *more) if hasattr(signal, name)]
+        self.before = {n: signal.getsignal(n) for n in self._numbers} if before is None else before
+        self._numbers = [n for n in self._numbers if self.before.get(n) != signal.SIG_IGN]  # nohup
+        self.install()
 
-    def _install(self) -> None:
+    def install(self) -> None:
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in self._numbers:
             signal.signal(number, self._note)
 
-    def _forked(self) -> None:
-        """A process that a task forks has nothing to do with us, and loses none that comes meanwhile."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
-
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if name == "SIGQUIT":  # here, because it is for when nothing else helps
-            with contextlib.suppress(OSError):
-                os.write(2, b"SIGQUIT: ended at once\n")
-            os._exit(QUIT)
-        self.queue.put(name)
+        if name == "SIGQUIT":
+            self.quit()
+        self.names.append(name)
         if self.code is not None and name in self.TO_STOP:
             _exit_now(self.code)
         if self.loading and name in self.TO_STOP:
             raise _Stopped(name)
 
-    def loaded(self) -> None:
-        """The import is over. Handlers that the application has set meanwhile are replaced."""
-        self.loading = False
-        self._install()
+    def wake(self) -> None:
+        """From any thread: the wait ends."""
+        with contextlib.suppress(OSError):
+            self._writer.send(b"!")
 
-    def take(self) -> str | None:
-        timeout = 0.5 if os.name == "nt" else None  # there, no handler is called during a wait
-        while True:
-            with contextlib.suppress(queue.Empty):
-                return self.queue.get(timeout=timeout)
+    def wait(self, wires: Iterable[_Wire], until: float = math.inf) -> None:
+        """Until a signal comes, or `wake` is called, or a wire can be read, or that time (monotonic)."""
+        with selectors.DefaultSelector() as selector:
+            for file in (self._reader.fileno(), *(wire.fileno() for wire in wires)):
+                selector.register(file, selectors.EVENT_READ)
+            selector.select(None if until == math.inf else max(0.0, until - time.monotonic()))
+        with contextlib.suppress(OSError):
+            self._reader.recv(4096)
+
+    def block(self) -> None:
+        """None comes until `unblock`: for a fork, after which the new process has handlers of its own to install."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+
+    def unblock(self) -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+
+    def guard_forks(self) -> None:
+        """A process that a task forks has nothing to do with us, and loses none that comes meanwhile."""
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self.block, after_in_parent=self.unblock, after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for number in self._numbers:
+            signal.signal(number, self.before[number])
+        self.unblock()
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
+
+
+def _quit() -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, b"SIGQUIT: ended at once\n")
+    os._exit(QUIT)
 
 
 def _exit_now(code: int) -> NoReturn:
@@ -317,60 +393,189 @@ def _exit_now(code: int) -> NoReturn:
     os._exit(code)
 
 
+# --- Between the processes -----------------------------------------------------
+
+
+class _Wire:
+    """One end of the connection between the supervisor and a worker process. Messages are lists, as lines of JSON."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sock.setblocking(False)
+        self._rest = b""
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def send(self, *message: Any) -> None:
+        """Doesn't wait, nor fail: a process that is gone, or stands still, needs no message."""
+        with contextlib.suppress(OSError):
+            self._sock.send(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> list[list[Any]] | None:
+        """What has come, perhaps nothing. None when the other process is gone."""
+        try:
+            data = self._sock.recv(0x10000)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return list(self._decode(lines)) if data else None
+
+    def _decode(self, lines: list[bytes]) -> Iterator[list[Any]]:
+        for line in lines:
+            with contextlib.suppress(ValueError):  # of what was sent while its buffer was full
+                yield json.loads(line)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+class _Journal:
+    """Which messages a worker process runs, in memory that its supervisor reads when it has died (`kuyruk.Journal`).
+
+    Its first byte is 1 + the exit code, once the process ends as it should. Then come the ids of the messages, each
+    in a slot that begins with its length. What has no id, or one of more than 255 bytes, isn't noted.
+    """
+
+    SLOT, SLOTS = 256, 4096
+
+    def __init__(self, crashes: Mapping[str, tuple[int, bool]]) -> None:
+        import mmap
+
+        self.crashes = dict(crashes)
+        self.wire: _Wire | None = None  # of the worker process
+        self._memory = mmap.mmap(-1, self.SLOT * (1 + self.SLOTS))
+        self._taken: dict[str, int] = {}
+        self._free = list(range(self.SLOTS, 0, -1))
+
+    def begin(self, id: str) -> None:
+        data = id.encode("utf-8", "surrogatepass")
+        if self._free and len(data) < self.SLOT:
+            self._taken[id] = slot = self._free.pop()
+            at = slot * self.SLOT
+            self._memory[at + 1 : at + 1 + len(data)] = data
+            self._memory[at] = len(data)  # last: from here on it counts
+
+    def end(self, id: str) -> None:
+        slot = self._taken.pop(id, None)
+        if slot is not None:
+            self._memory[slot * self.SLOT] = 0
+            self._free.append(slot)
+
+    def clear(self, id: str) -> None:
+        self.crashes.pop(id, None)
+        if self.wire is not None:
+            self.wire.send("clear", id)
+
+    @property
+    def exit_code(self) -> int | None:
+        """None if the process has died."""
+        return self._memory[0] - 1 if self._memory[0] else None
+
+    @exit_code.setter
+    def exit_code(self, code: int) -> None:
+        self._memory[0] = 1 + code
+
+    @property
+    def running(self) -> list[str]:
+        starts = range(self.SLOT, self.SLOT * (1 + self.SLOTS), self.SLOT)
+        slots = (self._memory[at + 1 : at + 1 + self._memory[at]] for at in starts if self._memory[at])
+        return [slot.decode("utf-8", "surrogatepass") for slot in slots]
+
+    def close(self) -> None:
+        self._memory.close()
+
+
 # --- The worker's process ------------------------------------------------------
 
 
 class _Process:
-    """Runs a worker in a thread, and meanwhile does what the signals say."""
+    """Runs a worker in its threads, and meanwhile does what the signals and the supervisor say."""
 
-    def __init__(self, worker: Worker, signals: _Signals) -> None:
+    def __init__(self, worker: Worker, signals: _Signals, wire: _Wire | None, journal: _Journal | None) -> None:
         self._worker = worker
+        self._journal = journal
         self._signals = signals
+        self._wire = wire  # None: there is no supervisor
         self._stops = 0
-        self._failed = False
+        self._told: dict[str, bool] = {}
 
     def run(self) -> int:
         """Returns the exit code."""
-        thread = threading.Thread(target=self._work, name="kuyruk-supervisor", daemon=True)
-        thread.start()
-        while (name := self._signals.take()) is not None:
-            try:
-                self._react(name)
-            except Exception:
-                logger.exception("Can't do what %s says", name)
-        thread.join()
-        if self._failed:
-            return FAILED
-        return INTERRUPTED if self._worker.aborted else STOPPED
-
-    def _work(self) -> None:
+        self._worker.on_change = self._signals.wake
         try:
-            self._worker.run()
-        except BaseException:
-            self._failed = True
-            logger.critical("The worker failed", exc_info=True)
-        finally:
-            self._signals.queue.put(None)
+            self._worker.start()
+        except Exception:
+            logger.critical("The worker can't start", exc_info=True)
+            return FAILED
+        while not self._worker.join(0):
+            self._signals.wait([self._wire] if self._wire else [])
+            try:
+                self._look()
+            except Exception:
+                logger.exception("Can't do what it was told")
+        if self._worker.error is not None:
+            return FAILED
+        if self._worker.aborted:
+            return INTERRUPTED
+        return RESTART if self._worker.stats["stuck"] else STOPPED
+
+    def _look(self) -> None:
+        while self._signals.names:
+            self._react(self._signals.names.popleft())
+        if self._wire is None:
+            return
+        orders = self._wire.receive()
+        if orders is None:
+            logger.warning("The supervising process is gone")
+            self._wire = None
+            self._stop("Stopping")
+        for order in orders or []:
+            self._obey(*order)
+        self._tell()
 
     def _react(self, name: str) -> None:
         if name == "SIGUSR1":
             print(_report(self._worker), file=sys.stderr, flush=True)
         elif name == "SIGUSR2":
             logger.warning("SIGUSR2: dropping %d running tasks", self._worker.drop())
-        else:
+        elif not self._stops:
             self._stop(name)
+        elif self._wire is None:  # a supervisor decides itself when it is enough, and sends `again`
+            self._interrupt(name)
+
+    def _obey(self, order: str, argument: Any) -> None:
+        if order == "again":
+            self._interrupt(argument)
+        elif order == "retire":
+            logger.info("Stopping when what runs has ended: %s", argument)
+            self._worker.stop(math.inf, wait=False)
+        elif order == "crashes" and self._journal is not None:
+            self._journal.crashes.update((id, (deaths, alone)) for id, (deaths, alone) in argument.items())
+
+    def _tell(self) -> None:
+        """The supervisor, what has changed."""
+        stats = self._worker.stats
+        state = {"serving": self._worker.healthy, "alone": stats["suspect"] > 0, "worn": stats["stuck"] > 0}
+        if state != self._told and self._wire is not None:
+            self._wire.send("state", state)
+            self._told = state
 
     def _stop(self, name: str) -> None:
         self._stops += 1
         running = self._worker.stats["running"]
-        if self._stops > 1:
-            logger.warning("%s again: interrupting %d running tasks", name, len(running))
-        elif running:
+        if running:
             tasks = ", ".join(map(_describe, running[:5])) + (", ..." if len(running) > 5 else "")
             logger.info("%s: stopping when what runs has ended (again: interrupts it): %s", name, tasks)
         else:
             logger.info("%s: stopping", name)
-        self._worker.stop(timeout=None if self._stops == 1 else 0, wait=False)
+        self._worker.stop(wait=False)
+
+    def _interrupt(self, name: str) -> None:
+        logger.warning("%s again: interrupting %d running tasks", name, len(self._worker.stats["running"]))
+        self._worker.stop(timeout=0, wait=False)
 
 
 def _describe(run: dict[str, Any]) -> str:
@@ -404,8 +609,8 @@ def _set_up_logging(level: str | None, default: str) -> None:
     amqpstorm.setLevel(amqpstorm.level or logging.WARNING)
 
 
-def _load(args: argparse.Namespace) -> Worker:
-    """Import the application and make its worker. Raises UsageError."""
+def _load(args: argparse.Namespace, supervised: bool) -> tuple[Worker, dict[str, Any]]:
+    """Import the application and make its worker. Returns the settings, too. Raises UsageError."""
     if sys.path[:1] != [os.getcwd()]:
         sys.path.insert(0, os.getcwd())
     _check(args)
@@ -413,38 +618,364 @@ def _load(args: argparse.Namespace) -> Worker:
     app.packages.add(where.partition(":")[0].partition(".")[0])
     for module in args.modules[1:]:
         app.packages.add(_locate(module)[0].__name__.partition(".")[0])
-    options = {key.removeprefix("WORKER_").lower(): getattr(args, key) for key in _OPTIONS}
-    _set_up_logging(options.pop("logging_level"), app.config.WORKER_LOGGING_LEVEL)
+    given = {key: getattr(args, key) for key in _OPTIONS}
+    settings = {key: getattr(app.config, key) if value is None else value for key, value in given.items()}
+    _set_up_logging(given["WORKER_LOGGING_LEVEL"], settings["WORKER_LOGGING_LEVEL"])
+    options = {key.removeprefix("WORKER_").lower(): value for key, value in given.items()}
+    del options["logging_level"], options["processes"]
+    if supervised:
+        options["max_run_time"] = 0  # the supervisor sees to it
     try:
         worker = app.worker(args.queue, **options)
     except ValueError as error:
         raise UsageError(f"-q/--queue: {error}") from None
-    logger.info(
-        "kuyruk %s: worker of %s for %s with %d threads",
-        _library().__version__,
-        where,
-        ", ".join(map(repr, worker.queues)),
-        options["threads"] or app.config.WORKER_THREADS,
-    )
-    return worker
+    version, queues = _library().__version__, ", ".join(map(repr, worker.queues))
+    threads = settings["WORKER_THREADS"]
+    logger.info("kuyruk %s: worker of %s for %s with %d threads", version, where, queues, threads)
+    return worker, settings
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns the exit code, but ends the process itself if a task is stuck."""
-    signals = _Signals()
+def _be_worker(
+    args: argparse.Namespace, signals: _Signals, wire: _Wire | None = None, journal: _Journal | None = None
+) -> int:
+    """What a worker process does. Returns the exit code, but ends the process itself if a thread is stuck."""
     try:
-        worker = _load(_parse(argv))
-        signals.loaded()
+        signals.loading = True
+        signals.unblock()
+        worker, settings = _load(args, supervised=wire is not None)
+        signals.loading = False
+        signals.install()  # handlers that the application has set meanwhile are replaced
     except _Stopped as stopped:
         print(f"{_program()}: {stopped}: stopped before the worker began", file=sys.stderr)
         return STOPPED
     except UsageError as error:
         print(*error.args[1:], f"{_program()}: error: {error.args[0]}", sep="", file=sys.stderr)
         return USAGE
-    signals.code = code = _Process(worker, signals).run()
-    if any(thread.name.startswith("kuyruk-pool") for thread in threading.enumerate()):
-        _exit_now(code)  # leaving the usual way waits for these threads
+    signals.guard_forks()
+    if wire is not None and journal is not None:
+        journal.wire = wire
+        worker.journal = cast(Any, journal)
+        wire.send("loaded", settings)
+    signals.code = code = _Process(worker, signals, wire, journal).run()
+    if journal is not None:
+        journal.exit_code = code
+    if worker.stats["stuck"]:
+        _exit_now(code)
     return code
+
+
+# --- The supervisor ------------------------------------------------------------
+
+
+class _Child:
+    """A worker process, as its supervisor sees it."""
+
+    def __init__(self, pid: int, wire: _Wire, journal: _Journal) -> None:
+        self.pid = pid
+        self.wire = wire
+        self.journal = journal
+        self.started = time.monotonic()
+        #: It has imported the application.
+        self.loaded = False
+        #: It consumes.
+        self.serving = False
+        #: It has a stuck thread.
+        self.worn = False
+        #: time.monotonic() since when it has run suspects only; None: it doesn't.
+        self.alone_since: float | None = None
+        #: It was told to end; it was killed because it didn't.
+        self.retiring = False
+        self.killed = False
+
+    def is_away(self, now: float) -> bool:
+        return self.alone_since is not None and now - self.alone_since >= ALONE_TOLERANCE
+
+
+class _Plan(NamedTuple):
+    """What there is to do so that as many processes as wanted serve, at any time."""
+
+    #: How many to start in the place of such that have ended; and of such that are worn.
+    missing: int
+    worn: int
+    #: Which to retire: others serve in their place.
+    retire: list[_Child]
+
+
+def _plan(children: Iterable[_Child], wanted: int, now: float) -> _Plan:
+    staying = [child for child in children if not child.retiring]
+    worn = [child for child in staying if child.worn]
+    fresh = [child for child in staying if not child.worn and not child.is_away(now)]
+    serving = [child for child in fresh if child.serving]
+    missing = max(0, wanted - len(fresh) - len(worn))
+    surplus = max(0, len(serving) - wanted)
+    replaced = max(0, len(serving) - surplus + len(worn) - wanted)
+    return _Plan(missing, max(0, wanted - len(fresh)) - missing, serving[:surplus] + worn[:replaced])
+
+
+class _Supervisor:
+    """Starts worker processes, replaces those that end, and ends them all."""
+
+    def __init__(self, args: argparse.Namespace, signals: _Signals) -> None:
+        self._args = args
+        self._signals = signals
+        self._log = _make_log(args.WORKER_LOGGING_LEVEL)
+        self._children: dict[int, _Child] = {}
+        #: The first that has loaded tells the settings.
+        self._settings: dict[str, Any] = {}
+        self._began = time.monotonic()
+        self._start_at = 0.0  # no process is started before
+        self._restarted_at = -RESTART_INTERVAL
+        self._crashes: dict[str, tuple[int, bool]] = {}
+        #: Deaths in a row, for the pause; failures to start in a row.
+        self._deaths = 0
+        self._failed_starts = 0
+        self._stops = 0
+        self._stopping = False
+        self._kill_at = math.inf
+        self._codes: list[int] = []
+        signals.quit = self._quit
+
+    def run(self) -> int:
+        """Returns the exit code. Forks: in the child it doesn't return, but raises SystemExit."""
+        while True:
+            self._reap()
+            if self._stopping and not self._children:
+                return max(self._codes, key=[STOPPED, INTERRUPTED, FAILED, USAGE].index, default=STOPPED)
+            due = self._manage(time.monotonic())
+            self._signals.wait([child.wire for child in self._children.values()], due)
+            while self._signals.names:
+                self._react(self._signals.names.popleft())
+            for child in list(self._children.values()):
+                self._listen(child)
+
+    # -- what happens
+
+    def _react(self, name: str) -> None:
+        """To a signal. They come before the deaths that they have caused: a child that Ctrl-C ends isn't replaced."""
+        if name == "SIGCHLD":
+            return
+        if name in _Signals.TO_STOP:
+            self._stops += 1
+            self._stop(name)
+            if self._stops > 1:
+                self._insist(name)
+        else:
+            self._pass_on(name)
+
+    def _pass_on(self, name: str) -> None:
+        for child in self._children.values():
+            os.kill(child.pid, getattr(signal, name))
+
+    def _stop(self, name: str) -> None:
+        """No process is started any more."""
+        self._stopping = True
+        self._pass_on(name)
+        timeout = self._settings.get("WORKER_SHUTDOWN_TIMEOUT")
+        if timeout is not None:
+            self._kill_within(timeout)
+
+    def _insist(self, name: str) -> None:
+        for child in self._children.values():
+            if child.loaded:
+                child.wire.send("again", name)
+            else:
+                self._kill(child)
+        self._kill_within(0)
+
+    def _kill(self, child: _Child) -> None:
+        child.killed = True
+        os.kill(child.pid, signal.SIGKILL)
+
+    def _quit(self) -> None:
+        for child in list(self._children.values()):
+            os.kill(child.pid, signal.SIGKILL)
+        _quit()
+
+    def _kill_within(self, timeout: float) -> None:
+        at = time.monotonic() + timeout + self._settings.get("WORKER_GRACE", 0) + KILL_MARGIN
+        self._kill_at = min(at, self._kill_at)
+
+    def _listen(self, child: _Child) -> None:
+        for kind, content in child.wire.receive() or []:
+            if kind == "loaded":
+                child.loaded = True
+                self._settings = content
+            elif kind == "state":
+                child.serving, child.worn = content["serving"], content["worn"]
+                self._failed_starts = 0 if child.serving else self._failed_starts
+                child.alone_since = (child.alone_since or time.monotonic()) if content["alone"] else None
+            elif kind == "clear":
+                self._crashes.pop(content, None)
+
+    def _reap(self) -> None:
+        """Processes that aren't ours, too: in a container this one may be their init."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    return
+                child = self._children.pop(pid, None)
+                if child is not None:
+                    self._listen(child)  # its last words
+                    self._on_end(child, os.waitstatus_to_exitcode(status))
+                    child.wire.close()
+                    child.journal.close()
+
+    def _on_end(self, child: _Child, status: int) -> None:
+        code = child.journal.exit_code  # None: it has died
+        if self._stopping:
+            self._codes.append(_last_code(child, code))
+        elif code == FAILED or (code is None and not child.loaded):
+            self._on_failed_start(child, USAGE if status == USAGE else FAILED, _how(status))
+        elif code is None:
+            self._on_death(child, _how(status))
+        elif not child.retiring and code != RESTART:
+            text = "Process %d has stopped, another one takes its place in %.1f s"
+            self._log.warning(text, child.pid, self._pause(child))
+
+    def _on_failed_start(self, child: _Child, code: int, how: str) -> None:
+        self._failed_starts += 1
+        if code == USAGE and not self._settings:  # the first, which has said why
+            self._give_up(code)
+        elif self._failed_starts >= MAX_FAILED_STARTS and not any(each.serving for each in self._children.values()):
+            self._log.critical("Giving up: %d processes in a row couldn't start (%s)", self._failed_starts, how)
+            self._give_up(code)
+        else:
+            self._log.error("Process %d couldn't start: %s; trying again in %.1f s", child.pid, how, self._pause(child))
+
+    def _give_up(self, code: int) -> None:
+        self._codes.append(code)
+        self._stop("SIGTERM")
+
+    def _on_death(self, child: _Child, how: str) -> None:
+        suspects = child.journal.running
+        news = {}
+        for id in suspects:
+            deaths, to_blame = self._crashes.pop(id, (0, False))
+            news[id] = self._crashes[id] = deaths + 1, to_blame or len(suspects) == 1
+        for id in list(self._crashes)[:-MAX_SUSPECTS]:
+            del self._crashes[id]
+        for other in self._children.values():
+            other.wire.send("crashes", news)
+        what = f"while it ran {', '.join(suspects)}" if suspects else "while it ran nothing"
+        self._log.error("Process %d died %s: %s; starting another in %.1f s", child.pid, what, how, self._pause(child))
+
+    def _pause(self, child: _Child) -> float:
+        """Seconds until it is replaced."""
+        if time.monotonic() - child.started >= PROVED:
+            self._deaths = 0
+        pause = FIRST_PAUSE
+        for _ in range(self._deaths):
+            pause = min(pause * 2, LAST_PAUSE)
+        self._deaths += 1
+        self._start_at = time.monotonic() + pause
+        return pause
+
+    # -- what is to be done
+
+    def _manage(self, now: float) -> float:
+        """Start, retire and kill; returns when there is something to do again if nothing happens."""
+        if self._stopping:
+            if now >= self._kill_at:
+                self._kill_at = math.inf
+                for child in self._children.values():
+                    self._log.error("Process %d doesn't end: it is killed, what it ran will run again", child.pid)
+                    self._kill(child)
+            return self._kill_at
+        limit = self._settings.get("WORKER_MAX_RUN_TIME")
+        end = self._began + limit if limit else math.inf
+        if now >= end:
+            self._log.info("Stopping after %g seconds (max_run_time)", limit)
+            self._stop("SIGTERM")
+            return self._kill_at
+        return min([end, *self._staff(now)])
+
+    def _staff(self, now: float) -> list[float]:
+        """Have as many processes as wanted; returns times at which to look again."""
+        children = list(self._children.values())
+        wanted = self._settings.get("WORKER_PROCESSES", 1)  # not known before one has loaded
+        plan = _plan(children, wanted, now)
+        for child in plan.retire:
+            child.retiring = True
+            child.wire.send("retire", "another process has taken its place")
+        restart_at = max(self._start_at, self._restarted_at + RESTART_INTERVAL)
+        if plan.worn and now >= restart_at:
+            self._restarted_at = now
+            self._start(plan.worn)
+        if plan.missing and now >= self._start_at:
+            self._start(plan.missing)
+        times = [self._start_at] * plan.missing + [restart_at] * plan.worn
+        times += [child.alone_since + ALONE_TOLERANCE for child in children if child.alone_since]
+        return [at for at in times if at > now]
+
+    def _start(self, count: int) -> None:
+        for _ in range(count):
+            ours, theirs = socket.socketpair()
+            journal = _Journal(self._crashes)
+            self._signals.block()
+            pid = os.fork()
+            if not pid:
+                ours.close()
+                self._be_child(_Wire(theirs), journal)
+            self._signals.unblock()
+            theirs.close()
+            self._children[pid] = _Child(pid, _Wire(ours), journal)
+
+    def _be_child(self, wire: _Wire, journal: _Journal) -> NoReturn:
+        for child in self._children.values():
+            child.wire.close()  # else it wouldn't notice that the supervisor is gone
+            child.journal.close()
+        self._signals.close()
+        signal.signal(signal.SIGCHLD, self._signals.before[signal.SIGCHLD])
+        signals = _Signals(before=self._signals.before)
+
+        def quit() -> None:  # the supervisor has said it
+            journal.exit_code = QUIT
+            os._exit(QUIT)
+
+        signals.quit = quit
+        sys.exit(_be_worker(self._args, signals, wire, journal))
+
+
+def _last_code(child: _Child, code: int | None) -> int:
+    """What the end of a process while all are stopping means for the exit code of the whole."""
+    if code is None:
+        return STOPPED if not child.loaded else INTERRUPTED if child.killed else FAILED
+    return STOPPED if code in (RESTART, QUIT) else code
+
+
+def _how(status: int) -> str:
+    """It has ended."""
+    if status >= 0:
+        return f"exit code {status}"
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(-status).name
+        return f"killed by {name}" + (" (for its memory, perhaps)" if name == "SIGKILL" else "")
+    return f"killed by signal {-status}"
+
+
+def _make_log(level: str | None) -> logging.Logger:
+    """The supervisor's own: the application sets up logging for its worker processes."""
+    log = logging.getLogger("kuyruk.supervisor")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(process)d supervisor: %(message)s"))
+    log.addHandler(handler)
+    log.propagate = False
+    with contextlib.suppress(ValueError):  # a worker process explains it
+        log.setLevel(level or "INFO")
+    return log
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns the exit code, but ends the process itself if a task is stuck."""
+    try:
+        args = _parse(argv)
+    except UsageError as error:
+        print(f"{_program()}: error: {error.args[0]}", file=sys.stderr)
+        return USAGE
+    if not hasattr(os, "fork"):
+        return _be_worker(args, _Signals())
+    return _Supervisor(args, _Signals("SIGCHLD")).run()
 
 
 if __name__ == "__main__":

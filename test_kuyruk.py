@@ -519,7 +519,7 @@ def tell_current_task():
 EXCEPTIONS = {
     "KuyrukError": "Exception", "Reject": "KuyrukError", "Discard": "KuyrukError", "Timeout": "KuyrukError",
     "ResultTimeout": "KuyrukError", "RemoteException": "KuyrukError", "InvalidMessage": "KuyrukError",
-    "BrokerError": "ConnectionError", "HeartbeatError": None, "Shutdown": None,
+    "BrokerError": "ConnectionError", "Crashed": "KuyrukError", "HeartbeatError": None, "Shutdown": None,
 }  # fmt: skip
 
 
