@@ -44,18 +44,20 @@ import logging
 import math
 import os
 import re
-import selectors
+import select
 import signal
-import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from types import ModuleType
 
+TYPE_CHECKING = False  # typing's; each module more costs the supervisor memory
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from types import FrameType
+    from typing import Any, NoReturn
+
     from kuyruk import Kuyruk, Worker
 
 logger = logging.getLogger("kuyruk")
@@ -76,6 +78,8 @@ RESTART_INTERVAL = 5.0
 ALONE_TOLERANCE = 1.0
 #: How many processes in a row may fail to start before the supervisor gives up.
 MAX_FAILED_STARTS = 3
+#: Seconds between two looks at what has come, where a wait can't be ended.
+WINDOWS_TICK = 0.2
 #: How many suspects are remembered.
 MAX_SUSPECTS = 10_000
 
@@ -311,16 +315,15 @@ class _Signals:
         #: What SIGQUIT does, in its handler, because it is for when nothing else helps.
         self.quit: Callable[[], object] = _quit
         #: Why this, and not only the handlers: one that comes just before a wait begins must end it.
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
+        self._reader, self._writer = _make_pipe()
         self._numbers = [getattr(signal, name) for name in (*self.NAMES, *more) if hasattr(signal, name)]
         self.before = {n: signal.getsignal(n) for n in self._numbers} if before is None else before
         self._numbers = [n for n in self._numbers if self.before.get(n) != signal.SIG_IGN]  # nohup
         self.install()
 
     def install(self) -> None:
-        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        if os.name != "nt":
+            signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in self._numbers:
             signal.signal(number, self._note)
 
@@ -337,16 +340,16 @@ class _Signals:
     def wake(self) -> None:
         """From any thread: the wait ends."""
         with contextlib.suppress(OSError):
-            self._writer.send(b"!")
+            os.write(self._writer, b"!")
 
     def wait(self, wires: Iterable[_Wire], until: float = math.inf) -> None:
         """Until a signal comes, or `wake` is called, or a wire can be read, or that time (monotonic)."""
-        with selectors.DefaultSelector() as selector:
-            for file in (self._reader.fileno(), *(wire.fileno() for wire in wires)):
-                selector.register(file, selectors.EVENT_READ)
-            selector.select(None if until == math.inf else max(0.0, until - time.monotonic()))
+        timeout = None if until == math.inf else max(0.0, until - time.monotonic())
+        if os.name == "nt":  # its select takes sockets only, and no handler is called during a wait
+            return time.sleep(WINDOWS_TICK)
+        select.select([self._reader, *(wire.fileno() for wire in wires)], [], [], timeout)
         with contextlib.suppress(OSError):
-            self._reader.recv(4096)
+            os.read(self._reader, 4096)
 
     def block(self) -> None:
         """None comes until `unblock`: for a fork, after which the new process has handlers of its own to install."""
@@ -368,8 +371,8 @@ class _Signals:
         self.unblock()
 
     def close(self) -> None:
-        self._reader.close()
-        self._writer.close()
+        os.close(self._reader)
+        os.close(self._writer)
 
 
 def _quit() -> None:
@@ -396,26 +399,37 @@ def _exit_now(code: int) -> NoReturn:
 # --- Between the processes -----------------------------------------------------
 
 
+def _make_pipe() -> tuple[int, int]:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    return reader, writer
+
+
 class _Wire:
     """One end of the connection between the supervisor and a worker process. Messages are lists, as lines of JSON."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._sock.setblocking(False)
+    def __init__(self, reader: int, writer: int) -> None:
+        self._reader, self._writer = reader, writer
         self._rest = b""
 
+    @classmethod
+    def make_pair(cls) -> tuple[_Wire, _Wire]:
+        here, there = _make_pipe(), _make_pipe()
+        return cls(here[0], there[1]), cls(there[0], here[1])
+
     def fileno(self) -> int:
-        return self._sock.fileno()
+        return self._reader
 
     def send(self, *message: Any) -> None:
         """Doesn't wait, nor fail: a process that is gone, or stands still, needs no message."""
         with contextlib.suppress(OSError):
-            self._sock.send(json.dumps(message).encode() + b"\n")
+            os.write(self._writer, json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[list[Any]] | None:
         """What has come, perhaps nothing. None when the other process is gone."""
         try:
-            data = self._sock.recv(0x10000)
+            data = os.read(self._reader, 0x10000)
         except BlockingIOError:
             return []
         except OSError:
@@ -429,7 +443,8 @@ class _Wire:
                 yield json.loads(line)
 
     def close(self) -> None:
-        self._sock.close()
+        os.close(self._reader)
+        os.close(self._writer)
 
 
 class _Journal:
@@ -654,7 +669,7 @@ def _be_worker(
     signals.guard_forks()
     if wire is not None and journal is not None:
         journal.wire = wire
-        worker.journal = cast(Any, journal)
+        worker.journal = journal  # type: ignore[assignment]  # it is one, though the library wasn't there to say so
         wire.send("loaded", settings)
     signals.code = code = _Process(worker, signals, wire, journal).run()
     if journal is not None:
@@ -691,25 +706,18 @@ class _Child:
         return self.alone_since is not None and now - self.alone_since >= ALONE_TOLERANCE
 
 
-class _Plan(NamedTuple):
-    """What there is to do so that as many processes as wanted serve, at any time."""
-
-    #: How many to start in the place of such that have ended; and of such that are worn.
-    missing: int
-    worn: int
-    #: Which to retire: others serve in their place.
-    retire: list[_Child]
-
-
-def _plan(children: Iterable[_Child], wanted: int, now: float) -> _Plan:
+def _plan(children: Iterable[_Child], wanted: int, now: float) -> tuple[int, int, list[_Child]]:
+    """What to do so that as many processes as wanted serve, at any time: how many to start in the place of such that
+    have ended, how many in the place of such that are worn, and which to retire, because others serve in their place.
+    """
     staying = [child for child in children if not child.retiring]
     worn = [child for child in staying if child.worn]
     fresh = [child for child in staying if not child.worn and not child.is_away(now)]
     serving = [child for child in fresh if child.serving]
-    missing = max(0, wanted - len(fresh) - len(worn))
+    ended = max(0, wanted - len(fresh) - len(worn))
     surplus = max(0, len(serving) - wanted)
     replaced = max(0, len(serving) - surplus + len(worn) - wanted)
-    return _Plan(missing, max(0, wanted - len(fresh)) - missing, serving[:surplus] + worn[:replaced])
+    return ended, max(0, wanted - len(fresh)) - ended, serving[:surplus] + worn[:replaced]
 
 
 class _Supervisor:
@@ -894,32 +902,32 @@ class _Supervisor:
         """Have as many processes as wanted; returns times at which to look again."""
         children = list(self._children.values())
         wanted = self._settings.get("WORKER_PROCESSES", 1)  # not known before one has loaded
-        plan = _plan(children, wanted, now)
-        for child in plan.retire:
+        ended, worn, to_retire = _plan(children, wanted, now)
+        for child in to_retire:
             child.retiring = True
             child.wire.send("retire", "another process has taken its place")
         restart_at = max(self._start_at, self._restarted_at + RESTART_INTERVAL)
-        if plan.worn and now >= restart_at:
+        if worn and now >= restart_at:
             self._restarted_at = now
-            self._start(plan.worn)
-        if plan.missing and now >= self._start_at:
-            self._start(plan.missing)
-        times = [self._start_at] * plan.missing + [restart_at] * plan.worn
+            self._start(worn)
+        if ended and now >= self._start_at:
+            self._start(ended)
+        times = [self._start_at] * ended + [restart_at] * worn
         times += [child.alone_since + ALONE_TOLERANCE for child in children if child.alone_since]
         return [at for at in times if at > now]
 
     def _start(self, count: int) -> None:
         for _ in range(count):
-            ours, theirs = socket.socketpair()
+            ours, theirs = _Wire.make_pair()
             journal = _Journal(self._crashes)
             self._signals.block()
             pid = os.fork()
             if not pid:
                 ours.close()
-                self._be_child(_Wire(theirs), journal)
+                self._be_child(theirs, journal)
             self._signals.unblock()
             theirs.close()
-            self._children[pid] = _Child(pid, _Wire(ours), journal)
+            self._children[pid] = _Child(pid, ours, journal)
 
     def _be_child(self, wire: _Wire, journal: _Journal) -> NoReturn:
         for child in self._children.values():
