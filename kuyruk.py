@@ -2509,7 +2509,7 @@ class Worker:
 
     def _take(self) -> _Delivery | None:
         """What begins next. What is set aside begins when nothing runs, and nothing begins beside it. With the lock."""
-        if self._alone is not None or (self._set_aside and self._running):
+        if self._stop_requested or self._alone is not None or (self._set_aside and self._running):
             return None
         if self._set_aside:
             delivery = self._alone = self._set_aside.popleft()

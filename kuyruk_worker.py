@@ -39,6 +39,7 @@ import argparse
 import collections
 import contextlib
 import importlib
+import itertools
 import json
 import logging
 import math
@@ -162,6 +163,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for key, (flags, metavar, text) in _OPTIONS.items():
         read = str.upper if metavar == "LEVEL" else _number
         parser.add_argument(*flags, dest=key, type=read, metavar=metavar, help=f"{text} [{key}]")
+    text = "remember there what brought processes down, across restarts of the whole worker, too"
+    parser.add_argument("--state", metavar="FOLDER", help=text)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     return parser.parse_args(argv)
 
@@ -450,18 +453,23 @@ class _Wire:
 class _Journal:
     """Which messages a worker process runs, in memory that its supervisor reads when it has died (`kuyruk.Journal`).
 
-    Its first byte is 1 + the exit code, once the process ends as it should. Then come the ids of the messages, each
-    in a slot that begins with its length. What has no id, or one of more than 255 bytes, isn't noted.
+    Its first byte is 1 + the exit code, once the process ends as it should; its second is 1 from when it was told to.
+    Then come the ids of the messages, each in a slot that begins with its length. What has no id, or one of more than
+    255 bytes, isn't noted.
     """
 
     SLOT, SLOTS = 256, 4096
 
-    def __init__(self, crashes: Mapping[str, tuple[int, bool]]) -> None:
+    def __init__(self, crashes: Mapping[str, tuple[int, bool]], file: int = -1) -> None:
+        """file: its descriptor, of a file that holds the memory, and outlives the supervisor, too; -1: none does."""
         import mmap
 
         self.crashes = dict(crashes)
         self.wire: _Wire | None = None  # of the worker process
-        self._memory = mmap.mmap(-1, self.SLOT * (1 + self.SLOTS))
+        self._file = file
+        if file >= 0:
+            os.ftruncate(file, self.SLOT * (1 + self.SLOTS))
+        self._memory = mmap.mmap(file, self.SLOT * (1 + self.SLOTS))
         self._taken: dict[str, int] = {}
         self._free = list(range(self.SLOTS, 0, -1))
 
@@ -494,13 +502,115 @@ class _Journal:
         self._memory[0] = 1 + code
 
     @property
+    def stopping(self) -> bool:
+        return self._memory[1] != 0
+
+    @stopping.setter
+    def stopping(self, value: bool) -> None:
+        self._memory[1] = value
+
+    @property
     def running(self) -> list[str]:
         starts = range(self.SLOT, self.SLOT * (1 + self.SLOTS), self.SLOT)
         slots = (self._memory[at + 1 : at + 1 + self._memory[at]] for at in starts if self._memory[at])
         return [slot.decode("utf-8", "surrogatepass") for slot in slots]
 
+    def hold(self) -> bool:
+        """Let others see that this process, whose journal it is, lives; returns False if another one does."""
+        if self._file >= 0:
+            import fcntl
+
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+        return True
+
     def close(self) -> None:
         self._memory.close()
+        if self._file >= 0:
+            os.close(self._file)
+
+
+class _State:
+    """The supervisor's memory of crashes. With a folder (--state) it outlives the supervisor, and what its processes
+    ran when all were killed at once counts, too: a container that exceeds its memory limit, say."""
+
+    def __init__(self, folder: str | None) -> None:
+        """Raises UsageError."""
+        self.crashes: dict[str, tuple[int, bool]] = {}
+        self._folder = folder
+        self._files: dict[_Journal, str] = {}
+        self._serial = itertools.count(1)
+        if folder is not None:
+            try:
+                self._take_over(folder)
+            except (OSError, ImportError) as error:
+                raise UsageError(f"--state {folder}: {error}") from None
+
+    def make_journal(self) -> _Journal:
+        if self._folder is None:
+            return _Journal(self.crashes)
+        path = os.path.join(self._folder, f"journal-{os.getpid()}-{next(self._serial)}")
+        journal = _Journal(self.crashes, os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
+        self._files[journal] = path
+        return journal
+
+    def drop_journal(self, journal: _Journal) -> None:
+        journal.close()
+        if journal in self._files:
+            os.unlink(self._files.pop(journal))
+
+    def blame(self, ids: list[str]) -> dict[str, tuple[int, bool]]:
+        """A process has died while it ran these messages; returns their new counts."""
+        news = {}
+        for id in ids:
+            deaths, alone = self.crashes.pop(id, (0, False))
+            news[id] = self.crashes[id] = deaths + 1, alone or len(ids) == 1
+        for id in list(self.crashes)[:-MAX_SUSPECTS]:
+            del self.crashes[id]
+        self._save()
+        return news
+
+    def clear(self, id: str) -> None:
+        if self.crashes.pop(id, None) is not None:
+            self._save()
+
+    def _save(self) -> None:
+        if self._folder is None:
+            return
+        path = os.path.join(self._folder, "crashes.json")
+        with contextlib.suppress(OSError):  # a full disk: then it forgets
+            with open(f"{path}.new", "w") as file:
+                json.dump(self.crashes, file)
+            os.replace(f"{path}.new", path)
+
+    def _take_over(self, folder: str) -> None:
+        import fcntl
+
+        os.makedirs(folder, exist_ok=True)
+        self._lock = open(os.path.join(folder, "lock"), "w")  # noqa: SIM115
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"--state {folder}: another worker uses it") from None
+        # What can't be read is forgotten: there is nothing better to do with it.
+        unreadable = contextlib.suppress(OSError, ValueError, TypeError, AttributeError)
+        with unreadable, open(os.path.join(folder, "crashes.json")) as file:
+            self.crashes = {id: (int(deaths), bool(alone)) for id, (deaths, alone) in json.load(file).items()}
+        for name in os.listdir(folder):
+            if name.startswith("journal-"):
+                self._read_left_behind(os.path.join(folder, name))
+
+    def _read_left_behind(self, path: str) -> None:
+        """The journal of a process whose supervisor is gone."""
+        journal = _Journal({}, os.open(path, os.O_RDWR))
+        if journal.hold():  # else it lives, and stops by itself
+            if journal.exit_code is None and not journal.stopping:
+                with contextlib.suppress(ValueError):
+                    self.blame(journal.running)
+            os.unlink(path)
+        journal.close()
 
 
 # --- The worker's process ------------------------------------------------------
@@ -580,6 +690,8 @@ class _Process:
 
     def _stop(self, name: str) -> None:
         self._stops += 1
+        if self._journal is not None:
+            self._journal.stopping = True
         running = self._worker.stats["running"]
         if running:
             tasks = ", ".join(map(_describe, running[:5])) + (", ..." if len(running) > 5 else "")
@@ -650,6 +762,11 @@ def _load(args: argparse.Namespace, supervised: bool) -> tuple[Worker, dict[str,
     return worker, settings
 
 
+def _complain(error: UsageError) -> int:
+    print(*error.args[1:], f"{_program()}: error: {error.args[0]}", sep="", file=sys.stderr)
+    return USAGE
+
+
 def _be_worker(
     args: argparse.Namespace, signals: _Signals, wire: _Wire | None = None, journal: _Journal | None = None
 ) -> int:
@@ -664,8 +781,7 @@ def _be_worker(
         print(f"{_program()}: {stopped}: stopped before the worker began", file=sys.stderr)
         return STOPPED
     except UsageError as error:
-        print(*error.args[1:], f"{_program()}: error: {error.args[0]}", sep="", file=sys.stderr)
-        return USAGE
+        return _complain(error)
     signals.guard_forks()
     if wire is not None and journal is not None:
         journal.wire = wire
@@ -733,7 +849,7 @@ class _Supervisor:
         self._began = time.monotonic()
         self._start_at = 0.0  # no process is started before
         self._restarted_at = -RESTART_INTERVAL
-        self._crashes: dict[str, tuple[int, bool]] = {}
+        self._state = _State(args.state)
         #: Deaths in a row, for the pause; failures to start in a row.
         self._deaths = 0
         self._failed_starts = 0
@@ -813,7 +929,7 @@ class _Supervisor:
                 self._failed_starts = 0 if child.serving else self._failed_starts
                 child.alone_since = (child.alone_since or time.monotonic()) if content["alone"] else None
             elif kind == "clear":
-                self._crashes.pop(content, None)
+                self._state.clear(content)
 
     def _reap(self) -> None:
         """Processes that aren't ours, too: in a container this one may be their init."""
@@ -827,7 +943,7 @@ class _Supervisor:
                     self._listen(child)  # its last words
                     self._on_end(child, os.waitstatus_to_exitcode(status))
                     child.wire.close()
-                    child.journal.close()
+                    self._state.drop_journal(child.journal)
 
     def _on_end(self, child: _Child, status: int) -> None:
         code = child.journal.exit_code  # None: it has died
@@ -857,12 +973,7 @@ class _Supervisor:
 
     def _on_death(self, child: _Child, how: str) -> None:
         suspects = child.journal.running
-        news = {}
-        for id in suspects:
-            deaths, to_blame = self._crashes.pop(id, (0, False))
-            news[id] = self._crashes[id] = deaths + 1, to_blame or len(suspects) == 1
-        for id in list(self._crashes)[:-MAX_SUSPECTS]:
-            del self._crashes[id]
+        news = self._state.blame(suspects)
         for other in self._children.values():
             other.wire.send("crashes", news)
         what = f"while it ran {', '.join(suspects)}" if suspects else "while it ran nothing"
@@ -919,7 +1030,7 @@ class _Supervisor:
     def _start(self, count: int) -> None:
         for _ in range(count):
             ours, theirs = _Wire.make_pair()
-            journal = _Journal(self._crashes)
+            journal = self._state.make_journal()
             self._signals.block()
             pid = os.fork()
             if not pid:
@@ -942,6 +1053,7 @@ class _Supervisor:
             os._exit(QUIT)
 
         signals.quit = quit
+        journal.hold()
         sys.exit(_be_worker(self._args, signals, wire, journal))
 
 
@@ -979,11 +1091,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = _parse(argv)
     except UsageError as error:
-        print(f"{_program()}: error: {error.args[0]}", file=sys.stderr)
-        return USAGE
+        return _complain(error)
     if not hasattr(os, "fork"):
         return _be_worker(args, _Signals())
-    return _Supervisor(args, _Signals("SIGCHLD")).run()
+    try:
+        supervisor = _Supervisor(args, _Signals("SIGCHLD"))
+    except UsageError as error:
+        return _complain(error)
+    return supervisor.run()
 
 
 if __name__ == "__main__":
