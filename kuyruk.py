@@ -293,7 +293,8 @@ _KINDS = {
     "RABBIT_HEARTBEAT": _whole(0, 65535),
     **dict.fromkeys(("RABBIT_CONNECT_TIMEOUT", "RABBIT_PUBLISH_TIMEOUT", "RABBIT_IDLE_DURATION"), _SOME_SECONDS),
     "FAILED_TTL": _or_none(_TTL),
-    **dict.fromkeys(("WORKER_THREADS", "WORKER_PROCESSES", "WORKER_MAX_CRASHES"), _whole(1)),
+    **dict.fromkeys(("WORKER_THREADS", "WORKER_MAX_CRASHES"), _whole(1)),
+    "WORKER_PROCESSES": _whole(1, 1000),
     "WORKER_PREFETCH": _or_none(_whole(1, 65535)),
     "WORKER_MAX_LOAD": _or_none(_number("a load average, 0 or -1", lambda v: v >= 0 or v == -1)),
     **dict.fromkeys(("WORKER_MAX_RUN_TIME", "WORKER_SHUTDOWN_TIMEOUT"), _or_none(_SECONDS)),
@@ -339,11 +340,11 @@ class Config:
     WORKER_PREFETCH: int | None = None  #: Unacknowledged messages held at once, of each queue. None: as threads.
     WORKER_MAX_LOAD: float | None = None  #: Pause above this load average. -1: the number of CPUs; 0: never.
     WORKER_MAX_RUN_TIME: float | None = None  #: Seconds after which a worker stops gracefully. 0: never.
-    WORKER_GRACE: float = 5  #: Seconds that an interrupted task gets to end.
+    WORKER_GRACE: float = 5  #: Seconds that an interrupted task gets to end, before its thread is given up.
     WORKER_SHUTDOWN_TIMEOUT: float | None = None  #: Seconds that a stop waits for running tasks. None: for ever.
     WORKER_RECONNECT_INTERVAL: float = 5  #: Seconds: the longest pause between attempts to reconnect.
     WORKER_PRIORITY: int | None = None  #: Of its consumers: larger numbers are served first.
-    WORKER_MAX_CRASHES: int = 3  #: Dying workers that may have had a message before it counts as failed.
+    WORKER_MAX_CRASHES: int = 3  #: Processes that a message may bring down before it has failed. Command line only.
     WORKER_LOGGING_LEVEL: str = "INFO"  #: Command line only.
 
     if not TYPE_CHECKING:  # type checkers know the keys, unless they see this

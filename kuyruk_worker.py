@@ -77,6 +77,10 @@ PROVED = 10.0
 RESTART_INTERVAL = 5.0
 #: Seconds that a process may run suspects only before another stands in for it.
 ALONE_TOLERANCE = 1.0
+#: Seconds between two pulses of a worker process. It may be without one for three of them, and for so many heartbeats
+#: of RabbitMQ: by then its connection is lost, and its messages are delivered to others.
+PULSE = 5.0
+FROZEN = 1.5
 #: How many processes in a row may fail to start before the supervisor gives up.
 MAX_FAILED_STARTS = 3
 #: Seconds between two looks at what has come, where a wait can't be ended.
@@ -100,8 +104,8 @@ example:
   one queue, 4 tasks at once:   %(prog)s tasks -q mail -t 4
 
 signals:
-  SIGINT (Ctrl-C), SIGTERM      stop when the running tasks have ended;
-                                the second one interrupts them: their messages go back
+  SIGINT (Ctrl-C), SIGTERM,     stop when the running tasks have ended, or after the shutdown timeout;
+  SIGHUP (the terminal closes)  the second one interrupts them: their messages go back
   SIGQUIT (Ctrl-\\)              end at once; the running tasks will run again
   SIGUSR1                       print the running tasks and the stack of every thread
   SIGUSR2                       drop the running tasks: they are interrupted and don't run again
@@ -453,9 +457,10 @@ class _Wire:
 class _Journal:
     """Which messages a worker process runs, in memory that its supervisor reads when it has died (`kuyruk.Journal`).
 
-    Its first byte is 1 + the exit code, once the process ends as it should; its second is 1 from when it was told to.
-    Then come the ids of the messages, each in a slot that begins with its length. What has no id, or one of more than
-    255 bytes, isn't noted.
+    Its first byte is 1 + the exit code, once the process ends as it should; its second is 1 from when it was told to;
+    bytes 8 to 15 are the time of its last pulse (time.monotonic(), whole seconds; 0: none yet). Then come the ids of
+    the messages, each in a slot that begins with its length. What has no id, or one of more than 255 bytes, isn't
+    noted.
     """
 
     SLOT, SLOTS = 256, 4096
@@ -500,6 +505,13 @@ class _Journal:
     @exit_code.setter
     def exit_code(self, code: int) -> None:
         self._memory[0] = 1 + code
+
+    @property
+    def pulse(self) -> int:
+        return int.from_bytes(self._memory[8:16], "little")
+
+    def beat(self) -> None:
+        self._memory[8:16] = int(time.monotonic()).to_bytes(8, "little")
 
     @property
     def stopping(self) -> bool:
@@ -636,7 +648,9 @@ class _Process:
             logger.critical("The worker can't start", exc_info=True)
             return FAILED
         while not self._worker.join(0):
-            self._signals.wait([self._wire] if self._wire else [])
+            if self._journal is not None:
+                self._journal.beat()
+            self._signals.wait([self._wire] if self._wire else [], time.monotonic() + PULSE)
             try:
                 self._look()
             except Exception:
@@ -786,7 +800,7 @@ def _be_worker(
     if wire is not None and journal is not None:
         journal.wire = wire
         worker.journal = journal  # type: ignore[assignment]  # it is one, though the library wasn't there to say so
-        wire.send("loaded", settings)
+        wire.send("loaded", settings | {"RABBIT_HEARTBEAT": worker.app.config.RABBIT_HEARTBEAT})
     signals.code = code = _Process(worker, signals, wire, journal).run()
     if journal is not None:
         journal.exit_code = code
@@ -814,6 +828,8 @@ class _Child:
         self.worn = False
         #: time.monotonic() since when it has run suspects only; None: it doesn't.
         self.alone_since: float | None = None
+        #: When it has last shown that it runs Python code, as far as is known.
+        self.pulse = 0.0
         #: It was told to end; it was killed because it didn't.
         self.retiring = False
         self.killed = False
@@ -856,6 +872,7 @@ class _Supervisor:
         self._stops = 0
         self._stopping = False
         self._kill_at = math.inf
+        self._looked_at = math.inf  # for pulses
         self._codes: list[int] = []
         signals.quit = self._quit
 
@@ -903,10 +920,11 @@ class _Supervisor:
             if child.loaded:
                 child.wire.send("again", name)
             else:
-                self._kill(child)
+                self._kill(child, "it is still importing the application")
         self._kill_within(0)
 
-    def _kill(self, child: _Child) -> None:
+    def _kill(self, child: _Child, why: str) -> None:
+        self._log.error("Process %d is killed, what it runs will run again: %s", child.pid, why)
         child.killed = True
         os.kill(child.pid, signal.SIGKILL)
 
@@ -952,7 +970,7 @@ class _Supervisor:
         elif code == FAILED or (code is None and not child.loaded):
             self._on_failed_start(child, USAGE if status == USAGE else FAILED, _how(status))
         elif code is None:
-            self._on_death(child, _how(status))
+            self._on_death(child, "killed by its supervisor" if child.killed else _how(status))
         elif not child.retiring and code != RESTART:
             text = "Process %d has stopped, another one takes its place in %.1f s"
             self._log.warning(text, child.pid, self._pause(child))
@@ -979,9 +997,9 @@ class _Supervisor:
         what = f"while it ran {', '.join(suspects)}" if suspects else "while it ran nothing"
         self._log.error("Process %d died %s: %s; starting another in %.1f s", child.pid, what, how, self._pause(child))
 
-    def _pause(self, child: _Child) -> float:
-        """Seconds until it is replaced."""
-        if time.monotonic() - child.started >= PROVED:
+    def _pause(self, ended: _Child | None = None) -> float:
+        """Seconds until the next is started."""
+        if ended is not None and time.monotonic() - ended.started >= PROVED:
             self._deaths = 0
         pause = FIRST_PAUSE
         for _ in range(self._deaths):
@@ -994,20 +1012,32 @@ class _Supervisor:
 
     def _manage(self, now: float) -> float:
         """Start, retire and kill; returns when there is something to do again if nothing happens."""
+        look_at = self._look_for_frozen(now)
         if self._stopping:
             if now >= self._kill_at:
                 self._kill_at = math.inf
                 for child in self._children.values():
-                    self._log.error("Process %d doesn't end: it is killed, what it ran will run again", child.pid)
-                    self._kill(child)
-            return self._kill_at
+                    self._kill(child, "it doesn't end")
+            return min(self._kill_at, look_at)
         limit = self._settings.get("WORKER_MAX_RUN_TIME")
         end = self._began + limit if limit else math.inf
         if now >= end:
             self._log.info("Stopping after %g seconds (max_run_time)", limit)
             self._stop("SIGTERM")
-            return self._kill_at
-        return min([end, *self._staff(now)])
+        return min([end, look_at, *self._staff(now)])
+
+    def _look_for_frozen(self, now: float) -> float:
+        """Kill those that have had no pulse for so long that their connection is lost; returns when to look again."""
+        heartbeat = self._settings.get("RABBIT_HEARTBEAT", 0)
+        limit = max(FROZEN * heartbeat, 3 * PULSE)
+        late = now - self._looked_at > 2 * PULSE  # stopped by Ctrl-Z, say, as its children were: they get time anew
+        self._looked_at = now
+        for child in self._children.values() if heartbeat else ():
+            child.pulse = now if late else max(child.pulse, child.journal.pulse)
+            if child.journal.pulse and child.journal.exit_code is None and now - child.pulse > limit:
+                child.pulse = math.inf  # once
+                self._kill(child, f"no Python code has run for {limit:g} seconds (C code holds Python's lock?)")
+        return now + PULSE if heartbeat else math.inf
 
     def _staff(self, now: float) -> list[float]:
         """Have as many processes as wanted; returns times at which to look again."""
@@ -1029,16 +1059,29 @@ class _Supervisor:
 
     def _start(self, count: int) -> None:
         for _ in range(count):
+            try:
+                self._fork()
+            except OSError as error:  # no memory, no descriptors...; the child doesn't come here
+                self._log.error("Can't start a process: %s; trying again in %.1f s", error, self._pause())
+                return
+
+    def _fork(self) -> None:
+        with contextlib.ExitStack() as undo:
             ours, theirs = _Wire.make_pair()
+            undo.callback(ours.close)
+            undo.callback(theirs.close)
             journal = self._state.make_journal()
+            undo.callback(self._state.drop_journal, journal)
+            undo.callback(self._signals.unblock)
             self._signals.block()
             pid = os.fork()
-            if not pid:
-                ours.close()
-                self._be_child(theirs, journal)
-            self._signals.unblock()
-            theirs.close()
-            self._children[pid] = _Child(pid, ours, journal)
+            undo.pop_all()
+        if not pid:
+            ours.close()
+            self._be_child(theirs, journal)
+        self._signals.unblock()
+        theirs.close()
+        self._children[pid] = _Child(pid, ours, journal)
 
     def _be_child(self, wire: _Wire, journal: _Journal) -> NoReturn:
         for child in self._children.values():
@@ -1054,7 +1097,12 @@ class _Supervisor:
 
         signals.quit = quit
         journal.hold()
-        sys.exit(_be_worker(self._args, signals, wire, journal))
+        code = FAILED
+        try:
+            code = _be_worker(self._args, signals, wire, journal)
+        except Exception:
+            traceback.print_exc()
+        sys.exit(code)
 
 
 def _last_code(child: _Child, code: int | None) -> int:
