@@ -128,6 +128,7 @@ REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback
 HEADER_TEXT = 10_000  #: ...and in a failed message's headers.
 DELAY_QUEUE_LEASE = 600.0  #: Seconds that an unused delay queue outlives its delay,
 DELAY_QUEUE_RENEWAL = 60.0  #: and after which its lease is renewed before it is used.
+SUSPECT_PATIENCE = 3.0  #: Seconds that what is to run alone waits for running tasks; then others may have it, so long.
 POOL_SLICE = 0.05  #: Seconds that a pool thread goes on with what waits before it asks the pool again.
 FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; then twice as long, and so on.
 
@@ -2138,6 +2139,10 @@ class Journal:
     def end(self, id: str) -> None:
         """It runs no longer. May be called again."""
 
+    def count(self, id: str) -> tuple[int, bool]:
+        """Of its `crashes`, as they are now. May wait for a moment."""
+        return self.crashes.get(id, (0, False))
+
     def clear(self, id: str) -> None:
         """It is settled: its crashes can be forgotten."""
 
@@ -2185,6 +2190,7 @@ class Worker:
         self._intake: _Intake | None = None
         self._failure = ""  # to connect; logged
         self._paused = False
+        self._paused_at = self._suspects_go_until = -math.inf
         self._began = False
         self._ended = threading.Event()
         self._not_waiting: set[int] = set()  # threads in which stop doesn't wait
@@ -2222,6 +2228,8 @@ class Worker:
                 raise RuntimeError("this worker runs or ran already: make another one")
             self._began = True
         self._stop_at = time.monotonic() + (self._config.WORKER_MAX_RUN_TIME or math.inf)
+        self._pool = self._make_pool()
+        self._watch = _Watch(self._config.WORKER_GRACE, self._give_up)
         # A daemon, and so are the pool's threads, which it starts: one that is stuck doesn't keep the process alive.
         threading.Thread(target=self._run, name="kuyruk-supervisor", daemon=True).start()
 
@@ -2265,9 +2273,10 @@ class Worker:
 
     @property
     def healthy(self) -> bool:
-        """True while it is really consuming, or has paused on purpose (max_load), and no thread of it is stuck."""
+        """True while it is really consuming, or has paused on purpose (max_load), and no thread of it is stuck in a
+        task that was to end."""
         intake = self._intake
-        if intake is None or intake.lost is not None or self._stop_requested or self._stuck:
+        if intake is None or intake.lost is not None or self._stop_requested or self._count_stuck():
             return False
         return self._paused or intake.consuming
 
@@ -2298,8 +2307,6 @@ class Worker:
 
     def _run(self) -> None:
         self._not_waiting.add(threading.get_ident())
-        self._pool = self._make_pool()
-        self._watch = _Watch(self._config.WORKER_GRACE, self._give_up)
         try:
             self._supervise()
         except BaseException as error:
@@ -2348,7 +2355,7 @@ class Worker:
             if self._should_stop():
                 return
             self._pause_or_resume(intake)
-            tick = time.monotonic() + TICK if self._config.WORKER_MAX_LOAD else math.inf
+            tick = time.monotonic() + TICK if self._config.WORKER_MAX_LOAD or self._paused else math.inf
             self._pump(intake, min(self._stop_at, tick))
 
     def _pump(self, intake: _Intake, until: float) -> None:
@@ -2368,12 +2375,16 @@ class Worker:
 
     def _pause_or_resume(self, intake: _Intake) -> None:
         """While paused others get the messages, those too that have come and haven't begun."""
-        pause, why = self._look_whether_to_pause()
+        now = time.monotonic()
+        if self._paused and self._set_aside and self._alone is None and now >= self._paused_at + SUSPECT_PATIENCE:
+            self._suspects_go_until = now + SUSPECT_PATIENCE
+            self._hand_back()
+        pause, why = self._look_whether_to_pause(now)
         if pause == self._paused:
             return
         logger.warning("%s: %s", "Pausing" if pause else "Resuming", why)
         if pause:
-            self._paused = True  # before it stops consuming: on purpose
+            self._paused, self._paused_at = True, now  # before it stops consuming: on purpose
             intake.cancel()
             self._hand_back(but_not=self._set_aside)
         else:
@@ -2381,8 +2392,8 @@ class Worker:
             self._paused = False
         self.on_change()
 
-    def _look_whether_to_pause(self) -> tuple[bool, str]:
-        if self._set_aside or self._alone is not None:
+    def _look_whether_to_pause(self, now: float) -> tuple[bool, str]:
+        if self._set_aside or self._alone is not None or now < self._suspects_go_until:
             return True, "what ran when a worker process died runs alone, one message after the other"
         limit = self._config.WORKER_MAX_LOAD
         if not limit:
@@ -2505,8 +2516,10 @@ class Worker:
         """Have as many threads at work as there is work for. With the lock."""
         while self._active < self._config.WORKER_THREADS and (delivery := self._take()) is not None:
             self._active += 1
-            with contextlib.suppress(RuntimeError):  # the interpreter is shutting down; it will be delivered again
+            try:
                 self._pool.submit(self._work, delivery)
+            except RuntimeError as error:  # the interpreter is shutting down: it will be delivered again
+                logger.warning("A message from %r can't be run: %s", delivery.queue, error)
 
     def _take(self) -> _Delivery | None:
         """What begins next. What is set aside begins when nothing runs, and nothing begins beside it. With the lock."""
@@ -2533,11 +2546,13 @@ class Worker:
 
     def _next(self, ended: _Delivery, goes_on: bool) -> _Delivery | None:
         with self._lock:
-            was_stuck = self._stuck.pop(ended, None) is not None  # then another thread has taken this one's place
-            if not was_stuck:
+            was_stuck = self._stuck.pop(ended, None) is not None
+            if was_stuck:  # another thread has taken this one's place
+                delivery = None
+            else:
                 self._forget(ended)
-            delivery = self._take() if goes_on and not was_stuck else None
-            self._active -= delivery is None and not was_stuck
+                delivery = self._take() if goes_on else None
+                self._active -= delivery is None
             self._dispatch()
         if self._stop_requested or self._paused:
             self._wakeup.set()
@@ -2587,8 +2602,9 @@ class Worker:
         from concurrent.futures import thread as module
 
         pool_threads: Any = getattr(module, "_threads_queues", {})
-        for each in [each for each in pool_threads if each.ident == thread]:
-            del pool_threads[each]
+        for each in threading.enumerate():
+            if each.ident == thread:
+                pool_threads.pop(each, None)
 
     def _settle_abandoned(self, delivery: _Delivery, cause: BaseException, stack: str) -> None:
         """In a settler. The log comes last: the stuck thread may hold it."""
@@ -2611,14 +2627,17 @@ class Worker:
         self.on_change()
 
     def _look_at_stuck(self) -> None:
-        """Those whose connection was lost don't count: they may be about to end, and a worker survives that."""
         with self._lock:
-            stuck = sum(not isinstance(cause, HeartbeatError) for cause in self._stuck.values())
+            stuck = self._count_stuck()
             too_many = stuck >= self._config.WORKER_THREADS and not self._stop_requested
             self._stop_requested |= too_many
         if too_many:
             logger.critical("Stopping: %d threads are stuck, as many as the worker has", stuck)
             self._wakeup.set()
+
+    def _count_stuck(self) -> int:
+        """Without those whose connection was lost: they are within their limits, and the worker survives that."""
+        return sum(not isinstance(cause, HeartbeatError) for cause in tuple(self._stuck.values()))
 
     # -- a delivery
 
@@ -2648,11 +2667,14 @@ class Worker:
 
     def _may_run(self, delivery: _Delivery) -> bool:
         """False if it is set aside, to run alone. Raises Crashed if it has brought too many processes down."""
-        crashes, to_blame = self.journal.crashes.get(delivery.id or "", (0, False))
-        if not crashes or delivery is self._alone or not delivery.counts_crashes:
+        id, journal, alone = delivery.id, self.journal, delivery is self._alone
+        if id is None or id not in journal.crashes or not delivery.counts_crashes:
             return True
+        crashes, to_blame = journal.count(id) if alone else journal.crashes.get(id, (0, False))
         if to_blame and crashes >= self._config.WORKER_MAX_CRASHES:
             raise Crashed(f"{crashes} worker processes have died while it ran (WORKER_MAX_CRASHES)")
+        if alone:
+            return True
         with self._lock:
             self._set_aside.append(delivery)
         self._wakeup.set()

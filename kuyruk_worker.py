@@ -77,6 +77,8 @@ PROVED = 10.0
 RESTART_INTERVAL = 5.0
 #: Seconds that a process may run suspects only before another stands in for it.
 ALONE_TOLERANCE = 1.0
+#: Seconds that a worker process waits for its supervisor's answer.
+ANSWER_TIMEOUT = 1.0
 #: Seconds between two pulses of a worker process. It may be without one for three of them, and for so many heartbeats
 #: of RabbitMQ: by then its connection is lost, and its messages are delivered to others.
 PULSE = 5.0
@@ -471,6 +473,7 @@ class _Journal:
 
         self.crashes = dict(crashes)
         self.wire: _Wire | None = None  # of the worker process
+        self._asked: dict[str, threading.Event] = {}
         self._file = file
         if file >= 0:
             os.ftruncate(file, self.SLOT * (1 + self.SLOTS))
@@ -491,6 +494,23 @@ class _Journal:
         if slot is not None:
             self._memory[slot * self.SLOT] = 0
             self._free.append(slot)
+
+    def count(self, id: str) -> tuple[int, bool]:
+        """A process that died just now may have had it: the broker can be faster than the news. So ask for them."""
+        answered = self._asked[id] = threading.Event()
+        if self.wire is not None:
+            self.wire.send("ask", id)
+            answered.wait(ANSWER_TIMEOUT)
+        return self.crashes.get(id, (0, False))
+
+    def update(self, news: dict[str, tuple[int, bool]]) -> None:
+        for id, (deaths, alone) in news.items():
+            if deaths:
+                self.crashes[id] = deaths, alone
+            else:
+                self.crashes.pop(id, None)
+            if id in self._asked:
+                self._asked.pop(id).set()
 
     def clear(self, id: str) -> None:
         self.crashes.pop(id, None)
@@ -692,7 +712,7 @@ class _Process:
             logger.info("Stopping when what runs has ended: %s", argument)
             self._worker.stop(math.inf, wait=False)
         elif order == "crashes" and self._journal is not None:
-            self._journal.crashes.update((id, (deaths, alone)) for id, (deaths, alone) in argument.items())
+            self._journal.update({id: (deaths, alone) for id, (deaths, alone) in argument.items()})
 
     def _tell(self) -> None:
         """The supervisor, what has changed."""
@@ -866,6 +886,7 @@ class _Supervisor:
         self._start_at = 0.0  # no process is started before
         self._restarted_at = -RESTART_INTERVAL
         self._state = _State(args.state)
+        self._asks: list[tuple[_Child, str]] = []
         #: Deaths in a row, for the pause; failures to start in a row.
         self._deaths = 0
         self._failed_starts = 0
@@ -880,6 +901,7 @@ class _Supervisor:
         """Returns the exit code. Forks: in the child it doesn't return, but raises SystemExit."""
         while True:
             self._reap()
+            self._answer()
             if self._stopping and not self._children:
                 return max(self._codes, key=[STOPPED, INTERRUPTED, FAILED, USAGE].index, default=STOPPED)
             due = self._manage(time.monotonic())
@@ -946,8 +968,17 @@ class _Supervisor:
                 child.serving, child.worn = content["serving"], content["worn"]
                 self._failed_starts = 0 if child.serving else self._failed_starts
                 child.alone_since = (child.alone_since or time.monotonic()) if content["alone"] else None
+            elif kind == "ask":
+                self._asks.append((child, content))
             elif kind == "clear":
                 self._state.clear(content)
+
+    def _answer(self) -> None:
+        """After the last dead processes have been reaped."""
+        while self._asks:
+            child, id = self._asks.pop()
+            if child.pid in self._children:
+                child.wire.send("crashes", {id: self._state.crashes.get(id, (0, False))})
 
     def _reap(self) -> None:
         """Processes that aren't ours, too: in a container this one may be their init."""
