@@ -49,7 +49,7 @@ and ends. Nobody waits for that pool thread any more; another has taken its plac
     lock              guards                                        while holding it
     ----------------  --------------------------------------------  -------------------------
     _Publisher._lock  the sender; its inbox until that has ended    a thread may be started
-    Worker._lock      what waits, runs, is parked or stuck; pool    a thread may be started
+    _Pool._lock       what waits, runs, is parked or stuck          a thread may be started
     _Watch._changed   the deadlines of what runs                    nothing
     Run._gate         whether the task can be interrupted now       an exception may be set
 
@@ -2155,585 +2155,14 @@ _WORKER_OPTIONS = tuple(
 _TALLIES = ("received", "succeeded", "failed", "timed_out", "rejected", "discarded", "requeued", "lost")
 
 
-class Worker:
-    """Consumes queues and runs their tasks, in threads of this process.
+class _Settlement:
+    """Does with a message what its verdict says. For whoever has claimed the delivery, in any thread."""
 
-    app: the `Kuyruk`. queues: names, or None for those of the app's tasks. options: threads,
-    prefetch, max_load, max_run_time, grace, shutdown_timeout, reconnect_interval, priority,
-    max_crashes: the configuration's `WORKER_` keys, which are the defaults.
+    def __init__(self, config: Config, publisher: _Publisher) -> None:
+        self._config = config
+        self._publisher = publisher
 
-    `run` blocks, `start` doesn't, and as a context manager it is started and stopped. It installs
-    no signal handler and leaves logging alone. A worker runs once.
-    """
-
-    def __init__(self, app: Kuyruk, queues: Iterable[str] | None = None, **options: Any) -> None:
-        unknown = [name for name in options if name not in _WORKER_OPTIONS]
-        if unknown:
-            raise TypeError(f"Worker has no option {unknown[0]!r}, but {', '.join(_WORKER_OPTIONS)}")
-        self.app = app
-        self._config = app.config._with(**{f"WORKER_{k.upper()}": v for k, v in options.items()})
-        names = [queues] if isinstance(queues, str) else list(queues or app._queues or ["kuyruk"])
-        #: The names of the queues that it consumes.
-        self.queues = list(dict.fromkeys(_resolve_host(_check_queue_name(name)) for name in names))
-        #: How many tasks had to be interrupted for the worker to stop.
-        self.aborted = 0
-        #: Where it notes what runs, for a process that watches over this one.
-        self.journal = Journal()
-        #: Called in one of its threads when it may have become `healthy` or not, or has stopped. Must not block.
-        self.on_change: Callable[[], object] = lambda: None
-        #: What it has failed with, if it has.
-        self.error: BaseException | None = None
-        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
-        self._wakeup = _Wakeup()  # of the supervisor
-        self._stop_requested = False
-        self._interrupt_at = math.inf  # time.monotonic() from which on a stop waits no longer
-        self._intake: _Intake | None = None
-        self._failure = ""  # to connect; logged
-        self._paused = False
-        self._paused_at = self._suspects_go_until = -math.inf
-        self._began = False
-        self._ended = threading.Event()
-        self._not_waiting: set[int] = set()  # threads in which stop doesn't wait
-        #: Guards what follows, and `_Delivery.claimed`.
-        self._lock = threading.Lock()
-        #: Delivered and not begun: whoever takes one from here decides what becomes of it. What has run when a worker
-        #: process died is set aside: it runs alone, so that the next death tells whether it is to blame.
-        self._waiting: collections.deque[_Delivery] = collections.deque()
-        self._set_aside: collections.deque[_Delivery] = collections.deque()
-        self._alone: _Delivery | None = None
-        #: Begun, and not settled. The value is None until its task is found.
-        self._running: dict[_Delivery, Run | None] = {}
-        #: Given up, and its thread is still in it. What interrupted it.
-        self._stuck: dict[_Delivery, BaseException] = {}
-        #: How many threads of the pools are at work; those that are stuck don't count.
-        self._active = 0
-        self._pools = 0  # how many have been made
-        #: The ids of the messages that run; and deliveries of the same that wait for them to end.
-        self._ids: dict[str, collections.deque[_Delivery]] = {}
-        self._tallies = dict.fromkeys(_TALLIES, 0)
-
-    # -- its life, as its owner sees it
-
-    def __enter__(self) -> Worker:
-        self.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Run in a background thread. Raises RuntimeError if it runs or ran already."""
-        with self._lock:
-            if self._began:
-                raise RuntimeError("this worker runs or ran already: make another one")
-            self._began = True
-        self._stop_at = time.monotonic() + (self._config.WORKER_MAX_RUN_TIME or math.inf)
-        self._pool = self._make_pool()
-        self._watch = _Watch(self._config.WORKER_GRACE, self._give_up)
-        # A daemon, and so are the pool's threads, which it starts: one that is stuck doesn't keep the process alive.
-        threading.Thread(target=self._run, name="kuyruk-supervisor", daemon=True).start()
-
-    def run(self) -> None:
-        """Run until stopped. Raises RuntimeError if it runs or ran already, and what the worker fails with."""
-        self.start()
-        try:
-            self.join()
-        except BaseException:  # KeyboardInterrupt
-            self.stop()
-            raise
-        if self.error is not None:
-            raise self.error
-
-    def stop(self, timeout: float | None = None, wait: bool = True) -> None:
-        """Stop gracefully, and wait until it has.
-
-        timeout: seconds that running tasks get, instead of `shutdown_timeout` (math.inf: as long as they take); then
-        they are interrupted, and what hasn't ended after the `grace` is given up. Their messages are requeued. Another
-        call can shorten it. From any thread, and from a signal handler: it doesn't wait in a thread that the worker
-        needs, or that waits for it already.
-        """
-        if timeout not in (None, math.inf):
-            _check("timeout", timeout, _SECONDS)
-        timeout = self._config.WORKER_SHUTDOWN_TIMEOUT if timeout is None else timeout
-        if timeout is not None:
-            self._interrupt_at = min(self._interrupt_at, time.monotonic() + timeout)
-        self._stop_requested = True
-        self._wakeup.set()
-        if wait and self._began and threading.get_ident() not in self._not_waiting:
-            self.join()
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait until it has stopped, at most `timeout` seconds; returns whether it has."""
-        thread = threading.get_ident()
-        self._not_waiting.add(thread)
-        try:
-            return self._ended.wait(timeout)
-        finally:
-            self._not_waiting.discard(thread)
-
-    @property
-    def healthy(self) -> bool:
-        """True while it is really consuming, or has paused on purpose (max_load), and no thread of it is stuck in a
-        task that was to end."""
-        intake = self._intake
-        if intake is None or intake.lost is not None or self._stop_requested or self._count_stuck():
-            return False
-        return self._paused or intake.consuming
-
-    @property
-    def stats(self) -> dict[str, Any]:
-        """Counts of deliveries, by what became of them, and what there is now.
-
-        received, succeeded, failed, timed_out, rejected, discarded, requeued (by a stop or a pause), lost (with their
-        connection); waiting (not begun), suspect (of those, and of what runs: has run when a worker died), stuck
-        (threads that were given up and don't end); running: a list of dicts of id, task, queue and seconds.
-        """
-        now = time.monotonic()
-        with self._lock:
-            runs = [run for run in self._running.values() if run is not None]
-            stats: dict[str, Any] = {**self._tallies, "waiting": len(self._waiting) + len(self._set_aside)}
-            stats["suspect"] = len(self._set_aside) + (self._alone is not None)
-            stats["stuck"] = len(self._stuck)
-        stats["running"] = [
-            {"id": r.id, "task": r.task.name, "queue": r.queue, "seconds": round(now - r.started, 3)} for r in runs
-        ]
-        return stats
-
-    def drop(self, id: str | None = None) -> int:
-        """Interrupt the running task of this message id, or all, with Discard; returns how many."""
-        return self._interrupt(lambda: Discard("dropped by an operator"), lambda _, run: id in (None, run.id))
-
-    # -- the supervisor
-
-    def _run(self) -> None:
-        self._not_waiting.add(threading.get_ident())
-        try:
-            self._supervise()
-        except BaseException as error:
-            logger.critical("Defect in the worker: it stops", exc_info=True)
-            self.error = error
-        finally:
-            self._end()
-
-    def _supervise(self) -> None:
-        pauses = _pauses(self._config.WORKER_RECONNECT_INTERVAL)
-        while not self._should_stop():
-            try:
-                intake = self._connect()
-                pauses = _pauses(self._config.WORKER_RECONNECT_INTERVAL)
-                self._tend(intake)
-            except Exception as error:
-                if not isinstance(error, AMQPError):
-                    logger.exception("Defect in the supervisor; its connection is given up")
-                    error = AMQPConnectionError(repr(error))
-                pause = next(pauses)
-                self._on_lost(error, pause)
-                self._nap(time.monotonic() + pause)
-        self._drain()
-
-    def _connect(self) -> _Intake:
-        link = _open_link(self._config, self._wakeup)
-        try:
-            for queue in self.queues:
-                _ensure_queue(link, queue, self._config.QUEUE_ARGUMENTS, self._config.RABBIT_PUBLISH_TIMEOUT)
-            intake = _Intake(link, self._config, self._on_delivery)
-        except BaseException:
-            link.hang_up()
-            raise
-        self._intake, self._paused = intake, False  # before it consumes: what is delivered may be lost with it
-        intake.consume(self.queues)
-        self._failure = ""
-        queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
-        logger.info("Consuming %s at %s with %d threads", queues, link.address, threads)
-        self.on_change()
-        return intake
-
-    def _tend(self, intake: _Intake) -> None:
-        """Returns when the worker should stop. Raises AMQPError when the intake is lost."""
-        while True:
-            self._wakeup.clear()
-            if self._should_stop():
-                return
-            self._pause_or_resume(intake)
-            tick = time.monotonic() + TICK if self._config.WORKER_MAX_LOAD or self._paused else math.inf
-            self._pump(intake, min(self._stop_at, tick))
-
-    def _pump(self, intake: _Intake, until: float) -> None:
-        intake.link.pump(until)
-        if intake.lost is not None:
-            raise intake.lost
-
-    def _should_stop(self) -> bool:
-        if not self._stop_requested and time.monotonic() >= self._stop_at:
-            logger.info("Stopping after %g seconds (max_run_time)", self._config.WORKER_MAX_RUN_TIME)
-            self.stop(wait=False)
-        return self._stop_requested
-
-    def _nap(self, until: float) -> None:
-        while not self._should_stop() and time.monotonic() < until:
-            self._wakeup.wait(min(until, self._stop_at))
-
-    def _pause_or_resume(self, intake: _Intake) -> None:
-        """While paused others get the messages, those too that have come and haven't begun."""
-        now = time.monotonic()
-        if self._paused and self._set_aside and self._alone is None and now >= self._paused_at + SUSPECT_PATIENCE:
-            self._suspects_go_until = now + SUSPECT_PATIENCE
-            self._hand_back()
-        pause, why = self._look_whether_to_pause(now)
-        if pause == self._paused:
-            return
-        logger.warning("%s: %s", "Pausing" if pause else "Resuming", why)
-        if pause:
-            self._paused, self._paused_at = True, now  # before it stops consuming: on purpose
-            intake.cancel()
-            self._hand_back(but_not=self._set_aside)
-        else:
-            intake.consume(self.queues)
-            self._paused = False
-        self.on_change()
-
-    def _look_whether_to_pause(self, now: float) -> tuple[bool, str]:
-        if self._set_aside or self._alone is not None or now < self._suspects_go_until:
-            return True, "what ran when a worker process died runs alone, one message after the other"
-        limit = self._config.WORKER_MAX_LOAD
-        if not limit:
-            return False, "nothing runs alone any more"
-        limit = os.cpu_count() or 1 if limit == -1 else limit
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-        return load > limit, f"the load average is {load:.2f}, the limit {limit:g} (max_load)"
-
-    def _on_lost(self, error: AMQPError, pause: float = 0) -> None:
-        intake, self._intake = self._intake, None
-        if intake is None:
-            level = logging.DEBUG if str(error) == self._failure else logging.WARNING  # not at each attempt
-            logger.log(level, "Waiting for RabbitMQ, trying again in %.1f s: %s", pause, error)
-            self._failure = str(error)
-            return
-        intake.lost = intake.lost or error
-        logger.warning("Lost the connection to RabbitMQ at %s: %s", intake.link.address, error)
-        intake.link.hang_up()
-        with self._lock:  # not ours any more
-            for queue in self._queues_here():
-                kept = [delivery for delivery in queue if delivery.intake is not intake]
-                queue.clear()
-                queue.extend(kept)
-        info = (type(error), error, error.__traceback__)
-        self._interrupt(lambda: HeartbeatError(info), lambda delivery, _: delivery.intake is intake)
-        self.on_change()
-
-    def _interrupt(self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery, Run], bool]) -> int:
-        with self._lock:
-            runs = [run for delivery, run in self._running.items() if run is not None and which(delivery, run)]
-        for run in runs:
-            self._watch.interrupt(run, make_cause())
-        return len(runs)
-
-    # -- stopping
-
-    def _drain(self) -> None:
-        """Nothing new comes, what hasn't begun goes back, what runs ends, or is interrupted, or is given up."""
-        try:
-            if self._intake is not None:
-                self._intake.cancel()
-        except AMQPError as error:
-            self._on_lost(error)
-        self._hand_back()
-        if self._running:
-            logger.info("Stopping: waiting for %d running tasks", len(self._running))
-        if self._wait_for_running(lambda: self._interrupt_at):
-            return
-        self.aborted = len(self._running)
-        logger.warning("Stopping: interrupting %d running tasks; their messages go back", self.aborted)
-        self._interrupt(lambda: Shutdown("the worker stops"), lambda *_: True)
-        grace_ends = time.monotonic() + self._config.WORKER_GRACE
-        if not self._wait_for_running(lambda: grace_ends):
-            for delivery in list(self._running):  # an import, say, which can't be interrupted
-                self._abandon(delivery, Shutdown("the worker stops"))
-            self._wait_for_running(lambda: math.inf)  # until they are settled: RABBIT_PUBLISH_TIMEOUT at the longest
-
-    def _wait_for_running(self, get_end: Callable[[], float]) -> bool:
-        """Wait until nothing runs, or a time that may change meanwhile; returns whether nothing does."""
-        while True:
-            self._wakeup.clear()
-            if not self._running:
-                return True
-            until = get_end()
-            if time.monotonic() >= until:
-                return False
-            try:
-                if self._intake is None:
-                    self._wakeup.wait(until)
-                else:
-                    self._pump(self._intake, until)
-            except AMQPError as error:
-                self._on_lost(error)
-
-    def _queues_here(self) -> list[collections.deque[_Delivery]]:
-        """What hasn't begun. With the lock."""
-        return [self._waiting, self._set_aside, *self._ids.values()]
-
-    def _hand_back(self, but_not: collections.deque[_Delivery] | None = None) -> None:
-        """What hasn't begun goes back at once: another worker can have it."""
-        with self._lock:
-            queues = [queue for queue in self._queues_here() if queue is not but_not]
-            deliveries = [delivery for queue in queues for delivery in queue]
-            for queue in queues:
-                queue.clear()
-        for delivery in deliveries:
-            self._count("requeued")
-            delivery.requeue()
-
-    def _end(self) -> None:
-        self._pool.shutdown(wait=not self._running)  # threads that are stuck are of other pools
-        self._publisher.close()
-        intake, self._intake = self._intake, None
-        if intake is not None:
-            intake.link.close()  # what is unacknowledged goes back
-            intake.lost = AMQPConnectionError("the worker has stopped")
-        self._watch.close()
-        self._wakeup.close()
-        logger.info("Stopped")
-        self._ended.set()
-        self.on_change()
-
-    # -- the pool
-
-    def _make_pool(self) -> ThreadPoolExecutor:
-        from concurrent.futures import ThreadPoolExecutor
-
-        self._pools += 1
-        prefix = f"kuyruk-pool{self._pools if self._pools > 1 else ''}"
-        return ThreadPoolExecutor(self._config.WORKER_THREADS, thread_name_prefix=prefix)
-
-    def _on_delivery(self, delivery: _Delivery) -> None:
-        """In the supervisor, while it pumps."""
-        with self._lock:
-            self._tallies["received"] += 1
-            self._waiting.append(delivery)
-            self._dispatch()
-
-    def _dispatch(self) -> None:
-        """Have as many threads at work as there is work for. With the lock."""
-        while self._active < self._config.WORKER_THREADS and (delivery := self._take()) is not None:
-            self._active += 1
-            try:
-                self._pool.submit(self._work, delivery)
-            except RuntimeError as error:  # the interpreter is shutting down: it will be delivered again
-                logger.warning("A message from %r can't be run: %s", delivery.queue, error)
-
-    def _take(self) -> _Delivery | None:
-        """What begins next. What is set aside begins when nothing runs, and nothing begins beside it. With the lock."""
-        if self._stop_requested or self._alone is not None or (self._set_aside and self._running):
-            return None
-        if self._set_aside:
-            delivery = self._alone = self._set_aside.popleft()
-        elif self._waiting:
-            delivery = self._waiting.popleft()
-        else:
-            return None
-        self._running[delivery] = None
-        return delivery
-
-    def _work(self, delivery: _Delivery | None) -> None:
-        """In a pool thread, as most of what follows. It goes on with what waits, which is cheaper than to submit that,
-        but not for long: only the pool knows when the interpreter ends, and refuses then."""
-        self._not_waiting.add(threading.get_ident())
-        until = time.monotonic() + POOL_SLICE
-        while delivery is not None:
-            delivery.thread = threading.get_ident()
-            self._process(delivery)
-            delivery = self._next(delivery, time.monotonic() < until)
-
-    def _next(self, ended: _Delivery, goes_on: bool) -> _Delivery | None:
-        with self._lock:
-            was_stuck = self._stuck.pop(ended, None) is not None
-            if was_stuck:  # another thread has taken this one's place
-                delivery = None
-            else:
-                self._forget(ended)
-                delivery = self._take() if goes_on else None
-                self._active -= delivery is None
-            self._dispatch()
-        if self._stop_requested or self._paused:
-            self._wakeup.set()
-        if was_stuck:
-            self.on_change()
-        return delivery
-
-    def _forget(self, delivery: _Delivery) -> None:
-        """It is settled, or set aside. With the lock."""
-        del self._running[delivery]
-        if delivery is self._alone:
-            self._alone = None
-
-    def _claim(self, delivery: _Delivery) -> bool:
-        """Whether the caller settles it."""
-        with self._lock:
-            claimed, delivery.claimed = delivery.claimed, True
-            return not claimed
-
-    # -- giving up
-
-    def _give_up(self, run: Run) -> None:
-        """It was interrupted, and has had its grace. In the watch."""
-        with self._lock:
-            delivery = next((d for d, r in self._running.items() if r is run), None)
-        if delivery is not None and run._cause is not None:
-            self._abandon(delivery, run._cause)
-
-    def _abandon(self, delivery: _Delivery, cause: BaseException) -> None:
-        """Leave its thread to itself, put another in its place, and have its message settled."""
-        with self._lock:
-            if delivery.claimed:
-                return  # it has just ended
-            delivery.claimed = True
-            self._stuck[delivery] = cause
-            self._active -= 1
-            self._pool.shutdown(wait=False)  # its other threads end when there is nothing to do
-            self._pool = self._make_pool()
-            if delivery.id is not None:
-                self.journal.end(delivery.id)
-        self._let_go(delivery.thread)
-        arguments = (delivery, cause, _format_stack(delivery.thread))
-        threading.Thread(target=self._settle_abandoned, args=arguments, name="kuyruk-settler", daemon=True).start()
-
-    def _let_go(self, thread: int) -> None:
-        """The interpreter doesn't wait for this thread when it ends. There is no public way: without, it waits."""
-        from concurrent.futures import thread as module
-
-        pool_threads: Any = getattr(module, "_threads_queues", {})
-        for each in threading.enumerate():
-            if each.ident == thread:
-                pool_threads.pop(each, None)
-
-    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException, stack: str) -> None:
-        """In a settler. The log comes last: the stuck thread may hold it."""
-        self._not_waiting.add(threading.get_ident())
-        run = self._running[delivery]
-        cause.add_note(f"It didn't end when it was interrupted. Its thread was given up at\n{stack}")
-        try:
-            verdict = _decide(run.task if run else None, cause, lost=delivery.intake.lost is not None)
-            self._settle(delivery, None, cause, verdict)
-        except Exception:
-            logger.exception("Defect in the worker; a message from %r goes back", delivery.queue)
-            delivery.requeue()
-        with self._lock:
-            self._forget(delivery)
-            self._dispatch()
-        self._wakeup.set()
-        text = "%s from %r is stuck, %g seconds after its interruption (%r). Its thread is given up at\n%s"
-        logger.error(text, delivery, delivery.queue, self._config.WORKER_GRACE, cause, stack)
-        self._look_at_stuck()
-        self.on_change()
-
-    def _look_at_stuck(self) -> None:
-        with self._lock:
-            stuck = self._count_stuck()
-            too_many = stuck >= self._config.WORKER_THREADS and not self._stop_requested
-            self._stop_requested |= too_many
-        if too_many:
-            logger.critical("Stopping: %d threads are stuck, as many as the worker has", stuck)
-            self._wakeup.set()
-
-    def _count_stuck(self) -> int:
-        """Without those whose connection was lost: they are within their limits, and the worker survives that."""
-        return sum(not isinstance(cause, HeartbeatError) for cause in tuple(self._stuck.values()))
-
-    # -- a delivery
-
-    def _process(self, delivery: _Delivery) -> None:
-        try:
-            self._perform(delivery)
-        except BaseException:  # whatever it is, the thread goes on
-            logger.exception("Defect in the worker; a message from %r goes back", delivery.queue)
-            if delivery not in self._stuck:
-                delivery.requeue()
-
-    def _perform(self, delivery: _Delivery) -> None:
-        try:
-            if delivery.properties is None:
-                raise InvalidMessage("the message's AMQP properties can't be decoded")
-            delivery.task = _decode_task(delivery.body)
-            if not self._may_run(delivery):
-                return
-        except (InvalidMessage, Crashed) as error:
-            self._finish(delivery, None, None, error)
-            return
-        if self._enter(delivery):
-            try:
-                self._run_task(delivery, delivery.task)
-            finally:
-                self._leave(delivery)
-
-    def _may_run(self, delivery: _Delivery) -> bool:
-        """False if it is set aside, to run alone. Raises Crashed if it has brought too many processes down."""
-        id, journal, alone = delivery.id, self.journal, delivery is self._alone
-        if id is None or id not in journal.crashes or not delivery.counts_crashes:
-            return True
-        crashes, to_blame = journal.count(id) if alone else journal.crashes.get(id, (0, False))
-        if to_blame and crashes >= self._config.WORKER_MAX_CRASHES:
-            raise Crashed(f"{crashes} worker processes have died while it ran (WORKER_MAX_CRASHES)")
-        if alone:
-            return True
-        with self._lock:
-            self._set_aside.append(delivery)
-        self._wakeup.set()
-        return False
-
-    def _enter(self, delivery: _Delivery) -> bool:
-        """False if a message with this id is running here: this one waits until that has ended."""
-        id = delivery.id
-        if id is None:
-            return True
-        with self._lock:
-            if id not in self._ids:
-                self._ids[id] = collections.deque()
-                self.journal.begin(id)
-                return True
-            self._ids[id].append(delivery)
-        logger.info("Message %s is running here already; its new delivery waits for that", id)
-        return False
-
-    def _leave(self, delivery: _Delivery) -> None:
-        id = delivery.id
-        if id is None:
-            return
-        with self._lock:
-            self.journal.end(id)
-            self._waiting.extendleft(self._ids.pop(id))
-            self._dispatch()
-
-    def _run_task(self, delivery: _Delivery, description: _Description) -> None:
-        try:
-            task = self.app._find_task(description.module, description.function)
-        except InvalidMessage as error:
-            return self._finish(delivery, None, None, error)
-        run = Run(task, description.id, delivery.queue, delivery.redelivered)
-        with self._lock:
-            self._running[delivery] = run
-        result, raised, fits = None, None, True
-        try:
-            result = run._call(description.args, description.kwargs, self._watch)
-        except BaseException as error:
-            raised = error
-            fits = task._fits(error, description.args, description.kwargs)
-        self._finish(delivery, task, result, raised, fits)
-
-    def _finish(
-        self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, fits: bool = True
-    ) -> None:
-        if self._claim(delivery):
-            verdict = _decide(task, error, fits, delivery.intake.lost is not None)
-            self._log(delivery, error, verdict)
-            self._settle(delivery, result, error, verdict)
-        else:
-            logger.warning("%s from %r has ended after all: what came of it is dropped", delivery, delivery.queue)
-
-    def _settle(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
-        """What the verdict says. By whoever has claimed the delivery."""
-        self._count(verdict.tally)
-        if verdict.tally not in ("lost", "requeued") and delivery.id in self.journal.crashes:
-            self.journal.clear(cast(str, delivery.id))
+    def settle(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
         if verdict.reply and delivery.reply_to is not None:
             self._reply(delivery, result, error)
         if verdict.action == "ack":
@@ -2790,9 +2219,335 @@ class Worker:
         except BrokerError as why:
             logger.warning("Can't send a reply: %s", why)
 
-    def _count(self, name: str) -> None:
+
+class _Pool:
+    """The threads, and the deliveries that they have: what waits for a thread, what runs, and who is stuck.
+
+    Threads of a `ThreadPoolExecutor`; when one is given up, of another. From the supervisor deliveries are added,
+    handed back and interrupted. `notify` is called when the supervisor may have to look again.
+    """
+
+    def __init__(self, app: Kuyruk, config: Config, settle: Callable[..., None], notify: Callable[[], object]) -> None:
+        self._app = app
+        self._config = config
+        self._settle = settle
+        self._notify = notify
+        #: Where it notes what runs, for a process that watches over this one.
+        self.journal = Journal()
+        #: Nothing begins any more; nothing comes for the moment. The supervisor is notified of each end then.
+        self.stopping = False
+        self.paused = False
+        #: Threads of the worker: in these nobody waits for its end.
+        self.threads: set[int] = set()
+        #: Guards what follows, and `_Delivery.claimed`.
+        self._lock = threading.Lock()
+        #: Delivered and not begun: whoever takes one from here decides what becomes of it. What has run when a worker
+        #: process died is set aside: it runs alone, so that the next death tells whether it is to blame.
+        self._waiting: collections.deque[_Delivery] = collections.deque()
+        self._set_aside: collections.deque[_Delivery] = collections.deque()
+        self._alone: _Delivery | None = None
+        #: Begun, and not settled. The value is None until its task is found.
+        self.running: dict[_Delivery, Run | None] = {}
+        #: Given up, and its thread is still in it. What interrupted it.
+        self._stuck: dict[_Delivery, BaseException] = {}
+        #: How many threads are at work; those that are stuck don't count.
+        self._active = 0
+        self._executors = 0  # how many have been made
+        #: The ids of the messages that run; and deliveries of the same that wait for them to end.
+        self._ids: dict[str, collections.deque[_Delivery]] = {}
+        self._tallies = dict.fromkeys(_TALLIES, 0)
+
+    def start(self) -> None:
+        self._executor = self._make_executor()
+        self._watch = _Watch(self._config.WORKER_GRACE, self._give_up)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=not self.running)  # threads that are stuck are of other executors
+        self._watch.close()
+
+    def _make_executor(self) -> ThreadPoolExecutor:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._executors += 1
+        prefix = f"kuyruk-pool{self._executors if self._executors > 1 else ''}"
+        return ThreadPoolExecutor(self._config.WORKER_THREADS, thread_name_prefix=prefix)
+
+    # -- for the supervisor
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        now = time.monotonic()
         with self._lock:
-            self._tallies[name] += 1
+            runs = [run for run in self.running.values() if run is not None]
+            stats: dict[str, Any] = {**self._tallies, "waiting": len(self._waiting) + len(self._set_aside)}
+            stats["suspect"] = len(self._set_aside) + (self._alone is not None)
+            stats["stuck"] = len(self._stuck)
+        stats["running"] = [
+            {"id": r.id, "task": r.task.name, "queue": r.queue, "seconds": round(now - r.started, 3)} for r in runs
+        ]
+        return stats
+
+    @property
+    def has_suspects(self) -> bool:
+        return bool(self._set_aside) or self._alone is not None
+
+    @property
+    def suspects_wait(self) -> bool:
+        """For what runs to end."""
+        return bool(self._set_aside) and self._alone is None
+
+    @property
+    def stuck(self) -> int:
+        """Without those whose connection was lost: they are within their limits, and the worker survives that."""
+        return sum(not isinstance(cause, HeartbeatError) for cause in tuple(self._stuck.values()))
+
+    def add(self, delivery: _Delivery) -> None:
+        with self._lock:
+            self._tallies["received"] += 1
+            self._waiting.append(delivery)
+            self._dispatch()
+
+    def interrupt(self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery, Run], bool]) -> int:
+        """Returns how many."""
+        with self._lock:
+            runs = [run for delivery, run in self.running.items() if run is not None and which(delivery, run)]
+        for run in runs:
+            self._watch.interrupt(run, make_cause())
+        return len(runs)
+
+    def on_lost(self, intake: _Intake, cause: Callable[[], BaseException]) -> None:
+        """What came by it isn't ours any more."""
+        with self._lock:
+            for queue in self._queues():
+                kept = [delivery for delivery in queue if delivery.intake is not intake]
+                queue.clear()
+                queue.extend(kept)
+        self.interrupt(cause, lambda delivery, _: delivery.intake is intake)
+
+    def hand_back(self, suspects: bool = True) -> None:
+        """What hasn't begun goes back at once: another worker can have it."""
+        with self._lock:
+            queues = [queue for queue in self._queues() if suspects or queue is not self._set_aside]
+            deliveries = [delivery for queue in queues for delivery in queue]
+            for queue in queues:
+                queue.clear()
+            self._tallies["requeued"] += len(deliveries)
+        for delivery in deliveries:
+            delivery.requeue()
+
+    def _queues(self) -> list[collections.deque[_Delivery]]:
+        """What hasn't begun. With the lock."""
+        return [self._waiting, self._set_aside, *self._ids.values()]
+
+    # -- the threads
+
+    def _dispatch(self) -> None:
+        """Have as many threads at work as there is work for. With the lock."""
+        while self._active < self._config.WORKER_THREADS and (delivery := self._take()) is not None:
+            self._active += 1
+            try:
+                self._executor.submit(self._work, delivery)
+            except RuntimeError as error:  # the interpreter is shutting down, or no thread can be started
+                level = logging.DEBUG if "shutdown" in str(error) else logging.ERROR
+                logger.log(level, "A message from %r isn't run: %s", delivery.queue, error)
+
+    def _take(self) -> _Delivery | None:
+        """What begins next. What is set aside begins when nothing runs, and nothing begins beside it. With the lock."""
+        if self.stopping or self._alone is not None or (self._set_aside and self.running):
+            return None
+        if self._set_aside:
+            delivery = self._alone = self._set_aside.popleft()
+        elif self._waiting:
+            delivery = self._waiting.popleft()
+        else:
+            return None
+        self.running[delivery] = None
+        return delivery
+
+    def _work(self, delivery: _Delivery | None) -> None:
+        """In a pool thread, as most of what follows. It goes on with what waits, which is cheaper than to submit that,
+        but not for long: only the pool knows when the interpreter ends, and refuses then."""
+        self.threads.add(threading.get_ident())
+        until = time.monotonic() + POOL_SLICE
+        while delivery is not None:
+            delivery.thread = threading.get_ident()
+            self._process(delivery)
+            delivery = self._next(delivery, time.monotonic() < until)
+
+    def _next(self, ended: _Delivery, goes_on: bool) -> _Delivery | None:
+        with self._lock:
+            was_stuck = self._stuck.pop(ended, None) is not None
+            if was_stuck:  # another thread has taken this one's place
+                delivery = None
+            else:
+                self._forget(ended)
+                delivery = self._take() if goes_on else None
+                self._active -= delivery is None
+            self._dispatch()
+        if self.stopping or self.paused or was_stuck:
+            self._notify()
+        return delivery
+
+    def _forget(self, delivery: _Delivery) -> None:
+        """It is settled, or set aside. With the lock."""
+        del self.running[delivery]
+        if delivery is self._alone:
+            self._alone = None
+
+    def _claim(self, delivery: _Delivery) -> bool:
+        """Whether the caller settles it."""
+        with self._lock:
+            claimed, delivery.claimed = delivery.claimed, True
+            return not claimed
+
+    # -- giving up
+
+    def _give_up(self, run: Run) -> None:
+        """It was interrupted, and has had its grace. In the watch."""
+        with self._lock:
+            delivery = next((d for d, r in self.running.items() if r is run), None)
+        if delivery is not None and run._cause is not None:
+            self.abandon(delivery, run._cause)
+
+    def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
+        """Leave its thread to itself, put another in its place, and have its message settled."""
+        with self._lock:
+            if delivery.claimed:
+                return  # it has just ended
+            delivery.claimed = True
+            self._stuck[delivery] = cause
+            self._active -= 1
+            self._executor.shutdown(wait=False)  # its other threads end when there is nothing to do
+            self._executor = self._make_executor()
+            if delivery.id is not None:
+                self.journal.end(delivery.id)
+        self._let_go(delivery.thread)
+        arguments = (delivery, cause, _format_stack(delivery.thread))
+        threading.Thread(target=self._settle_abandoned, args=arguments, name="kuyruk-settler", daemon=True).start()
+
+    def _let_go(self, thread: int) -> None:
+        """The interpreter doesn't wait for this thread when it ends. There is no public way: without, it waits."""
+        from concurrent.futures import thread as module
+
+        pool_threads: Any = getattr(module, "_threads_queues", {})
+        for each in threading.enumerate():
+            if each.ident == thread:
+                pool_threads.pop(each, None)
+
+    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException, stack: str) -> None:
+        """In a settler. The log comes last: the stuck thread may hold it."""
+        self.threads.add(threading.get_ident())
+        run = self.running[delivery]
+        cause.add_note(f"It didn't end when it was interrupted. Its thread was given up at\n{stack}")
+        try:
+            verdict = _decide(run.task if run else None, cause, lost=delivery.intake.lost is not None)
+            self._do(delivery, None, cause, verdict)
+        except Exception:
+            logger.exception("Defect in the worker; a message from %r goes back", delivery.queue)
+            delivery.requeue()
+        with self._lock:
+            self._forget(delivery)
+            self._dispatch()
+        self._notify()
+        text = "%s from %r is stuck, %g seconds after its interruption (%r). Its thread is given up at\n%s"
+        logger.error(text, delivery, delivery.queue, self._config.WORKER_GRACE, cause, stack)
+
+    # -- a delivery
+
+    def _process(self, delivery: _Delivery) -> None:
+        try:
+            self._perform(delivery)
+        except BaseException:  # whatever it is, the thread goes on
+            logger.exception("Defect in the worker; a message from %r goes back", delivery.queue)
+            if delivery not in self._stuck:
+                delivery.requeue()
+
+    def _perform(self, delivery: _Delivery) -> None:
+        try:
+            if delivery.properties is None:
+                raise InvalidMessage("the message's AMQP properties can't be decoded")
+            delivery.task = _decode_task(delivery.body)
+            if not self._may_run(delivery):
+                return
+        except (InvalidMessage, Crashed) as error:
+            self._finish(delivery, None, None, error)
+            return
+        if self._enter(delivery):
+            try:
+                self._run_task(delivery, delivery.task)
+            finally:
+                self._leave(delivery)
+
+    def _may_run(self, delivery: _Delivery) -> bool:
+        """False if it is set aside, to run alone. Raises Crashed if it has brought too many processes down."""
+        id, journal, alone = delivery.id, self.journal, delivery is self._alone
+        if id is None or id not in journal.crashes or not delivery.counts_crashes:
+            return True
+        crashes, to_blame = journal.count(id) if alone else journal.crashes.get(id, (0, False))
+        if to_blame and crashes >= self._config.WORKER_MAX_CRASHES:
+            raise Crashed(f"{crashes} worker processes have died while it ran (WORKER_MAX_CRASHES)")
+        if alone:
+            return True
+        with self._lock:
+            self._set_aside.append(delivery)
+        self._notify()
+        return False
+
+    def _enter(self, delivery: _Delivery) -> bool:
+        """False if a message with this id is running here: this one waits until that has ended."""
+        id = delivery.id
+        if id is None:
+            return True
+        with self._lock:
+            if id not in self._ids:
+                self._ids[id] = collections.deque()
+                self.journal.begin(id)
+                return True
+            self._ids[id].append(delivery)
+        logger.info("Message %s is running here already; its new delivery waits for that", id)
+        return False
+
+    def _leave(self, delivery: _Delivery) -> None:
+        id = delivery.id
+        if id is None:
+            return
+        with self._lock:
+            self.journal.end(id)
+            self._waiting.extendleft(self._ids.pop(id))
+            self._dispatch()
+
+    def _run_task(self, delivery: _Delivery, description: _Description) -> None:
+        try:
+            task = self._app._find_task(description.module, description.function)
+        except InvalidMessage as error:
+            return self._finish(delivery, None, None, error)
+        run = Run(task, description.id, delivery.queue, delivery.redelivered)
+        with self._lock:
+            self.running[delivery] = run
+        result, raised, fits = None, None, True
+        try:
+            result = run._call(description.args, description.kwargs, self._watch)
+        except BaseException as error:
+            raised = error
+            fits = task._fits(error, description.args, description.kwargs)
+        self._finish(delivery, task, result, raised, fits)
+
+    def _finish(
+        self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, fits: bool = True
+    ) -> None:
+        if self._claim(delivery):
+            verdict = _decide(task, error, fits, delivery.intake.lost is not None)
+            self._log(delivery, error, verdict)
+            self._do(delivery, result, error, verdict)
+        else:
+            logger.warning("%s from %r has ended after all: what came of it is dropped", delivery, delivery.queue)
+
+    def _do(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
+        with self._lock:
+            self._tallies[verdict.tally] += 1
+        if verdict.tally not in ("lost", "requeued") and delivery.id in self.journal.crashes:
+            self.journal.clear(cast(str, delivery.id))
+        self._settle(delivery, result, error, verdict)
 
     def _log(self, delivery: _Delivery, error: BaseException | None, verdict: _Verdict) -> None:
         if error is None:
@@ -2803,3 +2558,303 @@ class Worker:
             logger.error("%s from %r %s; %s", delivery, delivery.queue, verdict.tally, then, exc_info=info)
         else:
             logger.warning("%s from %r %s: %r", delivery, delivery.queue, verdict.tally, error)
+
+
+class Worker:
+    """Consumes queues and runs their tasks, in threads of this process.
+
+    app: the `Kuyruk`. queues: names, or None for those of the app's tasks. options: threads,
+    prefetch, max_load, max_run_time, grace, shutdown_timeout, reconnect_interval, priority,
+    max_crashes: the configuration's `WORKER_` keys, which are the defaults.
+
+    `run` blocks, `start` doesn't, and as a context manager it is started and stopped. It installs
+    no signal handler and leaves logging alone. A worker runs once.
+    """
+
+    def __init__(self, app: Kuyruk, queues: Iterable[str] | None = None, **options: Any) -> None:
+        unknown = [name for name in options if name not in _WORKER_OPTIONS]
+        if unknown:
+            raise TypeError(f"Worker has no option {unknown[0]!r}, but {', '.join(_WORKER_OPTIONS)}")
+        self.app = app
+        self._config = app.config._with(**{f"WORKER_{k.upper()}": v for k, v in options.items()})
+        names = [queues] if isinstance(queues, str) else list(queues or app._queues or ["kuyruk"])
+        #: The names of the queues that it consumes.
+        self.queues = list(dict.fromkeys(_resolve_host(_check_queue_name(name)) for name in names))
+        #: How many tasks had to be interrupted for the worker to stop.
+        self.aborted = 0
+        #: Called in one of its threads when it may have become `healthy` or not, or has stopped. Must not block.
+        self.on_change: Callable[[], object] = lambda: None
+        #: What it has failed with, if it has.
+        self.error: BaseException | None = None
+        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
+        self._wakeup = _Wakeup()  # of the supervisor
+        settlement = _Settlement(self._config, self._publisher)
+        self._pool = _Pool(app, self._config, settlement.settle, self._on_pool)
+        self._stop_requested = False
+        self._interrupt_at = math.inf  # time.monotonic() from which on a stop waits no longer
+        self._intake: _Intake | None = None
+        self._failure = ""  # to connect; logged
+        self._paused_at = self._suspects_go_until = -math.inf
+        self._began = threading.Lock()  # taken once and for ever
+        self._ended = threading.Event()
+
+    # -- its life, as its owner sees it
+
+    def __enter__(self) -> Worker:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Run in a background thread. Raises RuntimeError if it runs or ran already."""
+        if not self._began.acquire(blocking=False):
+            raise RuntimeError("this worker runs or ran already: make another one")
+        self._stop_at = time.monotonic() + (self._config.WORKER_MAX_RUN_TIME or math.inf)
+        self._pool.start()
+        # A daemon, and so are the pool's threads, which it starts: one that is stuck doesn't keep the process alive.
+        threading.Thread(target=self._run, name="kuyruk-supervisor", daemon=True).start()
+
+    def run(self) -> None:
+        """Run until stopped. Raises RuntimeError if it runs or ran already, and what the worker fails with."""
+        self.start()
+        try:
+            self.join()
+        except BaseException:  # KeyboardInterrupt
+            self.stop()
+            raise
+        if self.error is not None:
+            raise self.error
+
+    def stop(self, timeout: float | None = None, wait: bool = True) -> None:
+        """Stop gracefully, and wait until it has.
+
+        timeout: seconds that running tasks get, instead of `shutdown_timeout` (math.inf: as long as they take); then
+        they are interrupted, and what hasn't ended after the `grace` is given up. Their messages are requeued. Another
+        call can shorten it. From any thread, and from a signal handler: it doesn't wait in a thread that the worker
+        needs, or that waits for it already.
+        """
+        if timeout not in (None, math.inf):
+            _check("timeout", timeout, _SECONDS)
+        timeout = self._config.WORKER_SHUTDOWN_TIMEOUT if timeout is None else timeout
+        if timeout is not None:
+            self._interrupt_at = min(self._interrupt_at, time.monotonic() + timeout)
+        self._stop_requested = self._pool.stopping = True
+        self._wakeup.set()
+        if wait and self._began.locked() and threading.get_ident() not in self._pool.threads:
+            self.join()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until it has stopped, at most `timeout` seconds; returns whether it has."""
+        thread = threading.get_ident()
+        self._pool.threads.add(thread)
+        try:
+            return self._ended.wait(timeout)
+        finally:
+            self._pool.threads.discard(thread)
+
+    @property
+    def journal(self) -> Journal:
+        """Where it notes what runs, for a process that watches over this one."""
+        return self._pool.journal
+
+    @journal.setter
+    def journal(self, journal: Journal) -> None:
+        self._pool.journal = journal
+
+    @property
+    def healthy(self) -> bool:
+        """True while it is really consuming, or has paused on purpose (max_load), and no thread of it is stuck in a
+        task that was to end."""
+        intake = self._intake
+        if intake is None or intake.lost is not None or self._stop_requested or self._pool.stuck:
+            return False
+        return self._pool.paused or intake.consuming
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Counts of deliveries, by what became of them, and what there is now.
+
+        received, succeeded, failed, timed_out, rejected, discarded, requeued (by a stop or a pause), lost (with their
+        connection); waiting (not begun), suspect (of those, and of what runs: has run when a worker died), stuck
+        (threads that were given up and don't end); running: a list of dicts of id, task, queue and seconds.
+        """
+        return self._pool.stats
+
+    def drop(self, id: str | None = None) -> int:
+        """Interrupt the running task of this message id, or all, with Discard; returns how many."""
+        return self._pool.interrupt(lambda: Discard("dropped by an operator"), lambda _, run: id in (None, run.id))
+
+    # -- the supervisor
+
+    def _run(self) -> None:
+        self._pool.threads.add(threading.get_ident())
+        try:
+            self._supervise()
+        except BaseException as error:
+            logger.critical("Defect in the worker: it stops", exc_info=True)
+            self.error = error
+        finally:
+            self._end()
+
+    def _supervise(self) -> None:
+        pauses = _pauses(self._config.WORKER_RECONNECT_INTERVAL)
+        while not self._should_stop():
+            try:
+                intake = self._connect()
+                pauses = _pauses(self._config.WORKER_RECONNECT_INTERVAL)
+                self._tend(intake)
+            except Exception as error:
+                if not isinstance(error, AMQPError):
+                    logger.exception("Defect in the supervisor; its connection is given up")
+                    error = AMQPConnectionError(repr(error))
+                pause = next(pauses)
+                self._on_lost(error, pause)
+                self._nap(time.monotonic() + pause)
+        self._drain()
+
+    def _connect(self) -> _Intake:
+        link = _open_link(self._config, self._wakeup)
+        try:
+            for queue in self.queues:
+                _ensure_queue(link, queue, self._config.QUEUE_ARGUMENTS, self._config.RABBIT_PUBLISH_TIMEOUT)
+            intake = _Intake(link, self._config, self._pool.add)
+        except BaseException:
+            link.hang_up()
+            raise
+        self._intake, self._pool.paused = intake, False  # before it consumes: what is delivered may be lost with it
+        intake.consume(self.queues)
+        self._failure = ""
+        queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
+        logger.info("Consuming %s at %s with %d threads", queues, link.address, threads)
+        self.on_change()
+        return intake
+
+    def _tend(self, intake: _Intake) -> None:
+        """Returns when the worker should stop. Raises AMQPError when the intake is lost."""
+        while True:
+            self._wakeup.clear()
+            if self._should_stop():
+                return
+            self._pause_or_resume(intake)
+            tick = time.monotonic() + TICK if self._config.WORKER_MAX_LOAD or self._pool.paused else math.inf
+            self._pump(intake, min(self._stop_at, tick))
+
+    def _pump(self, intake: _Intake, until: float) -> None:
+        intake.link.pump(until)
+        if intake.lost is not None:
+            raise intake.lost
+
+    def _should_stop(self) -> bool:
+        if not self._stop_requested and time.monotonic() >= self._stop_at:
+            logger.info("Stopping after %g seconds (max_run_time)", self._config.WORKER_MAX_RUN_TIME)
+            self.stop(wait=False)
+        return self._stop_requested
+
+    def _nap(self, until: float) -> None:
+        while not self._should_stop() and time.monotonic() < until:
+            self._wakeup.wait(min(until, self._stop_at))
+
+    def _pause_or_resume(self, intake: _Intake) -> None:
+        """While paused others get the messages, those too that have come and haven't begun."""
+        now = time.monotonic()
+        if self._pool.paused and self._pool.suspects_wait and now >= self._paused_at + SUSPECT_PATIENCE:
+            self._suspects_go_until = now + SUSPECT_PATIENCE
+            self._pool.hand_back()
+        pause, why = self._look_whether_to_pause(now)
+        if pause == self._pool.paused:
+            return
+        logger.warning("%s: %s", "Pausing" if pause else "Resuming", why)
+        if pause:
+            self._pool.paused, self._paused_at = True, now  # before it stops consuming: on purpose
+            intake.cancel()
+            self._pool.hand_back(suspects=False)
+        else:
+            intake.consume(self.queues)
+            self._pool.paused = False
+        self.on_change()
+
+    def _look_whether_to_pause(self, now: float) -> tuple[bool, str]:
+        if self._pool.has_suspects or now < self._suspects_go_until:
+            return True, "what ran when a worker process died runs alone, one message after the other"
+        limit = self._config.WORKER_MAX_LOAD
+        if not limit:
+            return False, "nothing runs alone any more"
+        limit = os.cpu_count() or 1 if limit == -1 else limit
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        return load > limit, f"the load average is {load:.2f}, the limit {limit:g} (max_load)"
+
+    def _on_lost(self, error: AMQPError, pause: float = 0) -> None:
+        intake, self._intake = self._intake, None
+        if intake is None:
+            level = logging.DEBUG if str(error) == self._failure else logging.WARNING  # not at each attempt
+            logger.log(level, "Waiting for RabbitMQ, trying again in %.1f s: %s", pause, error)
+            self._failure = str(error)
+            return
+        intake.lost = intake.lost or error
+        logger.warning("Lost the connection to RabbitMQ at %s: %s", intake.link.address, error)
+        intake.link.hang_up()
+        info = (type(error), error, error.__traceback__)
+        self._pool.on_lost(intake, lambda: HeartbeatError(info))
+        self.on_change()
+
+    def _on_pool(self) -> None:
+        """Something has changed in the pool. In one of its threads."""
+        if self._pool.stuck >= self._config.WORKER_THREADS and not self._stop_requested:
+            self.stop(math.inf, wait=False)
+            logger.critical("Stopping: %d threads are stuck, as many as the worker has", self._pool.stuck)
+        self._wakeup.set()
+        self.on_change()
+
+    # -- stopping
+
+    def _drain(self) -> None:
+        """Nothing new comes, what hasn't begun goes back, what runs ends, or is interrupted, or is given up."""
+        try:
+            if self._intake is not None:
+                self._intake.cancel()
+        except AMQPError as error:
+            self._on_lost(error)
+        self._pool.hand_back()
+        if self._pool.running:
+            logger.info("Stopping: waiting for %d running tasks", len(self._pool.running))
+        if self._wait_for_running(lambda: self._interrupt_at):
+            return
+        self.aborted = len(self._pool.running)
+        logger.warning("Stopping: interrupting %d running tasks; their messages go back", self.aborted)
+        self._pool.interrupt(lambda: Shutdown("the worker stops"), lambda *_: True)
+        grace_ends = time.monotonic() + self._config.WORKER_GRACE
+        if not self._wait_for_running(lambda: grace_ends):
+            for delivery in list(self._pool.running):  # an import, say, which can't be interrupted
+                self._pool.abandon(delivery, Shutdown("the worker stops"))
+            self._wait_for_running(lambda: math.inf)  # until they are settled: RABBIT_PUBLISH_TIMEOUT at the longest
+
+    def _wait_for_running(self, get_end: Callable[[], float]) -> bool:
+        """Wait until nothing runs, or a time that may change meanwhile; returns whether nothing does."""
+        while True:
+            self._wakeup.clear()
+            if not self._pool.running:
+                return True
+            until = get_end()
+            if time.monotonic() >= until:
+                return False
+            try:
+                if self._intake is None:
+                    self._wakeup.wait(until)
+                else:
+                    self._pump(self._intake, until)
+            except AMQPError as error:
+                self._on_lost(error)
+
+    def _end(self) -> None:
+        self._pool.close()
+        self._publisher.close()
+        intake, self._intake = self._intake, None
+        if intake is not None:
+            intake.link.close()  # what is unacknowledged goes back
+            intake.lost = AMQPConnectionError("the worker has stopped")
+        self._wakeup.close()
+        logger.info("Stopped")
+        self._ended.set()
+        self.on_change()
