@@ -71,8 +71,8 @@ FLUSH_TIMEOUT = 1.0
 KILL_MARGIN = 15.0
 #: Seconds before a process that died is replaced: at first, and at last (twice as long each time).
 FIRST_PAUSE, LAST_PAUSE = 0.2, 10.0
-#: Seconds after which a process has proved itself: the pauses begin anew. And the least between two restarts
-#: because of stuck threads.
+#: Seconds without a death after which the pauses begin anew. And the least between two restarts because of stuck
+#: threads.
 PROVED = 10.0
 RESTART_INTERVAL = 5.0
 #: Seconds that a process may run suspects only before another stands in for it.
@@ -460,9 +460,9 @@ class _Journal:
     """Which messages a worker process runs, in memory that its supervisor reads when it has died (`kuyruk.Journal`).
 
     Its first byte is 1 + the exit code, once the process ends as it should; its second is 1 from when it was told to;
-    bytes 8 to 15 are the time of its last pulse (time.monotonic(), whole seconds; 0: none yet). Then come the ids of
-    the messages, each in a slot that begins with its length. What has no id, or one of more than 255 bytes, isn't
-    noted.
+    bytes 8 to 15 are the time of its last pulse (time.monotonic(), whole seconds; 0: none yet); 16 to 23 the number of
+    slots in use so far. The slots come then: each has a message's id, and begins with its length. What has no id, or
+    one of more than 255 bytes, isn't noted.
     """
 
     SLOT, SLOTS = 256, 4096
@@ -479,13 +479,17 @@ class _Journal:
             os.ftruncate(file, self.SLOT * (1 + self.SLOTS))
         self._memory = mmap.mmap(file, self.SLOT * (1 + self.SLOTS))
         self._taken: dict[str, int] = {}
-        self._free = list(range(self.SLOTS, 0, -1))
+        self._free: list[int] = []
+        self._used = 0
 
     def begin(self, id: str) -> None:
         data = id.encode("utf-8", "surrogatepass")
-        if self._free and len(data) < self.SLOT:
-            self._taken[id] = slot = self._free.pop()
+        slot = self._free.pop() if self._free else self._used + 1
+        if slot <= self.SLOTS and len(data) < self.SLOT:
+            self._taken[id] = slot
+            self._used = max(self._used, slot)
             at = slot * self.SLOT
+            self._memory[16:24] = self._used.to_bytes(8, "little")
             self._memory[at + 1 : at + 1 + len(data)] = data
             self._memory[at] = len(data)  # last: from here on it counts
 
@@ -543,7 +547,8 @@ class _Journal:
 
     @property
     def running(self) -> list[str]:
-        starts = range(self.SLOT, self.SLOT * (1 + self.SLOTS), self.SLOT)
+        used = min(int.from_bytes(self._memory[16:24], "little"), self.SLOTS)
+        starts = range(self.SLOT, self.SLOT * (1 + used), self.SLOT)
         slots = (self._memory[at + 1 : at + 1 + self._memory[at]] for at in starts if self._memory[at])
         return [slot.decode("utf-8", "surrogatepass") for slot in slots]
 
@@ -839,7 +844,6 @@ class _Child:
         self.pid = pid
         self.wire = wire
         self.journal = journal
-        self.started = time.monotonic()
         #: It has imported the application.
         self.loaded = False
         #: It consumes.
@@ -883,13 +887,12 @@ class _Supervisor:
         #: The first that has loaded tells the settings.
         self._settings: dict[str, Any] = {}
         self._began = time.monotonic()
-        self._start_at = 0.0  # no process is started before
+        self._start_at = -PROVED  # no process is started before
         self._restarted_at = -RESTART_INTERVAL
         self._state = _State(args.state)
         self._asks: list[tuple[_Child, str]] = []
-        #: Deaths in a row, for the pause; failures to start in a row.
-        self._deaths = 0
-        self._failed_starts = 0
+        self._last_pause = FIRST_PAUSE / 2
+        self._failed_starts = 0  # in a row
         self._stops = 0
         self._stopping = False
         self._kill_at = math.inf
@@ -1004,7 +1007,7 @@ class _Supervisor:
             self._on_death(child, "killed by its supervisor" if child.killed else _how(status))
         elif not child.retiring and code != RESTART:
             text = "Process %d has stopped, another one takes its place in %.1f s"
-            self._log.warning(text, child.pid, self._pause(child))
+            self._log.warning(text, child.pid, self._pause())
 
     def _on_failed_start(self, child: _Child, code: int, how: str) -> None:
         self._failed_starts += 1
@@ -1014,7 +1017,7 @@ class _Supervisor:
             self._log.critical("Giving up: %d processes in a row couldn't start (%s)", self._failed_starts, how)
             self._give_up(code)
         else:
-            self._log.error("Process %d couldn't start: %s; trying again in %.1f s", child.pid, how, self._pause(child))
+            self._log.error("Process %d couldn't start: %s; trying again in %.1f s", child.pid, how, self._pause())
 
     def _give_up(self, code: int) -> None:
         self._codes.append(code)
@@ -1022,22 +1025,21 @@ class _Supervisor:
 
     def _on_death(self, child: _Child, how: str) -> None:
         suspects = child.journal.running
+        if any(id in self._state.crashes for id in suspects):  # to be expected, and not for long: it has a limit
+            self._last_pause = FIRST_PAUSE / 2
         news = self._state.blame(suspects)
         for other in self._children.values():
             other.wire.send("crashes", news)
         what = f"while it ran {', '.join(suspects)}" if suspects else "while it ran nothing"
-        self._log.error("Process %d died %s: %s; starting another in %.1f s", child.pid, what, how, self._pause(child))
+        self._log.error("Process %d died %s: %s; starting another in %.1f s", child.pid, what, how, self._pause())
 
-    def _pause(self, ended: _Child | None = None) -> float:
-        """Seconds until the next is started."""
-        if ended is not None and time.monotonic() - ended.started >= PROVED:
-            self._deaths = 0
-        pause = FIRST_PAUSE
-        for _ in range(self._deaths):
-            pause = min(pause * 2, LAST_PAUSE)
-        self._deaths += 1
-        self._start_at = time.monotonic() + pause
-        return pause
+    def _pause(self) -> float:
+        """Seconds until the next is started: more and more of them, unless all goes well for a while."""
+        now = time.monotonic()
+        proved = now - self._start_at >= PROVED
+        self._last_pause = FIRST_PAUSE if proved else min(2 * self._last_pause, LAST_PAUSE)
+        self._start_at = now + self._last_pause
+        return self._last_pause
 
     # -- what is to be done
 
