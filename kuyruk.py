@@ -2028,7 +2028,9 @@ def _delayed(delivery: _Delivery, delay: float, headers: dict[str, Any], argumen
 class _Delivery:
     """A message in our hands, until it is settled, on the channel that delivered it."""
 
-    __slots__ = ("body", "claimed", "intake", "properties", "queue", "redelivered", "settled", "tag", "task", "thread")
+    __slots__ = (
+        "body", "cause", "claimed", "intake", "properties", "queue", "redelivered", "settled", "tag", "task", "thread",
+    )  # fmt: skip
 
     def __init__(self, intake: _Intake, queue: str, method: Any, properties: Any, body: bytes) -> None:
         self.intake = intake
@@ -2044,6 +2046,8 @@ class _Delivery:
         self.thread = 0
         #: It was decided who settles it: its thread, or who gives that up.
         self.claimed = False
+        #: What has interrupted it before its task began.
+        self.cause: BaseException | None = None
         self.settled = False
 
     def __str__(self) -> str:
@@ -2237,8 +2241,8 @@ class _Pool:
         #: Nothing begins any more; nothing comes for the moment. The supervisor is notified of each end then.
         self.stopping = False
         self.paused = False
-        #: Threads of the worker: in these nobody waits for its end.
-        self.threads: set[int] = set()
+        #: `is_ours` in threads of the worker: in these nobody waits for its end. Idents are reused.
+        self.here = threading.local()
         #: Guards what follows, and `_Delivery.claimed`.
         self._lock = threading.Lock()
         #: Delivered and not begun: whoever takes one from here decides what becomes of it. What has run when a worker
@@ -2307,13 +2311,17 @@ class _Pool:
             self._waiting.append(delivery)
             self._dispatch()
 
-    def interrupt(self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery, Run], bool]) -> int:
-        """Returns how many."""
+    def interrupt(self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery], bool]) -> int:
+        """Returns how many. One whose task hasn't begun (its module is being imported, say) doesn't begin."""
         with self._lock:
-            runs = [run for delivery, run in self.running.items() if run is not None and which(delivery, run)]
-        for run in runs:
-            self._watch.interrupt(run, make_cause())
-        return len(runs)
+            chosen = [(delivery, run) for delivery, run in self.running.items() if which(delivery)]
+            for delivery, run in chosen:
+                if run is None and delivery.cause is None:
+                    delivery.cause = make_cause()
+        for _, run in chosen:
+            if run is not None:
+                self._watch.interrupt(run, make_cause())
+        return len(chosen)
 
     def on_lost(self, intake: _Intake, cause: Callable[[], BaseException]) -> None:
         """What came by it isn't ours any more."""
@@ -2322,7 +2330,7 @@ class _Pool:
                 kept = [delivery for delivery in queue if delivery.intake is not intake]
                 queue.clear()
                 queue.extend(kept)
-        self.interrupt(cause, lambda delivery, _: delivery.intake is intake)
+        self.interrupt(cause, lambda delivery: delivery.intake is intake)
 
     def hand_back(self, suspects: bool = True) -> None:
         """What hasn't begun goes back at once: another worker can have it."""
@@ -2367,7 +2375,7 @@ class _Pool:
     def _work(self, delivery: _Delivery | None) -> None:
         """In a pool thread, as most of what follows. It goes on with what waits, which is cheaper than to submit that,
         but not for long: only the pool knows when the interpreter ends, and refuses then."""
-        self.threads.add(threading.get_ident())
+        self.here.is_ours = True
         until = time.monotonic() + POOL_SLICE
         while delivery is not None:
             delivery.thread = threading.get_ident()
@@ -2436,7 +2444,7 @@ class _Pool:
 
     def _settle_abandoned(self, delivery: _Delivery, cause: BaseException, stack: str) -> None:
         """In a settler. The log comes last: the stuck thread may hold it."""
-        self.threads.add(threading.get_ident())
+        self.here.is_ours = True
         run = self.running[delivery]
         cause.add_note(f"It didn't end when it was interrupted. Its thread was given up at\n{stack}")
         try:
@@ -2523,7 +2531,11 @@ class _Pool:
             return self._finish(delivery, None, None, error)
         run = Run(task, description.id, delivery.queue, delivery.redelivered)
         with self._lock:
-            self.running[delivery] = run
+            cause = delivery.cause
+            if cause is None and not delivery.claimed:
+                self.running[delivery] = run
+        if cause is not None or delivery.claimed:
+            return self._finish(delivery, task, None, cause)
         result, raised, fits = None, None, True
         try:
             result = run._call(description.args, description.kwargs, self._watch)
@@ -2642,17 +2654,17 @@ class Worker:
             self._interrupt_at = min(self._interrupt_at, time.monotonic() + timeout)
         self._stop_requested = self._pool.stopping = True
         self._wakeup.set()
-        if wait and self._began.locked() and threading.get_ident() not in self._pool.threads:
+        if wait and self._began.locked() and not getattr(self._pool.here, "is_ours", False):
             self.join()
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until it has stopped, at most `timeout` seconds; returns whether it has."""
-        thread = threading.get_ident()
-        self._pool.threads.add(thread)
+        here = self._pool.here
+        was_ours, here.is_ours = getattr(here, "is_ours", False), True
         try:
             return self._ended.wait(timeout)
         finally:
-            self._pool.threads.discard(thread)
+            here.is_ours = was_ours
 
     @property
     def journal(self) -> Journal:
@@ -2684,12 +2696,12 @@ class Worker:
 
     def drop(self, id: str | None = None) -> int:
         """Interrupt the running task of this message id, or all, with Discard; returns how many."""
-        return self._pool.interrupt(lambda: Discard("dropped by an operator"), lambda _, run: id in (None, run.id))
+        return self._pool.interrupt(lambda: Discard("dropped by an operator"), lambda each: id in (None, each.id))
 
     # -- the supervisor
 
     def _run(self) -> None:
-        self._pool.threads.add(threading.get_ident())
+        self._pool.here.is_ours = True
         try:
             self._supervise()
         except BaseException as error:
@@ -2823,11 +2835,11 @@ class Worker:
             return
         self.aborted = len(self._pool.running)
         logger.warning("Stopping: interrupting %d running tasks; their messages go back", self.aborted)
-        self._pool.interrupt(lambda: Shutdown("the worker stops"), lambda *_: True)
+        self._pool.interrupt(lambda: Shutdown("the worker stops"), lambda _: True)
         grace_ends = time.monotonic() + self._config.WORKER_GRACE
         if not self._wait_for_running(lambda: grace_ends):
-            for delivery in list(self._pool.running):  # an import, say, which can't be interrupted
-                self._pool.abandon(delivery, Shutdown("the worker stops"))
+            for delivery, run in list(self._pool.running.items()):  # an import, say, which can't be interrupted
+                self._pool.abandon(delivery, (run and run._cause) or Shutdown("the worker stops"))
             self._wait_for_running(lambda: math.inf)  # until they are settled: RABBIT_PUBLISH_TIMEOUT at the longest
 
     def _wait_for_running(self, get_end: Callable[[], float]) -> bool:

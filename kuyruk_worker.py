@@ -344,6 +344,7 @@ class _Signals:
         if self.code is not None and name in self.TO_STOP:
             _exit_now(self.code)
         if self.loading and name in self.TO_STOP:
+            self.loading = False  # once
             raise _Stopped(name)
 
     def wake(self) -> None:
@@ -811,16 +812,20 @@ def _be_worker(
 ) -> int:
     """What a worker process does. Returns the exit code, but ends the process itself if a thread is stuck."""
     try:
-        signals.loading = True
-        signals.unblock()
-        worker, settings = _load(args, supervised=wire is not None)
-        signals.loading = False
-        signals.install()  # handlers that the application has set meanwhile are replaced
+        try:
+            signals.loading = True
+            signals.unblock()
+            worker, settings = _load(args, supervised=wire is not None)
+        except UsageError as error:
+            signals.code = _complain(error)
+        finally:
+            signals.loading = False
     except _Stopped as stopped:
         print(f"{_program()}: {stopped}: stopped before the worker began", file=sys.stderr)
-        return STOPPED
-    except UsageError as error:
-        return _complain(error)
+        signals.code = STOPPED
+    if signals.code is not None:
+        return signals.code
+    signals.install()  # handlers that the application has set meanwhile are replaced
     signals.guard_forks()
     if wire is not None and journal is not None:
         journal.wire = wire
