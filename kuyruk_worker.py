@@ -327,7 +327,9 @@ class _Signals:
         self._reader, self._writer = _make_pipe()
         self._numbers = [getattr(signal, name) for name in (*self.NAMES, *more) if hasattr(signal, name)]
         self.before = {n: signal.getsignal(n) for n in self._numbers} if before is None else before
-        self._numbers = [n for n in self._numbers if self.before.get(n) != signal.SIG_IGN]  # nohup
+        wanted = {getattr(signal, name) for name in more if hasattr(signal, name)}
+        # What was ignored when the program began stays so: nohup. But not what we can't do without.
+        self._numbers = [n for n in self._numbers if n in wanted or self.before.get(n) != signal.SIG_IGN]
         self.install()
 
     def install(self) -> None:
@@ -1127,6 +1129,7 @@ class _Supervisor:
             child.journal.close()
         self._signals.close()
         signal.signal(signal.SIGCHLD, self._signals.before[signal.SIGCHLD])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         signals = _Signals(before=self._signals.before)
 
         def quit() -> None:  # the supervisor has said it
