@@ -119,6 +119,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_TTL = 0xFFFFFFFF  #: Milliseconds: the longest that RabbitMQ takes (49.7 days).
+CONSUMER_TIMEOUT = 1800.0  #: Seconds that RabbitMQ by default allows between a delivery and its acknowledgement.
+CONSUMER_TIMEOUT_HELP = (
+    "Let its task end sooner (max_run_time), or allow more: consumer_timeout in rabbitmq.conf,"
+    " or for its queue, from RabbitMQ 3.12 on, a policy with consumer-timeout (milliseconds)"
+)
 MAX_QUEUE_NAME = 230  #: Bytes: leaves room for the suffixes of the queues that are derived from it.
 CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker.
 TICK = 1.0  #: Seconds after which a connection's owner looks around, at the latest.
@@ -1794,7 +1799,7 @@ class Task(Generic[P, R]):
         properties |= {"timestamp": datetime.datetime.now(tz=datetime.UTC)}
         queue = self.queue if host is None else _resolve_host(f"{self.queue}.{host}")
         body = _encode_task(id, _module_name(self.f), self.f.__name__, args, kwargs)
-        return _Message(_check_queue_name(queue), body, properties, self.kuyruk.config.QUEUE_ARGUMENTS)
+        return _Message(_check_queue_name(queue), body, properties, self.kuyruk._queue_arguments(queue))
 
     @property
     def _can_be_found(self) -> bool:
@@ -1826,6 +1831,7 @@ class Kuyruk:
         self.packages: set[str] = set()
         self._tasks: dict[str, Task[..., Any]] = {}
         self._queues: dict[str, None] = {}
+        self._has_long_tasks = False
         self._publisher = _Publisher(self.config)
         # When this is collected, or the interpreter exits. The publisher doesn't refer to this.
         weakref.finalize(self, self._publisher.close)
@@ -1860,6 +1866,7 @@ class Kuyruk:
         def decorate(f: Callable[P, R]) -> Task[P, R]:
             task = Task(f, self, "kuyruk" if callable(queue) else queue, **options)
             self._queues[task.queue] = None
+            self._has_long_tasks |= (task.retry + 1) * (task.max_run_time or 0) > CONSUMER_TIMEOUT / 4
             with contextlib.suppress(TypeError):  # of an interactive session: it can't be sent either
                 if task._can_be_found:
                     self._tasks[task.name] = task
@@ -1906,6 +1913,19 @@ class Kuyruk:
     def worker(self, queues: Iterable[str] | None = None, **options: Any) -> Worker:
         """A `Worker` for this application, with the worker's options."""
         return Worker(self, queues, **options)
+
+    def _queue_arguments(self, queue: str) -> dict[str, Any]:
+        """With which it is declared if it is missing. If its tasks may take long, but not for ever, RabbitMQ is told
+        (from 3.12 on; earlier ones ignore that) how long to wait for their acknowledgements."""
+        arguments = self.config.QUEUE_ARGUMENTS
+        if not self._has_long_tasks:
+            return arguments
+        tasks = [task for task in self._tasks.values() if queue == task.queue or queue.startswith(f"{task.queue}.")]
+        limits = [(task.retry + 1) * (task.max_run_time or math.inf) for task in tasks]
+        longest = 2 * (max(limits, default=0) + self.config.WORKER_GRACE)  # it may wait for another to end before
+        if not CONSUMER_TIMEOUT < longest < MAX_TTL / 1000:
+            return arguments
+        return {"x-consumer-timeout": int(_milliseconds(longest)), **arguments}
 
     def _find_task(self, module: str, function: str) -> AnyTask:
         """The task that a message names. Raises InvalidMessage."""
@@ -2029,12 +2049,14 @@ class _Delivery:
     """A message in our hands, until it is settled, on the channel that delivered it."""
 
     __slots__ = (
-        "body", "cause", "claimed", "intake", "properties", "queue", "redelivered", "settled", "tag", "task", "thread",
+        "at", "body", "cause", "claimed", "intake", "properties",
+        "queue", "redelivered", "settled", "tag", "task", "thread",
     )  # fmt: skip
 
     def __init__(self, intake: _Intake, queue: str, method: Any, properties: Any, body: bytes) -> None:
         self.intake = intake
         self.queue = queue
+        self.at = time.monotonic()
         self.tag: int = method.delivery_tag
         self.redelivered: bool = method.redelivered
         #: pamqp's Basic.Properties, or None if they couldn't be decoded.
@@ -2332,6 +2354,12 @@ class _Pool:
                 queue.extend(kept)
         self.interrupt(cause, lambda delivery: delivery.intake is intake)
 
+    def oldest(self, intake: _Intake) -> _Delivery | None:
+        """Of what came by it and isn't settled."""
+        with self._lock:
+            deliveries = [*self.running, *itertools.chain(*self._queues())]
+        return min((d for d in deliveries if d.intake is intake), key=lambda d: d.at, default=None)
+
     def hand_back(self, suspects: bool = True) -> None:
         """What hasn't begun goes back at once: another worker can have it."""
         with self._lock:
@@ -2457,8 +2485,9 @@ class _Pool:
             self._forget(delivery)
             self._dispatch()
         self._notify()
-        text = "%s from %r is stuck, %g seconds after its interruption (%r). Its thread is given up at\n%s"
-        logger.error(text, delivery, delivery.queue, self._config.WORKER_GRACE, cause, stack)
+        text = "%s from %r is stuck, %g seconds after its interruption (%s: %s). Its thread is given up at\n%s"
+        grace, kind = self._config.WORKER_GRACE, type(cause).__name__
+        logger.error(text, delivery, delivery.queue, grace, kind, cause, stack)
 
     # -- a delivery
 
@@ -2730,7 +2759,7 @@ class Worker:
         link = _open_link(self._config, self._wakeup)
         try:
             for queue in self.queues:
-                _ensure_queue(link, queue, self._config.QUEUE_ARGUMENTS, self._config.RABBIT_PUBLISH_TIMEOUT)
+                _ensure_queue(link, queue, self.app._queue_arguments(queue), self._config.RABBIT_PUBLISH_TIMEOUT)
             intake = _Intake(link, self._config, self._pool.add)
         except BaseException:
             link.hang_up()
@@ -2806,6 +2835,10 @@ class Worker:
             return
         intake.lost = intake.lost or error
         logger.warning("Lost the connection to RabbitMQ at %s: %s", intake.link.address, error)
+        oldest = self._pool.oldest(intake)
+        if oldest is not None and "acknowledgement" in str(error):
+            text = "%s from %r was in hand for %.0f s, longer than RabbitMQ's consumer_timeout: it runs again. %s"
+            logger.error(text, oldest, oldest.queue, time.monotonic() - oldest.at, CONSUMER_TIMEOUT_HELP)
         intake.link.hang_up()
         info = (type(error), error, error.__traceback__)
         self._pool.on_lost(intake, lambda: HeartbeatError(info))
