@@ -87,6 +87,12 @@ FROZEN = 1.5
 MAX_FAILED_STARTS = 3
 #: Seconds between two looks at what has come, where a wait can't be ended.
 WINDOWS_TICK = 0.2
+#: Of `--failed`: messages that are sent again at once; seconds between two lines of progress; seconds without a message
+#: after which others must have taken them; properties of a failed message that made sense once only.
+REQUEUE_BATCH = 500
+PROGRESS_INTERVAL = 2.0
+QUIET = 5.0
+NOT_SENT_AGAIN = ("expiration", "reply_to", "correlation_id", "user_id", "cluster_id")
 #: How many suspects are remembered.
 MAX_SUSPECTS = 10_000
 
@@ -171,8 +177,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(*flags, dest=key, type=read, metavar=metavar, help=f"{text} [{key}]")
     text = "remember there what brought processes down, across restarts of the whole worker, too"
     parser.add_argument("--state", metavar="FOLDER", help=text)
+    text = "touch it every few seconds, but only while all processes consume: for liveness probes"
+    parser.add_argument("--health", metavar="FILE", help=text)
+    text = "don't run tasks: look at the messages in <queue>.failed, send them again, or delete them"
+    parser.add_argument("--failed", choices=["list", "requeue", "purge"], help=text)
+    parser.add_argument("--id", metavar="ID", help="with --failed: only the message with this id")
+    parser.add_argument("--json", action="store_true", help="with --failed list: all of it, an object in each line")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.failed is None and (args.id is not None or args.json):
+        parser.error("--id and --json go with --failed")
+    return args
 
 
 def _number(text: str) -> object:
@@ -841,6 +856,136 @@ def _be_worker(
     return code
 
 
+# --- Failed messages -----------------------------------------------------------
+
+
+class _FailedMessages:
+    """What is in the "<queue>.failed" of an application's queues. Raises amqpstorm's errors, and BrokerError."""
+
+    def __init__(self, app: Kuyruk, queues: list[str], id: str | None) -> None:
+        self._app = app
+        self._queues = [f"{queue}.failed" for queue in queues]
+        self._id = id
+        self._told_at = time.monotonic()
+
+    def list(self, as_json: bool) -> None:
+        for queue in self._queues:
+            with self._messages(queue) as messages:
+                lines = [json.dumps(facts) if as_json else _line_about(facts) for _, facts in messages]
+            for line in lines if as_json else [*lines, f"{queue}: {len(lines)} messages"]:
+                print(line)
+
+    def purge(self) -> None:
+        for queue in self._queues:
+            with self._messages(queue) as messages:
+                count = 0
+                for count, (message, _) in enumerate(messages, 1):
+                    message.ack()
+                    self._tell_progress("deleted", count)
+                print(f"{queue}: {count} messages deleted")
+
+    def requeue(self) -> None:
+        """Each is acknowledged only after the broker has the copy on record: rather twice than never."""
+        for queue in self._queues:
+            with self._messages(queue) as messages:
+                count = 0
+                while batch := list(itertools.islice(messages, REQUEUE_BATCH)):
+                    copies = [self._copy(queue, message) for message, _ in batch]
+                    self._app._publisher.send(copies)
+                    for message, _ in batch:
+                        message.ack()
+                    count += len(batch)
+                    self._tell_progress("sent again", count)
+                print(f"{queue}: {count} messages sent again")
+
+    def _copy(self, queue: str, message: Any) -> Any:
+        """As the task's sender has sent it, as far as that can be known."""
+        library = _library()
+        properties = {k: v for k, v in message.properties.items() if v not in (None, "") and k not in NOT_SENT_AGAIN}
+        headers = properties.get("headers") or {}
+        target = headers.get("x-kuyruk-queue")
+        kept = {k: v for k, v in headers.items() if not k.startswith("x-kuyruk-") or k == "x-kuyruk-failures"}
+        properties |= {"headers": kept, "delivery_mode": 2}
+        properties.setdefault("message_id", os.urandom(16).hex())
+        target = target if isinstance(target, str) else queue.removesuffix(".failed")
+        return library._Message(target, message._body, properties, self._app.config.QUEUE_ARGUMENTS)
+
+    @contextlib.contextmanager
+    def _messages(self, queue: str) -> Iterator[Iterator[tuple[Any, dict[str, Any]]]]:
+        """Those of the queue, with the facts about them. What isn't acknowledged stays in it, in its order."""
+        with self._app.connection() as connection, connection.channel() as channel:
+            yield self._read(channel, queue)
+
+    def _read(self, channel: Any, queue: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+        from amqpstorm.exception import AMQPChannelError
+
+        try:
+            left = channel.queue.declare(queue, passive=True)["message_count"]
+        except AMQPChannelError as error:
+            if error.error_code != 404:
+                raise
+            left = 0
+        came: collections.deque[Any] = collections.deque()
+        if left:
+            channel.basic.consume(came.append, queue)
+        quiet_until = time.monotonic() + QUIET
+        while left and time.monotonic() < quiet_until:  # else another has taken the rest
+            channel.process_data_events(auto_decode=False)
+            while came and left:
+                left -= 1
+                quiet_until = time.monotonic() + QUIET
+                message = came.popleft()
+                facts = _facts_about(message)
+                if self._id in (None, facts["id"]):
+                    yield message, facts
+
+    def _tell_progress(self, what: str, count: int) -> None:
+        if time.monotonic() > self._told_at + PROGRESS_INTERVAL:
+            self._told_at = time.monotonic()
+            print(f"{count} {what}...", file=sys.stderr, flush=True)
+
+
+def _facts_about(message: Any) -> dict[str, Any]:
+    """What can be told: it may be no task's message at all."""
+    headers = message.properties.get("headers") or {}
+    facts: dict[str, Any] = {"id": message.properties.get("message_id") or None, "task": None}
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        body = json.loads(message._body)
+        facts |= {"id": body.get("id") or facts["id"], "task": f"{body['module']}.{body['function']}"}
+        facts |= {"args": body.get("args"), "kwargs": body.get("kwargs")}
+    for key in ("queue", "failed-at", "failed-on", "failures", "exception", "value", "traceback"):
+        value = headers.get(f"x-kuyruk-{key}")
+        facts[key.replace("-", "_")] = value if isinstance(value, str | int | None) else repr(value)
+    return facts
+
+
+def _line_about(facts: dict[str, Any]) -> str:
+    first_line = str(facts["value"] or "").partition("\n")[0]
+    text = f"{facts['id']}  {facts['task'] or '(no task)'}  {facts['failed_at']}  {facts['failed_on']}"
+    return f"{text}  {facts['failures']}x  {facts['exception']}: {first_line:.100}"
+
+
+def _do_with_failed(args: argparse.Namespace) -> int:
+    args.WORKER_LOGGING_LEVEL = args.WORKER_LOGGING_LEVEL or "WARNING"
+    try:
+        worker, _ = _load(args, supervised=False)
+    except UsageError as error:
+        return _complain(error)
+    messages = _FailedMessages(worker.app, worker.queues, args.id)
+    try:
+        if args.failed == "list":
+            messages.list(args.json)
+        else:
+            getattr(messages, args.failed)()
+    except OSError as error:  # amqpstorm's, too
+        print(f"{_program()}: error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("Interrupted: what wasn't dealt with is still there", file=sys.stderr)
+        return FAILED
+    return STOPPED
+
+
 # --- The supervisor ------------------------------------------------------------
 
 
@@ -904,6 +1049,7 @@ class _Supervisor:
         self._stopping = False
         self._kill_at = math.inf
         self._looked_at = math.inf  # for pulses
+        self._health_at = -math.inf
         self._codes: list[int] = []
         signals.quit = self._quit
 
@@ -913,6 +1059,7 @@ class _Supervisor:
             self._reap()
             self._answer()
             if self._stopping and not self._children:
+                self._remove_health()
                 return max(self._codes, key=[STOPPED, INTERRUPTED, FAILED, USAGE].index, default=STOPPED)
             due = self._manage(time.monotonic())
             self._signals.wait([child.wire for child in self._children.values()], due)
@@ -1053,6 +1200,7 @@ class _Supervisor:
     def _manage(self, now: float) -> float:
         """Start, retire and kill; returns when there is something to do again if nothing happens."""
         look_at = self._look_for_frozen(now)
+        look_at = min(look_at, self._tell_health(now))
         if self._stopping:
             if now >= self._kill_at:
                 self._kill_at = math.inf
@@ -1078,6 +1226,27 @@ class _Supervisor:
                 child.pulse = math.inf  # once
                 self._kill(child, f"no Python code has run for {limit:g} seconds (C code holds Python's lock?)")
         return now + PULSE if heartbeat else math.inf
+
+    def _remove_health(self) -> None:
+        with contextlib.suppress(OSError, TypeError):  # there is none
+            os.unlink(self._args.health)
+
+    def _tell_health(self, now: float) -> float:
+        """Touch the file if all is well; returns when to do it again."""
+        path = self._args.health
+        if path is None:
+            return math.inf
+        serving = sum(child.serving and now - child.journal.pulse < 3 * PULSE for child in self._children.values())
+        if self._stopping or serving < self._settings.get("WORKER_PROCESSES", 1):
+            self._health_at = -math.inf  # at once, when it is well again
+        elif now >= self._health_at:
+            self._health_at = now + PULSE
+            try:
+                with open(path, "w") as file:
+                    file.write(f"{serving} processes consume\n")
+            except OSError as error:
+                self._log.error("Can't write the health file: %s", error)
+        return self._health_at if self._health_at > now else math.inf
 
     def _staff(self, now: float) -> list[float]:
         """Have as many processes as wanted; returns times at which to look again."""
@@ -1181,6 +1350,8 @@ def main(argv: list[str] | None = None) -> int:
         args = _parse(argv)
     except UsageError as error:
         return _complain(error)
+    if args.failed is not None:
+        return _do_with_failed(args)
     if not hasattr(os, "fork"):
         return _be_worker(args, _Signals())
     try:
