@@ -18,6 +18,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import collections
+import configparser
 import contextlib
 import datetime
 import faulthandler
@@ -26,10 +27,12 @@ import importlib
 import itertools
 import json
 import logging
+import math
 import os
 import pickle
 import re
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -48,6 +51,7 @@ import urllib.request
 import uuid
 from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 
 import amqpstorm
 import pytest
@@ -56,6 +60,7 @@ from hypothesis import strategies as st
 from pamqp import commands, frame
 
 import kuyruk
+import kuyruk_worker
 from tools.rabbitmq_node import RabbitmqNode
 
 HERE = Path(__file__).parent
@@ -162,6 +167,10 @@ def parsed_address(config):
 
 def threads_of_ours():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("kuyruk")]
+
+
+def pool_threads():
+    return [name for name in threads_of_ours() if name.startswith("kuyruk-pool")]
 
 
 class TcpProxy:
@@ -386,14 +395,17 @@ def start():
     """start(app, queues, **options) is a worker that consumes, stopped after the test."""
     workers = []
 
-    def start(app, queues=None, **options):
+    def start(app, queues=None, journal=None, **options):
         workers.append(app.worker(queues, **options))
+        workers[-1].journal = journal or workers[-1].journal
         workers[-1].start()
         wait_until(lambda: workers[-1].healthy)
         return workers[-1]
 
     yield start
     release.set()
+    for _ in threads_of_ours():
+        trap.put("the way out")
     for worker in workers:
         worker.stop(timeout=SOON)
 
@@ -409,6 +421,8 @@ def nothing_is_left():
     ran.clear()
     script.clear()
     release.clear()
+    while not trap.empty():
+        trap.get()
     signal.signal(signal.SIGALRM, fail)
     signal.setitimer(signal.ITIMER_REAL, TEST_TIMEOUT, PATIENCE)
     try:
@@ -440,6 +454,10 @@ ran = []
 script = []
 #: Lets end the tasks that wait for it.
 release = threading.Event()
+#: Where tasks get stuck: no interruption ends a wait in C. What is put in lets one of them out.
+trap = SimpleQueue()
+#: The threads that are in `look_around`.
+around = set()
 
 
 def echo(*args, **kwargs):
@@ -491,12 +509,55 @@ def end_slowly():
     ran.append("ends")
 
 
-def end_at_deadline(offset):
-    """Return when its time limit is over, give or take some microseconds."""
-    end = kuyruk.current_task().deadline + offset
+def end_at_deadline(number):
+    """Return when its time limit is over, give or take 0.1 ms."""
+    end = kuyruk.current_task().deadline + (number % 21 - 10) / 1e5
     time.sleep(max(0.0, end - time.monotonic() - 0.0005))
     while time.monotonic() < end:
         pass
+    ran.append(number)
+
+
+def stay_calm(number):
+    """Note an interruption that was meant for another task in this thread."""
+    try:
+        for _ in range(300):
+            pass
+    except BaseException as error:
+        ran.append(type(error).__name__)
+        raise
+    ran.append(number)
+
+
+def get_stuck(number=None):
+    ran.append(number)
+    trap.get()
+
+
+def swallow_everything():
+    while not release.is_set():
+        try:
+            time.sleep(0.005)
+        except Exception as error:
+            ran.append(type(error).__name__)
+    ran.append("ends")
+
+
+def look_around(number=None):
+    """Note the most threads that are in here while it is."""
+    around.add(threading.get_ident())
+    most = []
+    for _ in range(5):
+        time.sleep(0.001)
+        most.append(len(around))
+    around.discard(threading.get_ident())
+    ran.append((number, max(most)))
+
+
+def note_both_ends(path):
+    append_to(path, "begins")
+    time.sleep(0.5)
+    append_to(path, "ends")
 
 
 def doze():
@@ -987,7 +1048,7 @@ def test_a_limit_hits_nothing_but_its_task(offline):
         task = offline.task(max_run_time=0.002)(end_at_deadline)
         for n in range(250):
             try:
-                task.apply((n % 21 - 10) / 1e5)
+                task.apply(n)
                 tries["returned"] += 1
             except kuyruk.Timeout:
                 tries["interrupted"] += 1
@@ -1998,6 +2059,16 @@ def test_a_worker_is_stopped_from_a_task(app, queue, start):
     assert worker.join(PATIENCE) and worker.stats["succeeded"] == 1
 
 
+def test_nothing_begins_after_a_stop(app, queue, broker, start):
+    task = app.task(queue)(play)
+    script[:] = [lambda: release.wait(PATIENCE) and worker.stop(), "too late", "too late"]
+    app.send_tasks_to_queue([task.subtask()] * 3)
+    worker = start(app, threads=1, prefetch=3)
+    wait_until(lambda: worker.stats["waiting"] == 2)
+    release.set()
+    assert worker.join(PATIENCE) and len(ran) == 1 and broker.count(queue) == 2
+
+
 def test_two_workers_in_one_process_share_the_work(app, queue, start):
     task = app.task(queue)(hold)
     workers = [start(app, threads=2), start(app, threads=2)]
@@ -2038,15 +2109,15 @@ def test_a_higher_priority_is_served_first(app, queue, start):
     assert (low.stats["received"], high.stats["received"]) == (0, 4)
 
 
-@pytest.mark.parametrize(("max_load", "load"), [(0.5, 0.6), (-1, (os.cpu_count() or 1) + 0.5)])
-def test_a_worker_pauses_above_its_max_load(max_load, load, app, queue, broker, start, monkeypatch):
+@pytest.mark.parametrize(("max_load", "limit"), [(0.5, 0.5), (-1, os.cpu_count() or 1)])
+def test_a_worker_pauses_above_its_max_load(max_load, limit, app, queue, broker, start, monkeypatch):
     task = app.task(queue)(echo)
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0, 0))
+    monkeypatch.setattr(os, "getloadavg", lambda: (limit + 0.1, 0, 0))
     worker = start(app, max_load=max_load)
     with pytest.raises(kuyruk.ResultTimeout):
         task.send_to_queue((1,), wait_result=0.3)
     assert ran == [] and worker.healthy and broker.count(queue) == 1
-    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 99, 99))
+    monkeypatch.setattr(os, "getloadavg", lambda: (limit, 99, 99))
     wait_until(lambda: ran == [(1,)])
     assert worker.healthy
 
@@ -2204,23 +2275,474 @@ def test_a_worker_that_is_killed_loses_nothing(app, url, queue, tmp_path):
     assert {int(line) for line in path.read_text().splitlines()} == set(range(1000))
 
 
+def test_ctrl_c_in_run_stops_gracefully(app, url, queue, broker, tmp_path):
+    path = tmp_path / "ran"
+    path.touch()
+    app.task(queue)(note_both_ends)(str(path))
+    code = IN_A_PROCESS + """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
+app.task(queue)(test_kuyruk.note_both_ends)
+app.worker(threads=2).run()
+"""
+    environment = {**os.environ, "KUYRUK_RABBIT_URL": url, "PYTHONPATH": str(HERE)}
+    with subprocess.Popen([sys.executable, "-c", code, queue], env=environment, stderr=subprocess.PIPE) as process:
+        try:
+            wait_until(lambda: path.read_text() == "begins\n")
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
+    assert path.read_text() == "begins\nends\n" and broker.count(queue) == 0
+    assert errors.endswith(b"KeyboardInterrupt\n") and process.returncode == -signal.SIGINT
+
+
+def test_a_stop_under_load_loses_nothing_and_runs_nothing_twice(app, queue, broker, start):
+    task = app.task(queue)(look_around)
+    app.send_tasks_to_queue(task.subtask((n,)) for n in range(200))
+    worker = start(app, threads=20, prefetch=50)
+    wait_until(lambda: len(ran) >= 50)
+    worker.stop()
+    stats, finished = worker.stats, len(ran)
+    assert stats["succeeded"] == finished and broker.count(queue) == 200 - finished > 0
+    assert stats["received"] == stats["succeeded"] + stats["requeued"] and stats["requeued"] > 0
+    start(app)
+    wait_until(lambda: len(ran) >= 200)
+    assert sorted(number for number, _ in ran) == list(range(200))
+
+
+def test_heartbeats_go_on_while_a_stop_waits(make_app, url, proxy, queue, broker, start):
+    worker = start(make_app(proxy.url, RABBIT_HEARTBEAT=1).task(queue)(hold).kuyruk)
+    make_app(url).task(queue)(hold)()
+    wait_until(lambda: ran)
+    stopping = background(worker.stop)
+    with pytest.raises(AssertionError):  # RabbitMQ ends a connection that is silent for two heartbeats
+        wait_until(lambda: proxy.open != 1 or len(ran) > 1, timeout=3.5)
+    release.set()
+    stopping.result(PATIENCE)
+    assert (worker.stats["succeeded"], worker.stats["lost"], broker.count(queue)) == (1, 0, 0)
+
+
+def test_a_stop_may_take_longer_than_the_shutdown_timeout_and_be_cut_short(app, queue, broker, start):
+    app.task(queue)(hold)("first")
+    worker = start(app, shutdown_timeout=0.1)
+    wait_until(lambda: ran)
+    stops = [background(worker.stop, timeout=math.inf), background(worker.stop, timeout=60)]
+    assert all(still_waits(stop) for stop in stops) and ran == ["first"]
+    with takes(0, SOON):
+        worker.stop(timeout=0)
+    results(stops)
+    assert ran == ["first", "Shutdown"] and broker.count(queue) == 1
+
+
+def test_a_pause_is_logged_with_figures_and_hands_back_what_has_not_begun(app, queue, start, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    load = [0.5]
+    monkeypatch.setattr(os, "getloadavg", lambda: (load[0], 99, 99))
+    task = app.task(queue)(hold)
+    app.send_tasks_to_queue(task.subtask((n,)) for n in range(3))
+    worker = start(app, threads=1, prefetch=3, max_load=0.5)
+    wait_until(lambda: worker.stats["waiting"] == 2 and ran)  # at its limit it goes on
+    load[0] = 0.75
+    wait_until(lambda: worker.stats["requeued"] == 2)
+    other = start(app, threads=2)
+    wait_until(lambda: sorted(ran) == [0, 1, 2])
+    assert worker.healthy and len(worker.stats["running"]) == 1 and other.stats["received"] == 2
+    other.stop(timeout=0)
+    load[0] = 0.25
+    wait_until(lambda: worker.stats["waiting"] == 2)
+    told = re.findall(r"(Pausing|Resuming): the load average is (\S+), the limit (\S+) ", caplog.text)
+    assert told == [("Pausing", "0.75", "0.5"), ("Resuming", "0.25", "0.5")] and worker.healthy
+
+
+def test_a_worker_never_runs_more_tasks_than_it_has_threads(app, queue, start):
+    task = app.task(queue)(look_around)
+    app.send_tasks_to_queue(task.subtask() for _ in range(500))
+    worker = start(app, threads=4, prefetch=100)
+    wait_until(lambda: worker.stats["succeeded"] == 500)
+    assert max(most for _, most in ran) == 4 and len(pool_threads()) == 4
+
+
+# --- Worker: interruptions that hold -----------------------------------------
+
+
 @may_be_printed
 @pytest.mark.usefixtures("frequent_switches")
 def test_tasks_that_end_at_their_deadline_are_settled_once(app, queue, broker, start, caplog):
-    """A thousand on eight threads: nothing but the task is hit, and no thread is lost."""
-    task, later = app.task(queue, max_run_time=0.005)(end_at_deadline), app.task(f"{queue}.2")(hold)
+    """Five thousand on eight threads, others in between: nothing but the task is hit, and no thread is lost."""
+    task, calm = app.task(queue, max_run_time=0.005)(end_at_deadline), app.task(queue)(stay_calm)
+    later = app.task(f"{queue}.2")(hold)
     worker = start(app, threads=8, prefetch=200)
-    app.send_tasks_to_queue(task.subtask(((n % 21 - 10) / 1e5,)) for n in range(1200))
-    wait_until(lambda: worker.stats["succeeded"] + worker.stats["timed_out"] == 1200, timeout=2 * PATIENCE)
+    app.send_tasks_to_queue((calm if n % 6 == 0 else task).subtask((n,)) for n in range(6000))
+    wait_until(lambda: sum(map(worker.stats.get, ("succeeded", "failed", "timed_out"))) == 6000, timeout=60)
+    stats, ended = worker.stats, set(ran)
+    assert len(ran) == len(ended) and len(pool_threads()) == 8
+    ran.clear()
     app.send_tasks_to_queue(later.subtask((n,)) for n in range(8))
     wait_until(lambda: sorted(ran) == list(range(8)))
     release.set()
     worker.stop()
-    stats = worker.stats
-    assert stats["received"] == 1208 and stats["succeeded"] > 8 and stats["timed_out"] > 0
-    assert broker.count(queue) == 0 and broker.count(f"{queue}.failed") == stats["timed_out"]
-    failures = [record.exc_info[0] for record in caplog.records if record.levelno >= logging.ERROR]
-    assert failures == [kuyruk.Timeout] * stats["timed_out"]
+    failed = [n for n, in arguments_in(broker.take_all(f"{queue}.failed"))]
+    assert (stats["received"], stats["failed"], broker.count(queue)) == (6000, 0, 0)
+    assert stats["timed_out"] == len(failed) == len(set(failed)) > 500 < stats["succeeded"] - 1000
+    assert ended | set(failed) == set(range(6000)) and not any(n % 6 == 0 for n in failed)
+    warnings = [record.exc_info and record.exc_info[0] for record in caplog.records]
+    assert warnings == [kuyruk.Timeout] * stats["timed_out"]
+
+
+def drop_now_and_then(worker):
+    """Until it stops, drop tasks that are about to end; returns how many."""
+    dropped = 0
+    while not worker.join(0.002):
+        due = [run["id"] for run in worker.stats["running"] if run["seconds"] > 0.003 and int(run["id"]) % 6]
+        dropped += sum(worker.drop(id) for id in due[:1])
+    return dropped
+
+
+@may_be_printed
+@pytest.mark.usefixtures("frequent_switches")
+def test_interruptions_of_every_kind_at_once_lose_nothing(make_app, url, proxy, queue, broker, start, caplog):
+    """Deadlines, drops, lost connections, and at last a stop. Each cut, and the stop, may bring eight messages back."""
+    apps = make_app(proxy.url), make_app(url)
+    for app in apps:
+        app.task(queue, max_run_time=0.005)(end_at_deadline), app.task(queue)(stay_calm)
+    worker = start(apps[0], threads=8, reconnect_interval=0.01)
+    for n in range(3000):
+        broker.publish(queue, body(id=str(n), function="end_at_deadline" if n % 6 else "stay_calm", args=[n]))
+    dropping = background(drop_now_and_then, worker)
+    for n in range(1, 8):
+        wait_until(lambda n=n: worker.stats["received"] > n * 300 and worker.healthy)
+        proxy.cut("rst" if n % 2 else "fin")
+    wait_until(lambda: worker.stats["received"] > 2600)
+    assert len(pool_threads()) == 8
+    worker.stop(timeout=0)
+    other = start(apps[1], threads=8)
+    wait_until(lambda: broker.count(queue) == 0 and not other.stats["running"])
+    assert dropping.result(PATIENCE) > 100 and worker.stats["discarded"] > 50 and worker.stats["timed_out"] > 100
+    assert 3000 <= worker.stats["received"] + other.stats["received"] <= 3000 + 8 * (7 + 1)
+    failed = [n for n, in arguments_in(broker.take_all(f"{queue}.failed"))]
+    dropped = {int(id) for id in re.findall(r"end_at_deadline \[(\d+)] from \S+ discarded", caplog.text)}
+    seen = {n for n in ran if isinstance(n, str)}  # by those without a limit, which nobody dropped
+    assert set(range(3000)) == {*ran, *failed, *dropped} - seen and seen <= {"HeartbeatError", "Shutdown"}
+    assert not any(n % 6 == 0 for n in {*failed, *dropped}) and "Defect" not in caplog.text
+
+
+#: What interrupts a task that is stuck: the caller's reply, the count that goes up, and whether the message has failed.
+GIVEN_UP = {
+    "its limit": ("kuyruk.exceptions.Timeout", "timed_out", True),
+    "an operator": ("kuyruk.exceptions.Discard", "discarded", False),
+}
+
+
+@pytest.mark.parametrize(("reply", "tally", "fails"), GIVEN_UP.values(), ids=GIVEN_UP.keys())
+def test_a_stuck_task_is_given_up_after_its_interruption_by(reply, tally, fails, app, queue, broker, start):
+    stuck, other = app.task(queue, max_run_time=0.2 if fails else None, retry=2)(get_stuck), app.task(queue)(hold)
+    worker = start(app, threads=2, grace=0.2)
+    other("other")
+    caller = background(stuck.send_to_queue, ("stuck",), wait_result=PATIENCE)
+    wait_until(lambda: sorted(ran) == ["other", "stuck"])
+    if not fails:
+        [id] = [run["id"] for run in worker.stats["running"] if run["task"] == stuck.name]
+        assert worker.drop(id) == 1
+    with pytest.raises(kuyruk.RemoteException) as error:
+        caller.result(SOON)
+    assert error.value.type == reply and "trap.get()" in error.value.traceback
+    if fails:
+        headers = broker.take(f"{queue}.failed").properties["headers"]
+        assert headers["x-kuyruk-exception"] == reply and "trap.get()" in headers["x-kuyruk-traceback"]
+    wait_until(lambda: worker.stats["stuck"] == 1 and len(worker.stats["running"]) == 1)
+    assert app.task(queue)(echo).send_to_queue((5,), wait_result=SOON) == 5  # beside both
+    assert worker.stats[tally] == 1 and not worker.healthy and ran[2:] == [(5,)]
+    release.set()
+    worker.stop()
+    assert broker.count(queue) == 0 and (worker.stats["received"], worker.stats["succeeded"]) == (3, 2)
+
+
+def test_a_stuck_task_that_ends_after_all_changes_nothing_any_more(make_app, proxy, queue, broker, start, caplog):
+    app = make_app(proxy.url)
+    stuck, other = app.task(queue, max_run_time=0.2)(get_stuck), app.task(queue)(echo)
+    worker = start(app, threads=2, grace=0.2)
+    stuck("once")
+    wait_until(lambda: "is stuck" in caplog.text)
+    assert not worker.healthy and worker.stats["stuck"] == 1
+    trap.put("the way out")
+    wait_until(lambda: worker.healthy)
+    assert other.send_to_queue((5,), wait_result=SOON) == 5  # a second acknowledgement would end the connection
+    assert (ran, broker.count(queue), broker.count(f"{queue}.failed")) == (["once", (5,)], 0, 1)
+    assert proxy.accepted == 3 and worker.stats["received"] == 2  # the worker, its sender, the application
+
+
+def test_what_is_stuck_is_logged_once_with_its_stack_and_when_it_ends(app, queue, start, caplog):
+    stuck = app.task(queue, max_run_time=0.2)(get_stuck)
+    worker = start(app, threads=2, grace=0.2)
+    stuck()
+    wait_until(lambda: worker.stats["running"])
+    name = f"Task {stuck.name} [{worker.stats['running'][0]['id']}] from {queue!r}"
+    wait_until(lambda: "is stuck" in caplog.text)
+    trap.put("the way out")
+    wait_until(lambda: worker.healthy)
+    [about_it, the_end] = [record for record in caplog.records if name in record.getMessage()]
+    assert about_it.levelno == logging.ERROR and "Timeout(" in about_it.getMessage()
+    assert caplog.text.count("trap.get()") == caplog.text.count("in get_stuck") == 1
+    assert the_end.getMessage().startswith(f"{name} has ended after all")
+
+
+def test_a_stuck_task_with_a_fail_delay_comes_back_and_waits_for_itself(app, queue, broker, start):
+    stuck = app.task(queue, max_run_time=0.2, fail_delay=0.2)(get_stuck)
+    worker = start(app, threads=2, grace=0.2)
+    stuck("again")
+    wait_until(lambda: worker.stats["received"] == 2 and worker.stats["stuck"] == 1)
+    assert still_waits(background(wait_until, lambda: len(ran) == 2, timeout=1))
+    stuck.max_run_time = None
+    trap.put("the way out")
+    wait_until(lambda: ran == ["again"] * 2 and worker.healthy)
+    trap.put("the way out")
+    wait_until(lambda: worker.stats["succeeded"] == 1)
+    assert (broker.count(queue), broker.count(f"{queue}.failed")) == (0, None)
+
+
+def test_a_task_that_swallows_its_interruption_is_given_up(app, queue, broker, start):
+    task = app.task(queue, max_run_time=0.1)(swallow_everything)
+    worker = start(app, threads=2, grace=0.2)
+    with pytest.raises(kuyruk.RemoteException, match="longer than its max_run_time") as error:
+        task.send_to_queue(wait_result=SOON)
+    assert error.value.type == "kuyruk.exceptions.Timeout" and "in swallow_everything" in error.value.traceback
+    assert broker.take(f"{queue}.failed") and worker.stats["stuck"] == 1
+    release.set()
+    wait_until(lambda: worker.healthy)
+    assert ran == ["Timeout", "ends"]
+
+
+def test_a_worker_whose_threads_are_all_stuck_stops_by_itself(app, queue, broker, start, caplog):
+    stuck, other = app.task(queue, max_run_time=0.2)(get_stuck), app.task(queue)(hold)
+    app.send_tasks_to_queue([stuck.subtask((1,)), stuck.subtask((2,)), other.subtask((3,))])
+    worker = start(app, threads=2, prefetch=3, grace=0.2)
+    wait_until(lambda: any(record.levelno == logging.CRITICAL for record in caplog.records))
+    other("left")
+    assert "2 threads are stuck" in caplog.text and not worker.healthy
+    assert not worker.join(0.2) and worker.stats["stuck"] == 2  # it waits for the one that took their place
+    release.set()
+    assert worker.join(PATIENCE) and worker.error is None and sorted(ran) == [1, 2, 3]
+    assert (worker.stats["timed_out"], worker.stats["succeeded"], worker.aborted) == (2, 1, 0)
+    assert arguments_in(broker.take_all(queue)) == [("left",)] and broker.count(f"{queue}.failed") == 2
+
+
+def test_a_stuck_task_whose_connection_is_lost_runs_again_after_it_and_not_beside_it(
+    make_app, url, proxy, queue, start
+):
+    app = make_app(proxy.url)
+    app.task(queue)(get_stuck), app.task(queue)(echo)
+    sender = make_app(url)
+    worker = start(app, threads=1, prefetch=5, grace=0.1)
+    sender.task(queue)(get_stuck)("first")
+    wait_until(lambda: ran == ["first"])
+    proxy.cut()
+    wait_until(lambda: worker.stats["stuck"] == 1 and worker.stats["received"] == 2)
+    assert sender.task(queue)(echo).send_to_queue((5,), wait_result=PATIENCE) == 5  # its only thread was replaced
+    assert worker.stats["lost"] == 1 and worker.healthy and ran == ["first", (5,)]
+    trap.put("the way out")
+    wait_until(lambda: ran == ["first", (5,), "first"] and worker.stats["stuck"] == 0)
+    trap.put("the way out")
+    wait_until(lambda: worker.stats["succeeded"] == 2)
+    assert worker.stats["received"] == 3 and not worker.join(0)
+
+
+def test_a_stop_gives_up_a_stuck_task_and_its_message_goes_back(app, queue, broker, start, caplog):
+    app.task(queue)(get_stuck)("first")
+    worker = start(app, grace=0.3)
+    wait_until(lambda: ran)
+    with takes(0.3, 0.3 + SOON):
+        worker.stop(timeout=0)
+    wait_until(lambda: "is stuck" in caplog.text)
+    assert (worker.aborted, worker.stats["requeued"], worker.stats["stuck"]) == (1, 1, 1)
+    assert broker.take(queue).redelivered and broker.count(f"{queue}.failed") is None
+
+
+def test_a_stop_gives_up_an_import_that_does_not_end(app, queue, broker, start, tmp_path, monkeypatch):
+    package = f"package_{uuid.uuid4().hex}"
+    make_package(tmp_path, package, endless="import test_kuyruk; test_kuyruk.get_stuck()")
+    monkeypatch.syspath_prepend(tmp_path)
+    app.task(queue)(types.FunctionType(echo.__code__, {"__name__": package}))
+    worker = start(app, [queue], grace=0.2)
+    broker.publish(queue, body(module=f"{package}.endless", function="f"))
+    wait_until(lambda: ran)
+    with takes(0.2, 0.2 + SOON):
+        worker.stop(timeout=0)
+    assert (worker.aborted, worker.stats["requeued"], broker.count(queue)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("cause", ["max_run_time", "stop"])
+def test_a_program_may_end_while_a_thread_is_stuck(cause, url, queue, broker):
+    code = f"""
+import logging
+logging.disable()
+app.task(queue, max_run_time={0.2 if cause == "max_run_time" else None})(test_kuyruk.get_stuck)()
+worker = app.worker(threads=2, grace=0.2)
+worker.start()
+test_kuyruk.wait_until(lambda: test_kuyruk.ran and worker.stats["stuck"] == {int(cause == "max_run_time")})
+worker.stop(timeout=0)
+assert worker.stats["stuck"] == 1
+"""
+    run_python("-c", IN_A_PROCESS + code, queue, KUYRUK_RABBIT_URL=url)
+    assert (broker.count(queue), broker.count(f"{queue}.failed")) == ((1, None) if cause == "stop" else (0, 1))
+
+
+def test_threads_stay_flat_and_within_their_number_when_many_are_given_up(app, queue, start):
+    stuck, other = app.task(queue, max_run_time=0.02)(get_stuck), app.task(queue)(look_around)
+    worker = start(app, threads=3, prefetch=20, grace=0.02)
+    for n in range(1, 16):
+        app.send_tasks_to_queue([stuck.subtask(), *[other.subtask(("other",))] * 20])
+        wait_until(lambda n=n: worker.stats["timed_out"] == n and worker.stats["succeeded"] == 20 * n)
+        if n > 1:  # two are stuck
+            trap.put("the way out")
+            wait_until(lambda: worker.stats["stuck"] == 1)
+    assert max(entry[1] for entry in ran if entry) == 3
+    trap.put("the way out")
+    wait_until(lambda: worker.healthy and len(pool_threads()) <= 3)
+
+
+# --- Worker: what ran when a process died ------------------------------------
+
+
+class Notes(kuyruk.Journal):
+    """A journal that keeps what it is told, without the ids."""
+
+    def __init__(self, **crashes):
+        self.crashes, self.told = crashes, []
+
+    def begin(self, id):
+        self.told.append("begin")
+
+    def end(self, id):
+        self.told.append("end")
+
+    def clear(self, id):
+        self.told.append("clear")
+
+
+def test_what_ran_when_a_process_died_runs_alone(app, queue, broker, start, caplog):
+    caplog.set_level(logging.INFO)
+    app.task(queue)(hold), app.task(f"{queue}.2")(look_around)
+    worker = start(app, threads=4, prefetch=20, journal=Notes(bad=(1, False), worse=(2, True)))
+    broker.publish(queue, body(function="hold"))
+    wait_until(lambda: ran == [None])
+    for id in ("bad", "worse", *map(str, range(60))):
+        broker.publish(f"{queue}.2", body(id=id, function="look_around", args=[id]))
+    wait_until(lambda: 0 < worker.stats["suspect"] == 62 - broker.count(f"{queue}.2") - len(ran[1:]))
+    assert worker.healthy and len(worker.stats["running"]) == 1 and not {"bad", "worse"} & dict(ran[1:]).keys()
+    release.set()
+    wait_until(lambda: worker.stats["succeeded"] == 63)
+    most = dict(ran[1:])
+    assert most.pop("bad") == most.pop("worse") == 1 < max(most.values()) and len(most) == 60
+    assert worker.stats["suspect"] == 0 and worker.healthy
+    assert "Pausing: what ran when a worker" in caplog.text and "Resuming: nothing runs alone" in caplog.text
+
+
+CRASHES = {
+    # how many died while it ran, and whether one did while it ran alone; the worker's max_crashes; more headers; fails
+    "too often": (3, True, 3, {}, True),
+    "more than too often": (4, True, 3, {}, True),
+    "once, when that is too often": (1, True, 1, {}, True),
+    "often, but never alone": (9, False, 3, {}, False),
+    "not too often": (2, True, 3, {}, False),
+    "in a quorum queue, which counts itself": (9, True, 3, {"x-delivery-count": 9}, False),
+}
+
+
+@pytest.mark.parametrize(("deaths", "alone", "limit", "headers", "fails"), CRASHES.values(), ids=CRASHES.keys())
+def test_a_message_that_brought_processes_down(deaths, alone, limit, headers, fails, app, queue, broker, start):
+    app.task(queue)(echo), broker.declare(f"{queue}.2")
+    journal = Notes(bad=(deaths, alone))
+    start(app, max_crashes=limit, journal=journal)
+    broker.publish(queue, body(id="bad", function="echo", args=[5]), reply_to=f"{queue}.2", headers=headers)
+    reply = json.loads(broker.take(f"{queue}.2").body)
+    if fails:
+        failed = broker.take(f"{queue}.failed").properties["headers"]
+        assert reply["exception"]["type"] == failed["x-kuyruk-exception"] == "kuyruk.exceptions.Crashed"
+        assert failed["x-kuyruk-value"].startswith(f"{deaths} worker processes have died")
+    else:
+        assert reply["result"] == 5 and broker.count(f"{queue}.failed") is None
+    wait_until(lambda: len(journal.told) == (1 if fails else 3))
+    assert journal.told == (["clear"] if fails else ["begin", "clear", "end"])
+
+
+def test_a_message_that_a_quorum_queue_counts_does_not_run_alone(app, queue, broker, start):
+    app.task(queue)(hold), app.task(queue)(echo), broker.declare(f"{queue}.2")
+    worker = start(app, threads=2, journal=Notes(bad=(1, True)))
+    broker.publish(queue, body(function="hold"))
+    wait_until(lambda: ran)
+    broker.publish(queue, body(id="bad", function="echo"), reply_to=f"{queue}.2", headers={"x-delivery-count": 1})
+    assert broker.take(f"{queue}.2") and worker.stats["running"] and ran == [None, ()]
+
+
+JOURNALS = {
+    # the task: what it does in each run, and what the journal is told
+    "returns": ([5], ["begin", "clear", "end"]),
+    "raises": ([ValueError()], ["begin", "clear", "end"]),
+    "rejects": ([kuyruk.Reject(), 5], ["begin", "clear", "end"] * 2),
+    "raises what a stop does": ([kuyruk.Shutdown(), 5], ["begin", "end", "begin", "clear", "end"]),
+    "is given up": ([lambda: trap.get()], ["begin", "end", "clear"]),
+}
+
+
+@pytest.mark.parametrize(("steps", "told"), JOURNALS.values(), ids=JOURNALS.keys())
+def test_a_journal_is_told_of_each_run_of_a_task_that(steps, told, app, queue, broker, start):
+    app.task(queue, max_run_time=0.3)(play)
+    script[:] = list(steps)
+    journal = Notes(x=(1, False))
+    start(app, threads=2, grace=0.1, journal=journal)
+    broker.publish(queue, body(function="play"))
+    wait_until(lambda: journal.told == told)
+    assert broker.count(queue) == 0 and script == []
+
+
+@pytest.mark.usefixtures("frequent_switches")
+def test_nothing_begins_beside_what_runs_alone(app, queue, broker, start):
+    """Not even what was delivered together with it, before the worker has paused."""
+    app.task(queue)(look_around), broker.declare(queue)
+    journal = Notes(**{f"bad {n}": (1, False) for n in range(20)})
+    for n in range(20):
+        for id in (f"bad {n}", *[f"good {n}.{m}" for m in range(4)]):
+            broker.publish(queue, body(id=id, function="look_around", args=[id]))
+    worker = start(app, threads=4, prefetch=20, journal=journal)
+    wait_until(lambda: worker.stats["succeeded"] == 100)
+    assert [most for id, most in ran if id in journal.crashes] == [1] * 20 and len(ran) == 100
+
+
+def test_the_latest_deaths_count_when_a_message_is_about_to_run_alone(app, queue, broker, start, monkeypatch):
+    monkeypatch.setattr(Notes, "count", lambda self, id: (3, True))
+    app.task(queue)(echo)
+    start(app, journal=Notes(bad=(1, False)))
+    broker.publish(queue, body(id="bad", function="echo"))
+    assert broker.take(f"{queue}.failed").properties["headers"]["x-kuyruk-exception"].endswith(".Crashed") and ran == []
+
+
+def test_what_is_to_run_alone_goes_to_another_worker_while_this_one_is_busy(app, queue, broker, start, monkeypatch):
+    monkeypatch.setattr(kuyruk, "SUSPECT_PATIENCE", 0.1)
+    app.task(queue)(hold), app.task(f"{queue}.2")(echo)
+    worker = start(app, journal=Notes(bad=(1, False)))
+    broker.publish(queue, body(function="hold"))
+    wait_until(lambda: ran)
+    broker.publish(f"{queue}.2", body(id="bad", function="echo"))
+    wait_until(lambda: worker.stats["suspect"] == 1)
+    other = start(app, [f"{queue}.2"], journal=Notes(bad=(1, False)))
+    wait_until(lambda: other.stats["succeeded"] == 1)
+    assert worker.healthy and worker.stats["running"] and ran == [None, ()]
+
+
+def test_a_journal_is_not_told_of_what_is_handed_back(app, queue, broker, start):
+    app.task(queue)(hold)
+    journal = Notes(bad=(1, False))
+    worker = start(app, threads=2, journal=journal)
+    broker.publish(queue, body(function="hold", args=["first"]))
+    wait_until(lambda: ran == ["first"])
+    broker.publish(queue, body(id="bad", function="hold", args=["bad"]))
+    wait_until(lambda: worker.stats["suspect"] == 1)
+    stopping = background(worker.stop)
+    wait_until(lambda: broker.count(queue) == 1)
+    release.set()
+    stopping.result(PATIENCE)
+    assert journal.told == ["begin", "end"] and ran == ["first"] and broker.count(queue) == 1
 
 
 # --- A broker in trouble -----------------------------------------------------
@@ -2271,6 +2793,56 @@ def test_a_broker_that_stands_still_bounds_sends(make_app, queue):
         task()
 
 
+def test_a_stop_waits_in_a_thread_that_has_the_identity_of_one_that_ended(app, queue, start):
+    stuck, other = app.task(queue, max_run_time=0.05)(get_stuck), app.task(queue)(hold)
+    worker = start(app, threads=2, grace=0.05)
+    other(), stuck()
+    wait_until(lambda: worker.stats["stuck"] == 1)
+    trap.put("the way out")
+    wait_until(lambda: worker.healthy and "kuyruk-settler" not in threads_of_ours() and len(pool_threads()) == 1)
+    stops = [background(worker.stop) for _ in range(4)]
+    assert all(still_waits(stop) for stop in stops)
+    release.set()
+    results(stops)
+
+
+def test_a_task_may_ask_whether_its_worker_has_stopped_and_then_stop_it(app, queue, start):
+    worker = start(app.task(queue)(play).kuyruk)
+    script[:] = [lambda: worker.join(0) or worker.stop()]
+    app.task(queue)(play)()
+    assert worker.join(SOON)
+
+
+@pytest.fixture
+def importing(app, queue, broker, tmp_path, monkeypatch):
+    """Calls the task of a module whose import is stuck."""
+    package = f"package_{uuid.uuid4().hex}"
+    later = (
+        f"import test_kuyruk; test_kuyruk.get_stuck('import')\nfrom {package} import app\n"
+        "@app.task\ndef f(): test_kuyruk.ran.append('runs')\n"
+    )
+    make_package(tmp_path, package, later=later)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(package).app = app
+    app.task(queue)(types.FunctionType(echo.__code__, {"__name__": package}))
+    broker.declare(queue)
+    broker.publish(queue, body(module=f"{package}.later", function="f"))
+
+
+@pytest.mark.parametrize("grace", [0.1, SOON])
+@pytest.mark.usefixtures("importing")
+def test_what_is_interrupted_during_its_import_does_not_begin(grace, app, queue, broker, start, caplog):
+    caplog.set_level(logging.INFO)
+    worker = start(app, grace=grace)
+    wait_until(lambda: ran == ["import"])
+    stopping = background(worker.stop, timeout=0)
+    wait_until(lambda: ("is stuck" if grace < 1 else "interrupting 1") in caplog.text)
+    trap.put("the way out")
+    stopping.result(PATIENCE)
+    wait_until(lambda: not pool_threads())
+    assert ran == ["import"] and (worker.stats["requeued"], broker.count(queue)) == (1, 1)
+
+
 # --- The command line (kuyruk_worker.py) -------------------------------------
 
 #: Nothing listens there.
@@ -2281,28 +2853,75 @@ def cli_environment(url):
     return {**os.environ, "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1", "KUYRUK_RABBIT_URL": url}
 
 
-def run_cli(folder, *args, url=NOWHERE, entry=("-m", "kuyruk_worker")):
-    """For a command line that ends by itself."""
-    command = [sys.executable, "-W", "error", *entry, *args]
-    return subprocess.run(
-        command, cwd=folder, env=cli_environment(url), capture_output=True, text=True, timeout=PATIENCE * 2
-    )
+#: The command line. Its processes are a group of their own.
+CLI = ("-W", "error", "-m", "kuyruk_worker")
+
+
+def cli_with(**constants):
+    """The command line with other constants: so that what takes long for users doesn't take long here."""
+    code = "import sys, kuyruk_worker as module\n"
+    code += "".join(f"assert module.{name}; module.{name} = {value}\n" for name, value in constants.items())
+    return ("-W", "error", "-c", f"{code}sys.exit(module.main())")
+
+
+def lives(group):
+    """Whether any process of the group does. One that has ended may stay there until init looks after it (Linux)."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, 0)
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+                if int(its_group) == group and state != "Z":
+                    return True
+        return not Path("/proc/self").exists()
+    return False
+
+
+def run_cli(folder, *args, url=NOWHERE, entry=CLI):
+    """For a command line that ends by itself. Its processes are gone then."""
+    command, out = [sys.executable, *entry, *args], subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=folder, env=cli_environment(url), stdout=out, stderr=out, text=True, start_new_session=True
+    ) as process:
+        try:
+            output = process.communicate(timeout=PATIENCE * 2)
+            wait_until(lambda: not lives(process.pid))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, process.returncode, *output)
 
 
 class CliWorker:
-    """A worker process and what it has printed."""
+    """The processes of a worker, and what they have printed. `process` is the first, which supervises the others."""
 
-    def __init__(self, folder, *args, url, module="kuyruk_worker"):
+    def __init__(self, folder, *args, url, entry=CLI):
         self._log = folder / f"worker-{uuid.uuid4().hex}.log"
-        command = [sys.executable, "-W", "error", "-m", module, *args]
         with open(self._log, "wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=folder, env=cli_environment(url), stdout=log, stderr=subprocess.STDOUT
-            )
+                [sys.executable, *entry, *args],
+                cwd=folder, env=cli_environment(url), stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
 
     @property
     def text(self):
         return self._log.read_text()
+
+    @property
+    def pids(self):
+        """Of those that consume, or have, in the order in which they began."""
+        return list(dict.fromkeys(map(int, re.findall(r" (\d+) kuyruk-supervisor: Consuming ", self.text))))
+
+    @property
+    def lives(self):
+        return lives(self.process.pid)
+
+    def wait_for_processes(self, count):
+        """Until so many have begun to consume; returns the pid of the last."""
+        try:
+            return wait_until(lambda: self.pids[count - 1 : count])[0]
+        except AssertionError:
+            pytest.fail(f"less than {count} processes (exit code {self.process.poll()}): {self.text}")
 
     def wait_for(self, *words):
         """Until these words are printed."""
@@ -2316,11 +2935,22 @@ class CliWorker:
     def send(self, number):
         self.process.send_signal(number)
 
+    def send_all(self, number):
+        """As a terminal does, and systemd."""
+        os.killpg(self.process.pid, number)
+
     def exit_code(self):
+        """When it has ended. No process of it is left then."""
         try:
-            return self.process.wait(PATIENCE)
+            code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
+            self.send(signal.SIGUSR1)
+            time.sleep(1)  # for the stacks
             pytest.fail(f"the worker doesn't end: {self.text}")
+        if code not in (0, 1, 2, 3):  # it hasn't waited for its children
+            wait_until(lambda: not self.lives)
+        assert not self.lives, self.text
+        return code
 
     def stop(self):
         self.send(signal.SIGTERM)
@@ -2328,12 +2958,15 @@ class CliWorker:
         assert "Traceback" not in self.text
 
     def kill(self):
-        self.process.kill()
+        """Whatever is left of it."""
+        with contextlib.suppress(ProcessLookupError):
+            self.send_all(signal.SIGKILL)
         self.process.wait()
+        wait_until(lambda: not self.lives)
 
 
 CLI_TASKS = """
-import os, pathlib, signal, time
+import os, pathlib, re, signal, time
 import kuyruk
 
 config = kuyruk.Config()
@@ -2347,12 +2980,38 @@ def note(word):
         notes.write(f"{word}\\n")
     return word
 
+def begin(name):
+    with open(here / f"begun-{name}", "a") as file:
+        file.write(f"{os.getpid()}\\n")
+
 @app.task(queue=__name__)
 def hold(name):
-    (here / f"begun-{name}").touch()
+    begin(name)
     while not (here / "go").exists():
         time.sleep(0.01)
     note.f(name)
+
+@app.task(queue=__name__)
+def nap(name, seconds):
+    time.sleep(seconds)
+    note.f(name)
+
+@app.task(queue=__name__)
+def tell_process():
+    return os.getpid()
+
+@app.task(queue=__name__)
+def tell_blocked_signals():
+    return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+@app.task(queue=__name__)
+def die(how):
+    begin(how)
+    if how.startswith("exit"):
+        os._exit(int(how[4:]))
+    if how == "all":
+        os.killpg(0, signal.SIGKILL)
+    signal.raise_signal(getattr(signal, how))  # to this thread, as what happens in it: it doesn't go on
 
 @app.task(queue=__name__)
 def fork():
@@ -2365,8 +3024,24 @@ def fork():
 
 @app.task(queue=__name__)
 def stuck():
-    (here / "begun-stuck").touch()
+    begin("stuck")
     time.sleep(600)
+
+limited = app.task(queue=__name__, max_run_time=1)(stuck.f)
+
+@app.task(queue=__name__)
+def stubborn():
+    begin("stubborn")
+    while True:
+        try:
+            time.sleep(0.01)
+        except BaseException:
+            pass
+
+@app.task(queue=__name__)
+def lock():
+    begin("lock")
+    re.match("(a+)+$", "a" * 40 + "b")  # for years, and nothing else runs meanwhile
 """
 
 
@@ -2384,14 +3059,21 @@ class CliProject:
             patch.syspath_prepend(str(folder))
             self.tasks = importlib.import_module(self.name)
 
-    def worker(self, *args, url=None):
+    def worker(self, *args, url=None, **options):
         """Started; not yet consuming, perhaps."""
-        worker = CliWorker(self.folder, self.name, *args, url=url or self.url)
+        worker = CliWorker(self.folder, self.name, *args, url=url or self.url, **options)
         self._workers.append(worker)
         return worker
 
+    def starts(self, name):
+        """The processes in which this task has begun, each time."""
+        path = self.folder / f"begun-{name}"
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
     def begun(self, *names):
-        wait_until(lambda: all((self.folder / f"begun-{name}").exists() for name in names))
+        """When these tasks have; returns the processes that they have begun in last."""
+        wait_until(lambda: all(map(self.starts, names)))
+        return [self.starts(name)[-1] for name in names]
 
     def go(self):
         (self.folder / "go").touch()
@@ -2458,7 +3140,7 @@ def test_cli_runs_tasks_and_says_of_what_with_what(shared):
     name, host = project.name, socket.gethostname()
     start = f"kuyruk {kuyruk.__version__}: worker of {name}:app for '{name}', '{name}.{host}' with 2 threads"
     line = next(line for line in worker.text.splitlines() if start in line)
-    assert f" INFO    {worker.process.pid} MainThread: " in line
+    assert f" INFO    {worker.pids[0]} MainThread: " in line and worker.pids[0] != worker.process.pid
     assert "amqpstorm" not in worker.text  # at DEBUG, too
 
 
@@ -2473,7 +3155,7 @@ def test_sigusr1_prints_every_stack_and_the_running_tasks(shared):
     project.begun("usr1")
     worker.send(signal.SIGUSR1)
     worker.wait_for("\n---\n")
-    report = worker.text.partition(f"--- process {worker.process.pid}: ")[2]
+    report = worker.text.partition(f"--- process {worker.pids[0]}: ")[2]
     assert "1 running\n" in report and f"Task {project.name}.hold [" in report and "in hold\n" in report
     for thread in ("MainThread", "kuyruk-supervisor", "kuyruk-pool_0", "kuyruk-watch"):
         assert f"\nThread {thread} (" in report
@@ -2492,7 +3174,7 @@ def test_sigusr2_drops_the_running_tasks(shared):
     assert "dropped" not in project.notes() and project.waiting() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_to_stop_waits_for_what_runs(project, number):
     worker = project.worker("-t", "1")
     project.tasks.hold("a")
@@ -2568,7 +3250,7 @@ import os, signal, time
 import kuyruk
 app = kuyruk.Kuyruk()
 try:
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(600)
 {handling}
 """)
@@ -2580,7 +3262,7 @@ try:
 
 def test_sigquit_ends_an_import_that_takes_long(tmp_path):
     (tmp_path / "slow.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGQUIT)\ntime.sleep(600)\n"
+        "import os, signal, time\nos.kill(os.getppid(), signal.SIGQUIT)\ntime.sleep(600)\n"
     )
     assert run_cli(tmp_path, "slow").returncode == 131
 
@@ -2639,13 +3321,591 @@ import kuyruk
 class Broken(kuyruk.Kuyruk):
     def worker(self, *args, **kwargs):
         worker = super().worker(*args, **kwargs)
-        worker.run = lambda: 1 / 0
+        worker.start = lambda: 1 / 0
         return worker
 app = Broken()
 """)
     ended = run_cli(tmp_path, "broken")
     assert ended.returncode == 1
-    assert "CRITICAL" in ended.stderr and "ZeroDivisionError" in ended.stderr
+    assert ended.stderr.count("\nZeroDivisionError: ") == 3 and "CRITICAL" in ended.stderr
+    assert "supervisor: Giving up: 3 processes in a row couldn't start" in ended.stderr
+
+
+# -- several processes
+
+
+@pytest.mark.parametrize(("key", "option"), [(None, ["-p", "3"]), ("3", []), ("2", ["--processes", "3"])])
+def test_a_worker_has_as_many_processes_as_wanted(project, key, option, monkeypatch):
+    if key is not None:
+        monkeypatch.setenv("KUYRUK_WORKER_PROCESSES", key)
+    worker = project.worker("-t", "1", *option)
+    worker.wait_for_processes(3)
+    for name in "abc":
+        project.tasks.hold(name)
+    assert sorted(project.begun(*"abc")) == sorted(worker.pids)
+    assert worker.process.pid not in worker.pids
+    project.go()
+    wait_until(lambda: sorted(project.notes()) == ["a", "b", "c"])
+    worker.stop()
+    assert len(worker.pids) == 3 and "supervisor: " not in worker.text.replace("kuyruk-supervisor: ", "")
+
+
+#: Prints what a process imports.
+SPY = """
+import os, sys
+import kuyruk_worker
+class Spy:
+    def find_spec(self, name, *_):
+        os.write(2, f"{os.getpid()} imports {name}\\n".encode())
+sys.meta_path.insert(0, Spy())
+sys.exit(kuyruk_worker.main())
+"""
+
+
+def test_the_supervisor_imports_neither_the_library_nor_the_application(project):
+    worker = project.worker("-p", "2", entry=("-c", SPY))
+    worker.wait_for_processes(2)
+    os.kill(worker.pids[0], signal.SIGKILL)
+    worker.wait_for_processes(3)
+    imports = re.findall(r"^(\d+) imports (\S+)$", worker.text, re.MULTILINE)
+    modules = {int(pid): {name for its_pid, name in imports if its_pid == pid} for pid, _ in imports}
+    assert all({"kuyruk", "amqpstorm", "socket", project.name} <= modules[pid] for pid in worker.pids)
+    here = modules.get(worker.process.pid, set())
+    assert not [name for name in here if name.startswith(("kuyruk", "amqpstorm", "socket", "ssl", "cli_"))]
+    worker.stop()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux")
+def test_the_supervisor_is_small_and_has_one_thread(project):
+    worker = project.worker("-p", "2", entry=("-m", "kuyruk_worker"))
+    worker.wait_for_processes(2)
+    os.kill(worker.pids[0], signal.SIGKILL)
+    worker.wait_for_processes(3)
+    worker.send(signal.SIGUSR1)
+    worker.wait_for(*(f"--- process {pid}: " for pid in worker.pids[1:]))
+    status = Path(f"/proc/{worker.process.pid}/status").read_text()
+    assert re.search(r"^Threads:\s+1$", status, re.MULTILINE)
+    assert int(re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)[1]) < 15_000
+    worker.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_is_one_signal(project, number):
+    worker = project.worker("-p", "2", "-t", "2")
+    worker.wait_for_processes(2)
+    for name in "abcd":
+        project.tasks.hold(name)
+    project.begun(*"abcd")
+    worker.send_all(number)
+    wait_until(lambda: worker.text.count(f"{number.name}: stopping when what runs has ended") == 2)
+    worker.send(signal.SIGUSR1)  # passed on after that
+    worker.wait_for(*(f"--- process {pid}: " for pid in worker.pids))
+    project.go()
+    assert worker.exit_code() == 0, worker.text
+    assert sorted(project.notes()) == list("abcd") and project.waiting() == 0
+    assert " again: " not in worker.text and "Traceback" not in worker.text
+
+
+def test_the_second_signal_to_the_whole_group_interrupts_every_process(project):
+    worker = project.worker("-p", "2", "-t", "2")
+    worker.wait_for_processes(2)
+    for name in "abcd":
+        project.tasks.hold(name)
+    project.begun(*"abcd")
+    worker.send_all(signal.SIGINT)
+    wait_until(lambda: worker.text.count("SIGINT: stopping when what runs") == 2)
+    worker.send(signal.SIGUSR1)  # when that is passed on, the first has been, too
+    worker.wait_for(*(f"--- process {pid}: " for pid in worker.pids))
+    worker.send_all(signal.SIGINT)
+    assert worker.exit_code() == 3, worker.text
+    assert worker.text.count("SIGINT again: interrupting 2 running tasks") == 2
+    assert project.notes() == [] and project.waiting() == 4
+
+
+@pytest.mark.parametrize("send", ["send", "send_all"])
+def test_sigquit_ends_every_process_at_once(project, send):
+    worker = project.worker("-p", "2", "-t", "1")
+    worker.wait_for_processes(2)
+    for name in "ab":
+        project.tasks.hold(name)
+    project.begun(*"ab")
+    getattr(worker, send)(signal.SIGQUIT)
+    assert worker.exit_code() == 131
+    assert worker.text.endswith("SIGQUIT: ended at once\n")
+    wait_until(lambda: project.waiting() == 2)
+
+
+@contextlib.contextmanager
+def ignoring(number):
+    """What is started here ignores the signal, as with nohup."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_worker_that_nohup_has_started_goes_on_when_the_terminal_closes(project):
+    with ignoring(signal.SIGHUP):
+        worker = project.worker("-p", "2")
+    worker.wait_for_processes(2)
+    worker.send_all(signal.SIGHUP)
+    worker.send(signal.SIGUSR1)
+    worker.wait_for(*(f"--- process {pid}: " for pid in worker.pids))
+    assert project.tasks.note.send_to_queue(["here"], wait_result=PATIENCE) == "here"
+    worker.stop()
+    assert "SIGHUP" not in worker.text
+
+
+def test_a_worker_whose_parent_ignores_sigchld_replaces_and_ends_its_processes(project):
+    with ignoring(signal.SIGCHLD):
+        worker = project.worker()
+    os.kill(worker.wait_for_processes(1), signal.SIGKILL)
+    worker.wait_for_processes(2)
+    worker.stop()
+
+
+def test_no_signal_is_blocked_in_a_task(shared):
+    project, _ = shared
+    assert project.tasks.tell_blocked_signals.send_to_queue(wait_result=PATIENCE) == []
+
+
+def test_a_signal_to_stop_to_one_process_ends_that_gracefully_and_it_is_replaced(project):
+    worker = project.worker("-p", "2", "-t", "1")
+    worker.wait_for_processes(2)
+    project.tasks.hold("a")
+    [pid] = project.begun("a")
+    os.kill(pid, signal.SIGTERM)
+    worker.wait_for("SIGTERM: stopping when what runs has ended")
+    project.tasks.hold("b")
+    assert project.begun("b") == [other for other in worker.pids if other != pid]
+    project.go()
+    worker.wait_for_processes(3)
+    assert f"supervisor: Process {pid} has stopped, another one takes its place" in worker.text
+    wait_until(lambda: sorted(project.notes()) == ["a", "b"])
+    worker.stop()
+    assert len(worker.pids) == 3
+
+
+def test_processes_end_gracefully_when_their_supervisor_is_killed(project):
+    worker = project.worker("-p", "3", "-t", "1")
+    worker.wait_for_processes(3)
+    for name in "abcd":
+        project.tasks.hold(name)
+    wait_until(lambda: sum(bool(project.starts(name)) for name in "abcd") == 3)
+    worker.send(signal.SIGKILL)
+    worker.process.wait()
+    wait_until(lambda: worker.text.count("The supervising process is gone") == 3)
+    assert project.waiting() == 1 and project.notes() == []
+    project.go()
+    wait_until(lambda: not worker.lives)
+    assert len(project.notes()) == 3 and project.waiting() == 1
+    assert "Traceback" not in worker.text
+
+
+def test_a_stop_at_any_instant_is_clean(project):
+    """Before the command line has begun to handle them signals do what they do to every program."""
+
+    def stop(instant):
+        worker = project.worker("-p", "2")
+        time.sleep(instant)
+        worker.send_all(signal.SIGTERM)
+        return worker.exit_code(), worker.text
+
+    for n in range(0, 24, 3):
+        ends = [background(stop, at / 40) for at in (n, n + 1, n + 2)]
+        for code, text in results(ends):
+            assert code == 0 or (code == -signal.SIGTERM and not text), text
+            # An interruption of the import may land in a destructor: then Python prints it, and it comes later.
+            assert "Traceback" not in text or "Exception ignored in" in text, text
+
+
+SLOW_FORK = """
+import os, sys, time
+import kuyruk_worker
+os.register_at_fork(after_in_child=lambda: os.write(2, b"forked\\n") and time.sleep(0.2))
+sys.exit(kuyruk_worker.main())
+"""
+
+
+def test_a_stop_that_comes_while_a_process_is_forked_is_not_lost(project):
+    worker = project.worker(entry=("-c", SLOW_FORK))
+    worker.wait_for("forked")
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0, worker.text
+    assert worker.text == "forked\n-c: SIGTERM: stopped before the worker began\n"
+
+
+# -- processes that end
+
+
+def test_a_process_that_dies_is_replaced_after_growing_pauses(project):
+    worker, began = project.worker(), time.monotonic()
+    for n in (1, 2, 3):
+        os.kill(worker.wait_for_processes(n), signal.SIGKILL)
+    worker.wait_for_processes(4)
+    assert time.monotonic() - began > 0.2 + 0.4 + 0.8
+    pattern = r"ERROR +\d+ supervisor: Process (\d+) died while it ran nothing: killed by SIGKILL .*; .* in (\S+) s\n"
+    expected = [(str(pid), pause) for pid, pause in zip(worker.pids, ("0.2", "0.4", "0.8"), strict=False)]
+    assert re.findall(pattern, worker.text) == expected
+    worker.stop()
+
+
+QUICK = cli_with(FIRST_PAUSE=0.02, LAST_PAUSE=0.2)
+
+
+def test_an_application_that_breaks_while_it_runs_is_tried_again_as_long_as_a_process_serves(project):
+    worker = project.worker("-p", "2", entry=QUICK)
+    worker.wait_for_processes(2)
+    path = project.folder / f"{project.name}.py"
+    path.write_text("raise RuntimeError('broken')")
+    os.kill(worker.pids[0], signal.SIGKILL)
+    wait_until(lambda: worker.text.count("couldn't start: exit code 2; trying again in") >= 4)
+    assert project.tasks.tell_process.send_to_queue(wait_result=PATIENCE) == worker.pids[1]
+    path.write_text(CLI_TASKS)
+    worker.wait_for_processes(3)
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0, worker.text
+
+
+def test_an_application_that_breaks_while_nothing_serves_is_given_up(project):
+    worker = project.worker(entry=QUICK)
+    worker.wait_for_processes(1)
+    (project.folder / f"{project.name}.py").write_text("raise RuntimeError('broken')")
+    os.kill(worker.pids[0], signal.SIGKILL)
+    assert worker.exit_code() == 2
+    assert "supervisor: Giving up: 3 processes in a row couldn't start (exit code 2)" in worker.text
+    assert worker.text.count("RuntimeError: broken\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [
+        ("os._exit(7)", "exit code 7"),
+        ("os._exit(0)", "exit code 0"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
+    ],
+)
+def test_an_import_that_ends_the_process_is_given_up(tmp_path, end, how):
+    (tmp_path / "ends.py").write_text(f"import os, signal\n{end}\n")
+    ended = run_cli(tmp_path, "ends", "-p", "2", entry=QUICK)
+    assert ended.returncode == 1
+    assert ended.stderr.count(f"couldn't start: {how}; trying again in") == 2
+    assert f"Giving up: 3 processes in a row couldn't start ({how})" in ended.stderr
+
+
+# -- stuck threads
+
+
+def test_a_stuck_task_costs_no_other_task_anything(project):
+    worker = project.worker("-t", "4", "--grace", "1")
+    old = worker.wait_for_processes(1)
+    project.tasks.hold("long")
+    caller = background(project.tasks.limited.send_to_queue, wait_result=PATIENCE)
+    pauses, told = [], set()
+    while len(told) < 2 or "another process has taken its place" not in worker.text:
+        began = time.monotonic()
+        told.add(project.tasks.tell_process.send_to_queue(wait_result=PATIENCE))
+        pauses.append(time.monotonic() - began)
+    assert max(pauses) < SOON  # a fraction of a second
+    with pytest.raises(kuyruk.RemoteException) as caught:
+        caller.result(PATIENCE)
+    assert caught.value.type == "kuyruk.exceptions.Timeout" and told == set(worker.pids)
+    assert project.notes() == [] and lives(worker.process.pid)
+    project.go()
+    wait_until(lambda: not Path(f"/proc/{old}").exists())
+    assert project.notes() == ["long"] and project.starts("long") == project.starts("stuck") == [old]
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0 and len(worker.pids) == 2, worker.text
+
+
+def test_a_process_whose_threads_are_all_stuck_is_replaced(project):
+    worker = project.worker("-t", "1", "--grace", "0.2")
+    project.tasks.limited()
+    project.tasks.note("after")
+    worker.wait_for_processes(2)
+    wait_until(lambda: project.notes() == ["after"])
+    assert "1 threads are stuck" in worker.text and project.starts("stuck") == worker.pids[:1]
+    wait_until(lambda: not Path(f"/proc/{worker.pids[0]}").exists())
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0, worker.text
+
+
+# -- tasks that take their process down
+
+
+def crashed(project, broker):
+    """The messages, by their argument, that have failed by it, and nothing else has failed. One may be there twice: as
+    every message if the process dies between its copy's confirmation and its acknowledgement."""
+    messages = list(iter(lambda: broker.channel.basic.get(f"{project.name}.failed", no_ack=True), None))
+    assert {m.properties["headers"]["x-kuyruk-exception"] for m in messages} <= {"kuyruk.exceptions.Crashed"}
+    return {argument for argument, in arguments_in(messages)}
+
+
+@pytest.mark.parametrize(("how", "processes"), [("exit1", "1"), ("exit0", "2"), ("SIGSEGV", "1"), ("SIGKILL", "2")])
+def test_a_task_that_takes_its_process_down_has_failed_after_three_times(project, broker, how, processes):
+    worker = project.worker("-p", processes, "-t", "4", entry=QUICK)
+    subtasks = [project.tasks.nap.subtask((str(n), 0.02)) for n in range(100)]
+    project.tasks.app.send_tasks_to_queue([*subtasks[:50], project.tasks.die.subtask((how,)), *subtasks[50:]])
+    wait_until(lambda: broker.count(f"{project.name}.failed") and set(project.notes()) == set(map(str, range(100))))
+    assert len(project.starts(how)) == 3 and crashed(project, broker) == {how}
+    assert len(re.findall(r"supervisor: Process \d+ died while it ran [0-9a-f]{32}", worker.text)) == 3
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0, worker.text
+    assert project.waiting() == 0
+
+
+def test_a_crash_limit_of_one_allows_no_second_death(project, broker):
+    worker = project.worker("--max-crashes", "1", entry=QUICK)
+    project.tasks.die("exit1")
+    wait_until(lambda: broker.count(f"{project.name}.failed"))
+    assert len(project.starts("exit1")) == 1 and crashed(project, broker) == {"exit1"}
+    worker.stop()
+
+
+@pytest.mark.parametrize(("processes", "limit"), [("1", "1"), ("2", "2")])
+def test_who_ran_beside_those_that_take_processes_down_is_not_blamed(project, broker, processes, limit):
+    worker = project.worker("-p", processes, "-t", "6", "--max-crashes", limit, entry=QUICK)
+    poisons = ["exit1", "SIGKILL", "SIGSEGV"]
+    innocents = [f"{n}" for n in range(12)]
+    subtasks = [project.tasks.nap.subtask((name, 0.7)) for name in innocents]
+    subtasks[2:2] = [project.tasks.die.subtask((how,)) for how in poisons]
+    project.tasks.app.send_tasks_to_queue(subtasks)
+    broker.declare(f"{project.name}.failed")
+    have_failed = set()
+    wait_until(lambda: have_failed.update(crashed(project, broker)) or have_failed >= set(poisons), timeout=60)
+    wait_until(lambda: set(project.notes()) == set(innocents))
+    assert all(len(project.starts(how)) <= 4 for how in poisons), worker.text
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0 and project.waiting() == 0, worker.text
+    assert have_failed | crashed(project, broker) == set(poisons)
+
+
+def test_what_is_handed_back_or_lost_with_its_connection_is_no_crash(project, proxy, broker):
+    worker = project.worker("--max-crashes", "1", "--shutdown-timeout", "0", url=proxy.url, entry=QUICK)
+    project.tasks.hold("a")
+    for n in range(1, 4):
+        wait_until(lambda n=n: len(project.starts("a")) == n)
+        os.kill(project.starts("a")[-1], signal.SIGTERM)
+    for n in range(4, 7):
+        wait_until(lambda n=n: len(project.starts("a")) == n)
+        proxy.cut()
+    wait_until(lambda: len(project.starts("a")) == 7)
+    project.go()
+    wait_until(project.notes)
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0, worker.text
+    assert project.notes() == ["a"] and project.waiting() == 0
+    assert broker.count(f"{project.name}.failed") is None and "runs alone" not in worker.text
+
+
+def test_a_quorum_queue_counts_deliveries_itself(project, broker):
+    broker.declare(project.name, **{"x-queue-type": "quorum"})
+    worker = project.worker("--max-crashes", "2", entry=QUICK)
+    project.tasks.die("exit1")
+    wait_until(lambda: len(project.starts("exit1")) > 4)
+    worker.kill()
+    assert broker.count(f"{project.name}.failed") is None
+
+
+def test_what_kills_the_supervisor_too_is_remembered_with_a_state(project, broker):
+    project.tasks.die("all")
+    project.tasks.note("innocent")
+    for n in (1, 2, 3):
+        worker = project.worker("-t", "1", "--state", str(project.folder / "state"))
+        assert worker.exit_code() == -signal.SIGKILL and len(project.starts("all")) == n
+    worker = project.worker("--state", str(project.folder / "state"))
+    wait_until(lambda: broker.count(f"{project.name}.failed") and project.notes())
+    worker.stop()
+    assert crashed(project, broker) == {"all"} and project.notes() == ["innocent"]
+    assert not list((project.folder / "state").glob("journal-*"))
+
+
+def test_a_process_that_runs_no_python_code_is_killed_and_its_task_is_to_blame(project, broker, monkeypatch):
+    monkeypatch.setenv("KUYRUK_RABBIT_HEARTBEAT", "2")
+    worker = project.worker("--max-crashes", "1", "-t", "1", entry=cli_with(PULSE=0.2, FIRST_PAUSE=0.02))
+    project.tasks.lock()
+    project.tasks.note("after")
+    wait_until(lambda: broker.count(f"{project.name}.failed") and project.notes() == ["after"])
+    assert f"Process {worker.pids[0]} is killed, what it runs will run again: no Python code" in worker.text
+    assert len(project.starts("lock")) == 1
+    worker.stop()
+
+
+# -- ending, as containers need it
+
+
+def test_sigterm_under_load_loses_nothing_and_runs_nothing_twice(project):
+    worker = project.worker("-p", "2", "-t", "10")
+    project.tasks.app.send_tasks_to_queue([project.tasks.nap.subtask((str(n), 0.03)) for n in range(200)])
+    wait_until(lambda: len(project.notes()) >= 50)
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0, worker.text
+    assert project.waiting() == 200 - len(project.notes()) > 0
+    second = project.worker()
+    wait_until(lambda: len(project.notes()) >= 200)
+    second.stop()
+    assert sorted(project.notes(), key=int) == [str(n) for n in range(200)] and project.waiting() == 0
+
+
+@pytest.mark.parametrize("how", ["--shutdown-timeout", "--max-run-time"])
+def test_what_runs_longer_than_the_shutdown_timeout_is_interrupted_and_requeued(project, how):
+    limits = ["--max-run-time", "2"] if how == "--max-run-time" else []
+    project.tasks.hold("a")
+    project.tasks.hold("b")
+    worker = project.worker("-p", "2", "-t", "1", "--shutdown-timeout", "0.3", *limits)
+    assert sorted(project.begun("a", "b")) == sorted(worker.pids)
+    if not limits:
+        worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 3, worker.text
+    assert worker.text.count("Stopping: interrupting 1 running tasks; their messages go back") == 2
+    assert project.waiting() == 2 and project.notes() == []
+
+
+def test_a_stop_does_not_wait_for_tasks_that_no_interruption_ends(project):
+    worker = project.worker("-p", "2", "-t", "1", "--shutdown-timeout", "0.1", "--grace", "0.3")
+    worker.wait_for_processes(2)
+    project.tasks.stuck()
+    project.tasks.stubborn()
+    project.begun("stuck", "stubborn")
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 3, worker.text
+    assert project.waiting() == 2
+
+
+def test_a_process_that_runs_no_python_code_is_killed_at_the_end(project):
+    worker = project.worker("-p", "2", "-t", "1", "--grace", "0.1", entry=cli_with(KILL_MARGIN=0.5))
+    worker.wait_for_processes(2)
+    project.tasks.lock()
+    [pid] = project.begun("lock")
+    worker.send(signal.SIGTERM)
+    worker.wait_for("kuyruk-supervisor: Stopped")  # the other process
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 3, worker.text
+    assert f"Process {pid} is killed, what it runs will run again: it doesn't end" in worker.text
+    wait_until(lambda: project.waiting() == 1)
+
+
+def test_a_process_that_is_due_when_the_run_time_is_over_is_not_started(project):
+    worker = project.worker("--max-run-time", "2")
+    os.kill(worker.wait_for_processes(1), signal.SIGKILL)
+    worker.wait_for("starting another in")
+    worker.send(signal.SIGSTOP)  # both are due when it goes on
+    time.sleep(2)
+    worker.send(signal.SIGCONT)
+    worker.exit_code()
+    assert len(worker.pids) == 1, worker.text
+
+
+# -- its parts
+
+
+def worker_process(state):
+    """As the supervisor sees it. s: serves; w: worn; a: serves what runs alone, for long; r: retires; .: starts."""
+    child = kuyruk_worker._Child(0, None, None)
+    child.serving, child.worn, child.retiring = state in "sa", state == "w", state == "r"
+    child.alone_since = -math.inf if state == "a" else None
+    return child
+
+
+@pytest.mark.parametrize(
+    ("states", "wanted", "ended", "worn", "to_retire"),
+    [
+        ("", 2, 2, 0, []), ("s", 2, 1, 0, []), ("s.", 2, 0, 0, []), ("..", 2, 0, 0, []), ("r", 1, 1, 0, []),
+        # In the place of a worn one another serves before it retires.
+        ("w", 1, 0, 1, []), ("w.", 1, 0, 0, []), ("ws", 1, 0, 0, [0]), ("rs", 1, 0, 0, []), ("wr", 1, 0, 1, []),
+        ("ws", 2, 0, 1, []), ("ws.", 2, 0, 0, []), ("wss", 2, 0, 0, [0]), ("wws", 2, 0, 1, [0]), ("ww", 2, 0, 2, []),
+        # For one that runs something alone another stands in, and when it is back the older one retires.
+        ("a", 1, 1, 0, []), ("as", 1, 0, 0, []), ("ss", 1, 0, 0, [0]), ("sss", 2, 0, 0, [0]), ("aw", 1, 0, 1, []),
+        ("s..", 2, 0, 0, []),
+    ],
+)  # fmt: skip
+def test_the_plan(states, wanted, ended, worn, to_retire):
+    children = [worker_process(state) for state in states]
+    assert kuyruk_worker._plan(children, wanted, now=0) == (ended, worn, [children[n] for n in to_retire])
+
+
+@given(st.text("swar.", max_size=6), st.integers(1, 4))
+def test_the_plan_never_leaves_fewer_processes_at_work(states, wanted):
+    children = [worker_process(state) for state in states]
+    *counts, to_retire = kuyruk_worker._plan(children, wanted, now=0)
+    working = [child for child, state in zip(children, states, strict=True) if state in "sw"]
+    assert len(working) - len(to_retire) >= min(wanted, len(working)) and set(to_retire) <= set(working)
+    assert sum(state in "sw." for state in states) + sum(counts) >= wanted and min(counts) >= 0
+
+
+@pytest.fixture
+def wires():
+    """Both ends of one."""
+    ends = kuyruk_worker._Wire.make_pair()
+    yield ends
+    for end in ends:
+        with contextlib.suppress(OSError):
+            end.close()
+
+
+def test_a_wire_carries_messages_both_ways_and_tells_when_the_other_end_is_gone(wires):
+    here, there = wires
+    assert here.receive() == there.receive() == []
+    here.send("one", {"ä": [None, 1.5]})
+    here.send("two", "\n")
+    there.send("back")
+    assert there.receive() == [["one", {"ä": [None, 1.5]}], ["two", "\n"]] and here.receive() == [["back"]]
+    there.close()
+    assert here.receive() is None
+    here.send("to nobody")
+
+
+def test_a_wire_survives_messages_that_are_cut_or_no_messages(wires):
+    here, there = wires
+    for data, received in [
+        (b'["on', []), (b'e"]\n["tw', [["one"]]), (b'["three"]\n\n\xff\x00\n["four"]\n', [["four"]]), (b"\n", []),
+    ]:  # fmt: skip
+        os.write(here._writer, data)
+        assert there.receive() == received
+
+
+def test_a_wire_that_nobody_reads_does_not_block(wires):
+    here, there = wires
+    for n in range(2000):
+        here.send(n, "x" * 100)
+    received = list(itertools.chain.from_iterable(iter(there.receive, [])))
+    assert 100 < len(received) < 2000 and received == [[n, "x" * 100] for n in range(len(received))]
+    here.send("cut, perhaps")
+    here.send("on")
+    assert ["on"] in there.receive()
+
+
+@pytest.fixture
+def journal():
+    with contextlib.closing(kuyruk_worker._Journal({})) as journal:
+        yield journal
+
+
+def test_a_journal_notes_what_runs_for_another_process(journal):
+    ids = ["plain", "ünicode \U0001f600", "\ud800 surrogate", "\x00\n", "x" * 255, "ü" * 127]
+    if not os.fork():
+        for id in [*ids, "ended", "x" * 256, "ü" * 128, ""]:
+            journal.begin(id)
+        journal.end("ended")
+        os._exit(0)
+    os.wait()
+    assert sorted(journal.running) == sorted(ids) and journal.exit_code is None
+    for code in (0, 4, 131, 254):
+        journal.exit_code = code
+        assert journal.exit_code == code and sorted(journal.running) == sorted(ids)
+
+
+def test_a_journal_that_is_full_leaves_the_rest_out(journal):
+    ids = [f"{n:0200}" for n in range(5000)]
+    for id in ids:
+        journal.begin(id)
+    assert sorted(journal.running) == ids[:4096]
+    for id in ids + ids[:10]:
+        journal.end(id)
+    assert journal.running == []
+    journal.begin("short")
+    assert journal.running == ["short"]
 
 
 # -- wrong options
@@ -2829,7 +4089,7 @@ def test_a_syntax_error_is_shown_with_its_place(modules):
 
 
 def test_the_console_script_imports_from_the_current_directory(modules):
-    entry = ("-P", "-c", "import sys, kuyruk_worker; sys.exit(kuyruk_worker.main())")
+    entry = ("-P", *cli_with())
     ended = run_cli(modules, "one", "--max-run-time", "0.01", entry=entry)
     assert ended.returncode == 0, ended.stderr
     ended = run_cli(modules, "none", entry=entry)
@@ -2837,7 +4097,7 @@ def test_the_console_script_imports_from_the_current_directory(modules):
 
 
 def test_the_file_can_be_run(modules):
-    ended = run_cli(modules, "one", "--max-run-time", "0.01", entry=(str(HERE / "kuyruk_worker.py"),))
+    ended = run_cli(modules, "one", "--max-run-time", "0.01", entry=("-W", "error", str(HERE / "kuyruk_worker.py")))
     assert ended.returncode == 0, ended.stderr
 
 
@@ -2865,7 +4125,7 @@ def test_a_vendored_copy_runs_its_own_library(tmp_path, url, cli_worker):
         shutil.copy(HERE / file, vendor)
     queue = f"cli-{uuid.uuid4().hex[:8]}"
     (tmp_path / "pkg" / "tasks.py").write_text(VENDORED_TASKS.replace("QUEUE", queue))
-    worker = cli_worker(tmp_path, "pkg.tasks", url=url, module="pkg.vendor.kuyruk_worker")
+    worker = cli_worker(tmp_path, "pkg.tasks", url=url, entry=("-m", "pkg.vendor.kuyruk_worker"))
     worker.wait_for("Consuming")
     sent = run_cli(tmp_path, url=url, entry=("-m", "pkg.tasks"))
     assert sent.stdout == "['pkg.vendor.kuyruk']\n", sent.stderr + worker.text
@@ -2994,6 +4254,26 @@ class ReadmeRunner:
         """The picture of the threads is the library's."""
         assert textwrap.indent(text, " " * 4) in kuyruk.__doc__
 
+    def ini(self, text):
+        """systemd's unit."""
+        unit = configparser.ConfigParser()
+        unit.read_string(text)
+        service = unit["Service"]
+        self.is_waited_for(shlex.split(service["ExecStart"]), service["TimeoutStopSec"])
+
+    def yaml(self, text):
+        """Kubernetes' deployment."""
+        command = [word.strip('"') for word in re.search(r"command: \[(.*)]", text)[1].split(", ")]
+        self.is_waited_for(command, re.search(r"GracePeriodSeconds: (\d+)", text)[1])
+
+    def is_waited_for(self, command, limit):
+        """The worker accepts its command line, and has ended before it is killed."""
+        python, *module, task = command[:4]
+        assert python.endswith("python") and module == ["-m", "kuyruk_worker"] and task == "tasks"
+        args = kuyruk_worker._parse(command[3:])
+        grace = args.WORKER_GRACE or kuyruk.Config.WORKER_GRACE
+        assert args.WORKER_SHUTDOWN_TIMEOUT + grace + kuyruk_worker.KILL_MARGIN < float(limit)
+
     def write(self, text):
         path = re.match(r"# (\S+\.py)\n", text)[1]
         (self.folder / path).write_text(text)
@@ -3015,7 +4295,7 @@ def readme(tmp_path, url, broker):
 
 def test_the_readme_does_what_it_says_block_by_block(readme):
     blocks = readme_blocks()
-    assert {language for language, _ in blocks} == {"console", "python", "text"}
+    assert {language for language, _ in blocks} == {"console", "python", "text", "ini", "yaml"}
     for language, text in blocks:
         getattr(readme, language)(text)
     assert len(readme.workers) == 3
