@@ -1,6 +1,8 @@
 # make test    set up everything, then lint, types and the whole test suite (ARGS='-k name' for pytest)
 # make demo    set up everything, then show a worker at work on real files (FOLDER=... for others)
 # make soak    set up everything, then a worker under a mixed load for 10 minutes (ARGS='--minutes 60' for longer)
+# make chaos   set up everything, then faults of network, broker and processes, and a count of every message (10 minutes;
+#              ARGS='--quick': under 3)
 # make lint    only lint and types
 # make setup   only the virtual environment in .venv, and RabbitMQ where there is none
 # make clean   remove what the others made
@@ -12,7 +14,7 @@ TYPED := $(wildcard kuyruk.py kuyruk_worker.py) \
 	$(if $(wildcard tools/*.py),tools) \
 	$(if $(wildcard examples/*.py examples/*/*.py),examples)
 
-.PHONY: test demo soak lint setup clean
+.PHONY: test demo soak chaos lint setup clean
 
 test: lint
 	$(VENV_PYTHON) -u -m pytest $(ARGS)
@@ -25,6 +27,9 @@ soak: setup
 		--disable-pip-version-check $$($(VENV_PYTHON) -c "import tomllib; \
 		print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['soak'])")
 	$(VENV_PYTHON) -u tools/soak.py $(ARGS)
+
+chaos: setup
+	$(VENV_PYTHON) -u tools/chaos.py $(ARGS)
 
 lint: setup
 	$(VENV_PYTHON) -m ruff check .

@@ -125,6 +125,7 @@ CONSUMER_TIMEOUT_HELP = (
     " or for its queue, from RabbitMQ 3.12 on, a policy with consumer-timeout (milliseconds)"
 )
 MAX_QUEUE_NAME = 230  #: Bytes: leaves room for the suffixes of the queues that are derived from it.
+QUIET = 5.0  #: Seconds without a message after which those that were counted must have been taken by others.
 CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker.
 TICK = 1.0  #: Seconds after which a connection's owner looks around, at the latest.
 BATCH_WINDOW = 2000  #: Messages of a batch on the way at once; each window has the whole publish timeout.
@@ -203,6 +204,9 @@ class HeartbeatError(BaseException):
 
     def __str__(self) -> str:
         return f"the worker has lost its connection: {self.exc_info[1] if self.exc_info else None}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
 
 class Shutdown(BaseException):
@@ -890,9 +894,9 @@ class _Wakeup:
     def clear(self) -> None:
         """By the waiter, before it looks at what there is to do: never between that look and the wait."""
         if self._is_set:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # what was set just now comes later, and stays set until it is read
                 self._reader.recv(4096)
-            self._is_set = False
+                self._is_set = False
 
     def wait(self, until: float) -> None:
         """Wait for nothing else. What there is to do is to be looked at after it, too."""
@@ -1032,6 +1036,7 @@ class _Link(Connection):
         self._pulse = self.heartbeat = _Heartbeat(config.RABBIT_HEARTBEAT, self._channel0.send_heartbeat)
         self._selector = selectors.DefaultSelector()  # no select(): it fails from descriptor 1024 on
         self._buffer = b""
+        self.received_at = time.monotonic()
         _links.add(self)
         try:
             self.open()
@@ -1085,6 +1090,7 @@ class _Link(Connection):
 
     def _read(self, data: bytes) -> None:
         """Hand each whole frame to its channel, and keep the rest."""
+        self.received_at = time.monotonic()
         data, offset = self._buffer + data, 0
         while len(data) - offset > _FRAME_HEADER.size:
             kind, channel, size = _FRAME_HEADER.unpack_from(data, offset)
@@ -1326,6 +1332,7 @@ class _PublishChannel(_Channel):
         self._settle = settle
         self._last_tag, self._oldest_tag = 0, 1
         self.in_flight: dict[int, tuple[_Order, int]] = {}
+        self.waits_since = math.inf  # time.monotonic(), while something is in flight
         self._returned: set[int] = set()
         if config.RABBIT_CONFIRM:
             self.request(commands.Confirm.Select())
@@ -1337,6 +1344,8 @@ class _PublishChannel(_Channel):
         parts = [_marshal(self.id, publish), _frame(2, self.id, _CONTENT_HEADER.pack(60, 0, size) + properties)]
         parts += [_frame(3, self.id, message.body[start : start + limit]) for start in range(0, size, limit)]
         self.link.write(b"".join(parts))
+        if not self.in_flight:
+            self.waits_since = time.monotonic()
         self._last_tag += 1
         self.in_flight[self._last_tag] = order, place
 
@@ -1476,7 +1485,19 @@ class _Sender:
             self._idle_at = time.monotonic() + self._config.RABBIT_IDLE_DURATION
         if not self._config.RABBIT_CONFIRM and self._channel.in_flight and link.flush():
             self._channel.settle_written()
-        link.pump(max(self._idle_at, time.monotonic() + TICK))
+        now = time.monotonic()
+        link.pump(min(max(self._idle_at, now + TICK), self._look_for_answers(link, now)))
+
+    def _look_for_answers(self, link: _Link, now: float) -> float:
+        """A peer that has vanished is noticed by its missing heartbeats, which may take minutes: too long for what
+        waits for its confirm. In half of its time another connection can be tried. Returns when to look again."""
+        waiting = [channel.waits_since for channel in (self._channel, *self._calls) if channel.in_flight]
+        if not waiting or link.is_blocked:
+            return math.inf
+        limit = self._config.RABBIT_PUBLISH_TIMEOUT / 2
+        if now - max(link.received_at, min(waiting)) > limit:
+            raise AMQPConnectionError(f"no answer within {limit:g} seconds")
+        return now + TICK
 
     def _publish(self, link: _Link, order: _Order, places: Sequence[int]) -> None:
         try:
@@ -1809,6 +1830,62 @@ class Task(Generic[P, R]):
 AnyTask = Task[..., Any]
 
 
+# --- Failed messages ---------------------------------------------------------
+
+
+def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
+    """The messages that are in a queue now. They are amqpstorm's, and to be acknowledged."""
+    try:
+        left = channel.queue.declare(queue, passive=True)["message_count"]
+    except AMQPChannelError as error:
+        if error.error_code != 404:
+            raise
+        return
+    came: collections.deque[Any] = collections.deque()
+    channel.basic.consume(came.append, queue)
+    patience = time.monotonic() + QUIET
+    while left and time.monotonic() < patience:  # else another has taken the rest
+        channel.process_data_events(auto_decode=False)
+        while came and left:
+            left, patience = left - 1, time.monotonic() + QUIET
+            yield came.popleft()
+
+
+def _facts_about(message: Any) -> dict[str, Any]:
+    """What can be told of a failed message: it may be no task's at all."""
+    headers = message.properties.get("headers") or {}
+    facts: dict[str, Any] = {"id": message.properties.get("message_id") or None, "task": None}
+    with contextlib.suppress(InvalidMessage):
+        task = _decode_task(message._body)
+        facts |= {"id": task.id or facts["id"], "task": f"{task.module}.{task.function}"}
+        facts |= {"args": task.args, "kwargs": task.kwargs}
+    for key in _OUR_HEADERS:
+        value = headers.get(f"x-kuyruk-{key}")
+        facts[key.replace("-", "_")] = value if isinstance(value, str | int | None) else repr(value)
+    return facts
+
+
+def _requeued(message: Any, queue: str, arguments: Callable[[str], dict[str, Any]]) -> _Message:
+    """A failed message as its sender has sent it, as far as that can be known. Nobody waits for its reply any more."""
+    gone = (*_LEFT_BEHIND, "reply_to", "correlation_id")
+    properties = {k: v for k, v in message.properties.items() if v not in (None, "") and k not in gone}
+    headers = properties.get("headers") or {}
+    kept = {k: v for k, v in headers.items() if not k.startswith("x-kuyruk-") or k == "x-kuyruk-failures"}
+    kept = {k: v for k, v in kept.items() if not _LEFT_BEHIND_HEADER.match(k)}
+    properties |= {"headers": kept, "delivery_mode": 2}
+    properties.setdefault("message_id", os.urandom(16).hex())
+    target = headers.get("x-kuyruk-queue")
+    target = target if isinstance(target, str) else queue.removesuffix(".failed")
+    return _Message(target, message._body, properties, arguments(target))
+
+
+#: What a forwarded message doesn't take along. Properties: its time to live was for its queue, the
+#: broker checks the user against ours, the last is reserved. Headers: CC and BCC would send copies.
+_LEFT_BEHIND = ("expiration", "user_id", "cluster_id")
+_LEFT_BEHIND_HEADER = re.compile(r"CC$|BCC$|x-death$|x-(first|last)-death-")
+_OUR_HEADERS = ("failed-at", "failed-on", "failures", "queue", "exception", "value", "traceback")
+
+
 # --- Kuyruk ------------------------------------------------------------------
 
 
@@ -1914,6 +1991,20 @@ class Kuyruk:
         """A `Worker` for this application, with the worker's options."""
         return Worker(self, queues, **options)
 
+    def _failed_messages(self, queue: str, id: str | None, then: str) -> Iterator[dict[str, Any]]:
+        """What is in a "<queue>.failed" (of one message id, or all), in its order. then: "list", "requeue" or "purge"
+        each. What isn't dealt with stays. Raises amqpstorm's errors, and BrokerError."""
+        with self.channel() as channel:
+            messages = (message for message in _read_all(channel, queue) if id in (None, _facts_about(message)["id"]))
+            # Acknowledged only after the broker has the copies on record: rather twice than never.
+            while batch := list(itertools.islice(messages, 500)):
+                if then == "requeue":
+                    self._publisher.send([_requeued(message, queue, self._queue_arguments) for message in batch])
+                for message in batch:
+                    if then != "list":
+                        message.ack()
+                    yield _facts_about(message)
+
     def _queue_arguments(self, queue: str) -> dict[str, Any]:
         """With which it is declared if it is missing. If its tasks may take long, but not for ever, RabbitMQ is told
         (from 3.12 on; earlier ones ignore that) how long to wait for their acknowledgements."""
@@ -1982,12 +2073,6 @@ def _decide(
     return _Verdict(tally, "requeue" if task.fail_delay else "fail", reply=True, delay=task.fail_delay)
 
 
-#: What a forwarded message doesn't take along. Properties: its time to live was for its queue, the
-#: broker checks the user against ours, the last is reserved. Headers: CC and BCC would send copies.
-_LEFT_BEHIND = ("expiration", "user_id", "cluster_id")
-_LEFT_BEHIND_HEADER = re.compile(r"CC$|BCC$|x-death$|x-(first|last)-death-")
-
-
 def _forwarded(delivery: _Delivery, queue: str, headers: dict[str, Any], arguments: dict[str, Any]) -> _Message:
     """The delivery's message, for another queue, with more headers."""
     original = {k: v for k, v in delivery.properties or () if v not in (None, "")}
@@ -2012,9 +2097,6 @@ def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any
         "x-kuyruk-value": _text_of(error, HEADER_TEXT),
         "x-kuyruk-traceback": _format_traceback(error, HEADER_TEXT),
     }
-
-
-_OUR_HEADERS = ("failed-at", "failed-on", "failures", "queue", "exception", "value", "traceback")
 
 
 def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -2561,9 +2643,10 @@ class _Pool:
         run = Run(task, description.id, delivery.queue, delivery.redelivered)
         with self._lock:
             cause = delivery.cause
-            if cause is None and not delivery.claimed:
+            may_begin = cause is None and delivery.intake.lost is None and not delivery.claimed
+            if may_begin:
                 self.running[delivery] = run
-        if cause is not None or delivery.claimed:
+        if not may_begin:
             return self._finish(delivery, task, None, cause)
         result, raised, fits = None, None, True
         try:
@@ -2586,9 +2669,9 @@ class _Pool:
     def _do(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
         with self._lock:
             self._tallies[verdict.tally] += 1
+        self._settle(delivery, result, error, verdict)
         if verdict.tally not in ("lost", "requeued") and delivery.id in self.journal.crashes:
             self.journal.clear(cast(str, delivery.id))
-        self._settle(delivery, result, error, verdict)
 
     def _log(self, delivery: _Delivery, error: BaseException | None, verdict: _Verdict) -> None:
         if error is None:
@@ -2778,7 +2861,8 @@ class Worker:
             self._wakeup.clear()
             if self._should_stop():
                 return
-            self._pause_or_resume(intake)
+            if self._pause_or_resume(intake):
+                continue  # its requests have cleared the wakeup
             tick = time.monotonic() + TICK if self._config.WORKER_MAX_LOAD or self._pool.paused else math.inf
             self._pump(intake, min(self._stop_at, tick))
 
@@ -2797,15 +2881,15 @@ class Worker:
         while not self._should_stop() and time.monotonic() < until:
             self._wakeup.wait(min(until, self._stop_at))
 
-    def _pause_or_resume(self, intake: _Intake) -> None:
-        """While paused others get the messages, those too that have come and haven't begun."""
+    def _pause_or_resume(self, intake: _Intake) -> bool:
+        """While paused others get the messages, those too that have come and haven't begun. Returns whether it has."""
         now = time.monotonic()
         if self._pool.paused and self._pool.suspects_wait and now >= self._paused_at + SUSPECT_PATIENCE:
             self._suspects_go_until = now + SUSPECT_PATIENCE
             self._pool.hand_back()
         pause, why = self._look_whether_to_pause(now)
         if pause == self._pool.paused:
-            return
+            return False
         logger.warning("%s: %s", "Pausing" if pause else "Resuming", why)
         if pause:
             self._pool.paused, self._paused_at = True, now  # before it stops consuming: on purpose
@@ -2815,6 +2899,7 @@ class Worker:
             intake.consume(self.queues)
             self._pool.paused = False
         self.on_change()
+        return True
 
     def _look_whether_to_pause(self, now: float) -> tuple[bool, str]:
         if self._pool.has_suspects or now < self._suspects_go_until:
@@ -2833,15 +2918,15 @@ class Worker:
             logger.log(level, "Waiting for RabbitMQ, trying again in %.1f s: %s", pause, error)
             self._failure = str(error)
             return
-        intake.lost = intake.lost or error
-        logger.warning("Lost the connection to RabbitMQ at %s: %s", intake.link.address, error)
         oldest = self._pool.oldest(intake)
-        if oldest is not None and "acknowledgement" in str(error):
-            text = "%s from %r was in hand for %.0f s, longer than RabbitMQ's consumer_timeout: it runs again. %s"
-            logger.error(text, oldest, oldest.queue, time.monotonic() - oldest.at, CONSUMER_TIMEOUT_HELP)
+        intake.lost = intake.lost or error
         intake.link.hang_up()
         info = (type(error), error, error.__traceback__)
         self._pool.on_lost(intake, lambda: HeartbeatError(info))
+        logger.warning("Lost the connection to RabbitMQ at %s: %s", intake.link.address, error)
+        if oldest is not None and "acknowledgement" in str(error):
+            text = "%s from %r was in hand for %.0f s, longer than RabbitMQ's consumer_timeout: it runs again. %s"
+            logger.error(text, oldest, oldest.queue, time.monotonic() - oldest.at, CONSUMER_TIMEOUT_HELP)
         self.on_change()
 
     def _on_pool(self) -> None:

@@ -87,12 +87,8 @@ FROZEN = 1.5
 MAX_FAILED_STARTS = 3
 #: Seconds between two looks at what has come, where a wait can't be ended.
 WINDOWS_TICK = 0.2
-#: Of `--failed`: messages that are sent again at once; seconds between two lines of progress; seconds without a message
-#: after which others must have taken them; properties of a failed message that made sense once only.
-REQUEUE_BATCH = 500
+#: Seconds between two lines of `--failed`'s progress.
 PROGRESS_INTERVAL = 2.0
-QUIET = 5.0
-NOT_SENT_AGAIN = ("expiration", "reply_to", "correlation_id", "user_id", "cluster_id")
 #: How many suspects are remembered.
 MAX_SUSPECTS = 10_000
 
@@ -834,6 +830,8 @@ def _be_worker(
             signals.unblock()
             worker, settings = _load(args, supervised=wire is not None)
         except UsageError as error:
+            if not signals.loading:  # a signal to stop has ended the import, in whatever form it came out
+                raise _Stopped("signal") from None
             signals.code = _complain(error)
         finally:
             signals.loading = False
@@ -859,124 +857,15 @@ def _be_worker(
 # --- Failed messages -----------------------------------------------------------
 
 
-class _FailedMessages:
-    """What is in the "<queue>.failed" of an application's queues. Raises amqpstorm's errors, and BrokerError."""
-
-    def __init__(self, app: Kuyruk, queues: list[str], id: str | None) -> None:
-        self._app = app
-        self._queues = [f"{queue}.failed" for queue in queues]
-        self._id = id
-        self._told_at = time.monotonic()
-
-    def list(self, as_json: bool) -> None:
-        for queue in self._queues:
-            with self._messages(queue) as messages:
-                lines = [json.dumps(facts) if as_json else _line_about(facts) for _, facts in messages]
-            for line in lines if as_json else [*lines, f"{queue}: {len(lines)} messages"]:
-                print(line)
-
-    def purge(self) -> None:
-        for queue in self._queues:
-            with self._messages(queue) as messages:
-                count = 0
-                for count, (message, _) in enumerate(messages, 1):
-                    message.ack()
-                    self._tell_progress("deleted", count)
-                print(f"{queue}: {count} messages deleted")
-
-    def requeue(self) -> None:
-        """Each is acknowledged only after the broker has the copy on record: rather twice than never."""
-        for queue in self._queues:
-            with self._messages(queue) as messages:
-                count = 0
-                while batch := list(itertools.islice(messages, REQUEUE_BATCH)):
-                    copies = [self._copy(queue, message) for message, _ in batch]
-                    self._app._publisher.send(copies)
-                    for message, _ in batch:
-                        message.ack()
-                    count += len(batch)
-                    self._tell_progress("sent again", count)
-                print(f"{queue}: {count} messages sent again")
-
-    def _copy(self, queue: str, message: Any) -> Any:
-        """As the task's sender has sent it, as far as that can be known."""
-        library = _library()
-        properties = {k: v for k, v in message.properties.items() if v not in (None, "") and k not in NOT_SENT_AGAIN}
-        headers = properties.get("headers") or {}
-        target = headers.get("x-kuyruk-queue")
-        kept = {k: v for k, v in headers.items() if not k.startswith("x-kuyruk-") or k == "x-kuyruk-failures"}
-        properties |= {"headers": kept, "delivery_mode": 2}
-        properties.setdefault("message_id", os.urandom(16).hex())
-        target = target if isinstance(target, str) else queue.removesuffix(".failed")
-        return library._Message(target, message._body, properties, self._app.config.QUEUE_ARGUMENTS)
-
-    @contextlib.contextmanager
-    def _messages(self, queue: str) -> Iterator[Iterator[tuple[Any, dict[str, Any]]]]:
-        """Those of the queue, with the facts about them. What isn't acknowledged stays in it, in its order."""
-        with self._app.connection() as connection, connection.channel() as channel:
-            yield self._read(channel, queue)
-
-    def _read(self, channel: Any, queue: str) -> Iterator[tuple[Any, dict[str, Any]]]:
-        from amqpstorm.exception import AMQPChannelError
-
-        try:
-            left = channel.queue.declare(queue, passive=True)["message_count"]
-        except AMQPChannelError as error:
-            if error.error_code != 404:
-                raise
-            left = 0
-        came: collections.deque[Any] = collections.deque()
-        if left:
-            channel.basic.consume(came.append, queue)
-        quiet_until = time.monotonic() + QUIET
-        while left and time.monotonic() < quiet_until:  # else another has taken the rest
-            channel.process_data_events(auto_decode=False)
-            while came and left:
-                left -= 1
-                quiet_until = time.monotonic() + QUIET
-                message = came.popleft()
-                facts = _facts_about(message)
-                if self._id in (None, facts["id"]):
-                    yield message, facts
-
-    def _tell_progress(self, what: str, count: int) -> None:
-        if time.monotonic() > self._told_at + PROGRESS_INTERVAL:
-            self._told_at = time.monotonic()
-            print(f"{count} {what}...", file=sys.stderr, flush=True)
-
-
-def _facts_about(message: Any) -> dict[str, Any]:
-    """What can be told: it may be no task's message at all."""
-    headers = message.properties.get("headers") or {}
-    facts: dict[str, Any] = {"id": message.properties.get("message_id") or None, "task": None}
-    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-        body = json.loads(message._body)
-        facts |= {"id": body.get("id") or facts["id"], "task": f"{body['module']}.{body['function']}"}
-        facts |= {"args": body.get("args"), "kwargs": body.get("kwargs")}
-    for key in ("queue", "failed-at", "failed-on", "failures", "exception", "value", "traceback"):
-        value = headers.get(f"x-kuyruk-{key}")
-        facts[key.replace("-", "_")] = value if isinstance(value, str | int | None) else repr(value)
-    return facts
-
-
-def _line_about(facts: dict[str, Any]) -> str:
-    first_line = str(facts["value"] or "").partition("\n")[0]
-    text = f"{facts['id']}  {facts['task'] or '(no task)'}  {facts['failed_at']}  {facts['failed_on']}"
-    return f"{text}  {facts['failures']}x  {facts['exception']}: {first_line:.100}"
-
-
 def _do_with_failed(args: argparse.Namespace) -> int:
+    """`--failed list`, `requeue` or `purge`. Returns the exit code."""
     args.WORKER_LOGGING_LEVEL = args.WORKER_LOGGING_LEVEL or "WARNING"
     try:
         worker, _ = _load(args, supervised=False)
+        for queue in worker.queues:
+            _do_with_queue(worker.app, f"{queue}.failed", args)
     except UsageError as error:
         return _complain(error)
-    messages = _FailedMessages(worker.app, worker.queues, args.id)
-    try:
-        if args.failed == "list":
-            messages.list(args.json)
-        else:
-            getattr(messages, args.failed)()
     except OSError as error:  # amqpstorm's, too
         print(f"{_program()}: error: {error}", file=sys.stderr)
         return FAILED
@@ -984,6 +873,25 @@ def _do_with_failed(args: argparse.Namespace) -> int:
         print("Interrupted: what wasn't dealt with is still there", file=sys.stderr)
         return FAILED
     return STOPPED
+
+
+def _do_with_queue(app: Kuyruk, queue: str, args: argparse.Namespace) -> None:
+    count, told_at = 0, time.monotonic()
+    done = {"list": "", "requeue": " sent again", "purge": " deleted"}[args.failed]
+    for count, facts in enumerate(app._failed_messages(queue, args.id, args.failed), 1):
+        if args.failed == "list":
+            print(json.dumps(facts) if args.json else _line_about(facts))
+        elif time.monotonic() > told_at + PROGRESS_INTERVAL:
+            told_at = time.monotonic()
+            print(f"{count}{done}...", file=sys.stderr, flush=True)
+    if not args.json:
+        print(f"{queue}: {count} messages{done}")
+
+
+def _line_about(facts: dict[str, Any]) -> str:
+    first_line = str(facts["value"] or "").partition("\n")[0]
+    text = f"{facts['id']}  {facts['task'] or '(no task)'}  {facts['failed_at']}  {facts['failed_on']}"
+    return f"{text}  {facts['failures']}x  {facts['exception']}: {first_line:.100}"
 
 
 # --- The supervisor ------------------------------------------------------------
@@ -1212,6 +1120,7 @@ class _Supervisor:
         if now >= end:
             self._log.info("Stopping after %g seconds (max_run_time)", limit)
             self._stop("SIGTERM")
+            return self._manage(now)
         return min([end, look_at, *self._staff(now)])
 
     def _look_for_frozen(self, now: float) -> float:
@@ -1288,9 +1197,9 @@ class _Supervisor:
         if not pid:
             ours.close()
             self._be_child(theirs, journal)
-        self._signals.unblock()
-        theirs.close()
         self._children[pid] = _Child(pid, ours, journal)
+        self._signals.unblock()  # not before: SIGQUIT is for all children
+        theirs.close()
 
     def _be_child(self, wire: _Wire, journal: _Journal) -> NoReturn:
         for child in self._children.values():

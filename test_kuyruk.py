@@ -180,7 +180,7 @@ class TcpProxy:
         self._target, self._host, self._port, self._tls = address_of(url), host, 0, tls
         self.accepted = 0  # connections so far
         self.mute = False  # accept connections and never answer
-        self._clients, self._tasks = set(), set()
+        self._clients, self._swallowed, self._tasks = set(), set(), set()
         self._flow = {"up": asyncio.Event(), "down": asyncio.Event()}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
@@ -216,6 +216,10 @@ class TcpProxy:
         """Don't read any more what the client ("up") or the broker ("down") sends."""
         self._loop.call_soon_threadsafe(self._flow[direction].clear)
 
+    def swallow(self):
+        """The way of the connections that there are vanishes, as when a firewall forgets them; new ones work."""
+        self._swallowed |= self._clients
+
     def resume(self):
         for event in self._flow.values():
             self._loop.call_soon_threadsafe(event.set)
@@ -231,7 +235,8 @@ class TcpProxy:
         for writer in tuple(self._clients):
             if how == "rst":
                 sock = writer.get_extra_info("socket")
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                if sock is not None:  # else it has just ended by itself
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
             else:
                 writer.close()
@@ -254,20 +259,21 @@ class TcpProxy:
                 pass
             there, back = await asyncio.open_connection(*self._target)
             writers.append(back)
-            pumps = [self._pump(reader, back, "up"), self._pump(there, writer, "down")]
+            pumps = [self._pump(writer, reader, back, "up"), self._pump(writer, there, writer, "down")]
             await asyncio.wait(map(asyncio.create_task, pumps), return_when=asyncio.FIRST_COMPLETED)
         for each in writers:
             each.transport.abort()
         self._clients.discard(writer)
         self._tasks.discard(asyncio.current_task())
 
-    async def _pump(self, reader, writer, direction):
+    async def _pump(self, client, reader, writer, direction):
         self._tasks.add(asyncio.current_task())
         with contextlib.suppress(OSError, asyncio.CancelledError):
             while data := await reader.read(65536):
                 await self._flow[direction].wait()
-                writer.write(data)
-                await writer.drain()
+                if client not in self._swallowed:
+                    writer.write(data)
+                    await writer.drain()
         self._tasks.discard(asyncio.current_task())
 
 
@@ -2482,7 +2488,7 @@ def test_what_is_stuck_is_logged_once_with_its_stack_and_when_it_ends(app, queue
     trap.put("the way out")
     wait_until(lambda: worker.healthy)
     [about_it, the_end] = [record for record in caplog.records if name in record.getMessage()]
-    assert about_it.levelno == logging.ERROR and "Timeout(" in about_it.getMessage()
+    assert about_it.levelno == logging.ERROR and "Timeout: ran longer" in about_it.getMessage()
     assert caplog.text.count("trap.get()") == caplog.text.count("in get_stuck") == 1
     assert the_end.getMessage().startswith(f"{name} has ended after all")
 
@@ -2730,6 +2736,23 @@ def test_what_is_to_run_alone_goes_to_another_worker_while_this_one_is_busy(app,
     assert worker.healthy and worker.stats["running"] and ran == [None, ()]
 
 
+def test_a_stop_at_the_moment_of_resuming_is_not_overlooked(app, queue, broker, start):
+    class StopsIt(logging.Handler):
+        def emit(self, record):  # in the supervisor, just before its request for consuming
+            if record.getMessage().startswith("Resuming"):
+                worker.stop(wait=False)
+
+    app.task(queue)(doze)
+    worker = start(app, journal=Notes(bad=(1, False)))
+    handler = StopsIt()
+    logging.getLogger("kuyruk").addHandler(handler)
+    try:
+        broker.publish(queue, body(id="bad", function="doze"))
+        assert worker.join(PATIENCE) and worker.stats["succeeded"] == 1
+    finally:
+        logging.getLogger("kuyruk").removeHandler(handler)
+
+
 def test_a_journal_is_not_told_of_what_is_handed_back(app, queue, broker, start):
     app.task(queue)(hold)
     journal = Notes(bad=(1, False))
@@ -2780,6 +2803,62 @@ def test_messages_survive_the_death_of_the_broker(make_app, queue, start):
         start(task.kuyruk)
         wait_until(lambda: {(n,) for n in range(101)} <= set(ran))
         worker.stop()
+
+
+@pytest.mark.parametrize("kind", ["a send", "a call"])
+def test_a_connection_that_has_vanished_fails_no(kind, make_app, url, proxy, queue, broker, start):
+    start(make_app(url).task(queue)(echo).kuyruk)
+    task = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=4).task(queue)(echo)
+    send = task if kind == "a send" else lambda n: task.send_to_queue([n], wait_result=PATIENCE)
+    send(1)
+    proxy.swallow()  # its heartbeats are missed after 120 seconds
+    send(2)
+    wait_until(lambda: ran == [(1,), (2,)])
+    assert proxy.accepted == 2
+
+
+@pytest.fixture
+def impatient(node):
+    """A node whose consumer_timeout is 1 second, for channels that are opened meanwhile."""
+    setting = "[application:set_env(rabbit, K, V) || {K, V} <- [{channel_tick_interval, %d}, {consumer_timeout, %d}]]."
+    node.ctl("eval", setting % (200, 1000))
+    yield node
+    node.ctl("eval", setting % (60_000, 1_800_000))
+
+
+def test_a_task_that_outlives_the_consumer_timeout_is_named_each_time(impatient, make_app, queue, start, caplog):
+    app = make_app(impatient.url)
+    worker = start(app, [app.task(queue)(hold).queue], threads=2)
+    app.task(queue)(hold)()
+    pattern = rf"Task test_kuyruk.hold \[\w+] from '{queue}' was in hand for .* consumer_timeout: .*max_run_time"
+    wait_until(lambda: len(re.findall(pattern, caplog.text)) >= 2)
+    assert ran[:2] == [None, "HeartbeatError"] and worker.stats["lost"] >= 1
+    release.set()
+    wait_until(lambda: worker.stats["succeeded"] == 1 and worker.healthy)
+    with app.channel() as channel:
+        channel.queue.delete(queue)
+
+
+@pytest.mark.parametrize(
+    ("options", "own", "timeout"),
+    [
+        ({"max_run_time": 3600}, {}, 2 * (3600 + 5) * 1000),
+        ({"max_run_time": 3600, "retry": 1}, {}, 2 * (7200 + 5) * 1000),
+        ({"max_run_time": 3600}, {"x-consumer-timeout": 7}, 7),
+        ({"max_run_time": 60}, {}, None),
+        ({}, {}, None),
+    ],
+)
+def test_a_queue_whose_tasks_may_take_long_is_declared_with_a_consumer_timeout(
+    options, own, timeout, make_app, node, queue
+):
+    app = make_app(node.url, QUEUE_ARGUMENTS=own)
+    app.task(queue, **options)(echo)()
+    rows = [line.split("\t") for line in node.ctl("list_queues", "name", "arguments").splitlines()]
+    [arguments] = [row[1] for row in rows if row[0] == queue]
+    with app.channel() as channel:
+        channel.queue.delete(queue)
+    assert arguments == ("[]" if timeout is None else f'[{{"x-consumer-timeout",{timeout}}}]')
 
 
 def test_a_broker_that_stands_still_bounds_sends(make_app, queue):
@@ -4168,6 +4247,99 @@ app = kuyruk.Kuyruk()
 """)
     text = run_cli(tmp_path, "tasks", "--max-run-time", "0.01").stderr
     assert "mine: kuyruk " in text and "mine: Stopped" in text
+
+
+# -- failed messages, and health
+
+
+def fail_by_hand(project, broker, count):
+    """Put messages into the .failed queue, as a worker does."""
+    name = project.name
+    broker.declare(f"{name}.failed")
+    for n in range(count):
+        headers = {"x-kuyruk-queue": name, "x-kuyruk-failures": 2, "x-kuyruk-exception": "builtins.ValueError"}
+        headers |= {"x-kuyruk-value": "no\nsecond line", "x-kuyruk-failed-at": "2026-01-31T12:00:00+00:00"}
+        properties = {"headers": headers, "message_id": f"id{n}", "reply_to": "gone", "expiration": "600000"}
+        message = body(id=f"id{n}", module=name, function="note", args=[f"n{n}"])
+        broker.publish(f"{name}.failed", message, **properties)
+    wait_until(lambda: broker.count(f"{name}.failed") == count)
+
+
+def run_failed(project, *args):
+    ended = run_cli(project.folder, project.name, "--failed", *args, url=project.url)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout
+
+
+def test_failed_messages_are_listed_and_stay(project, broker):
+    fail_by_hand(project, broker, 3)
+    broker.publish(f"{project.name}.failed", b"nonsense", headers={"x-kuyruk-value": 5})
+    *lines, odd, sum_ = run_failed(project, "list").splitlines()
+    assert [line.split()[:2] for line in lines] == [[f"id{n}", f"{project.name}.note"] for n in range(3)]
+    assert lines[0].endswith("2026-01-31T12:00:00+00:00  None  2x  builtins.ValueError: no")
+    assert odd == "None  (no task)  None  None  Nonex  None: 5" and sum_ == f"{project.name}.failed: 4 messages"
+    [only] = map(json.loads, run_failed(project, "list", "--json", "--id", "id1").splitlines())
+    assert (only["id"], only["args"], only["value"]) == ("id1", ["n1"], "no\nsecond line")
+    assert wait_until(lambda: broker.count(f"{project.name}.failed")) == 4
+
+
+def test_failed_messages_are_sent_again_and_run(project, broker):
+    fail_by_hand(project, broker, 1200)
+    assert run_failed(project, "requeue", "--id", "id7") == f"{project.name}.failed: 1 messages sent again\n"
+    again = broker.take(project.name)
+    assert again.properties["headers"] == {"x-kuyruk-failures": 2} and again.properties["delivery_mode"] == 2
+    assert not again.properties["reply_to"] and not again.properties["expiration"]
+    assert "1199 messages sent again" in run_failed(project, "requeue")
+    assert broker.count(f"{project.name}.failed") == 0
+    project.worker()
+    wait_until(lambda: len(project.notes()) == 1199)
+    assert {*project.notes(), "n7"} == {f"n{n}" for n in range(1200)}
+
+
+def test_failed_messages_are_deleted_all_or_one(project, broker):
+    assert run_failed(project, "purge") == f"{project.name}.failed: 0 messages deleted\n"
+    fail_by_hand(project, broker, 3)
+    assert "1 messages deleted" in run_failed(project, "purge", "--id", "id1")
+    assert run_failed(project, "list").count(".note") == 2
+    assert "2 messages deleted" in run_failed(project, "purge", "-q", project.name)
+    assert broker.count(f"{project.name}.failed") == 0
+
+
+def test_a_failed_message_that_cannot_be_sent_again_stays(project, broker):
+    fail_by_hand(project, broker, 2)
+    broker.declare(project.name, **{"x-max-length": 0, "x-overflow": "reject-publish"})
+    ended = run_cli(project.folder, project.name, "--failed", "requeue", url=project.url)
+    assert ended.returncode == 1 and "error: 2 messages not confirmed by RabbitMQ: refused" in ended.stderr
+    assert wait_until(lambda: broker.count(f"{project.name}.failed")) == 2
+
+
+def test_failed_messages_need_a_broker_and_go_with_their_options(modules):
+    ended = run_cli(modules, "one", "--failed", "list", url=NOWHERE, entry=("-m", "kuyruk_worker"))  # amqpstorm warns
+    assert ended.returncode == 1 and ended.stderr.startswith("python -m kuyruk_worker: error: can't connect to RabbitM")
+    ended = run_cli(modules, "one", "--json")
+    assert ended.returncode == 2 and "--id and --json go with --failed" in ended.stderr
+
+
+def test_a_health_file_is_fresh_only_while_all_processes_consume(project, proxy):
+    health = project.folder / "health"
+    worker = project.worker("-p", "2", "--health", "health", url=proxy.url, entry=cli_with(PULSE=0.2))
+
+    def written():
+        return health.stat().st_mtime_ns if health.exists() else 0
+
+    def is_fresh():
+        before = written()
+        time.sleep(1)
+        return written() > before
+
+    wait_until(is_fresh)
+    assert health.read_text() == "2 processes consume\n"
+    proxy.down()
+    wait_until(lambda: not is_fresh())
+    proxy.up()
+    wait_until(is_fresh)
+    worker.stop()
+    assert not health.exists()
 
 
 # --- The README, the demo, the installed package -----------------------------

@@ -8,11 +8,18 @@
         node.pause()                # SIGSTOP: connected, and silent
         node.resume()
 
-It runs in a folder of its own, listens on 127.0.0.1 only, on free ports, and shares nothing with
-a broker that the system runs: no files, no Erlang cookie, no epmd. As a command it runs one node
-until Ctrl-C or SIGTERM:
+    with RabbitmqCluster() as cluster:      # three nodes
+        app.config.RABBIT_HOST = cluster.hosts      # "127.0.0.1:p1,127.0.0.1:p2,127.0.0.1:p3"
+        node = cluster.leader_of("a quorum queue")
+        node.kill()
+        node.start()
+        cluster.wait_until_whole()      # the next node may fall without a queue losing its majority
 
-    python tools/rabbitmq_node.py [-c 'consumer_timeout = 10000']
+It runs in a folder of its own, listens on 127.0.0.1 only, on free ports, and shares nothing with
+a broker that the system runs: no files, no Erlang cookie, no epmd. As a command it runs one node,
+or a cluster, until Ctrl-C or SIGTERM:
+
+    python tools/rabbitmq_node.py [-c 'consumer_timeout = 10000'] [--nodes 3]
 
 What runs for a node, and why nothing of it outlives this Python process:
 
@@ -29,7 +36,7 @@ a cluster; kill() takes one of them and leaves epmd and the others alone.
 
 Another RabbitMQ than the system's: KUYRUK_TEST_RABBITMQ names the folder that holds its
 `rabbitmq-server`, or the root folder of another Debian system that has it installed (made by
-debootstrap; commands run in it through chroot).
+rabbitmq_root.sh; commands run in it through chroot).
 
 Needs nothing but the standard library, /bin/sh and RabbitMQ. Linux and macOS.
 """
@@ -38,6 +45,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import random
 import re
@@ -461,6 +469,7 @@ class RabbitmqNode:
         self._dist_port = free_port()
         self._owns_realm = realm is None
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_paused = False
 
     def __enter__(self) -> RabbitmqNode:
         try:
@@ -488,12 +497,22 @@ class RabbitmqNode:
         """The Erlang VM's process id while it runs (paused or not), else None."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
+    @property
+    def responds(self) -> bool:
+        """Whether it runs, and isn't paused."""
+        return self.pid is not None and not self._is_paused
+
     def start(self, timeout: float = START_TIMEOUT) -> None:
         """Starts the node, again on the same ports and data if it ran before.
 
         Returns when it answers clients. Raises RabbitmqError with the end of its log when it ends
         or doesn't answer in `timeout` seconds.
         """
+        self.launch()
+        self.wait_until_it_answers(timeout)
+
+    def launch(self) -> None:
+        """Starts the node, and doesn't wait until it answers."""
         if self.pid is not None:
             raise RabbitmqError(f"{self.name} runs already, as process {self.pid}")
         self.realm.open()
@@ -501,8 +520,19 @@ class RabbitmqNode:
         argv = self.realm.installation.argv(self.realm.scripts / "rabbitmq-server")
         environment = self._environment() | self.realm.plugin_folders()
         self._process = self.realm.spawn(argv, environment, self._log)
+        self._is_paused = False
+
+    def wait_until_it_answers(self, timeout: float = START_TIMEOUT) -> None:
+        """As `start`, after `launch`."""
+        deadline = time.monotonic() + timeout
         try:
-            self._wait_until_it_answers(self._process, timeout)
+            while not answers_amqp(self.port):
+                if self.pid is None:
+                    code = self._process and self._process.returncode
+                    raise self._not_started(f"ended with exit code {code}")
+                if time.monotonic() > deadline:
+                    raise self._not_started(f"didn't answer on port {self.port} in {timeout} s")
+                time.sleep(POLL_INTERVAL)
         except BaseException:
             self.kill()
             raise
@@ -531,10 +561,12 @@ class RabbitmqNode:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._is_paused = False
 
     def pause(self) -> None:
         """SIGSTOP: from when this returns until resume(), connections are open and silent."""
         process = self._running()
+        self._is_paused = True
         process.send_signal(signal.SIGSTOP)
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         if not os.WIFSTOPPED(status):  # it ended meanwhile
@@ -544,6 +576,7 @@ class RabbitmqNode:
     def resume(self) -> None:
         """SIGCONT: ends pause()."""
         self._running().send_signal(signal.SIGCONT)
+        self._is_paused = False
 
     def wait(self) -> int:
         """Waits until the node ends; returns its exit code (negative: the signal)."""
@@ -629,29 +662,146 @@ class RabbitmqNode:
             "RABBITMQ_CTL_ERL_ARGS": ERLANG_ARGUMENTS,
         }
 
-    def _wait_until_it_answers(self, process: subprocess.Popen[bytes], timeout: float) -> None:
+    def _not_started(self, reason: str) -> RabbitmqError:
+        return RabbitmqError(f"{self.name} {reason}. The end of its log:\n{self.log_tail()}")
+
+
+# --- Cluster -----------------------------------------------------------------
+
+#: Ends when each queue could lose the node that it is run on, or else at its timeout; in all
+#: releases, "rabbitmq-upgrade await_online_quorum_plus_one" is the same.
+AWAIT_QUORUM = "rabbit_upgrade_preparation:await_online_quorum_plus_one({milliseconds})."
+
+
+class RabbitmqCluster:
+    """Private RabbitMQ nodes that are one cluster.
+
+    `config`: lines for the rabbitmq.conf of each. `size`: how many nodes; three keep their quorum
+    queues when one falls. `nodes` can be killed, paused and started one by one; `ports` and data
+    stay. What a node does alone, as `ctl`, see RabbitmqNode.
+    """
+
+    def __init__(self, config: Iterable[str] = (), *, size: int = 3) -> None:
+        self.realm = Realm()
+        config = tuple(config)
+        first = RabbitmqNode(config, name="rabbit1", realm=self.realm)
+        self.nodes = (first, *(self._follower(f"rabbit{n}", config) for n in range(2, size + 1)))
+
+    def __enter__(self) -> RabbitmqCluster:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _follower(self, name: str, config: Iterable[str]) -> RabbitmqNode:
+        """A node that joins the first, which runs and is alone, when it starts for the first time.
+
+        With a list of all in each, and all started at once, RabbitMQ 3.10 takes 20 seconds to find
+        out that there is nobody yet.
+        """
+        formation = {
+            "peer_discovery_backend": "classic_config",
+            "classic_config.nodes.1": "rabbit1@localhost",
+            "classic_config.nodes.2": f"{name}@localhost",
+        }
+        lines = [f"cluster_formation.{key} = {value}" for key, value in formation.items()]
+        return RabbitmqNode((*lines, *config), name=name, realm=self.realm)
+
+    @property
+    def hosts(self) -> str:
+        """For RABBIT_HOST: all addresses."""
+        return ",".join(f"{node.host}:{node.port}" for node in self.nodes)
+
+    @property
+    def url(self) -> str:
+        """For RABBIT_URL: all addresses. Only for Kuyruk; others take one of `urls`."""
+        return f"amqp://guest:guest@{self.hosts}/"
+
+    @property
+    def urls(self) -> list[str]:
+        """One for each node."""
+        return [node.url for node in self.nodes]
+
+    def start(self, timeout: float = START_TIMEOUT) -> None:
+        """Starts those nodes that don't run, and returns when the cluster is whole.
+
+        Once they have data, all at once: one that wasn't the last to end waits for the others.
+        """
         deadline = time.monotonic() + timeout
-        while not answers_amqp(self.port):
-            if process.poll() is not None:
-                reason = f"ended with exit code {process.returncode}"
-            elif time.monotonic() > deadline:
-                reason = f"didn't answer on port {self.port} in {timeout} s"
-            else:
-                time.sleep(POLL_INTERVAL)
-                continue
-            raise RabbitmqError(f"{self.name} {reason}. The end of its log:\n{self.log_tail()}")
+        if self.realm.folder is None:  # there is no cluster yet that others could join
+            self.nodes[0].start(timeout)
+        started = [node for node in self.nodes if node.pid is None]
+        for node in started:
+            node.launch()
+        for node in started:
+            node.wait_until_it_answers(deadline - time.monotonic())
+        self.wait_until_whole(deadline - time.monotonic())
+
+    def stop(self) -> None:
+        """Ends all at once, and everything that ran for them; removes their data."""
+        self.realm.close()
+        for node in self.nodes:
+            node.kill()  # reaps it
+
+    def wait_until_whole(self, timeout: float = START_TIMEOUT) -> None:
+        """Waits until all nodes are in the cluster, and each quorum queue has all its members.
+
+        Then, and not before, a node can be killed without taking a queue its majority: a node that
+        has just answered again may still miss in some of them. Raises RabbitmqError.
+        """
+        milliseconds = max(0, int(timeout * 1000))
+        seconds = str(math.ceil(milliseconds / 1000))
+        self.ctl("await_online_nodes", "--timeout", seconds, str(len(self.nodes)), timeout=timeout)
+        answer = self.ctl("eval", AWAIT_QUORUM.format(milliseconds=milliseconds), timeout=timeout)
+        if answer.strip() != "true":
+            raise RabbitmqError(f"there are queues without all of their members: {answer.strip()}")
+
+    def leader_of(self, queue: str, timeout: float = CTL_TIMEOUT) -> RabbitmqNode:
+        """The node that leads this quorum queue. Waits until there is one that runs.
+
+        Raises RabbitmqError if there is none in `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            rows = self.ctl("list_queues", "--no-table-headers", "name", "leader").splitlines()
+            leader = dict(row.split("\t") for row in rows).get(queue)
+            for node in self.nodes:
+                if node.name == leader and node.responds:
+                    return node
+        raise RabbitmqError(f"queue {queue!r} has no leader in {timeout} s")
+
+    def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
+        """Runs rabbitmqctl on the first node that responds; see RabbitmqNode.ctl."""
+        for node in self.nodes:
+            if node.responds:
+                return node.ctl(*arguments, timeout=timeout)
+        raise RabbitmqError("no node of the cluster runs")
 
 
 # --- Command line ------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a node until Ctrl-C or SIGTERM. Exit codes: 0 so ended, 1 RabbitMQ's fault."""
+    """Runs a node, or a cluster, until Ctrl-C or SIGTERM. Exit codes: 0 so ended, 1 RabbitMQ's fault."""
     parser = argparse.ArgumentParser(
-        description="Runs a private RabbitMQ node until Ctrl-C or SIGTERM and prints its URL."
+        description="Runs a private RabbitMQ node, or a cluster, until Ctrl-C or SIGTERM and prints "
+        "its URL (for Kuyruk: all addresses are in it)."
     )
     parser.add_argument(
         "-c", "--config", metavar="LINE", action="append", default=[], help="for rabbitmq.conf"
+    )
+    parser.add_argument(
+        "-n", "--nodes", metavar="N", type=int, default=1, help="as a cluster of so many"
     )
     parser.add_argument(
         "--which", action="store_true", help="only print which rabbitmq-server it would run"
@@ -667,6 +817,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(signum, interrupt)
+        if options.nodes > 1:
+            with RabbitmqCluster(options.config, size=options.nodes) as cluster:
+                print(cluster.url, flush=True)
+                while True:
+                    signal.pause()  # a node may end, and be started by no one
         with RabbitmqNode(options.config) as node:
             print(node.url, flush=True)
             code = node.wait()

@@ -1,0 +1,914 @@
+"""`make chaos`: faults of the network, of RabbitMQ and of the processes, and where every message went.
+
+    python tools/chaos.py [--quick] [--only FAULT] [--mixed-minutes M] [--every S] [--rate N] [--seed N]
+
+Each fault has a queue, a worker (`python -m kuyruk_worker -p 2`, in most), and two processes that send numbered tasks
+to it from several threads: one by one, in batches, and waiting for the answer. Each send and each run is written down
+(chaos_tasks.py). Then comes the fault, alone; in the end all of them, at random. A row of the table:
+
+    sent        messages that were sent: confirmed, or refused, that is, the send has raised
+    refused     nobody knows of these: they may have run
+    executed    different messages that have run to their end
+    again       runs of messages that had run already. Explained is that by a fault that found the message on its way:
+                its send, or a run of it that had not ended, or whose acknowledgement the broker had not on record yet
+                (from a second before the fault until a second after it, when each process has heard of it)
+    deleted     confirmed, and gone with the queue when that was deleted
+    lost        confirmed, not deleted, and never run
+    send        the longest send, in seconds, whether it returned or raised
+    silence     the longest time, in seconds, in which no task began while a confirmed message waited and the broker ran
+                (neither killed nor stopped). A fault of the network, or of the worker, is part of that time
+    back        seconds from the end of the fault (the broker answers, the network works, the worker is started) until
+                each process of the worker has begun a task; of the mixed faults: until any has, or the next fault comes
+
+Exit code: 1 if a message was lost, or ran again without explanation, if a send took longer than RABBIT_PUBLISH_TIMEOUT
+and a second, if a worker wasn't back in 10 seconds (of a half-open connection: after the two heartbeats in which it
+notices), if a process was left behind, or an answer was wrong. 2 for wrong arguments. Ctrl-C ends it, and what it has
+started. The same seed draws the same mixed faults. Linux only (/proc).
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import collections
+import concurrent.futures
+import contextlib
+import itertools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from amqpstorm.exception import AMQPChannelError, AMQPError
+from amqpstorm.uri_connection import UriConnection
+from rabbitmq_node import RabbitmqError, RabbitmqNode
+from tcp_proxy import TcpProxy
+
+TOOLS = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(TOOLS)
+sys.path.insert(0, ROOT)
+
+from chaos_tasks import Executed, Sent
+
+#: Where everything is until the next run: the books, the logs. Git ignores it.
+FOLDER = os.path.join(ROOT, "build", "chaos")
+
+PROCESSES = 2  #: Of a worker,
+THREADS = 4  #: and of each of these.
+TICK = 0.1  #: Seconds between two looks.
+PATIENCE = 30.0  #: Seconds that a process gets to start or to end, and in which something must happen at the end.
+BACK_LIMIT = 10.0  #: Seconds in which a worker is to be back.
+SEND_MARGIN = 1.0  #: Seconds that a send may take beyond RABBIT_PUBLISH_TIMEOUT.
+SETTLING = 1.0  #: Seconds before a fault in which the broker may not have on record yet that a task has ended;
+NOTICING = 1.0  #: and after it, until each process has heard of it, on a machine that is busy.
+MIXED_PAUSE = 2.0  #: Seconds between two mixed faults, at least.
+BACKLOG = 1.0  #: Seconds without a worker, so that a queue holds something when it is deleted.
+SHOWN = 5  #: Messages of one sort that are printed.
+CHANNEL_TICK = 1000  #: Milliseconds between two looks of the broker for what exceeds consumer_timeout; else 60000.
+ALARM, NO_ALARM = "0", "0.4"  #: Of its memory, from which on the broker blocks those that publish.
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long things take, in seconds."""
+
+    publish_timeout: float = 10
+    heartbeat: int = 10
+    consumer_timeout: float = 10
+    before: float = 2  #: Of calm before a fault,
+    after: float = 3  #: and when the worker is back.
+    outage: float = 3  #: That the broker is down.
+    stall: float = 14  #: Longer than a send may take, as the next two.
+    freeze: float = 20
+    alarm: float = 14
+    at_once: int = 1  #: How many faults that don't concern the broker are tried at once.
+
+
+FULL = Pace()
+QUICK = Pace(2, 4, 4, before=0.5, after=0.5, outage=0.2, stall=3.5, freeze=3.5, alarm=3.5, at_once=4)
+
+
+class Interrupted(Exception):
+    """Ctrl-C, in a thread that is no longer wanted."""
+
+
+# --- The processes ---------------------------------------------------------------
+
+
+class Process:
+    """A process in a session of its own: by that all are known that descend from it."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: str) -> None:
+        with open(log, "ab") as output:
+            self._popen = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self.pid = self._popen.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._popen.poll() is None
+
+    def session(self) -> list[int]:
+        """All processes of it, zombies included, the first one first."""
+        found = []
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            with contextlib.suppress(ProcessLookupError):
+                found += [pid] if os.getsid(pid) == self.pid else []
+        return sorted(found, key=lambda pid: pid != self.pid)
+
+    def children(self) -> list[int]:
+        return [pid for pid in self.session() if pid != self.pid]
+
+    def signal(self, number: signal.Signals) -> None:
+        for pid in self.session():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def tell(self, line: str) -> None:
+        assert self._popen.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._popen.stdin.write(f"{line}\n".encode())
+            self._popen.stdin.flush()
+
+    def end(self, terminate: bool) -> int | None:
+        """By SIGTERM, or by the end of its input. Returns its exit code; None if it doesn't end."""
+        if terminate:
+            self._popen.terminate()
+        elif self._popen.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._popen.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._popen.wait(PATIENCE)
+        return None
+
+    def kill(self) -> None:
+        """SIGKILL to all of them, and to those that they have started meanwhile."""
+        while pids := [pid for pid in self.session() if not _is_zombie(pid)]:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self._popen.wait()
+        with contextlib.suppress(BrokenPipeError):
+            assert self._popen.stdin is not None
+            self._popen.stdin.close()
+
+
+def _is_zombie(pid: int) -> bool:
+    """Or gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+# --- The books -------------------------------------------------------------------
+
+
+class Books:
+    """What has been sent, and what has run; read on as it is written."""
+
+    def __init__(self, folder: str) -> None:
+        self.sent: dict[str, Sent] = {}
+        self.runs: dict[str, list[Executed]] = collections.defaultdict(list)  # to their end
+        self.cuts: list[Executed] = []  # calls that were interrupted
+        self.last_begin: dict[int, float] = {}  # by process
+        self._folder = folder
+        self._read: collections.Counter[str] = collections.Counter()  # bytes of each file
+
+    def follow(self) -> None:
+        for line in self._news("sent"):
+            sent = Sent.parse(line)
+            self.sent[sent.number] = sent
+        for line in self._news("executed"):
+            run = Executed.parse(line)
+            self.last_begin[run.pid] = max(run.began, self.last_begin.get(run.pid, 0))
+            if run.outcome == "ran":
+                self.runs[run.number].append(run)
+            else:
+                self.cuts.append(run)
+
+    def _news(self, name: str) -> list[str]:
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(self._folder, name), "rb") as file:
+            file.seek(self._read[name])
+            lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
+            self._read[name] += sum(map(len, lines))
+            return [line.decode().rstrip() for line in lines]
+        return []
+
+    @property
+    def confirmed(self) -> list[Sent]:
+        return [sent for sent in self.sent.values() if sent.outcome == "confirmed"]
+
+    def open(self) -> list[Sent]:
+        """Confirmed, and not run."""
+        return [sent for sent in self.confirmed if sent.number not in self.runs]
+
+    def begins(self) -> list[float]:
+        calls = itertools.chain(self.cuts, *self.runs.values())
+        return sorted(call.began for call in calls)
+
+
+@dataclass
+class Strike:
+    """A fault that has happened."""
+
+    name: str
+    began: float
+    ended: float = 0.0
+    #: Until when it may have found messages on their way; None: it mustn't cost any a second run.
+    until: float | None = None
+    #: Seconds that a worker may take to notice it.
+    unnoticed: float = 0.0
+    #: Until each process was back, if that was waited for; and whether that was in vain.
+    back: float | None = None
+    late: bool = False
+
+
+class Deletion(NamedTuple):
+    """Of a queue."""
+
+    began: float
+    ended: float
+    messages: int  #: That it held, with those that were delivered and not acknowledged.
+
+
+# --- A fault's own world -----------------------------------------------------------
+
+
+class Lane:
+    """A queue, a worker for it, two processes that send, and the proxy that the worker and one of those use."""
+
+    def __init__(self, node: RabbitmqNode, fault: Fault, pace: Pace, seed: int, rate: float) -> None:
+        self.node, self.fault, self.pace = node, fault, pace
+        self.dice = random.Random(f"{seed} {fault.name}")
+        self.queue = f"chaos.{fault.slug}"
+        self.folder = os.path.join(FOLDER, fault.slug)
+        os.makedirs(self.folder)
+        self.books = Books(self.folder)
+        self.violations: list[str] = []
+        self.strikes: list[Strike] = []
+        #: Times in which the broker didn't run.
+        self.outages: list[tuple[float, float]] = []
+        self.deletions: list[Deletion] = []
+        self.over = threading.Event()  # by Ctrl-C
+        self._rate = rate
+        self._processes: list[Process] = []  # all that were ever started
+
+    def __enter__(self) -> Lane:
+        self.proxy = TcpProxy(self.node.url)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for process in self._processes:
+            process.kill()
+        self.proxy.close()
+
+    # -- its processes
+
+    def start(self) -> None:
+        near = self.proxy.url if self.fault.proxied else self.node.url
+        embed = ["--embed"] if self.fault.embedded else []
+        self.senders = [self._start_sender(near, *embed), self._start_sender(self.node.url)]
+        self.worker = self.senders[0]
+        if not self.fault.embedded:
+            self.start_worker()
+        self._wait_for_first_runs()
+        self.nap(self.pace.before)
+
+    def start_worker(self) -> None:
+        command = ["-m", "kuyruk_worker", "chaos_tasks", "-p", str(PROCESSES), "-t", str(THREADS)]
+        near = self.proxy.url if self.fault.proxied else self.node.url
+        self.worker = self._start("worker", near, *command)
+
+    def stop_worker(self) -> None:
+        code = self.worker.end(terminate=True)
+        if code != 0:
+            self.violations.append(f"a worker ended on SIGTERM with exit code {code}")
+
+    def _start_sender(self, url: str, *options: str) -> Process:
+        rate = str(self._rate / 2)
+        return self._start("sender", url, os.path.join(TOOLS, "chaos_sender.py"), "--rate", rate, *options)
+
+    def _start(self, log: str, url: str, *command: str) -> Process:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("KUYRUK_")}
+        environment |= {"KUYRUK_RABBIT_URL": url, "KUYRUK_RABBIT_HEARTBEAT": str(self.pace.heartbeat)}
+        environment |= {"KUYRUK_RABBIT_PUBLISH_TIMEOUT": str(self.pace.publish_timeout)}
+        environment |= {"CHAOS_QUEUE": self.queue, "CHAOS_FOLDER": self.folder, "PYTHONPATH": TOOLS}
+        log = os.path.join(self.folder, f"{log}.log")
+        process = Process([sys.executable, *command], environment, log)
+        self._processes.append(process)
+        return process
+
+    def consumers(self) -> list[int]:
+        """Processes that run tasks."""
+        return [self.worker.pid] if self.fault.embedded else self.worker.children()
+
+    # -- time
+
+    def nap(self, seconds: float) -> None:
+        if self.over.wait(seconds):
+            raise Interrupted
+
+    def wait_until(self, condition: Callable[[], object], seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.books.follow()
+            if condition():
+                return True
+            self.nap(TICK)
+        return False
+
+    def _wait_for_first_runs(self) -> None:
+        wanted = 1 if self.fault.embedded else PROCESSES
+        if not self.wait_until(lambda: len(self.books.last_begin) >= wanted, PATIENCE):
+            raise RabbitmqError(f"{self.fault.name}: the worker doesn't begin, see {self.folder}")
+
+    # -- the fault
+
+    def strike(self, fault: Fault) -> None:
+        strike = Strike(fault.name, time.monotonic())
+        self.strikes.append(strike)
+        fault.cause(self)
+        strike.ended = time.monotonic()
+        strike.unnoticed = 2.0 * self.pace.heartbeat if fault.silent else 0.0
+        strike.until = strike.ended + strike.unnoticed + NOTICING if fault.cuts else None
+
+    @contextlib.contextmanager
+    def outage(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.outages.append((began, time.monotonic()))
+
+    def delete_queue(self) -> None:
+        """While nothing consumes it: so the number of unacknowledged messages stays."""
+        rows = self.node.ctl("list_queues", "name", "messages_unacknowledged").splitlines()
+        [unacknowledged] = [int(count) for name, count in map(str.split, rows) if name == self.queue]
+        with UriConnection(self.node.url) as connection, connection.channel() as channel:
+            began = time.monotonic()
+            ready = channel.queue.delete(self.queue)["message_count"]
+            self.deletions.append(Deletion(began, time.monotonic(), ready + unacknowledged))
+
+    def wait_until_back(self) -> None:
+        strike = self.strikes[-1]
+        limit = BACK_LIMIT + strike.unnoticed
+
+        def missing() -> list[int]:
+            return [pid for pid in self.consumers() if self.books.last_begin.get(pid, 0) <= strike.ended]
+
+        def are_all_back() -> bool:
+            return len(self.consumers()) == (1 if self.fault.embedded else PROCESSES) and not missing()
+
+        if self.wait_until(are_all_back, limit + SEND_MARGIN):
+            strike.back = time.monotonic() - strike.ended
+        else:
+            strike.late = True
+            self.violations.append(f"not back in {limit:g} s: {missing() or 'a process is missing'}")
+
+    # -- the end
+
+    def finish(self) -> None:
+        for sender in self.senders:
+            sender.tell("stop")
+        self._drain()
+        if not self.fault.embedded:
+            self.stop_worker()
+        for sender in self.senders:
+            code = sender.end(terminate=False)
+            if code != 0:
+                self.violations.append(f"a sender ended with exit code {code}")
+        self.books.follow()
+        left = [pid for process in self._processes for pid in process.session()]
+        if left:
+            self.violations.append(f"processes were left behind: {left}")
+        self._look_for_failed()
+
+    def _drain(self) -> None:
+        """Until all that was confirmed has run, or nothing happens any more."""
+        known, since = -1, time.monotonic()
+        while True:
+            self.nap(2 * TICK)
+            self.books.follow()
+            news = len(self.books.sent) + sum(map(len, self.books.runs.values()))
+            if news != known:
+                known, since = news, time.monotonic()
+            quiet = time.monotonic() - since
+            if quiet > PATIENCE or (quiet > SETTLING and not any(map(self.is_owed, self.books.open()))):
+                return
+
+    def is_owed(self, sent: Sent) -> bool:
+        """Its queue hasn't been deleted since its send began."""
+        return all(sent.began > deletion.ended for deletion in self.deletions)
+
+    def _look_for_failed(self) -> None:
+        missing = contextlib.suppress(AMQPChannelError)  # no such queue: fine
+        with UriConnection(self.node.url) as connection, missing, connection.channel() as channel:
+            count = channel.queue.declare(f"{self.queue}.failed", passive=True)["message_count"]
+            self.violations += [f"{count} messages are in {self.queue}.failed"] if count else []
+
+
+# --- The faults --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`cause` returns when it is over: when the broker runs again, and so on."""
+
+    name: str
+    cause: Callable[[Lane], None]
+    broker: bool = False  #: Concerns all connections of the broker.
+    proxied: bool = False  #: Needs the proxy.
+    embedded: bool = False  #: Needs a service with a worker in it.
+    silent: bool = False  #: Is only noticed by missing heartbeats.
+    cuts: bool = True  #: May make messages run again.
+    mixes: bool = True
+
+    @property
+    def slug(self) -> str:
+        return "-".join(self.name.replace(",", " ").split())
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(name: str, **options: bool) -> Callable[[Callable[[Lane], None]], Callable[[Lane], None]]:
+    def decorate(cause: Callable[[Lane], None]) -> Callable[[Lane], None]:
+        FAULTS[name] = Fault(name, cause, **options)
+        return cause
+
+    return decorate
+
+
+@fault("child killed")
+def kill_child(lane: Lane) -> None:
+    os.kill(lane.dice.choice(lane.worker.children()), signal.SIGKILL)
+
+
+@fault("worker killed")
+def kill_worker(lane: Lane) -> None:
+    lane.worker.kill()
+    lane.start_worker()
+
+
+@fault("worker stopped", cuts=False)
+def restart_worker(lane: Lane) -> None:
+    lane.stop_worker()
+    lane.start_worker()
+
+
+@fault("broker killed", broker=True)
+def kill_broker(lane: Lane) -> None:
+    # It would forget a queue that was declared a moment ago, as after a deletion.
+    lane.node.ctl("eval", "mnesia:dump_log().")
+    with lane.outage():
+        lane.node.kill()
+        lane.nap(lane.pace.outage)
+        lane.node.start()
+
+
+@fault("broker stopped", broker=True)
+def restart_broker(lane: Lane) -> None:
+    with lane.outage():
+        lane.node.halt()
+        lane.nap(lane.pace.outage)
+        lane.node.start()
+
+
+@fault("broker frozen", broker=True)
+def freeze_broker(lane: Lane) -> None:
+    with lane.outage():
+        lane.node.pause()
+        try:
+            lane.nap(lane.pace.freeze)
+        finally:
+            lane.node.resume()
+
+
+@fault("connections closed", broker=True)
+def close_connections(lane: Lane) -> None:
+    lane.node.ctl("close_all_connections", "chaos")
+
+
+@fault("memory alarm", broker=True, cuts=False)
+def raise_alarm(lane: Lane) -> None:
+    lane.node.ctl("set_vm_memory_high_watermark", ALARM)
+    try:
+        lane.nap(lane.pace.alarm)
+    finally:
+        lane.node.ctl("set_vm_memory_high_watermark", NO_ALARM)
+
+
+@fault("TCP reset", proxied=True)
+def reset(lane: Lane) -> None:
+    lane.proxy.cut()
+
+
+@fault("TCP stall up", proxied=True)
+def stall_up(lane: Lane) -> None:
+    _stall(lane, "up")
+
+
+@fault("TCP stall down", proxied=True)
+def stall_down(lane: Lane) -> None:
+    _stall(lane, "down")
+
+
+def _stall(lane: Lane, direction: str) -> None:
+    lane.proxy.stall(direction)
+    try:
+        lane.nap(lane.pace.stall)
+    finally:
+        lane.proxy.resume()
+
+
+@fault("half-open", proxied=True, silent=True)
+def half_open(lane: Lane) -> None:
+    lane.proxy.swallow()
+
+
+@fault("queue deleted")
+def delete_queue(lane: Lane) -> None:
+    """With messages in it, and the worker on it."""
+    lane.worker.signal(signal.SIGSTOP)
+    try:
+        lane.nap(BACKLOG)
+        lane.delete_queue()
+    finally:
+        lane.worker.signal(signal.SIGCONT)
+
+
+@fault("queue deleted, cached")
+def delete_cached_queue(lane: Lane) -> None:
+    """Without a worker that would declare it anew: only senders that believe it to be there."""
+    lane.stop_worker()
+    lane.nap(BACKLOG)
+    lane.delete_queue()
+    lane.nap(BACKLOG)
+    lane.start_worker()
+
+
+@fault("consumer_timeout")
+def exceed_consumer_timeout(lane: Lane) -> None:
+    """The broker closes the channel of a process. Mixed, other faults may be faster."""
+    seconds = 2 * lane.pace.consumer_timeout
+    cuts = len(lane.books.cuts)
+    lane.senders[1].tell(f"hold {seconds}")
+    if lane.fault is not MIXED and not lane.wait_until(lambda: len(lane.books.cuts) > cuts, seconds):
+        lane.violations.append("the broker hasn't closed the channel")
+
+
+@fault("fork", cuts=False)
+def fork_sender(lane: Lane) -> None:
+    lane.senders[0].tell("fork")
+
+
+@fault("fork, embedded", embedded=True, cuts=False, mixes=False)
+def fork_service(lane: Lane) -> None:
+    lane.senders[0].tell("fork")
+
+
+#: Not a fault: the lane of all of them.
+MIXED = Fault("mixed", lambda lane: None, broker=True, proxied=True, mixes=False)
+
+
+# --- The account -------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """Of the table; see the top of this file."""
+
+    fault: str
+    sent: int
+    confirmed: int
+    refused: int
+    executed: int
+    again: int
+    deleted: int
+    lost: int
+    send: float
+    silence: float
+    back: float
+
+    @classmethod
+    def head(cls) -> str:
+        return f"{'fault':22}" + "".join(f"{name:>10}" for name in cls._fields[1:])
+
+    def __str__(self) -> str:
+        cells = (f"{cell:10.1f}" if isinstance(cell, float) else f"{cell:10}" for cell in self[1:])
+        return f"{self.fault:22}" + "".join(cells)
+
+
+class Account:
+    """Of a lane whose processes have ended."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane, self._books, self._pace = lane, lane.books, lane.pace
+        self.violations = lane.violations
+        missing = self._books.open()
+        self._deleted = [sent for sent in missing if not lane.is_owed(sent)]
+        # More than there were in a queue aren't gone with it: the oldest must have been lost before.
+        excess = max(0, len(self._deleted) - self._most_deleted())
+        lost = sorted(self._deleted, key=lambda sent: sent.ended)[:excess]
+        self._deleted = [sent for sent in self._deleted if sent not in lost]
+        self.lost = lost + [sent for sent in missing if lane.is_owed(sent)]
+        self._again = {number: runs for number, runs in self._books.runs.items() if len(runs) > 1}
+
+    def _most_deleted(self) -> int:
+        """What the queues held, and what was just about to come."""
+        spans = [(deletion.began, deletion.ended) for deletion in self._lane.deletions]
+        coming = sum(any(_overlap((sent.began, sent.ended), span) for span in spans) for sent in self._deleted)
+        return coming + sum(deletion.messages for deletion in self._lane.deletions)
+
+    def row(self) -> Row:
+        books = self._books
+        self._add("lost", map(str, self.lost))
+        self._add("ran again without a reason", map(self._describe, itertools.filterfalse(self._explains, self._again)))
+        self._add("wrong", [str(sent) for sent in books.sent.values() if "WRONG" in sent.outcome])
+        self._add("ran and was never sent", books.runs.keys() - books.sent.keys())
+        self._check_embedded()
+        if not books.confirmed:
+            self.violations.append("no send was confirmed at all")
+        return Row(
+            fault=self._lane.fault.name,
+            sent=len(books.sent),
+            confirmed=len(books.confirmed),
+            refused=len(books.sent) - len(books.confirmed),
+            executed=len(books.runs),
+            again=sum(len(runs) - 1 for runs in self._again.values()),
+            deleted=len(self._deleted),
+            lost=len(self.lost),
+            send=self._longest_send(),
+            silence=self._longest_silence(),
+            back=self._longest_back(),
+        )
+
+    def _add(self, what: str, found: Iterable[str]) -> None:
+        found = list(found)
+        self.violations += [f"{what}: {text}" for text in found[:SHOWN]]
+        if len(found) > SHOWN:
+            self.violations.append(f"{what}: {len(found) - SHOWN} more")
+
+    def _describe(self, number: str) -> str:
+        first, *more = self._again[number]
+        strike = next((s for s in reversed(self._lane.strikes) if s.began < first.ended), None)
+        before = f"{strike.name}, {strike.began:.2f} to {strike.ended:.2f}" if strike else "no fault"
+        runs = ", ".join(f"{run.began:.2f} to {run.ended:.2f} in {run.pid}" for run in (first, *more))
+        return f"{number}, sent {self._books.sent[number][2:]}, ran {runs}; before that: {before}"
+
+    def _check_embedded(self) -> None:
+        if self._lane.fault.embedded:
+            others = self._books.last_begin.keys() - {self._lane.worker.pid}
+            self._add("a fork of the service has run tasks", map(str, others))
+
+    # -- messages that ran again
+
+    def _explains(self, number: str) -> bool:
+        """A fault found it on its way: while it was sent, or before the broker had its acknowledgement."""
+        on_its_way = [(run.began, run.ended + SETTLING) for run in self._again[number][:-1]]
+        if sent := self._books.sent.get(number):
+            on_its_way.append((sent.began, sent.ended))
+        return any(_overlap(span, hit) for span in on_its_way for hit in self._hits())
+
+    def _hits(self) -> Iterator[tuple[float, float]]:
+        for strike in self._lane.strikes:
+            if strike.until is not None and strike.name != "consumer_timeout":
+                yield strike.began, strike.until
+        for cut in self._books.cuts:  # by consumer_timeout, if by nothing else
+            yield cut.ended, cut.ended
+
+    # -- times
+
+    def _longest_send(self) -> float:
+        longest = max(self._books.sent.values(), key=lambda sent: sent.ended - sent.began)
+        seconds = longest.ended - longest.began
+        if seconds > self._pace.publish_timeout + SEND_MARGIN:
+            self.violations.append(f"a send took {seconds:.1f} s: {longest}")
+        return seconds
+
+    def _longest_silence(self) -> float:
+        """See the top of this file."""
+        end = max(sent.ended for sent in self._books.sent.values())
+        waits = []
+        for sent in self._books.confirmed:
+            runs = self._books.runs.get(sent.number)
+            begin = min(run.began for run in runs) if runs else self._deleted_at(sent, end)
+            waits.append((sent.ended, begin))
+        begins = self._books.begins()
+        longest = 0.0
+        for start, stop in _subtract(_merge(waits), self._lane.outages):
+            marks = [start, *begins[bisect.bisect(begins, start) : bisect.bisect_left(begins, stop)], stop]
+            longest = max(longest, *(b - a for a, b in itertools.pairwise(marks)))
+        return longest
+
+    def _deleted_at(self, sent: Sent, end: float) -> float:
+        return min((each.began for each in self._lane.deletions if sent.began <= each.ended), default=end)
+
+    def _longest_back(self) -> float:
+        """If not each process was waited for: until the next task began, unless another fault came in between."""
+        begins, strikes, longest = self._books.begins(), self._lane.strikes, 0.0
+        for strike, following in itertools.zip_longest(strikes, strikes[1:]):
+            seconds = strike.back
+            if seconds is None:
+                place = bisect.bisect(begins, strike.ended)
+                begin = begins[place] if place < len(begins) else strike.ended
+                seconds = min(begin, following.began if following else begin) - strike.ended
+                limit = BACK_LIMIT + strike.unnoticed
+                strike.back = seconds
+                if seconds > limit and not strike.late:
+                    self.violations.append(f"{strike.name}: not back in {limit:g} s, but after {seconds:.1f} s")
+            longest = max(longest, seconds)
+        return longest
+
+
+Span = tuple[float, float]
+
+
+def _overlap(a: Span, b: Span) -> bool:
+    return a[0] <= b[1] and b[0] <= a[1]
+
+
+def _merge(spans: Iterable[Span]) -> list[Span]:
+    merged: list[Span] = []
+    for start, stop in sorted(span for span in spans if span[0] < span[1]):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(stop, merged[-1][1])
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def _subtract(spans: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
+    left = list(spans)
+    for start, stop in holes:
+        parts = [part for a, b in left for part in ((a, min(b, start)), (max(a, stop), b))]
+        left = [(a, b) for a, b in parts if a < b]
+    return left
+
+
+# --- The run -----------------------------------------------------------------------
+
+
+class Chaos:
+    """All lanes, on one broker."""
+
+    def __init__(self, node: RabbitmqNode, arguments: argparse.Namespace) -> None:
+        self._node, self._arguments = node, arguments
+        self._pace = QUICK if arguments.quick else FULL
+        self._over = threading.Event()
+        self.violations: list[str] = []
+        self._told = threading.Lock()  # guards the list, and the output
+
+    def run(self) -> None:
+        lanes = [self._make_lane(FAULTS[name]) for name in self._arguments.only]
+        minutes = self._arguments.mixed_minutes
+        mixed = self._make_lane(MIXED) if minutes else None
+        self._prepare([*lanes, *([mixed] if mixed else [])])
+        say(Row.head())
+        try:
+            self._run_at_once([lane for lane in lanes if not lane.fault.broker])
+            for lane in lanes:
+                if lane.fault.broker:
+                    self._run_lane(lane, self._strike_once)
+            if mixed:
+                self._run_lane(mixed, self._strike_often)
+        finally:
+            self._over.set()
+
+    def _make_lane(self, fault: Fault) -> Lane:
+        lane = Lane(self._node, fault, self._pace, self._arguments.seed, self._arguments.rate)
+        lane.over = self._over
+        return lane
+
+    def _prepare(self, lanes: Iterable[Lane]) -> None:
+        """The queues well before the faults: a broker that is killed forgets what was declared just before."""
+        with UriConnection(self._node.url) as connection, connection.channel() as channel:
+            for lane in lanes:
+                channel.queue.declare(lane.queue, durable=True)
+        look = f"application:set_env(rabbit, channel_tick_interval, {CHANNEL_TICK})"
+        self._node.ctl("eval", f"mnesia:dump_log(), {look}.")
+
+    def _run_at_once(self, lanes: list[Lane]) -> None:
+        with concurrent.futures.ThreadPoolExecutor(self._pace.at_once) as executor:
+            futures = [executor.submit(self._run_lane, lane, self._strike_once) for lane in lanes]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                self._over.set()
+                raise
+
+    def _run_lane(self, lane: Lane, strike: Callable[[Lane], None]) -> None:
+        with lane:
+            lane.start()
+            strike(lane)
+            lane.finish()
+        row = Account(lane).row()
+        with self._told:
+            say(str(row))
+            if len(lane.strikes) > 1:
+                describe_strikes(lane)
+            self.violations += [f"{lane.fault.name}: {text}" for text in lane.violations]
+
+    def _strike_once(self, lane: Lane) -> None:
+        lane.strike(lane.fault)
+        lane.wait_until_back()
+        lane.nap(self._pace.after)
+
+    def _strike_often(self, lane: Lane) -> None:
+        every = self._arguments.every
+        due = time.monotonic()
+        end = due + self._arguments.mixed_minutes * 60
+        for fault in self._draw(lane.dice):
+            # Those that last end before the next is due; each alone they have lasted longer.
+            length = lane.dice.uniform(MIXED_PAUSE / 4, max(every - MIXED_PAUSE, MIXED_PAUSE))
+            lane.pace = replace(self._pace, outage=length / 4, stall=length, freeze=length, alarm=length)
+            lane.strike(fault)
+            due = max(due + every, time.monotonic() + MIXED_PAUSE)
+            if due >= end:
+                break
+            lane.wait_until(lambda: False, due - time.monotonic())
+        lane.wait_until_back()
+        lane.nap(self._pace.after)
+
+    def _draw(self, dice: random.Random) -> Iterator[Fault]:
+        """Each once, in random order, and again and again."""
+        faults = [each for each in FAULTS.values() if each.mixes]
+        while True:
+            yield from dice.sample(faults, len(faults))
+
+
+def describe_strikes(lane: Lane) -> None:
+    say(f"\n{'':4}at     for    back   the mixed faults")
+    for strike in lane.strikes:
+        at, length = strike.began - lane.strikes[0].began, strike.ended - strike.began
+        say(f"{at:6.1f} {length:6.1f} {strike.back or 0:7.1f}   {strike.name}")
+
+
+def say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Faults, alone and mixed, and where every message went.")
+    add = parser.add_argument
+    add("--quick", action="store_true", help="shorter faults and timeouts, several at once: under 3 minutes")
+    text = f"this fault only; repeatable: {', '.join(FAULTS)}. None of them: --only none"
+    add("--only", action="append", choices=[*FAULTS, "none"], metavar="FAULT", help=text)
+    add("--mixed-minutes", type=float, metavar="M", help="of mixed faults (default: 3; --quick: 0.3; --only: 0)")
+    add("--every", type=float, metavar="S", help="seconds from a mixed fault to the next (default: 10; --quick: 5)")
+    add("--rate", type=float, default=100, help="messages per second, about (default: 100)")
+    add("--seed", type=int, default=random.randrange(10**6), help="an earlier run's, for the same mixed faults")
+    arguments = parser.parse_args()
+    if arguments.mixed_minutes is None:
+        arguments.mixed_minutes = 0 if arguments.only else 0.3 if arguments.quick else 3
+    arguments.every = arguments.every or (5 if arguments.quick else 10)
+    arguments.only = [name for name in arguments.only or FAULTS if name != "none"]
+    return arguments
+
+
+def chaos(arguments: argparse.Namespace) -> list[str]:
+    """Returns the violations."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    pace = QUICK if arguments.quick else FULL
+    with RabbitmqNode([f"consumer_timeout = {pace.consumer_timeout * 1000:.0f}"]) as node:
+        run = Chaos(node, arguments)
+        run.run()
+        return run.violations
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    began = time.monotonic()
+    pace = QUICK if arguments.quick else FULL
+    settings = f"RABBIT_PUBLISH_TIMEOUT {pace.publish_timeout:g}, RABBIT_HEARTBEAT {pace.heartbeat}"
+    say(f"--seed {arguments.seed}; {settings}\n")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        violations = chaos(arguments)
+    except (RabbitmqError, AMQPError, OSError) as error:
+        say(f"\nchaos: {error}")
+        return 1
+    except (KeyboardInterrupt, Interrupted):
+        say("\nchaos: interrupted; what it started has ended")
+        return 1
+    say(f"\n{time.monotonic() - began:.0f} seconds; books and logs: {FOLDER}\n")
+    say("\n".join(["VIOLATIONS:", *violations] if violations else ["No violations."]))
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

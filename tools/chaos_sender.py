@@ -1,0 +1,165 @@
+"""A process of `make chaos` that sends numbered tasks from several threads, and books each.
+
+    python tools/chaos_sender.py --rate 50 [--embed]
+
+Sends until it is told to stop, and ends when its standard input does. The lines that it reads there:
+
+    stop            send no more; what is on its way still ends
+    fork            fork while the threads send, as a server does that has loaded its application; both send then
+    hold SECONDS    send a task that takes so long
+
+With --embed it is a service with a worker in threads of its own. Settings come from the environment, see
+chaos_tasks.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from chaos_tasks import Sent, app, config, note, write
+
+import kuyruk
+
+BATCH = 10  #: Messages of a batch.
+CHILD_SENDS = 3.0  #: Seconds that a forked child sends.
+EMBEDDED_THREADS = 4
+
+CONFIRMED = "confirmed"
+Outcomes = dict[str, str]
+
+
+def send_one(numbers: list[str]) -> Outcomes:
+    [number] = numbers
+    note(number)
+    return {number: CONFIRMED}
+
+
+def send_batch(numbers: list[str]) -> Outcomes:
+    outcomes = dict.fromkeys(numbers, CONFIRMED)
+    try:
+        app.send_tasks_to_queue([note.subtask((number,)) for number in numbers])
+    except kuyruk.BrokerError as error:
+        outcomes |= {subtask.args[0]: repr(error) for subtask in error.unconfirmed}
+    return outcomes
+
+
+def send_and_wait(numbers: list[str]) -> Outcomes:
+    """A call that is answered has been confirmed, too. Without an answer nobody knows."""
+    [number] = numbers
+    answer = note.send_to_queue((number,), wait_result=config.RABBIT_PUBLISH_TIMEOUT)
+    return {number: CONFIRMED if answer == number else f"WRONG ANSWER {answer!r}"}
+
+
+#: Each has a thread.
+WAYS: list[tuple[Callable[[list[str]], Outcomes], int]] = [
+    (send_one, 1),
+    (send_one, 1),
+    (send_batch, BATCH),
+    (send_and_wait, 1),
+]
+
+
+class Sender:
+    """The threads of this process, which send at an even rate. What a fault has kept from being sent is made up
+    for."""
+
+    def __init__(self, rate: float) -> None:
+        self.over = threading.Event()
+        self._numbers = itertools.count(1)
+        self._threads = [
+            threading.Thread(target=self._run, args=(way, count, count * len(WAYS) / rate)) for way, count in WAYS
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self.over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, way: Callable[[list[str]], Outcomes], count: int, pause: float) -> None:
+        due = time.monotonic()
+        while not self.over.wait(max(0.0, due - time.monotonic())):
+            self._send(way, [self._next() for _ in range(count)])
+            due += pause
+
+    def _next(self) -> str:
+        return f"{os.getpid()}.{next(self._numbers)}"
+
+    def _send(self, way: Callable[[list[str]], Outcomes], numbers: list[str]) -> None:
+        began = time.monotonic()
+        try:
+            outcomes = way(numbers)
+        except kuyruk.KuyrukError as error:  # anything else ends this thread, with a traceback: a defect
+            outcomes = dict.fromkeys(numbers, repr(error))
+        ended = time.monotonic()
+        for number, outcome in outcomes.items():
+            write(Sent(number, way.__name__, began, ended, outcome))
+
+    def hold(self, seconds: float) -> None:
+        number, began = f"{self._next()}.held", time.monotonic()
+        try:
+            note(number, seconds)
+            outcome = CONFIRMED
+        except kuyruk.BrokerError as error:
+            outcome = repr(error)
+        write(Sent(number, "send_one", began, time.monotonic(), outcome))
+
+
+def obey(sender: Sender, rate: float) -> None:
+    """Commands, until there are no more."""
+    children: list[int] = []
+    for line in sys.stdin:
+        command, *arguments = line.split()
+        if command == "stop":
+            sender.stop()
+        elif command == "hold":
+            sender.hold(float(arguments[0]))
+        elif command == "fork":
+            pid = os.fork()
+            if not pid:
+                return be_child(rate)
+            children.append(pid)
+    sender.stop()
+    for pid in children:
+        os.waitpid(pid, 0)
+
+
+def be_child(rate: float) -> None:
+    """Sends with what it has inherited, and ends as programs do: with all clean-up of Python's."""
+    sender = Sender(rate)
+    time.sleep(CHILD_SENDS)
+    sender.stop()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Sends numbered tasks until it is told to stop.")
+    parser.add_argument("--rate", type=float, default=50, help="messages per second (default: 50)")
+    parser.add_argument("--embed", action="store_true", help="with a worker of its own")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(process)d %(threadName)s: %(message)s", level="INFO")
+    owner = os.getpid()
+    worker = app.worker(threads=EMBEDDED_THREADS) if arguments.embed else None
+    if worker is not None:
+        worker.start()
+    obey(Sender(arguments.rate), arguments.rate)
+    with contextlib.suppress(BrokenPipeError):
+        if worker is not None and os.getpid() == owner:
+            worker.stop()
+        app.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
