@@ -2922,6 +2922,18 @@ def test_what_is_interrupted_during_its_import_does_not_begin(grace, app, queue,
     assert ran == ["import"] and (worker.stats["requeued"], broker.count(queue)) == (1, 1)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks at /proc")
+def test_nothing_is_lost_whatever_fails():
+    """A part of `make chaos`: real senders and workers, and an account of every message."""
+    faults = "child killed; worker stopped; half-open; queue deleted, cached; connections closed; broker killed"
+    options = [word for fault in faults.split("; ") for word in ("--only", fault)]
+    ended = subprocess.run(
+        [sys.executable, "tools/chaos.py", "--quick", "--seed", "3", *options],
+        cwd=HERE, capture_output=True, text=True, timeout=TEST_TIMEOUT,
+    )  # fmt: skip
+    assert ended.returncode == 0 and "No violations" in ended.stdout, ended.stdout + ended.stderr
+
+
 # --- The command line (kuyruk_worker.py) -------------------------------------
 
 #: Nothing listens there.
@@ -4349,7 +4361,7 @@ def test_a_health_file_is_fresh_only_while_all_processes_consume(project, proxy)
 
 README = (HERE / "README.md").read_text()
 #: Commands that other tests run.
-ELSEWHERE = ("pip install .", "make demo", "make test")
+ELSEWHERE = ("pip install .", "make demo", "make test", "make soak", "make chaos")
 #: The queues that README.md's tasks make.
 README_QUEUES = ("sums", "sums.failed", "mail", "limits", "limits.failed")
 
@@ -4398,7 +4410,7 @@ class ReadmeRunner:
         """Run to its end, or, if it is a worker, until it has printed what is expected."""
         process, log = self.start(command)
         with log:
-            if "kuyruk_worker " in command:
+            if "kuyruk_worker " in command and "--failed" not in command:
                 self.workers.append(process)
                 with contextlib.suppress(AssertionError):  # the one below says more
                     wait_until(lambda: self.printed(log, expected) or process.poll() is not None)
