@@ -3,6 +3,7 @@
 # make soak    set up everything, then a worker under a mixed load for 10 minutes (ARGS='--minutes 60' for longer)
 # make chaos   set up everything, then faults of network, broker and processes, and a count of every message (10 minutes;
 #              ARGS='--quick': under 3)
+# make fuzz    set up everything, then 20,000 generated messages against a worker (ARGS='--messages N --seed N')
 # make lint    only lint and types
 # make setup   only the virtual environment in .venv, and RabbitMQ where there is none
 # make clean   remove what the others made
@@ -14,7 +15,7 @@ TYPED := $(wildcard kuyruk.py kuyruk_worker.py) \
 	$(if $(wildcard tools/*.py),tools) \
 	$(if $(wildcard examples/*.py examples/*/*.py),examples)
 
-.PHONY: test demo soak chaos lint setup clean
+.PHONY: test demo soak chaos fuzz lint setup clean
 
 test: lint
 	$(VENV_PYTHON) -u -m pytest $(ARGS)
@@ -30,6 +31,9 @@ soak: setup
 
 chaos: setup
 	$(VENV_PYTHON) -u tools/chaos.py $(ARGS)
+
+fuzz: setup
+	$(VENV_PYTHON) -u tools/fuzz.py $(ARGS)
 
 lint: setup
 	$(VENV_PYTHON) -m ruff check .

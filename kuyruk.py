@@ -124,6 +124,8 @@ CONSUMER_TIMEOUT_HELP = (
     "Let its task end sooner (max_run_time), or allow more: consumer_timeout in rabbitmq.conf,"
     " or for its queue, from RabbitMQ 3.12 on, a policy with consumer-timeout (milliseconds)"
 )
+MAX_TASK_NAME = 1000  #: Characters: looking for longer ones would take long.
+MAX_PROPERTIES = 0x20000 - 22  #: Bytes: they have to fit into one frame.
 MAX_QUEUE_NAME = 230  #: Bytes: leaves room for the suffixes of the queues that are derived from it.
 QUIET = 5.0  #: Seconds without a message after which those that were counted must have been taken by others.
 CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker.
@@ -235,7 +237,8 @@ def _parse_hosts(hosts: str, default_port: int) -> list[tuple[str, int]]:
     """"a,b:5673,[::1]:5674" as addresses. Raises ValueError."""
     addresses = []
     for item in hosts.split(","):
-        match = re.fullmatch(r"\s*(?:\[([^]\s]+)]|([^][:\s]+)|([^][\s]*:[^][\s]*:[^][\s]*))(?::(\d+))?\s*", item)
+        name = r"\[([^]\s/@]+)]|([^][:\s/@]+)|([^][\s/@]*:[^][\s/@]*:[^][\s/@]*)"  # no URL: it may hold a password
+        match = re.fullmatch(rf"\s*(?:{name})(?::(\d+))?\s*", item)
         port = int((match and match[4]) or default_port)
         if match is None or not 0 < port < 65536:
             raise ValueError(f"not a host, or host:port: {item!r}")
@@ -272,14 +275,16 @@ def _whole(low: int, high: int = 0x7FFFFFFF) -> _Kind:
 
 def _number(words: str, test: Callable[[float], bool]) -> _Kind:
     def accepts(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and test(value)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        return -sys.float_info.max <= value <= sys.float_info.max and test(value)  # not NaN, not an endless int
 
     return _Kind(words, accepts)
 
 
 def _parsed(words: str, parse: Callable[[Any], Any]) -> _Kind:
     def accepts(value: Any) -> bool:
-        with contextlib.suppress(ValueError, AttributeError, TypeError):
+        with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
             parse(value)
             return True
         return False
@@ -311,14 +316,17 @@ _KINDS = {
     "WORKER_GRACE": _SECONDS,
     "WORKER_RECONNECT_INTERVAL": _SOME_SECONDS,
     "WORKER_PRIORITY": _or_none(_whole(-0x80000000)),
-    "WORKER_LOGGING_LEVEL": _Kind("a level of logging's, as 'INFO'", lambda v: v in logging.getLevelNamesMapping()),
+    "WORKER_LOGGING_LEVEL": _parsed("a level of logging's, as 'INFO'", lambda v: logging.getLevelNamesMapping()[v]),
 }
 _SECRETS = ("RABBIT_PASSWORD", "RABBIT_URL", "RABBIT_SSL_OPTIONS")  # in no error text, log or repr
 
 
 def _check(name: str, value: Any, kind: _Kind) -> None:
     if not kind.accepts(value):
-        shown = "the given value" if name in _SECRETS else repr(value)
+        try:
+            shown = "the given value" if name in _SECRETS or "@" in str(value) else repr(value)  # a URL, by mistake
+        except (ValueError, RecursionError):  # too many digits, too deep
+            shown = f"this {type(value).__name__}"
         raise ValueError(f"{name} takes {kind.words}: not {shown}")
 
 
@@ -1292,6 +1300,8 @@ class _Order:
         #: By their place: those that aren't known to have arrived.
         self.open = dict(enumerate(messages))
         self.properties = [commands.Basic.Properties(**m.properties).marshal() for m in messages]
+        if max(map(len, self.properties), default=0) > MAX_PROPERTIES:  # the broker would close the connection
+            raise ValueError(f"properties of more than {MAX_PROPERTIES} bytes")
         #: Whether a reply is wanted, and its body.
         self.call = call
         self.reply: bytes | None = None
@@ -2021,6 +2031,8 @@ class Kuyruk:
     def _find_task(self, module: str, function: str) -> AnyTask:
         """The task that a message names. Raises InvalidMessage."""
         name = f"{module}.{function}"
+        if len(name) > MAX_TASK_NAME:
+            raise InvalidMessage(f"no task's name has {len(name)} characters: {name[:100]!r}...")
         if name not in self._tasks:
             if module.partition(".")[0] not in self.packages:
                 known = ", ".join(sorted(self.packages)) or "it has none"
@@ -2073,10 +2085,17 @@ def _decide(
     return _Verdict(tally, "requeue" if task.fail_delay else "fail", reply=True, delay=task.fail_delay)
 
 
+def _is_flat(value: Any, levels: int = 50) -> bool:
+    """Whether it isn't nested so deeply that who gets it next, deeper in calls than we are, may fail to decode it."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_flat(each, levels - 1) for each in inner)
+
+
 def _forwarded(delivery: _Delivery, queue: str, headers: dict[str, Any], arguments: dict[str, Any]) -> _Message:
     """The delivery's message, for another queue, with more headers."""
     original = {k: v for k, v in delivery.properties or () if v not in (None, "")}
-    kept = {k: v for k, v in (original.get("headers") or {}).items() if not _LEFT_BEHIND_HEADER.match(k)}
+    headers_of_sender = (original.get("headers") or {}).items()
+    kept = {k: v for k, v in headers_of_sender if not _LEFT_BEHIND_HEADER.match(k) and _is_flat(v)}
     if "expiration" in original:
         kept["x-kuyruk-expiration"] = original["expiration"]
     properties = {k: v for k, v in original.items() if k not in _LEFT_BEHIND}
@@ -2156,7 +2175,10 @@ class _Delivery:
 
     def __str__(self) -> str:
         task = self.task
-        return "A message" if task is None else f"Task {task.module}.{task.function} [{task.id}]"
+        if task is None:
+            return "A message"
+        text = f"Task {task.module}.{task.function} [{task.id}]"
+        return text if text.isprintable() and len(text) < 2000 else repr(text[:2000])  # no lines, no control codes
 
     @property
     def id(self) -> str | None:
@@ -2300,7 +2322,9 @@ class _Settlement:
         try:
             try:
                 self._publisher.send([message])
-            except (ValueError, TypeError, OverflowError, struct.error) as error:
+            except BrokerError:
+                raise
+            except Exception as error:  # they can't be encoded: ValueError, TypeError, RecursionError...
                 logger.warning("A message to %r loses its sender's properties: %s", message.queue, error)
                 kept = message.properties["headers"].items()
                 headers = {k: v for k, v in kept if k.removeprefix("x-kuyruk-") in _OUR_HEADERS}
@@ -2588,7 +2612,7 @@ class _Pool:
             delivery.task = _decode_task(delivery.body)
             if not self._may_run(delivery):
                 return
-        except (InvalidMessage, Crashed) as error:
+        except Exception as error:  # InvalidMessage, Crashed, or a body that breaks the decoder: not again and again
             self._finish(delivery, None, None, error)
             return
         if self._enter(delivery):

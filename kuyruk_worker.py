@@ -140,7 +140,7 @@ _OPTIONS = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (--help explains)")
+        raise UsageError(f"{' '.join(message.splitlines())} (--help explains)")
 
 
 class _Version(argparse.Action):

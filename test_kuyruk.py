@@ -24,12 +24,14 @@ import datetime
 import faulthandler
 import gc
 import importlib
+import io
 import itertools
 import json
 import logging
 import math
 import os
 import pickle
+import random
 import re
 import resource
 import shlex
@@ -61,6 +63,7 @@ from pamqp import commands, frame
 
 import kuyruk
 import kuyruk_worker
+from tools import fuzz
 from tools.rabbitmq_node import RabbitmqNode
 
 HERE = Path(__file__).parent
@@ -4352,6 +4355,529 @@ def test_a_health_file_is_fresh_only_while_all_processes_consume(project, proxy)
     wait_until(is_fresh)
     worker.stop()
     assert not health.exists()
+
+
+# --- Bad input, generated ------------------------------------------------------
+
+#: The same each time, and no files.
+REPEATABLE = settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def generated(count, *strategies):
+    """Run the test, or a part of it, with so many generated arguments."""
+    return lambda test: settings(REPEATABLE, max_examples=count)(given(*strategies)(test))
+
+
+def test_generated_messages_are_each_settled_and_the_worker_goes_on(url, queue):
+    """tools/fuzz.py, shorter."""
+    with fuzz.Fuzz(url, queue) as run:
+        fuzz.generate(500, None, run.send)
+        violations = run.check()
+    assert violations == [] and run.figures["confirmed"] > 300
+    assert all(any(where in name for name in run.figures) for where in ("ran (note)", "ran (later)", "TypeError"))
+
+
+def headers_of(*entries):
+    """Properties that are headers only, as on the wire."""
+    table = b"".join(fuzz.short(name) + value for name, value in entries)
+    return struct.pack(">H", 1 << 13) + fuzz.long(table)
+
+
+NO_PROPERTIES = struct.pack(">H", 0)
+BIG_HEADER = headers_of((b"big", b"S" + fuzz.long(b"x" * 115_000)))
+#: A body, properties, and what the reason says.
+MORE_POISON = {
+    **{
+        f"{n} tables in each other": (b"x", headers_of((b"a", fuzz.nested(b"F", n))), "JSON|decoded")
+        for n in range(484, 496)
+    },
+    "what RabbitMQ 3.10 fails to pass on": (b"x", headers_of((b"x-death", b"A" + fuzz.long(b"V"))), "JSON"),
+    "arrays in each other": (b"x", headers_of((b"a", fuzz.nested(b"A", 489))), "JSON"),
+    "headers that leave no room for ours": (body(function="x" * 900), BIG_HEADER, "xxx"),
+    "headers that leave no room for a long text": (body(kwargs={"語" * 9000: 1}), BIG_HEADER, "argument"),
+    "a module of 3000 parts": (body(module="test_kuyruk" + ".a" * 3000), NO_PROPERTIES, "characters"),
+    "a module of 5,000,000 parts": (body(module="test_kuyruk" + ".a" * 5_000_000), NO_PROPERTIES, "characters"),
+    "a function of 10 MB": (body(function="x" * 10_000_000), NO_PROPERTIES, "characters"),
+    "a module with a zero byte": (body(module="test_kuyruk.\0"), NO_PROPERTIES, "test_kuyruk."),
+    "a module that is no text": (body(module="test_kuyruk.\ud800"), NO_PROPERTIES, "d800"),
+}
+
+
+@pytest.mark.parametrize(("poison", "properties", "reason"), MORE_POISON.values(), ids=MORE_POISON.keys())
+def test_a_message_that_breaks_more_than_its_task_fails_at_once(
+    poison, properties, reason, app, url, queue, broker, start, caplog
+):
+    task = app.task(queue)(add)
+    broker.declare(queue)
+    start(app)
+    with contextlib.closing(fuzz.Wire(url)) as wire:
+        assert wire.publish(queue, fuzz.Message(poison, properties)) is None
+    wait_until(lambda: broker.count(f"{queue}.failed"), SOON)
+    message = broker.take(f"{queue}.failed")
+    assert message.body == poison
+    assert re.search(reason, message.properties["headers"]["x-kuyruk-value"])
+    assert task.send_to_queue((1, 2), wait_result=PATIENCE) == 3
+    assert not re.search("Defect|Lost|goes back", caplog.text) and len(caplog.text) < 100_000
+
+
+def test_a_delayed_message_does_not_take_headers_along_that_break_its_queue(app, url, queue, start):
+    """RabbitMQ 3.10 loses a message that expires with an "x-death" of another's making."""
+    app.task(queue, fail_delay=0.2)(play)
+    script[:] = [ValueError(), "comes back"]
+    worker = start(app)
+    with contextlib.closing(fuzz.Wire(url)) as wire:
+        properties = headers_of((b"x-death", b"A" + fuzz.long(b"V")))
+        assert wire.publish(queue, fuzz.Message(body(function="play"), properties)) is None
+    wait_until(lambda: worker.stats["succeeded"])
+
+
+@pytest.mark.parametrize("key", ["id", "module", "function"])
+def test_a_message_writes_no_lines_of_its_own_into_the_log(key, app, queue, broker, start, caplog):
+    app.task(queue)(add)
+    worker = start(app)
+    broker.publish(queue, body(**{key: "x\n2026-01-01 00:00:00 CRITICAL all is lost\x1b[2J"}))
+    wait_until(lambda: worker.stats["failed"])
+    wait_until(lambda: "from" in caplog.text)
+    assert "\nCRITICAL" not in caplog.text and "\n2026-01-01" not in caplog.text and "\x1b" not in caplog.text
+
+
+def outcome_of(reply):
+    """What a caller must get for this body: ("result", its text) or an exception's class."""
+    try:
+        value = json.loads(reply.decode())
+        if value.get("exception") is None:
+            return "result", repr(value["result"])
+        exception = value["exception"]
+        return kuyruk.RemoteException, repr([exception[key] for key in ("type", "value", "traceback")])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return kuyruk.KuyrukError, ""
+
+
+def outcome_for(call):
+    try:
+        return "result", repr(call.result(PATIENCE))
+    except kuyruk.KuyrukError as error:
+        return type(error), repr(list(error.args)) if isinstance(error, kuyruk.RemoteException) else ""
+
+
+#: Replies of all shapes: nearly right, right, and nothing of the kind.
+parts_of_replies = st.fixed_dictionaries({}, optional=dict.fromkeys(("result", "exception", "x"), fuzz.shapes))
+details = st.fixed_dictionaries({}, optional=dict.fromkeys(("type", "value", "traceback"), fuzz.shapes))
+replies = st.one_of(
+    parts_of_replies.map(json.dumps).map(str.encode),
+    st.builds(lambda **kwargs: json.dumps(kwargs).encode(), result=st.none() | fuzz.shapes, exception=details),
+    fuzz.shapes.map(lambda value: json.dumps({"result": value}).encode()),
+    fuzz.texts_of_json.map(lambda text: f'{{"result": {text}}}'.encode()),
+    st.binary(max_size=50),
+    fuzz.damaged(),
+)
+
+
+def test_generated_replies_end_in_a_result_or_an_error_for_the_right_caller(app, url, queue, broker):
+    task = app.task(queue)(echo)
+    order = random.Random(1)
+
+    @generated(25, st.lists(st.tuples(replies, fuzz.properties), min_size=8, max_size=8))
+    def answer(answers):
+        calls = [background(task.send_to_queue, (n,), wait_result=PATIENCE) for n in range(8)]
+        wait_until(lambda: broker.count(queue) == 8)
+        requests = broker.take_all(queue)
+        for request in order.sample(requests, 8):
+            reply, properties = answers[json.loads(request.body)["args"][0]]
+            message = fuzz.Message(reply, properties)
+            if wire.publish(request.reply_to, message) is not None:  # the broker doesn't take these properties
+                assert wire.publish(request.reply_to, fuzz.Message(reply, NO_PROPERTIES)) is None
+        assert [outcome_for(call) for call in calls] == [outcome_of(reply) for reply, _ in answers]
+
+    with contextlib.closing(fuzz.Wire(url)) as wire:
+        answer()
+
+
+values = st.one_of(
+    fuzz.shapes, fuzz.texts_of_json, st.binary(max_size=9), st.integers(1, 4200).map(lambda digits: 10**digits),
+    st.sampled_from([object(), int, (), {1}, {"a": 1}, {1: 1}, 10**400, -(10**400), 1e308, NAN, "\0", "\ud800"]),
+    st.sampled_from(["amqp://u:hunter2@h:x", "amqp://u:hunter2@h/v?hunter2", "h:1,", "[::1", "amqps://[", "٣:٣"]),
+)  # fmt: skip
+
+
+@generated(1500, st.sampled_from(sorted(KEYS)), values)
+def test_a_generated_value_is_taken_or_refused_with_the_name_of_its_key(key, value):
+    config, refusal = kuyruk.Config(), None
+    try:
+        config.from_dict({key: value})
+    except ValueError as error:
+        refusal = str(error)
+    if refusal is None:
+        assert getattr(config, key) is value
+        repr(config), config._with(), config._addresses(), config._connection_options()
+    else:
+        assert key in refusal and "hunter2" not in refusal and getattr(config, key) == KEYS[key][0]
+
+
+@generated(
+    700,
+    st.sampled_from(sorted(KEYS)),
+    st.one_of(fuzz.texts_of_json, values.map(repr), st.text(st.characters(exclude_characters="\0"), max_size=20)),
+)
+def test_a_generated_text_in_the_environment_is_taken_or_refused(key, text):
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            patch.setenv(f"KUYRUK_{key}", text)
+        except ValueError:  # no environment can have it
+            return
+        refusal = key
+        try:
+            kuyruk.Config().from_env_vars()
+        except UnicodeEncodeError:
+            return
+        except ValueError as error:
+            refusal = str(error)
+        assert key in refusal and "hunter2" not in refusal
+
+
+options = [flag for flags, _, _ in kuyruk_worker._OPTIONS.values() for flag in flags]
+words = st.one_of(
+    st.sampled_from([*options, "-q", "--queue", "--failed", "--id", "--json", "--state", "--health", "--", "tasks"]),
+    st.sampled_from(["list", "1", "0", "-1", "1e400", "9" * 400, "9" * 5000, "nan", "INFO", "--x\ny", "%s", "-tt"]),
+    st.builds("{}={}".format, st.sampled_from(options), st.text(max_size=9)),
+    st.text(max_size=9),
+)  # fmt: skip
+
+
+@generated(1000, st.lists(words, max_size=6))
+def test_a_generated_command_line_is_understood_or_explained_in_one_line(argv):
+    try:
+        kuyruk_worker._check(kuyruk_worker._parse(argv))
+    except kuyruk_worker.UsageError as refusal:
+        error = refusal
+    else:
+        return
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert kuyruk_worker._complain(error) == 2
+    assert re.fullmatch(r".+: error: .+\n", said.getvalue()) and len(said.getvalue().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["t", "--grace", "9" * 400], ["t", "-t", "9" * 5000], ["t", "--x\ny"], ["\udcff"], ["t", "--failed"]],
+    ids=["huge", "huger", "lines", "bytes", "half"],
+)
+def test_an_odd_command_line_is_explained_in_one_line(args, tmp_path):
+    ended = run_cli(tmp_path, *args)
+    assert ended.returncode == 2 and not ended.stdout
+    assert re.fullmatch(r"python -m kuyruk_worker: error: .+\n", ended.stderr)
+
+
+# --- Security ------------------------------------------------------------------
+
+#: A private authority, and what it has signed, until 2120 (expired: until 2020). One key for all; it protects nothing.
+#: server: for localhost and 127.0.0.1. other: for rabbit.example.com.
+KEY = (
+    "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgiF6OQimrIwlzA1RCfYv6eU3FjaB++ornnPr3iAkONTKhRANCAAQkwPxFu9CwxgfS"
+    "FuUYJKcjvzDCNFmpR5+VCIN79I3/69ihyiMwSm800jqyJ9nu5T+7Vy3j8yGnFOgXMMPms/So"
+)
+CERTIFICATES = {
+    "ca": (
+        "MIIBdjCCAR2gAwIBAgITX4i9+TJLh9wnoxfGVsubY+TSbjAKBggqhkjOPQQDAjAZMRcwFQYDVQQDDA5rdXlydWsgdGVzdCBDQTAgFw0yMDAxMDEw"
+        "MDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowGTEXMBUGA1UEAwwOa3V5cnVrIHRlc3QgQ0EwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAQkwPxFu9Cw"
+        "xgfSFuUYJKcjvzDCNFmpR5+VCIN79I3/69ihyiMwSm800jqyJ9nu5T+7Vy3j8yGnFOgXMMPms/Soo0IwQDAPBgNVHRMBAf8EBTADAQH/MA4GA1Ud"
+        "DwEB/wQEAwICBDAdBgNVHQ4EFgQUx+BhorVB4hjW9kDKcAj18ki3tHAwCgYIKoZIzj0EAwIDRwAwRAIgG+3iWCqgTrzQiyobGFhYV1+eDmcdfaxZ"
+        "Sh94y8XwBoACIAzkou0OuSC/iPVSKyRkufUPIEMY0hd+bQojFJDXfxcC"
+    ),
+    "server": (
+        "MIIBxDCCAWqgAwIBAgIUSEByYcB83LuU6Po8hvGJYniA+hQwCgYIKoZIzj0EAwIwGTEXMBUGA1UEAwwOa3V5cnVrIHRlc3QgQ0EwIBcNMjAwMTAx"
+        "MDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBQxEjAQBgNVBAMMCWxvY2FsaG9zdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABCTA/EW70LDGB9IW"
+        "5RgkpyO/MMI0WalHn5UIg3v0jf/r2KHKIzBKbzTSOrIn2e7lP7tXLePzIacU6Bcww+az9KijgZIwgY8wDAYDVR0TAQH/BAIwADAOBgNVHQ8BAf8E"
+        "BAMCB4AwEwYDVR0lBAwwCgYIKwYBBQUHAwEwGgYDVR0RBBMwEYIJbG9jYWxob3N0hwR/AAABMB8GA1UdIwQYMBaAFMfgYaK1QeIY1vZAynAI9fJI"
+        "t7RwMB0GA1UdDgQWBBTH4GGitUHiGNb2QMpwCPXySLe0cDAKBggqhkjOPQQDAgNIADBFAiEAxWhfgkCTK0iwcDDOTZR23gWdjPeLExUkUOz/t8pU"
+        "G90CICQKIXNwBS8A1gqLWfh62cHqUJENKJMSxyy7SsEwm1d+"
+    ),
+    "other": (
+        "MIIB0DCCAXagAwIBAgIUBzVK5dhbRjtHNrb+Tfs7rtAN2KYwCgYIKoZIzj0EAwIwGTEXMBUGA1UEAwwOa3V5cnVrIHRlc3QgQ0EwIBcNMjAwMTAx"
+        "MDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMB0xGzAZBgNVBAMMEnJhYmJpdC5leGFtcGxlLmNvbTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABCTA"
+        "/EW70LDGB9IW5RgkpyO/MMI0WalHn5UIg3v0jf/r2KHKIzBKbzTSOrIn2e7lP7tXLePzIacU6Bcww+az9KijgZUwgZIwDAYDVR0TAQH/BAIwADAO"
+        "BgNVHQ8BAf8EBAMCB4AwEwYDVR0lBAwwCgYIKwYBBQUHAwEwHQYDVR0RBBYwFIIScmFiYml0LmV4YW1wbGUuY29tMB8GA1UdIwQYMBaAFMfgYaK1"
+        "QeIY1vZAynAI9fJIt7RwMB0GA1UdDgQWBBTH4GGitUHiGNb2QMpwCPXySLe0cDAKBggqhkjOPQQDAgNIADBFAiBKpHIFYIrCZy/pCcKoTBEU/3cu"
+        "u2ASpsEgJ47dMnN9oAIhAPrgKtNnnshF/Jx/7cpeFckXR/aY01Y5YC6MISlxQVe2"
+    ),
+    "expired": (
+        "MIIBwjCCAWigAwIBAgIUUR04UVSj7Af78yC+a0T//kGpB0EwCgYIKoZIzj0EAwIwGTEXMBUGA1UEAwwOa3V5cnVrIHRlc3QgQ0EwHhcNMjAwMTAx"
+        "MDAwMDAwWhcNMjAwMTAyMDAwMDAwWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAQkwPxFu9CwxgfSFuUY"
+        "JKcjvzDCNFmpR5+VCIN79I3/69ihyiMwSm800jqyJ9nu5T+7Vy3j8yGnFOgXMMPms/Soo4GSMIGPMAwGA1UdEwEB/wQCMAAwDgYDVR0PAQH/BAQD"
+        "AgeAMBMGA1UdJQQMMAoGCCsGAQUFBwMBMBoGA1UdEQQTMBGCCWxvY2FsaG9zdIcEfwAAATAfBgNVHSMEGDAWgBTH4GGitUHiGNb2QMpwCPXySLe0"
+        "cDAdBgNVHQ4EFgQUx+BhorVB4hjW9kDKcAj18ki3tHAwCgYIKoZIzj0EAwIDSAAwRQIgXaEepI9+1Lq3RaSUiMdh3Yrug6dUS5VWVGDXP9gylDkC"
+        "IQDljQtmz+IGoIHMT4Rl6US2eVhsjKDXVcS1DB1z05x9pA=="
+    ),
+    "client": (
+        "MIIBpDCCAUmgAwIBAgIULrWL2tuCevcTb84WP2n1hZ3UeLkwCgYIKoZIzj0EAwIwGTEXMBUGA1UEAwwOa3V5cnVrIHRlc3QgQ0EwIBcNMjAwMTAx"
+        "MDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBExDzANBgNVBAMMBmt1eXJ1azBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABCTA/EW70LDGB9IW5Rgk"
+        "pyO/MMI0WalHn5UIg3v0jf/r2KHKIzBKbzTSOrIn2e7lP7tXLePzIacU6Bcww+az9KijdTBzMAwGA1UdEwEB/wQCMAAwDgYDVR0PAQH/BAQDAgeA"
+        "MBMGA1UdJQQMMAoGCCsGAQUFBwMCMB8GA1UdIwQYMBaAFMfgYaK1QeIY1vZAynAI9fJIt7RwMB0GA1UdDgQWBBTH4GGitUHiGNb2QMpwCPXySLe0"
+        "cDAKBggqhkjOPQQDAgNJADBGAiEA9llH7rO2KTpe9Lv/Kemh5YoyzQHUlAFl/zx+3hRse4UCIQCAIAu0K3La+ejsgcx5wwdvNb3A5RY5l28FgDHD"
+        "2UPU1Q=="
+    ),
+}
+
+
+def write_pem(path, kind, text):
+    path.write_text("\n".join([f"-----BEGIN {kind}-----", *textwrap.wrap(text, 64), f"-----END {kind}-----", ""]))
+    return str(path)
+
+
+@pytest.fixture
+def authority(tmp_path):
+    """authority[name] is the path of a certificate, or of the key. unknown: the right name, of no authority."""
+    paths = {name: write_pem(tmp_path / f"{name}.pem", "CERTIFICATE", text) for name, text in CERTIFICATES.items()}
+    (tmp_path / "unknown.pem").write_text(CERTIFICATE)
+    key = write_pem(tmp_path / "key.pem", "PRIVATE KEY", KEY)
+    return {**paths, "unknown": str(tmp_path / "unknown.pem"), "key": key}
+
+
+@pytest.fixture
+def tls(url, authority):
+    """tls(certificate, clients=True) is the address of a broker behind TLS, which wants certificates of its clients."""
+    with contextlib.ExitStack() as stack:
+
+        def listen(certificate, clients=False):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            key = None if certificate == "unknown" else authority["key"]
+            context.load_cert_chain(authority[certificate], key)
+            if clients:
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.load_verify_locations(authority["ca"])
+            proxy = stack.enter_context(contextlib.closing(TcpProxy(url, tls=context)))
+            return proxy.url.rpartition("@")[2].strip("/")
+
+        yield listen
+
+
+def settings_for(way, address, password, **options):
+    """The two ways to ask for TLS."""
+    options = {"RABBIT_SSL_OPTIONS": options}
+    if way == "amqps":
+        return {**options, "RABBIT_URL": f"amqps://guest:{password}@{address}/"}
+    return {**options, "RABBIT_URL": None, "RABBIT_SSL": True, "RABBIT_HOST": address, "RABBIT_PASSWORD": password}
+
+
+both_ways = pytest.mark.parametrize("way", ["amqps", "RABBIT_SSL"])
+
+
+@both_ways
+@pytest.mark.parametrize("clients", [False, True])
+def test_a_broker_with_a_certificate_of_a_private_authority_is_trusted(
+    clients, way, tls, authority, make_app, queue, start
+):
+    login = {"certfile": authority["client"], "keyfile": authority["key"]} if clients else {}
+    values = settings_for(way, tls("server", clients), "guest", cafile=authority["ca"], **login)
+    task = make_app(None, **values).task(queue)(echo)
+    start(task.kuyruk)
+    assert task.send_to_queue((5,), wait_result=PATIENCE) == 5
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("certificate", "cafile", "reason"),
+    [
+        ("other", "ca", "certificate is not valid for '127.0.0.1'"), ("expired", "ca", "certificate has expired"),
+        ("unknown", "ca", "self.signed certificate"), ("server", None, "local issuer certificate"),
+        ("server", "unknown", "certificate verify failed"),
+    ],
+)  # fmt: skip
+def test_a_certificate_that_proves_nothing_is_refused(
+    certificate, cafile, reason, way, tls, authority, make_app, queue, broker, caplog
+):
+    caplog.set_level(logging.DEBUG, "kuyruk")
+    options = {"cafile": authority[cafile]} if cafile else {}
+    app = make_app(None, RABBIT_PUBLISH_TIMEOUT=0.5, **settings_for(way, tls(certificate), "hunter2", **options))
+    with pytest.raises(kuyruk.BrokerError, match=reason) as info:
+        app.task(queue)(echo)()
+    worker = app.worker(reconnect_interval=0.1)
+    worker.start()
+    wait_until(lambda: "Waiting for RabbitMQ" in caplog.text)
+    assert not worker.healthy and re.search(f"Waiting for RabbitMQ.*{reason}", caplog.text)
+    worker.stop()
+    assert "hunter2" not in caplog.text + "".join(traceback.format_exception(info.value))
+    assert broker.count(queue) is None
+
+
+@pytest.fixture
+def wants_certificates(authority):
+    """A port that ends each connection without a client's certificate, and says why (asyncio's servers don't)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority["server"], authority["key"])
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(authority["ca"])
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with contextlib.suppress(OSError):  # the server is closed
+            while True:
+                client, _ = server.accept()
+                with client, contextlib.suppress(OSError), context.wrap_socket(client, server_side=True):
+                    pass
+
+    ended = background(serve)
+    yield f"127.0.0.1:{server.getsockname()[1]}"
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    ended.result(PATIENCE)
+
+
+@both_ways
+def test_a_client_without_the_certificate_that_the_broker_wants_is_refused(
+    way, wants_certificates, authority, make_app, queue
+):
+    values = settings_for(way, wants_certificates, "hunter2", cafile=authority["ca"])
+    task = make_app(None, RABBIT_PUBLISH_TIMEOUT=0.5, **values).task(queue)(echo)
+    with pytest.raises(kuyruk.BrokerError, match=r"(?i)certificate.required") as info:
+        task()
+    assert "hunter2" not in "".join(traceback.format_exception(info.value))
+
+
+def test_a_password_is_in_no_text_of_an_application_that_is_refused(make_app, url, queue, caplog):
+    caplog.set_level(logging.DEBUG)
+    address = url.rpartition("@")[2]
+    app = make_app(f"amqp://guest:hunter2@{address}", RABBIT_PUBLISH_TIMEOUT=0.5)
+    task = app.task(queue)(echo)
+    with pytest.raises(kuyruk.BrokerError, match="ACCESS_REFUSED") as sending:
+        task.send_to_queue(wait_result=1)
+    with pytest.raises(Exception, match="ACCESS_REFUSED") as connecting, app.connection():
+        pass
+    worker = app.worker(reconnect_interval=0.1)
+    worker.start()
+    wait_until(lambda: "ACCESS_REFUSED" in caplog.text)
+    seen = [repr(each) for each in (app, app.config, task, worker, worker.stats, worker.error, vars(worker))]
+    worker.stop()
+    seen += ["".join(traceback.format_exception(info.value)) for info in (sending, connecting)]
+    assert "hunter2" not in caplog.text + "".join(seen)
+
+
+def test_a_url_where_a_host_belongs_is_refused_without_its_password():
+    with pytest.raises(ValueError, match="RABBIT_HOST") as info:
+        kuyruk.Config().RABBIT_HOST = "amqp://user:hunter2@host"
+    assert "hunter2" not in str(info.value)
+
+
+def processes_below(pid):
+    """This process and its children, by their command lines (Linux)."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {each: Path(f"/proc/{each}/cmdline").read_bytes() for each in (pid, *map(int, children))}
+
+
+@pytest.mark.parametrize("password", ["guest", "hunter2"], ids=["right", "wrong"])
+def test_a_password_is_in_nothing_that_a_worker_process_shows(password, project):
+    login = project.url.replace("guest:guest", f"guest:{password}")
+    worker = project.worker("-l", "debug", url=login)
+    worker.wait_for("Consuming" if password == "guest" else "ACCESS_REFUSED")
+    if password == "guest":
+        project.tasks.note("one")
+        wait_until(project.notes)
+    worker.send(signal.SIGUSR1)
+    worker.wait_for("\n---\n")
+    shown = processes_below(worker.process.pid)
+    worker.stop()
+    assert len(shown) == 2 and f"guest:{password}" not in worker.text and "hunter2" not in worker.text
+    assert not any(f"guest:{password}".encode() in line or b"hunter2" in line for line in shown.values())
+
+
+@pytest.mark.parametrize("value", ["amqp://guest:hunter2@host:port", "http://guest:hunter2@host", "guest:hunter2@host"])
+@pytest.mark.parametrize("key", ["RABBIT_URL", "RABBIT_HOST"])
+def test_a_wrong_url_is_explained_by_the_command_line_without_its_password(key, value, project, monkeypatch):
+    monkeypatch.setenv("KUYRUK_RABBIT_HOST", value if key == "RABBIT_HOST" else "localhost")
+    ended = run_cli(project.folder, project.name, url=value if key == "RABBIT_URL" else "None")
+    assert ended.returncode == 2 and key in ended.stderr and "hunter2" not in ended.stderr + ended.stdout
+
+
+NAMED = """
+import os, subprocess
+import kuyruk
+from {package} import app
+
+other = kuyruk.Kuyruk()
+
+@app.task
+def task():
+    (here / "task").touch()
+
+@other.task
+def of_another_application():
+    (here / "called").touch()
+
+def function():
+    (here / "called").touch()
+
+class Class:
+    def __init__(self, *args):
+        (here / "called").touch()
+    method = staticmethod(function)
+
+nested = lambda: app.task(function)
+"""
+#: Module and function of a message. {0}: the application's package. No such thing is a task of it.
+NOT_TASKS = [
+    ("{0}.tasks", "function"), ("{0}.tasks", "Class"), ("{0}.tasks", "Class.method"), ("{0}.tasks", "os.system"),
+    ("{0}.tasks", "of_another_application"), ("{0}.tasks", "nested"), ("{0}.tasks", "<lambda>"), ("{0}.tasks", "app"),
+    ("{0}.tasks", "task.f"), ("{0}.tasks", "task.__call__"), ("{0}.tasks", "task.kuyruk.close"), ("{0}.tasks", ""),
+    ("{0}.tasks", "__class__"), ("{0}.tasks", "__builtins__"), ("{0}.tasks", "__import__"), ("{0}.tasks", "app.close"),
+    ("{0}.tasks.os", "system"), ("{0}.tasks.task", "f"), ("{0}.tasks.", "task"), ("{0}", "tasks.function"),
+    ("{0}..tasks", "task"), (".{0}.tasks", "task"), (".tasks", "task"), ("..", "task"), ("", "task"),
+    ("{0}.tasks\0", "task"),
+    ("{0}.tasks/../../{0}_outside", "f"), ("{0}/../{0}_outside", "f"), ("{0}:tasks", "task"), ("{0}_outside", "f"),
+    ("{0}_outside.{0}", "f"), ("os", "system"), ("os.path", "exists"), ("subprocess", "run"), ("builtins", "exec"),
+    ("builtins", "__import__"), ("kuyruk", "Kuyruk"), ("kuyruk.exceptions", "Reject"), ("__main__", "main"),
+    ("antigravity", "geohash"), ("pty", "spawn"), ("importlib", "import_module"), ("sys", "exit"),
+]  # fmt: skip
+
+
+def test_a_message_names_only_tasks_of_this_application_and_imports_only_its_packages(
+    app, queue, broker, start, tmp_path, monkeypatch
+):
+    package = f"package_{os.urandom(4).hex()}"
+    tasks = NAMED.replace("{package}", package) + f"\nimport pathlib\nhere = pathlib.Path({str(tmp_path)!r})\n"
+    make_package(tmp_path, package, tasks=tasks)
+    (tmp_path / f"{package}_outside.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\ndef f(): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(package).app = app
+    app.packages.add(package)
+    loaded = {"antigravity", "pty", "this"} - set(sys.modules)
+    worker = start(app, [queue])
+    names = [(module.format(package), function.format(package)) for module, function in NOT_TASKS]
+    for module, function in names:
+        broker.publish(queue, body(module=module, function=function))
+    wait_until(lambda: worker.stats["failed"] == len(names))
+    failed = [json.loads(message.body) for message in broker.take_all(f"{queue}.failed")]
+    assert sorted((each["module"], each["function"]) for each in failed) == sorted(names)
+    broker.publish(queue, body(module=f"{package}.tasks", function="task"))
+    wait_until(lambda: worker.stats["succeeded"])
+    assert {path.name for path in tmp_path.iterdir()} == {package, f"{package}_outside.py", "task"}
+    assert not loaded & set(sys.modules) and f"{package}_outside" not in sys.modules
+
+
+def test_a_reply_goes_only_to_the_queue_that_its_message_names_and_never_declares_one(app, queue, broker, start):
+    app.task(queue)(add)
+    worker = start(app)
+    broker.publish(queue, body(args=[1, 2]), reply_to=f"{queue}.2")
+    broker.publish(queue, body(args=[1, 2]), reply_to=queue)  # to the tasks themselves: one more bad message, no loop
+    wait_until(lambda: worker.stats["failed"] == 1 and worker.stats["succeeded"] == 2)
+    assert broker.count(f"{queue}.2") is None and worker.stats["received"] == 3
+
+
+def test_objects_are_not_unpickled(app, queue, broker, start, tmp_path):
+    app.task(queue)(add)
+    worker = start(app)
+    code = b"cos\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "called").encode()
+    for kind in ("application/x-python-serialize", "application/json", None):
+        broker.publish(queue, code, content_type=kind)
+    wait_until(lambda: worker.stats["failed"] == 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_has_the_arguments_of_a_program_has_sent_them(app, queue, broker, monkeypatch):
+    """What stands on the sender's command line is in each message (Kuyruk 10 does it, too): no place for a password."""
+    monkeypatch.setattr(sys, "argv", ["send.py", "--token", "hunter2", "x" * 9999])
+    app.task(queue)(add)(1, 2)
+    assert json.loads(broker.take(queue).body)["sender_cmd"] == f"send.py --token hunter2 {'x' * 9999}"[:1000]
 
 
 # --- The README, the demo, the installed package -----------------------------

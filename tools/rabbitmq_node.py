@@ -449,6 +449,9 @@ def _applications(known: dict[str, Path]) -> set[str]:
 
 # --- Node --------------------------------------------------------------------
 
+#: RabbitMQ before 4.3 has Mnesia's tables; all have DETS files for quorum queues.
+FLUSH = "catch mnesia:dump_log(), [ok = dets:sync(Table) || Table <- dets:all()]."
+
 
 class RabbitmqNode:
     """One private RabbitMQ node; see the top of this file.
@@ -599,6 +602,14 @@ class RabbitmqNode:
         if done.returncode:
             raise RabbitmqError(f"{command}: {done.stderr.strip()}\n{done.stdout.strip()}")
         return done.stdout
+
+    def flush(self) -> None:
+        """Has it write down now which queues it has; by itself it does within a second.
+
+        Messages are on disk when they are confirmed, but a node that is killed right after it has
+        declared a queue forgets the queue, or the node's share of a quorum queue.
+        """
+        self.ctl("eval", FLUSH)
 
     def log_tail(self, lines: int = 40) -> str:
         """The end of the node's log; what a failed start printed is in it."""
@@ -779,6 +790,12 @@ class RabbitmqCluster:
                 if node.name == leader and node.responds:
                     return node
         raise RabbitmqError(f"queue {queue!r} has no leader in {timeout} s")
+
+    def flush(self) -> None:
+        """See RabbitmqNode.flush: before the majority of the nodes is killed."""
+        for node in self.nodes:
+            if node.responds:
+                node.flush()
 
     def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
         """Runs rabbitmqctl on the first node that responds; see RabbitmqNode.ctl."""

@@ -1,0 +1,689 @@
+"""`make fuzz`: generated messages of every shape against a live worker, and what became of each.
+
+    python tools/fuzz.py [--messages N] [--seed N] [--url URL]
+
+Starts a private RabbitMQ (or uses the one at URL, and a queue of its own there) and a worker, and publishes to it, byte
+by byte, what the broker takes: bodies that are no JSON, no task, nearly a task, too deep, too big; properties with
+every type that AMQP has, with wrong types, with bytes that are none. What is checked, again and again:
+
+- Each message that the broker has confirmed ended in one place: its task ran (and was told these arguments), or it is
+  in "<queue>.failed", with the same body and with a reason. One may end there twice that was being forwarded when the
+  broker closed the worker's connection for sending (RabbitMQ 3.10 does that to who answers to some made-up addresses).
+- A sane task works in between. The worker has kept its connection, and reports no defect of its own.
+- Nothing was called that isn't a task of this application, nothing was imported for a message.
+
+What the broker itself refuses never reaches a worker: it is counted, but not among the N messages. The same seed makes
+the same messages.
+
+Exit code: 0 if all is as it must be, 1 if not or if something broke, 2 for wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+import types
+import urllib.parse
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+from amqpstorm.exception import AMQPError
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as with_seed
+from hypothesis import strategies as st
+from pamqp import commands, frame, header
+from pamqp.exceptions import UnmarshalingException
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+import kuyruk
+import kuyruk_worker
+
+MODULE = "fuzz_app"  #: Where the tasks are, for a message; made here, in no file.
+TASKS = ("note", "discard", "fail", "later", "no_arguments")
+#: Modules that nobody has imported, and that a message must not make anybody import.
+FORBIDDEN = ("antigravity", "this", "turtledemo", "idlelib")
+#: Some messages are forwarded a second time then: at least once.
+AGAIN = "again, after the broker has closed the connection for sending"
+PATIENCE = 30.0  #: Seconds without any news after which what isn't settled counts as lost.
+BATCH = 500  #: Messages that are made between two checks.
+SHOWN = 10  #: Violations that are printed.
+#: What the worker's log must not say.
+BAD_NEWS = ("Defect", "Lost the connection to RabbitMQ", "goes back", "is stuck")
+
+
+class Message(NamedTuple):
+    body: bytes
+    properties: bytes  #: As on the wire: flags, then values.
+
+
+# --- What is generated: properties ---------------------------------------------
+
+
+def short(data: bytes) -> bytes:
+    return bytes([len(data[:255])]) + data[:255]
+
+
+def long(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
+
+
+def nested(kind: bytes, depth: int) -> bytes:
+    """Tables (F) or arrays (A) in each other, as a value."""
+    value = b"V"
+    for _ in range(depth):
+        value = kind + long(value if kind == b"A" else b"\x01k" + value)
+    return value
+
+
+def packed(kind: bytes, form: str, numbers: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
+    return numbers.map(lambda number: kind + struct.pack(form, number))
+
+
+def whole(bits: int, signed: bool) -> st.SearchStrategy[int]:
+    low = -(2 ** (bits - 1)) if signed else 0
+    return st.integers(low, low + 2**bits - 1)
+
+
+texts = st.one_of(st.text(max_size=20).map(lambda text: text.encode("utf-8", "replace")), st.binary(max_size=20))
+#: A field's value, of each type that RabbitMQ takes, and of some that it doesn't.
+scalars = st.one_of(
+    st.sampled_from([b"V", b"t\x00", b"t\x01", b"t\x07", b"\x00", b"Z"]),
+    packed(b"b", ">b", whole(8, True)),
+    packed(b"B", ">B", whole(8, False)),
+    packed(b"s", ">h", whole(16, True)),
+    packed(b"u", ">H", whole(16, False)),
+    packed(b"I", ">i", whole(32, True)),
+    packed(b"i", ">I", whole(32, False)),
+    packed(b"l", ">q", whole(64, True)),
+    packed(b"T", ">Q", whole(64, False)),
+    packed(b"f", ">f", st.floats(width=32)),
+    packed(b"d", ">d", st.floats()),
+    st.tuples(whole(8, False), whole(32, False)).map(lambda pair: b"D" + struct.pack(">BI", *pair)),
+    texts.map(lambda data: b"S" + long(data)),
+    texts.map(lambda data: b"x" + long(data)),
+)
+#: How deep: also about as deep as Python can read it, and just not write it any more.
+depths = st.one_of(st.integers(0, 30), st.integers(300, 520), st.integers(470, 500))
+deep_fields = st.builds(nested, st.sampled_from([b"F", b"A"]), depths)
+names = st.one_of(
+    texts,
+    st.binary(min_size=120, max_size=255),
+    st.sampled_from([b"BCC", b"x-death", b"x-delivery-count", b"x-first-death-queue", b"x-last-death-reason"]),
+    st.sampled_from([f"x-kuyruk-{n}".encode() for n in ("failures", "queue", "exception", "value", "expiration")]),
+)
+
+
+def tables(values: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    entries = st.tuples(names, values).map(lambda entry: short(entry[0]) + entry[1])
+    return st.lists(entries, max_size=4).map(b"".join)
+
+
+def containers(values: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    arrays = st.lists(values, max_size=4).map(lambda each: b"A" + long(b"".join(each)))
+    return st.one_of(arrays, tables(values).map(lambda table: b"F" + long(table)))
+
+
+big_sizes = st.one_of(st.integers(1000, 125_000), st.integers(100_000, 125_000))  # also nearly a whole frame
+big_tables = big_sizes.map(lambda size: b"\x03bigS" + long(b"x" * size))
+many_fields = st.integers(100, 20_000).map(lambda count: b"\x04manyA" + long(b"V" * count))
+headers = st.one_of(
+    tables(st.recursive(scalars, containers, max_leaves=8)),
+    tables(st.recursive(scalars, containers, max_leaves=8)),
+    tables(st.recursive(scalars, containers, max_leaves=8)),
+    deep_fields.map(lambda value: b"\x04deep" + value),
+    big_tables,
+    many_fields,
+)
+#: None of those that it takes is over before the message is read: an expired one is gone without a trace.
+TIMES = [b"60000", b"00060000", b"4294967295"] * 2 + [b"4294967296", b"-1", b"soon", b"", b" 5", b"\xff"]
+ADDRESSES = [b"no such queue", b"", b"x" * 255, b"\xff\xfe", b"amq.rabbitmq.reply-to.x", b"amq.rabbitmq.reply-to.g.x"]
+#: In the order of the wire: the first has the highest flag.
+FIELDS: dict[str, st.SearchStrategy[bytes]] = {
+    "content_type": texts.map(short),
+    "content_encoding": texts.map(short),
+    "headers": headers.map(long),
+    "delivery_mode": st.sampled_from([b"\1", b"\2"] * 9 + [b"\0", b"\3"]),
+    "priority": st.binary(min_size=1, max_size=1),
+    "correlation_id": texts.map(short),
+    "reply_to": st.one_of(st.sampled_from(ADDRESSES), texts).map(short),
+    "expiration": st.sampled_from(TIMES).map(short),
+    "message_id": texts.map(short),
+    "timestamp": st.one_of(st.just(bytes(8)), st.binary(min_size=8, max_size=8)),
+    "type": texts.map(short),
+    "user_id": st.sampled_from([b"guest", b"admin"]).map(short),
+    "app_id": texts.map(short),
+    "cluster_id": texts.map(short),
+}
+#: More often some than all, because one that the broker refuses hides the others.
+RARE = ("expiration", "user_id", "cluster_id")
+
+
+@st.composite
+def well_formed(draw: st.DrawFn) -> bytes:
+    flags, values = 0, b""
+    for number, (name, strategy) in enumerate(FIELDS.items()):
+        if draw(st.integers(0, 11 if name in RARE else 2)) == 0:
+            flags |= 1 << (15 - number)
+            values += draw(strategy)
+    return struct.pack(">H", flags) + values
+
+
+@st.composite
+def malformed(draw: st.DrawFn) -> bytes:
+    """Flags that don't fit the values, or no values at all."""
+    good = draw(well_formed())
+    cut = draw(st.integers(0, len(good)))
+    flags = draw(st.one_of(st.just(good[:2]), st.binary(min_size=2, max_size=4)))
+    return flags + draw(st.one_of(st.just(good[2:cut]), st.just(good[2:]), st.binary(max_size=40)))
+
+
+plain = st.just(b"\x00\x00")
+properties = st.one_of(plain, well_formed(), well_formed(), well_formed(), malformed())
+
+
+# --- What is generated: bodies -------------------------------------------------
+
+leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20))
+shapes = st.recursive(
+    leaves,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=9), inner, max_size=4)),
+    max_leaves=8,
+)
+#: As JSON text, where Python's writer would refuse: too deep for it, or not a number that it knows.
+texts_of_json = st.one_of(
+    shapes.map(json.dumps),
+    st.builds("{0}{1}{0}".format, st.just(""), st.integers(1, 6000).map(lambda digits: "9" * digits)),
+    st.sampled_from(["1e999", "-1e999", "NaN", "Infinity", "1E400", "-0", '"\\ud800"', '"\\u0000"', "{}", "[]", '""']),
+    st.integers(1, 1100).map(lambda depth: "[" * depth + "]" * depth),
+    st.integers(1, 1100).map(lambda depth: '{"k":' * depth + "0" + "}" * depth),
+)
+modules = st.one_of(
+    st.sampled_from([MODULE] * 6 + [*FORBIDDEN, "os", "builtins", "kuyruk", "__main__", "", ".", "..", f".{MODULE}"]),
+    st.sampled_from([f"{MODULE}.", f"{MODULE}.x", f"{MODULE}..x", f"{MODULE}.note", f"{MODULE}.\0", f"{MODULE}/x"]),
+    st.integers(1, 3000).map(lambda count: MODULE + ".a" * count),
+    st.text(max_size=20),
+)
+functions = st.one_of(
+    st.sampled_from([*TASKS] * 3 + ["other", "bomb", "os", "os.system", "system", "app", "Bomb", "note.f"]),
+    st.sampled_from(["__class__", "__dict__", "__builtins__", "note.__call__", "", ".", "\ud800", "f\0"]),
+    st.integers(1, 20_000).map(lambda size: "x" * size),
+    st.text(max_size=20),
+)
+VALID: dict[str, st.SearchStrategy[str]] = {
+    "id": st.one_of(st.uuids().map(lambda id: id.hex), st.sampled_from(["1", "2"]), st.text(max_size=300)).map(
+        json.dumps
+    ),
+    "args": st.lists(shapes, max_size=3).map(json.dumps),
+    "kwargs": st.dictionaries(st.text(max_size=9), shapes, max_size=3).map(json.dumps),
+    "module": st.just(json.dumps(MODULE)),
+    "function": st.sampled_from(TASKS).map(json.dumps),
+}
+
+
+@st.composite
+def descriptions(draw: st.DrawFn) -> bytes:
+    """A task's message, of which some part may be missing, or wrong."""
+    wrong = draw(st.sets(st.sampled_from([*VALID, "more"]), max_size=2))
+    parts = {}
+    for key, strategy in VALID.items():
+        if key not in wrong:
+            parts[key] = draw(strategy)
+        elif draw(st.booleans()):
+            names = {"module": modules, "function": functions}
+            parts[key] = draw(names[key].map(json.dumps) if key in names else texts_of_json)
+    if "more" in wrong:
+        parts[draw(st.text(max_size=9))] = draw(texts_of_json)
+    text = ",".join(f"{json.dumps(key)}:{value}" for key, value in parts.items())
+    return f"{{{text}}}".encode()
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    body = bytearray(draw(descriptions()))
+    for _ in range(draw(st.integers(1, 3))):
+        body[draw(st.integers(0, len(body) - 1))] = draw(st.integers(0, 255))
+    return bytes(body[draw(st.integers(0, 2)) : len(body) - draw(st.integers(0, 2))])
+
+
+@st.composite
+def big(draw: st.DrawFn) -> bytes:
+    """Longer than one frame."""
+    size = draw(st.integers(130_000, 400_000))
+    many = "x" * size if draw(st.booleans()) else "é" * size
+    function = draw(st.sampled_from(TASKS))
+    description = {"id": "big", "args": [many], "kwargs": {}, "module": MODULE, "function": function}
+    return draw(st.sampled_from([json.dumps(description).encode(), many.encode(), bytes(size), b"[" * size]))
+
+
+sizes = st.integers(0, 49)
+bodies = st.one_of(
+    descriptions(),
+    descriptions(),
+    descriptions(),
+    texts_of_json.map(str.encode),
+    damaged(),
+    st.binary(max_size=200),
+    sizes.flatmap(lambda number: big() if number == 0 else descriptions()),
+)
+messages = st.builds(Message, bodies, properties)
+
+
+# --- The wire ------------------------------------------------------------------
+
+
+class Wire:
+    """A connection that publishes and gets bytes as they are: client libraries refuse most of these."""
+
+    LIMIT = 131_072 - 8
+
+    def __init__(self, url: str) -> None:
+        self._url = urllib.parse.urlsplit(url)
+        self._socket: socket.socket | None = None
+        self._data = b""
+
+    def publish(self, queue: str, message: Message) -> str | None:
+        """None when the broker has confirmed it, else why it hasn't: it has closed the channel or the connection."""
+        try:
+            self._connect()
+            head = struct.pack(">HHQ", 60, 0, len(message.body)) + message.properties
+            parts = [(2, head)]
+            starts = range(0, len(message.body), self.LIMIT)
+            parts += [(3, message.body[start : start + self.LIMIT]) for start in starts]
+            data = frame.marshal(commands.Basic.Publish(routing_key=queue), 1)
+            for kind, payload in parts:
+                data += struct.pack(">BHI", kind, 1, len(payload)) + payload + b"\xce"
+            cast(socket.socket, self._socket).sendall(data)
+            answer = self._read()
+        except OSError as error:
+            self.close()
+            return f"connection: {type(error).__name__}"
+        if answer.name in ("Basic.Ack", "Basic.Nack"):
+            return None if answer.name == "Basic.Ack" else "nack"
+        self.close()
+        return f"{answer.name.partition('.')[0].lower()}: {answer.reply_code}"
+
+    def get(self, queue: str) -> tuple[Any, bytes] | None:
+        """Take a message out of a queue: its properties (None if they can't be decoded) and its body."""
+        self._connect()
+        self._write(1, commands.Basic.Get(queue=queue, no_ack=True))
+        answer = self._read()
+        if answer.name == "Basic.GetEmpty":
+            return None
+        assert answer.name == "Basic.GetOk", answer.name
+        content = self._read_frame()
+        size = int.from_bytes(content[11:19], "big")
+        body = b""
+        while len(body) < size:
+            body += self._read_frame()[7:-1]
+        try:
+            return cast(header.ContentHeader, frame.unmarshal(content)[2]).properties, body
+        except (UnmarshalingException, RecursionError):
+            return None, body
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket, self._data = None, b""
+
+    def _connect(self) -> None:
+        if self._socket is not None:
+            return
+        self._socket = socket.create_connection((self._url.hostname, self._url.port or 5672), PATIENCE)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        user, password = (urllib.parse.unquote(part or "guest") for part in (self._url.username, self._url.password))
+        self._socket.sendall(header.ProtocolHeader().marshal())
+        self._read()
+        capabilities: Any = {"capabilities": {"publisher_confirms": True}}
+        self._write(0, commands.Connection.StartOk(capabilities, "PLAIN", f"\0{user}\0{password}", "en_US"))
+        self._read()
+        self._write(0, commands.Connection.TuneOk(10, 131_072, 0))
+        self._write(0, commands.Connection.Open(virtual_host=urllib.parse.unquote(self._url.path[1:]) or "/"))
+        self._read()
+        for request in (commands.Channel.Open(), commands.Confirm.Select()):
+            self._write(1, request)
+            self._read()
+
+    def _write(self, channel: int, method: Any) -> None:
+        cast(socket.socket, self._socket).sendall(frame.marshal(method, channel))
+
+    def _read(self) -> Any:
+        """The next method."""
+        try:
+            return frame.unmarshal(self._read_frame())[2]
+        except UnmarshalingException as error:  # it closes the channel, and quotes what it doesn't like
+            raise ConnectionError("closed, for a reason that can't be decoded") from error
+
+    def _read_frame(self) -> bytes:
+        while True:
+            size = struct.unpack(">I", self._data[3:7])[0] + 8 if len(self._data) >= 7 else 8
+            if len(self._data) >= size:
+                data, self._data = self._data[:size], self._data[size:]
+                return data
+            received = cast(socket.socket, self._socket).recv(65536)
+            if not received:
+                raise ConnectionError("closed")
+            self._data += received
+
+
+# --- The application, and the account of every message ---------------------------
+
+
+def digest_of_call(function: str, args: Any, kwargs: Any) -> bytes:
+    """What a task was called with. Python's own text: it tells 1 from True and from 1.0."""
+    return hashlib.blake2b(f"{function}{args!r}{sorted(kwargs.items())!r}".encode("utf-8", "surrogatepass")).digest()
+
+
+class LogWatch(logging.Handler):
+    """Formats what the worker says, as any log would, and keeps what it must not say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bad: list[str] = []
+        self.losses = 0  # of the connection for sending: a made-up reply address makes RabbitMQ 3.10 close it
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        self.losses += text.startswith("Lost the connection for sending")
+        if record.levelno >= logging.WARNING and any(words in text.partition("\n")[0] for words in BAD_NEWS):
+            self.bad.append(f"{text[:200]} ... {text[-200:]}")
+
+
+class Fuzz:
+    """A worker, a publisher, and what became of each message. As a context manager it leaves nothing behind."""
+
+    def __init__(self, url: str, queue: str) -> None:
+        self.queue = queue
+        self.figures: collections.Counter[str] = collections.Counter()
+        self.violations: list[str] = []
+        self._open: collections.Counter[bytes] = collections.Counter()  # confirmed and not accounted for: bodies
+        self._ran: collections.Counter[bytes] = collections.Counter()  # ends of tasks not accounted for: their calls
+        self._lock = threading.Lock()  # guards _ran, _seen and called
+        self._seen: set[bytes] = set()
+        self.called: list[str] = []  # what isn't a task, and was called all the same
+        self._log = LogWatch()
+        config = kuyruk.Config()
+        config.from_dict({"RABBIT_URL": url, "WORKER_RECONNECT_INTERVAL": 0.2})
+        self.app = kuyruk.Kuyruk(config)
+        self._make_module()
+        self._worker = self.app.worker([queue], threads=4)
+        self._journal = kuyruk_worker._Journal({})
+        self._worker.journal = self._journal  # type: ignore[assignment]  # it is one; see _be_worker
+        self._wire = Wire(url)
+
+    def __enter__(self) -> Fuzz:
+        logger = logging.getLogger("kuyruk")
+        self._logging = logger.propagate, logger.level
+        logger.addHandler(self._log)
+        logger.propagate = False
+        logger.setLevel(logging.DEBUG)
+        with self.app.channel() as channel:
+            # Without a dead-letter exchange: what a message says in "x-death" can crash such a queue (RabbitMQ 3.10.8).
+            channel.queue.declare(self.queue, durable=True)
+            channel.queue.declare(f"{self.queue}.failed", durable=True)
+        self._worker.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._worker.stop(timeout=5)
+        self._wire.close()
+        with self.app.channel() as channel:
+            for suffix in ("", ".failed", ".delay.200"):
+                channel.queue.delete(self.queue + suffix)
+        self.app.close()
+        self._journal.close()
+        logger = logging.getLogger("kuyruk")
+        logger.removeHandler(self._log)
+        logger.propagate, logger.level = self._logging
+        logger.setLevel(self._logging[1])
+        del sys.modules[MODULE]
+
+    def _make_module(self) -> None:
+        """With tasks of this application, and with much that is none."""
+        module = sys.modules[MODULE] = types.ModuleType(MODULE)
+        for name in (*TASKS, "sane"):
+            self._add_task(module, name)
+        bomb = self._as_function("bomb", lambda *args, **kwargs: self.called.append("bomb"))
+        other = self._as_function("other", lambda *args, **kwargs: self.called.append("other"))
+        more: dict[str, Any] = {"bomb": bomb, "os": os, "app": self.app, "other": kuyruk.Kuyruk().task(other)}
+        vars(module).update(more, Bomb=type("Bomb", (), {"__init__": bomb}))
+
+    def _add_task(self, module: types.ModuleType, name: str) -> None:
+        options: dict[str, Any] = {"later": {"fail_delay": 0.2}}.get(name, {})
+        run = cast(Callable[..., Any], getattr(self, f"_{name}"))
+        setattr(module, name, self.app.task(self.queue, **options)(self._as_function(name, run)))
+
+    def _as_function(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def with_any(*args: Any, **kwargs: Any) -> Any:
+            return run(*args, **kwargs)
+
+        def with_none() -> Any:
+            return run()
+
+        function = with_none if name in ("no_arguments", "sane") else with_any
+        function.__name__ = function.__qualname__ = name
+        function.__module__ = MODULE
+        return function
+
+    # -- the tasks
+
+    def _end(self, name: str, args: Any = (), kwargs: Any = types.MappingProxyType({})) -> None:
+        with self._lock:
+            self._ran[digest_of_call(name, list(args), kwargs)] += 1
+
+    def _note(self, *args: Any, **kwargs: Any) -> Any:
+        self._end("note", args, kwargs)
+        return [args, kwargs]
+
+    def _discard(self, *args: Any, **kwargs: Any) -> None:
+        self._end("discard", args, kwargs)
+        raise kuyruk.Discard
+
+    def _fail(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(args, kwargs)
+
+    def _later(self, *args: Any, **kwargs: Any) -> None:
+        """Fails at first, and comes back."""
+        call = digest_of_call("later", list(args), kwargs)
+        with self._lock:
+            is_first = call not in self._seen
+            self._seen.add(call)
+        if is_first:
+            raise ValueError(args, kwargs)
+        self._end("later", args, kwargs)
+
+    def _no_arguments(self) -> None:
+        self._end("no_arguments")
+
+    def _sane(self) -> str:
+        return "sane"
+
+    # -- the account
+
+    def send(self, message: Message) -> None:
+        refused = self._wire.publish(self.queue, message)
+        self.figures["sent"] += 1
+        if refused is None:
+            self.figures["confirmed"] += 1
+            self._open[message.body] += 1
+        else:
+            self.figures[f"refused by the broker ({refused})"] += 1
+
+    def check(self) -> list[str]:
+        """Wait until each message is accounted for. Returns all that is wrong so far."""
+        news_at = time.monotonic()
+        while self._open and time.monotonic() < news_at + PATIENCE:
+            if self._account():
+                news_at = time.monotonic()
+            elif self._open:
+                time.sleep(0.02)
+        for body, count in self._open.items():
+            self._violate(f"lost, or not settled: {count} of {body[:200]!r} ({len(body)} bytes)")
+        self._open.clear()
+        self._check_worker()
+        self.figures["violations"] = len(self.violations)
+        self.figures["connections for sending that the broker has closed"] = self._log.losses
+        return self.violations
+
+    def _account(self) -> int:
+        """Returns for how many messages."""
+        before = self._open.total()
+        while (message := self._wire.get(f"{self.queue}.failed")) is not None:
+            self._enter(*message)
+        with self._lock:
+            ran = self._ran.copy()
+        for body in list(self._open) if ran else ():
+            function, call = self._call_of(body)
+            count = min(self._open[body], ran[call])
+            if count:
+                self._tick_off(body, f"ran ({function})", count)
+                ran[call] -= count
+                with self._lock:
+                    self._ran[call] -= count
+        return before - self._open.total()
+
+    def _call_of(self, body: bytes) -> tuple[str, bytes]:
+        """Which call this message is, if it is any."""
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(5 * limit)  # what the worker could just read must not be too deep here
+        try:
+            description = json.loads(body.decode())
+            function, args, kwargs = description["function"], description["args"] or [], description["kwargs"] or {}
+            return function, digest_of_call(function, args, kwargs)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return "", b""
+        finally:
+            sys.setrecursionlimit(limit)
+
+    def _tick_off(self, body: bytes, where: str, count: int = 1) -> None:
+        self.figures[where] += count
+        self._open[body] -= count
+        if not self._open[body]:
+            del self._open[body]
+
+    def _enter(self, properties: Any, body: bytes) -> None:
+        """It is in "<queue>.failed"."""
+        facts = (properties and properties.headers) or {}
+        exception = facts.get("x-kuyruk-exception")
+        if body in self._open:
+            self._tick_off(body, f"failed ({exception})")
+        elif self._log.losses:
+            self.figures[AGAIN] += 1
+        else:
+            self._violate(f"failed twice, or with another body: {body[:200]!r}")
+        if not (exception and facts.get("x-kuyruk-value") and facts.get("x-kuyruk-failed-at")):
+            self._violate(f"failed without a reason: {body[:200]!r}: {facts!r}")
+
+    def _check_worker(self) -> None:
+        with contextlib.suppress(AssertionError):
+            self._sane_task_works()
+        if not self._worker.healthy:
+            self._violate("the worker isn't healthy")
+        if self.called:
+            self._violate(f"called although no task: {self.called}")
+        imported = sys.modules.keys() & set(FORBIDDEN)
+        if imported:
+            self._violate(f"imported for a message: {imported}")
+        with self._lock:
+            again, self._ran = self._ran.total(), collections.Counter()
+        if again and self._log.losses:
+            self.figures[AGAIN] += again
+        elif again:
+            self._violate(f"{again} tasks ran that no message had asked for, or once too often")
+        while self._log.bad:
+            self._violate(f"in the log: {self._log.bad.pop()}")
+
+    def _sane_task_works(self) -> None:
+        try:
+            answer = self._sane_task().send_to_queue(wait_result=PATIENCE)
+        except kuyruk.KuyrukError as error:
+            self._violate(f"a sane task doesn't work: {error!r}")
+        else:
+            if answer != "sane":
+                self._violate(f"a sane task's caller got {answer!r}")
+
+    def _sane_task(self) -> kuyruk.Task[..., Any]:
+        return cast("kuyruk.Task[..., Any]", getattr(sys.modules[MODULE], "sane"))  # noqa: B009
+
+    def _violate(self, text: str) -> None:
+        self.violations.append(text)
+        self.figures["violations"] += 1
+
+
+def generate(count: int, seed: int | None, use: Callable[[Message], object]) -> None:
+    """Make so many messages. Without a seed: always the same, of this version of hypothesis."""
+
+    @settings(
+        max_examples=count, database=None, deadline=None, phases=[Phase.generate], derandomize=seed is None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(messages)
+    def run(message: Message) -> None:
+        use(message)
+
+    (run if seed is None else with_seed(seed)(run))()
+
+
+# --- The command ---------------------------------------------------------------
+
+
+def run(url: str, count: int, seed: int) -> list[str]:
+    began = time.monotonic()
+    with Fuzz(url, f"fuzz-{os.getpid()}") as fuzz:
+
+        while (done := fuzz.figures["confirmed"]) < count:
+            generate(min(BATCH, count - done), seed, fuzz.send)
+            seed += 1
+            fuzz.check()
+            say_progress(fuzz, count, began)
+        violations = fuzz.check()
+    print(f"\n\nIn {time.monotonic() - began:.0f} seconds:")
+    for name, number in sorted(fuzz.figures.items(), key=lambda item: (-item[1], item[0])):
+        print(f"{number:8} {name}")
+    for text in violations[:SHOWN]:
+        print(f"VIOLATION {text}")
+    return violations
+
+
+def say_progress(fuzz: Fuzz, count: int, began: float) -> None:
+    done, seconds = fuzz.figures["confirmed"], time.monotonic() - began
+    left = seconds / done * (count - done)
+    text = f"{done}/{count} messages, {fuzz.figures['violations']} violations, {seconds:.0f} s, {left:.0f} s to go"
+    print(f"\r{text:70}" if sys.stdout.isatty() else text, end="" if sys.stdout.isatty() else "\n", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Generated messages against a live worker.")
+    parser.add_argument("--messages", type=int, default=20_000, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=int(time.time()), metavar="N", help="default: another each time")
+    parser.add_argument("--url", metavar="URL", help="of a RabbitMQ; default: a private one")
+    arguments = parser.parse_args()
+    from rabbitmq_node import RabbitmqError, RabbitmqNode
+
+    print(f"seed {arguments.seed}")
+    try:
+        with contextlib.ExitStack() as stack:
+            url = arguments.url or stack.enter_context(RabbitmqNode()).url
+            return 1 if run(url, arguments.messages, arguments.seed) else 0
+    except (RabbitmqError, AMQPError) as error:
+        print(f"\nfuzz: {error}")
+        return 1
+    except KeyboardInterrupt:
+        print("\nfuzz: interrupted; what it started has ended")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
