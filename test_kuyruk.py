@@ -4371,9 +4371,9 @@ def generated(count, *strategies):
 def test_generated_messages_are_each_settled_and_the_worker_goes_on(url, queue):
     """tools/fuzz.py, shorter."""
     with fuzz.Fuzz(url, queue) as run:
-        fuzz.generate(500, None, run.send)
+        fuzz.generate(350, None, run.send)
         violations = run.check()
-    assert violations == [] and run.figures["confirmed"] > 300
+    assert violations == [] and run.figures["confirmed"] > 200
     assert all(any(where in name for name in run.figures) for where in ("ran (note)", "ran (later)", "TypeError"))
 
 
@@ -4730,7 +4730,8 @@ def test_a_client_without_the_certificate_that_the_broker_wants_is_refused(
 ):
     values = settings_for(way, wants_certificates, "hunter2", cafile=authority["ca"])
     task = make_app(None, RABBIT_PUBLISH_TIMEOUT=0.5, **values).task(queue)(echo)
-    with pytest.raises(kuyruk.BrokerError, match=r"(?i)certificate.required") as info:
+    # With TLS 1.3 the refusal comes after the handshake: we read it, or find the connection closed.
+    with pytest.raises(kuyruk.BrokerError, match=r"(?i)certificate.required|EOF|reset|pipe|closed") as info:
         task()
     assert "hunter2" not in "".join(traceback.format_exception(info.value))
 
