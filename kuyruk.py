@@ -1442,6 +1442,7 @@ class _Sender:
         self.state = "no connection"
         self.thread = threading.Thread(target=self._run, name="kuyruk-sender", daemon=True)
         self._link: _Link | None = None
+        self._careful = False  # some orders may be on their last attempt
         self._reset()
 
     def _reset(self) -> None:
@@ -1489,7 +1490,7 @@ class _Sender:
         while self._again:
             order, place = self._again.pop()
             self._publish(link, order, [place])
-        while self.inbox and not link.is_blocked:
+        while self.inbox and not link.is_blocked and self._may_publish(self.inbox[0]):
             self._publish(link, self.inbox[0], list(self.inbox[0].open))
             self.inbox.popleft()  # not before: if the connection was lost, it is taken again
             self._idle_at = time.monotonic() + self._config.RABBIT_IDLE_DURATION
@@ -1497,6 +1498,14 @@ class _Sender:
             self._channel.settle_written()
         now = time.monotonic()
         link.pump(min(max(self._idle_at, now + TICK), self._look_for_answers(link, now)))
+
+    def _may_publish(self, order: _Order) -> bool:
+        """One on its last attempt goes alone: it may be what has ended the connection, or was only beside that."""
+        if not self._careful:
+            return True
+        in_flight = [other for channel in (self._channel, *self._calls) for other, _ in channel.in_flight.values()]
+        self._careful = any(other.attempts <= 1 for other in (*self.inbox, *in_flight))
+        return not in_flight or (order.attempts > 1 and all(other.attempts > 1 for other in in_flight))
 
     def _look_for_answers(self, link: _Link, now: float) -> float:
         """A peer that has vanished is noticed by its missing heartbeats, which may take minutes: too long for what
@@ -1580,6 +1589,7 @@ class _Sender:
             orders = [*lost, *self.inbox]
             self.inbox.clear()
             self.inbox.extend(filter(_is_open, () if permanent else dict.fromkeys(orders)))
+            self._careful = any(order.attempts <= 1 for order in self.inbox)
         for order in orders:
             if permanent and _is_open(order):
                 order.fail(str(error))
@@ -2132,8 +2142,11 @@ def _delayed(delivery: _Delivery, delay: float, headers: dict[str, Any], argumen
     DELAY_QUEUE_RENEWAL leaves what is published far more time than it needs.
     """
     ttl = int(_milliseconds(delay))
+    # What expires while the target of a quorum queue has no leader would be lost otherwise.
+    safe = {"x_dead_letter_strategy": "at-least-once", "x_overflow": "reject-publish"}
     derived = _derived(
         arguments,
+        **(safe if arguments.get("x-queue-type") == "quorum" else {}),
         x_message_ttl=ttl,
         x_expires=min(ttl + math.ceil(DELAY_QUEUE_LEASE * 1000), MAX_TTL),
         x_dead_letter_exchange="",

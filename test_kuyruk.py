@@ -1965,6 +1965,15 @@ def test_a_reply_that_cannot_be_delivered_costs_nothing(address, outcome, app, q
     assert outcome == "returns" or broker.take(f"{queue}.failed").body == body(function="play")
 
 
+def test_a_reply_that_ends_the_connection_takes_no_other_along(app, queue, broker, start):
+    task = app.task(queue)(echo)
+    start(app, threads=8)
+    for n in range(5):
+        broker.publish(queue, body(id=f"bad{n}", function="echo"), reply_to="amq.rabbitmq.reply-to.g1h2.x")
+        calls = [background(task.send_to_queue, (i,), wait_result=PATIENCE) for i in range(4)]
+        assert results(calls) == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(("module", "result"), [("later", "later"), ("broken", None), ("none", None)])
 def test_a_module_of_the_same_package_is_imported(module, result, app, queue, broker, start, tmp_path, monkeypatch):
     package = f"package_{uuid.uuid4().hex}"

@@ -456,16 +456,23 @@ FLUSH = "catch mnesia:dump_log(), [ok = dets:sync(Table) || Table <- dets:all()]
 class RabbitmqNode:
     """One private RabbitMQ node; see the top of this file.
 
-    `config`: lines for its rabbitmq.conf. `name`: distinguishes nodes that share a `realm`; a node
-    without one gets one of its own, and closes it on stop().
+    `config`: lines for its rabbitmq.conf. `advanced`: the text of its advanced.config, for what
+    the former doesn't have. `name`: distinguishes nodes that share a `realm`; a node without one
+    gets one of its own, and closes it on stop().
     """
 
     host = HOST
 
     def __init__(
-        self, config: Iterable[str] = (), *, name: str = "rabbit", realm: Realm | None = None
+        self,
+        config: Iterable[str] = (),
+        *,
+        advanced: str = "",
+        name: str = "rabbit",
+        realm: Realm | None = None,
     ) -> None:
         self.config = tuple(config)
+        self.advanced = advanced
         self.name = f"{name}@localhost"
         self.realm = realm or Realm()
         self.port = free_port()
@@ -639,6 +646,8 @@ class RabbitmqNode:
         (folder / "conf.d").mkdir(parents=True, exist_ok=True)
         if self.config:  # reading any costs 0.2 s
             (folder / "rabbitmq.conf").write_text("\n".join((*self.config, "")))
+        if self.advanced:
+            (folder / "advanced.config").write_text(self.advanced)
         (folder / "enabled_plugins").write_text("[].\n")
 
     def _environment(self) -> dict[str, str]:
@@ -684,19 +693,39 @@ class RabbitmqNode:
 AWAIT_QUORUM = "rabbit_upgrade_preparation:await_online_quorum_plus_one({milliseconds})."
 
 
+def _formation(name: str) -> list[str]:
+    """For a node that joins the first, which runs already, when it starts for the first time.
+
+    With a list of all in each, and all started at once, RabbitMQ 3.10 takes 20 seconds to find out
+    that there is nobody yet.
+    """
+    formation = {
+        "peer_discovery_backend": "classic_config",
+        "classic_config.nodes.1": "rabbit1@localhost",
+        "classic_config.nodes.2": f"{name}@localhost",
+    }
+    return [f"cluster_formation.{key} = {value}" for key, value in formation.items()]
+
+
 class RabbitmqCluster:
     """Private RabbitMQ nodes that are one cluster.
 
-    `config`: lines for the rabbitmq.conf of each. `size`: how many nodes; three keep their quorum
+    `config`, `advanced`: of each node, see RabbitmqNode. `size`: how many nodes; three keep their quorum
     queues when one falls. `nodes` can be killed, paused and started one by one; `ports` and data
     stay. What a node does alone, as `ctl`, see RabbitmqNode.
     """
 
-    def __init__(self, config: Iterable[str] = (), *, size: int = 3) -> None:
+    def __init__(
+        self, config: Iterable[str] = (), *, advanced: str = "", size: int = 3
+    ) -> None:
         self.realm = Realm()
-        config = tuple(config)
-        first = RabbitmqNode(config, name="rabbit1", realm=self.realm)
-        self.nodes = (first, *(self._follower(f"rabbit{n}", config) for n in range(2, size + 1)))
+        lines = tuple(config)
+        names = [f"rabbit{number}" for number in range(1, size + 1)]
+        configs = [lines, *((*_formation(name), *lines) for name in names[1:])]
+        self.nodes = tuple(
+            RabbitmqNode(config, advanced=advanced, name=name, realm=self.realm)
+            for name, config in zip(names, configs, strict=True)
+        )
 
     def __enter__(self) -> RabbitmqCluster:
         try:
@@ -713,20 +742,6 @@ class RabbitmqCluster:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
-
-    def _follower(self, name: str, config: Iterable[str]) -> RabbitmqNode:
-        """A node that joins the first, which runs and is alone, when it starts for the first time.
-
-        With a list of all in each, and all started at once, RabbitMQ 3.10 takes 20 seconds to find
-        out that there is nobody yet.
-        """
-        formation = {
-            "peer_discovery_backend": "classic_config",
-            "classic_config.nodes.1": "rabbit1@localhost",
-            "classic_config.nodes.2": f"{name}@localhost",
-        }
-        lines = [f"cluster_formation.{key} = {value}" for key, value in formation.items()]
-        return RabbitmqNode((*lines, *config), name=name, realm=self.realm)
 
     @property
     def hosts(self) -> str:
