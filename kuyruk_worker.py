@@ -891,7 +891,8 @@ def _do_with_queue(app: Kuyruk, queue: str, args: argparse.Namespace) -> None:
 def _line_about(facts: dict[str, Any]) -> str:
     first_line = str(facts["value"] or "").partition("\n")[0]
     text = f"{facts['id']}  {facts['task'] or '(no task)'}  {facts['failed_at']}  {facts['failed_on']}"
-    return f"{text}  {facts['failures']}x  {facts['exception']}: {first_line:.100}"
+    text = f"{text}  {facts['failures']}x  {facts['exception']}: {first_line:.100}"
+    return text if text.isprintable() else repr(text)[1:-1]  # no lines and no control codes of the message's
 
 
 # --- The supervisor ------------------------------------------------------------
