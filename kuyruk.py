@@ -1885,24 +1885,40 @@ def _facts_about(message: Any) -> dict[str, Any]:
     return facts
 
 
+#: What a forwarded message doesn't take along. Properties: its time to live was for its queue, the
+#: broker checks the user against ours, the last is reserved. Headers: CC and BCC would send copies.
+_LEFT_BEHIND = ("expiration", "user_id", "cluster_id")
+_LEFT_BEHIND_HEADER = re.compile(r"CC$|BCC$|x-death$|x-(first|last)-death-")
+
+
+def _is_flat(value: Any, levels: int = 50) -> bool:
+    """Whether it isn't nested so deeply that who gets it next, deeper in calls than we are, may fail to decode it."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_flat(each, levels - 1) for each in inner)
+
+
+def _copied(
+    properties: Iterable[tuple[str, Any]], headers: Mapping[str, Any], gone: Iterable[str] = _LEFT_BEHIND
+) -> dict[str, Any]:
+    """The properties of a message's copy, without those that are gone, and with those of the headers that may go."""
+    kept = {k: v for k, v in properties if k not in gone and v not in (None, "")}
+    kept["headers"] = {k: v for k, v in headers.items() if not _LEFT_BEHIND_HEADER.match(k) and _is_flat(v)}
+    kept["delivery_mode"] = 2
+    kept.setdefault("message_id", os.urandom(16).hex())
+    return kept
+
+
 def _requeued(message: Any, queue: str, arguments: Callable[[str], dict[str, Any]]) -> _Message:
     """A failed message as its sender has sent it, as far as that can be known. Nobody waits for its reply any more."""
-    gone = (*_LEFT_BEHIND, "reply_to", "correlation_id")
-    properties = {k: v for k, v in message.properties.items() if v not in (None, "") and k not in gone}
-    headers = properties.get("headers") or {}
+    headers = message.properties.get("headers") or {}
     kept = {k: v for k, v in headers.items() if not k.startswith("x-kuyruk-") or k == "x-kuyruk-failures"}
-    kept = {k: v for k, v in kept.items() if not _LEFT_BEHIND_HEADER.match(k)}
-    properties |= {"headers": kept, "delivery_mode": 2}
-    properties.setdefault("message_id", os.urandom(16).hex())
+    gone = (*_LEFT_BEHIND, "reply_to", "correlation_id")
+    properties = _copied(message.properties.items(), kept, gone)
     target = headers.get("x-kuyruk-queue")
     target = target if isinstance(target, str) else queue.removesuffix(".failed")
     return _Message(target, message._body, properties, arguments(target))
 
 
-#: What a forwarded message doesn't take along. Properties: its time to live was for its queue, the
-#: broker checks the user against ours, the last is reserved. Headers: CC and BCC would send copies.
-_LEFT_BEHIND = ("expiration", "user_id", "cluster_id")
-_LEFT_BEHIND_HEADER = re.compile(r"CC$|BCC$|x-death$|x-(first|last)-death-")
 _OUR_HEADERS = ("failed-at", "failed-on", "failures", "queue", "exception", "value", "traceback")
 
 
@@ -2095,22 +2111,13 @@ def _decide(
     return _Verdict(tally, "requeue" if task.fail_delay else "fail", reply=True, delay=task.fail_delay)
 
 
-def _is_flat(value: Any, levels: int = 50) -> bool:
-    """Whether it isn't nested so deeply that who gets it next, deeper in calls than we are, may fail to decode it."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels > 0 and all(_is_flat(each, levels - 1) for each in inner)
-
-
 def _forwarded(delivery: _Delivery, queue: str, headers: dict[str, Any], arguments: dict[str, Any]) -> _Message:
     """The delivery's message, for another queue, with more headers."""
-    original = {k: v for k, v in delivery.properties or () if v not in (None, "")}
-    headers_of_sender = (original.get("headers") or {}).items()
-    kept = {k: v for k, v in headers_of_sender if not _LEFT_BEHIND_HEADER.match(k) and _is_flat(v)}
-    if "expiration" in original:
-        kept["x-kuyruk-expiration"] = original["expiration"]
-    properties = {k: v for k, v in original.items() if k not in _LEFT_BEHIND}
-    properties |= {"headers": {**kept, **headers}, "delivery_mode": 2}
-    properties.setdefault("message_id", os.urandom(16).hex())
+    original = delivery.properties
+    properties = _copied(original or (), getattr(original, "headers", None) or {})
+    if getattr(original, "expiration", None) not in (None, ""):
+        properties["headers"]["x-kuyruk-expiration"] = original.expiration
+    properties["headers"] |= headers
     return _Message(queue, delivery.body, properties, arguments)
 
 
@@ -2751,7 +2758,6 @@ class Worker:
         self._wakeup = _Wakeup()  # of the supervisor
         settlement = _Settlement(self._config, self._publisher)
         self._pool = _Pool(app, self._config, settlement.settle, self._on_pool)
-        self._stop_requested = False
         self._interrupt_at = math.inf  # time.monotonic() from which on a stop waits no longer
         self._intake: _Intake | None = None
         self._failure = ""  # to connect; logged
@@ -2801,7 +2807,7 @@ class Worker:
         timeout = self._config.WORKER_SHUTDOWN_TIMEOUT if timeout is None else timeout
         if timeout is not None:
             self._interrupt_at = min(self._interrupt_at, time.monotonic() + timeout)
-        self._stop_requested = self._pool.stopping = True
+        self._pool.stopping = True
         self._wakeup.set()
         if wait and self._began.locked() and not getattr(self._pool.here, "is_ours", False):
             self.join()
@@ -2829,7 +2835,7 @@ class Worker:
         """True while it is really consuming, or has paused on purpose (max_load), and no thread of it is stuck in a
         task that was to end."""
         intake = self._intake
-        if intake is None or intake.lost is not None or self._stop_requested or self._pool.stuck:
+        if intake is None or intake.lost is not None or self._pool.stopping or self._pool.stuck:
             return False
         return self._pool.paused or intake.consuming
 
@@ -2909,10 +2915,10 @@ class Worker:
             raise intake.lost
 
     def _should_stop(self) -> bool:
-        if not self._stop_requested and time.monotonic() >= self._stop_at:
+        if not self._pool.stopping and time.monotonic() >= self._stop_at:
             logger.info("Stopping after %g seconds (max_run_time)", self._config.WORKER_MAX_RUN_TIME)
             self.stop(wait=False)
-        return self._stop_requested
+        return self._pool.stopping
 
     def _nap(self, until: float) -> None:
         while not self._should_stop() and time.monotonic() < until:
@@ -2968,7 +2974,7 @@ class Worker:
 
     def _on_pool(self) -> None:
         """Something has changed in the pool. In one of its threads."""
-        if self._pool.stuck >= self._config.WORKER_THREADS and not self._stop_requested:
+        if self._pool.stuck >= self._config.WORKER_THREADS and not self._pool.stopping:
             self.stop(math.inf, wait=False)
             logger.critical("Stopping: %d threads are stuck, as many as the worker has", self._pool.stuck)
         self._wakeup.set()

@@ -336,11 +336,10 @@ class _Signals:
         self.quit: Callable[[], object] = _quit
         #: Why this, and not only the handlers: one that comes just before a wait begins must end it.
         self._reader, self._writer = _make_pipe()
-        self._numbers = [getattr(signal, name) for name in (*self.NAMES, *more) if hasattr(signal, name)]
-        self.before = {n: signal.getsignal(n) for n in self._numbers} if before is None else before
-        wanted = {getattr(signal, name) for name in more if hasattr(signal, name)}
+        numbers = {name: getattr(signal, name) for name in (*self.NAMES, *more) if hasattr(signal, name)}
+        self.before = {n: signal.getsignal(n) for n in numbers.values()} if before is None else before
         # What was ignored when the program began stays so: nohup. But not what we can't do without.
-        self._numbers = [n for n in self._numbers if n in wanted or self.before.get(n) != signal.SIG_IGN]
+        self._numbers = [n for name, n in numbers.items() if name in more or self.before[n] != signal.SIG_IGN]
         self.install()
 
     def install(self) -> None:
@@ -501,9 +500,10 @@ class _Journal:
         slot = self._free.pop() if self._free else self._used + 1
         if slot <= self.SLOTS and len(data) < self.SLOT:
             self._taken[id] = slot
-            self._used = max(self._used, slot)
             at = slot * self.SLOT
-            self._memory[16:24] = self._used.to_bytes(8, "little")
+            if slot > self._used:
+                self._used = slot
+                self._memory[16:24] = slot.to_bytes(8, "little")
             self._memory[at + 1 : at + 1 + len(data)] = data
             self._memory[at] = len(data)  # last: from here on it counts
 
@@ -952,7 +952,7 @@ class _Supervisor:
         self._restarted_at = -RESTART_INTERVAL
         self._state = _State(args.state)
         self._asks: list[tuple[_Child, str]] = []
-        self._last_pause = FIRST_PAUSE / 2
+        self._last_pause = 0.0
         self._failed_starts = 0  # in a row
         self._stops = 0
         self._stopping = False
@@ -1089,7 +1089,7 @@ class _Supervisor:
     def _on_death(self, child: _Child, how: str) -> None:
         suspects = child.journal.running
         if any(id in self._state.crashes for id in suspects):  # to be expected, and not for long: it has a limit
-            self._last_pause = FIRST_PAUSE / 2
+            self._last_pause = 0
         news = self._state.blame(suspects)
         for other in self._children.values():
             other.wire.send("crashes", news)
@@ -1099,8 +1099,9 @@ class _Supervisor:
     def _pause(self) -> float:
         """Seconds until the next is started: more and more of them, unless all goes well for a while."""
         now = time.monotonic()
-        proved = now - self._start_at >= PROVED
-        self._last_pause = FIRST_PAUSE if proved else min(2 * self._last_pause, LAST_PAUSE)
+        if now - self._start_at >= PROVED:
+            self._last_pause = 0
+        self._last_pause = min(max(FIRST_PAUSE, 2 * self._last_pause), LAST_PAUSE)
         self._start_at = now + self._last_pause
         return self._last_pause
 

@@ -16,7 +16,6 @@ trouble on the line is made by `TcpProxy`.
 from __future__ import annotations
 
 import ast
-import asyncio
 import collections
 import configparser
 import contextlib
@@ -65,6 +64,7 @@ import kuyruk
 import kuyruk_worker
 from tools import fuzz
 from tools.rabbitmq_node import RabbitmqNode
+from tools.tcp_proxy import TcpProxy
 
 HERE = Path(__file__).parent
 #: Seconds that something that must happen may take on a busy machine; and what must happen at once.
@@ -174,110 +174,6 @@ def threads_of_ours():
 
 def pool_threads():
     return [name for name in threads_of_ours() if name.startswith("kuyruk-pool")]
-
-
-class TcpProxy:
-    """Stands between a client and the broker, and hurts their connections when told to."""
-
-    def __init__(self, url, host="127.0.0.1", tls=None):
-        self._target, self._host, self._port, self._tls = address_of(url), host, 0, tls
-        self.accepted = 0  # connections so far
-        self.mute = False  # accept connections and never answer
-        self._clients, self._swallowed, self._tasks = set(), set(), set()
-        self._flow = {"up": asyncio.Event(), "down": asyncio.Event()}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
-        self._thread.start()
-        self.resume()
-        self.up()
-        login, host = urllib.parse.urlsplit(url).netloc.rpartition("@")[0], f"[{host}]" if ":" in host else host
-        self.url = f"{'amqps' if tls else 'amqp'}://{login or 'guest:guest'}@{host}:{self._port}/"
-
-    def _do(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
-
-    @property
-    def open(self):
-        """How many connections there are."""
-        return len(self._clients)
-
-    def up(self):
-        """Listen, at the port that it has always had."""
-        self._server = self._do(asyncio.start_server(self._serve, self._host, self._port, ssl=self._tls))
-        self._port = self._server.sockets[0].getsockname()[1]
-
-    def down(self):
-        """Refuse connections, and cut those that there are."""
-        self._loop.call_soon_threadsafe(self._server.close)
-        self.cut()
-
-    def cut(self, how="rst"):
-        """End the clients' connections, by a reset or by a regular end ("fin")."""
-        self._do(self._cut(how))
-
-    def stall(self, direction):
-        """Don't read any more what the client ("up") or the broker ("down") sends."""
-        self._loop.call_soon_threadsafe(self._flow[direction].clear)
-
-    def swallow(self):
-        """The way of the connections that there are vanishes, as when a firewall forgets them; new ones work."""
-        self._swallowed |= self._clients
-
-    def resume(self):
-        for event in self._flow.values():
-            self._loop.call_soon_threadsafe(event.set)
-
-    def close(self):
-        self.down()
-        self._do(self._end())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _cut(self, how):
-        for writer in tuple(self._clients):
-            if how == "rst":
-                sock = writer.get_extra_info("socket")
-                if sock is not None:  # else it has just ended by itself
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                writer.transport.abort()
-            else:
-                writer.close()
-        await asyncio.sleep(0)  # abort() closes the socket in the loop's next round
-
-    async def _end(self):
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0.01)
-
-    async def _serve(self, reader, writer):
-        self.accepted += 1
-        self._clients.add(writer)
-        self._tasks.add(asyncio.current_task())
-        writers = [writer]
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            while self.mute and await reader.read(65536):
-                pass
-            there, back = await asyncio.open_connection(*self._target)
-            writers.append(back)
-            pumps = [self._pump(writer, reader, back, "up"), self._pump(writer, there, writer, "down")]
-            await asyncio.wait(map(asyncio.create_task, pumps), return_when=asyncio.FIRST_COMPLETED)
-        for each in writers:
-            each.transport.abort()
-        self._clients.discard(writer)
-        self._tasks.discard(asyncio.current_task())
-
-    async def _pump(self, client, reader, writer, direction):
-        self._tasks.add(asyncio.current_task())
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            while data := await reader.read(65536):
-                await self._flow[direction].wait()
-                if client not in self._swallowed:
-                    writer.write(data)
-                    await writer.drain()
-        self._tasks.discard(asyncio.current_task())
 
 
 class Broker:

@@ -62,6 +62,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Self
 
 #: Names another RabbitMQ than the system's.
 SETTING = "KUYRUK_TEST_RABBITMQ"
@@ -453,7 +454,33 @@ def _applications(known: dict[str, Path]) -> set[str]:
 FLUSH = "catch mnesia:dump_log(), [ok = dets:sync(Table) || Table <- dets:all()]."
 
 
-class RabbitmqNode:
+class _Started:
+    """What is started and stopped, as a context manager too."""
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+class RabbitmqNode(_Started):
     """One private RabbitMQ node; see the top of this file.
 
     `config`: lines for its rabbitmq.conf. `advanced`: the text of its advanced.config, for what
@@ -480,22 +507,6 @@ class RabbitmqNode:
         self._owns_realm = realm is None
         self._process: subprocess.Popen[bytes] | None = None
         self._is_paused = False
-
-    def __enter__(self) -> RabbitmqNode:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     @property
     def url(self) -> str:
@@ -707,7 +718,7 @@ def _formation(name: str) -> list[str]:
     return [f"cluster_formation.{key} = {value}" for key, value in formation.items()]
 
 
-class RabbitmqCluster:
+class RabbitmqCluster(_Started):
     """Private RabbitMQ nodes that are one cluster.
 
     `config`, `advanced`: of each node, see RabbitmqNode. `size`: how many nodes; three keep their quorum
@@ -726,22 +737,6 @@ class RabbitmqCluster:
             RabbitmqNode(config, advanced=advanced, name=name, realm=self.realm)
             for name, config in zip(names, configs, strict=True)
         )
-
-    def __enter__(self) -> RabbitmqCluster:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     @property
     def hosts(self) -> str:
