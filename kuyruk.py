@@ -137,6 +137,9 @@ HEADER_TEXT = 10_000  #: ...and in a failed message's headers.
 DELAY_QUEUE_LEASE = 600.0  #: Seconds that an unused delay queue outlives its delay,
 DELAY_QUEUE_RENEWAL = 60.0  #: and after which its lease is renewed before it is used.
 SUSPECT_PATIENCE = 3.0  #: Seconds that what is to run alone waits for running tasks; then others may have it, so long.
+DELIVERY_LIMIT = 1_000_000  #: Of quorum queues that it declares. RabbitMQ 4 drops messages after 20 deliveries else.
+REFUSAL_PAUSE = 0.2  #: Seconds after which what a queue has refused is sent again.
+FORWARD_PAUSE = 1.0  #: Seconds that a message is kept before it goes back because it can't be forwarded.
 POOL_SLICE = 0.05  #: Seconds that a pool thread goes on with what waits before it asks the pool again.
 FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; then twice as long, and so on.
 
@@ -1310,6 +1313,8 @@ class _Order:
         #: Why it has failed, and how many of its messages are refused for good.
         self.failure: str | None = None
         self.refused = 0
+        #: Why it isn't done yet, if more is known than that there is no answer.
+        self.trouble: str | None = None
         #: Nobody waits any more: what isn't sent yet must not be.
         self.abandoned = False
         self.done = threading.Event()
@@ -1344,6 +1349,8 @@ class _PublishChannel(_Channel):
         self.in_flight: dict[int, tuple[_Order, int]] = {}
         self.waits_since = math.inf  # time.monotonic(), while something is in flight
         self._returned: set[int] = set()
+        #: A queue has refused a message by a Nack. In a cluster this channel may go on with the leader that has fallen.
+        self.spent = False
         if config.RABBIT_CONFIRM:
             self.request(commands.Confirm.Select())
 
@@ -1366,6 +1373,7 @@ class _PublishChannel(_Channel):
             self.settle(self._last_tag, True, str(self.lost))
 
     def settle(self, tag: int, multiple: bool, fate: str) -> None:
+        self.spent |= fate == "Basic.Nack"
         for number in range(self._oldest_tag if multiple else tag, tag + 1):
             if number in self.in_flight:
                 self._settle(*self.in_flight.pop(number), "returned" if number in self._returned else fate)
@@ -1449,8 +1457,10 @@ class _Sender:
         #: time.monotonic() when a queue was seen.
         self._queues: dict[str, float] = {}
         self._calls: list[_CallChannel] = []
-        #: Returned by the broker, because their queue has vanished.
-        self._again: list[tuple[_Order, int]] = []
+        #: Not used any more, but for the confirms that are to come.
+        self._spent: list[_PublishChannel] = []
+        #: To be sent again, from a time.monotonic() on: returned, because their queue has vanished, or refused.
+        self._again: collections.deque[tuple[float, _Order, int]] = collections.deque()
 
     def _run(self) -> None:
         pauses = _pauses(1.0)
@@ -1487,8 +1497,9 @@ class _Sender:
     def _work(self, link: _Link) -> None:
         self.wakeup.clear()
         self.state = "it blocks publishing (memory or disk alarm)" if link.is_blocked else "no answer"
-        while self._again:
-            order, place = self._again.pop()
+        self._close_spent()
+        while self._again and self._again[0][0] <= time.monotonic():
+            _, order, place = self._again.popleft()
             self._publish(link, order, [place])
         while self.inbox and not link.is_blocked and self._may_publish(self.inbox[0]):
             self._publish(link, self.inbox[0], list(self.inbox[0].open))
@@ -1497,20 +1508,24 @@ class _Sender:
         if not self._config.RABBIT_CONFIRM and self._channel.in_flight and link.flush():
             self._channel.settle_written()
         now = time.monotonic()
-        link.pump(min(max(self._idle_at, now + TICK), self._look_for_answers(link, now)))
+        again_at = self._again[0][0] if self._again else math.inf
+        link.pump(min(again_at, max(self._idle_at, now + TICK), self._look_for_answers(link, now)))
+
+    def _channels(self) -> list[_PublishChannel]:
+        return [self._channel, *self._calls, *self._spent]
 
     def _may_publish(self, order: _Order) -> bool:
         """One on its last attempt goes alone: it may be what has ended the connection, or was only beside that."""
         if not self._careful:
             return True
-        in_flight = [other for channel in (self._channel, *self._calls) for other, _ in channel.in_flight.values()]
+        in_flight = [other for channel in self._channels() for other, _ in channel.in_flight.values()]
         self._careful = any(other.attempts <= 1 for other in (*self.inbox, *in_flight))
         return not in_flight or (order.attempts > 1 and all(other.attempts > 1 for other in in_flight))
 
     def _look_for_answers(self, link: _Link, now: float) -> float:
         """A peer that has vanished is noticed by its missing heartbeats, which may take minutes: too long for what
         waits for its confirm. In half of its time another connection can be tried. Returns when to look again."""
-        waiting = [channel.waits_since for channel in (self._channel, *self._calls) if channel.in_flight]
+        waiting = [channel.waits_since for channel in self._channels() if channel.in_flight]
         if not waiting or link.is_blocked:
             return math.inf
         limit = self._config.RABBIT_PUBLISH_TIMEOUT / 2
@@ -1525,7 +1540,8 @@ class _Sender:
             self._ensure_queues(link, [order.open[place] for place in places])
             if order.call:
                 return self._call_channel(link, order).ask(order)
-            if self._channel.lost is not None:  # the broker has closed it, not the connection
+            if self._channel.spent or self._channel.lost is not None:  # the broker has closed it, not the connection
+                self._spent.append(self._channel)
                 self._channel = _PublishChannel(link, self._config, self._settle)
             for place in places:
                 self._channel.publish(order, place)
@@ -1533,12 +1549,20 @@ class _Sender:
             order.fail(str(error))
 
     def _call_channel(self, link: _Link, order: _Order) -> _CallChannel:
-        self._calls = [call for call in self._calls if call.lost is None]
+        self._spent += [call for call in self._calls if call.spent]
+        self._calls = [call for call in self._calls if call.lost is None and not call.spent]
         for call in self._calls:
             if call.order is None or call.order is order:
                 return call
         self._calls.append(_CallChannel(link, self._config, self._settle))
         return self._calls[-1]
+
+    def _close_spent(self) -> None:
+        """Those that wait for no confirm any more."""
+        for channel in [each for each in self._spent if not each.in_flight]:
+            self._spent.remove(channel)
+            if channel.lost is None:
+                channel.close()
 
     def _release(self, order: _Order) -> None:
         for call in self._calls:
@@ -1560,14 +1584,16 @@ class _Sender:
             order.settle(place)
             return
         self._queues.pop(order.open[place].queue, None)
+        if fate == "Basic.Nack":  # not for good: while a quorum queue has no leader, and until a full one has room
+            order.trouble = f"queue {order.open[place].queue!r} refuses it (it is full, or without a leader)"
+            self._again.append((time.monotonic() + REFUSAL_PAUSE, order, place))
+            return
         order.attempts -= 1
         limit = re.search(r"larger than configured max size (\d+)", fate)
-        if fate == "Basic.Nack":
-            order.settle(place, "refused (its queue is full, or has failed)")
-        elif order.attempts <= 0 or (limit and len(order.open[place].body) > int(limit[1])):
+        if order.attempts <= 0 or (limit and len(order.open[place].body) > int(limit[1])):
             order.settle(place, fate)
         else:
-            self._again.append((order, place))
+            self._again.appendleft((0, order, place))
 
     def _on_lost(self, error: AMQPError, pause: float) -> None:
         """Take what was on its way again with the next connection, and pause before that."""
@@ -1603,9 +1629,9 @@ class _Sender:
     def _orders_in_flight(self) -> list[_Order]:
         if self._link is None:
             return []
-        orders = [order for channel in (self._channel, *self._calls) for order, _ in channel.in_flight.values()]
+        orders = [order for channel in self._channels() for order, _ in channel.in_flight.values()]
         orders += [call.order for call in self._calls if call.order is not None]
-        return list(dict.fromkeys([*orders, *(order for order, _ in self._again)]))
+        return list(dict.fromkeys([*orders, *(order for _, order, _ in self._again)]))
 
 
 class _Publisher:
@@ -1650,7 +1676,8 @@ class _Publisher:
         if order.reply is not None:
             return order.reply
         if order.failure is None and time.monotonic() >= result_by:
-            raise ResultTimeout(f"no reply within {wait_result:g} seconds")
+            unsent = f"; nor has RabbitMQ confirmed the message: {order.trouble or sender.state}" if order.open else ""
+            raise ResultTimeout(f"no reply within {wait_result:g} seconds (wait_result){unsent}")
         raise self._error(sender, order)
 
     def close(self) -> None:
@@ -1677,7 +1704,8 @@ class _Publisher:
         limit = f"within {self._config.RABBIT_PUBLISH_TIMEOUT:g} seconds (RABBIT_PUBLISH_TIMEOUT)"
         count = len(order.open) + len(rest)
         what = f"{count} messages" if count > 1 else "the message"
-        error = BrokerError(f"{what} not confirmed by RabbitMQ: {order.failure or f'{sender.state} {limit}'}")
+        why = order.failure or f"{order.trouble or sender.state} {limit}"
+        error = BrokerError(f"{what} not confirmed by RabbitMQ: {why}")
         cast(Any, error).unconfirmed = [*order.open.values(), *rest]
         return error
 
@@ -1885,6 +1913,15 @@ def _facts_about(message: Any) -> dict[str, Any]:
     return facts
 
 
+def _undropped(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A queue's, so that RabbitMQ drops no message because its connection was lost too often."""
+    return {"x-delivery-limit": DELIVERY_LIMIT, **arguments} if _is_quorum(arguments) else arguments
+
+
+def _is_quorum(arguments: Mapping[str, Any]) -> bool:
+    return arguments.get("x-queue-type") == "quorum"
+
+
 #: What a forwarded message doesn't take along. Properties: its time to live was for its queue, the
 #: broker checks the user against ours, the last is reserved. Headers: CC and BCC would send copies.
 _LEFT_BEHIND = ("expiration", "user_id", "cluster_id")
@@ -2044,7 +2081,7 @@ class Kuyruk:
     def _queue_arguments(self, queue: str) -> dict[str, Any]:
         """With which it is declared if it is missing. If its tasks may take long, but not for ever, RabbitMQ is told
         (from 3.12 on; earlier ones ignore that) how long to wait for their acknowledgements."""
-        arguments = self.config.QUEUE_ARGUMENTS
+        arguments = _undropped(self.config.QUEUE_ARGUMENTS)
         if not self._has_long_tasks:
             return arguments
         tasks = [task for task in self._tasks.values() if queue == task.queue or queue.startswith(f"{task.queue}.")]
@@ -2138,7 +2175,7 @@ def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any
 def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """The arguments of a queue that is derived from one with these: of the same type."""
     inherited = {k: v for k, v in arguments.items() if k == "x-queue-type"}
-    return inherited | {k.replace("_", "-"): v for k, v in more.items()}
+    return _undropped(inherited | {k.replace("_", "-"): v for k, v in more.items()})
 
 
 def _delayed(delivery: _Delivery, delay: float, headers: dict[str, Any], arguments: Mapping[str, Any]) -> _Message:
@@ -2153,7 +2190,7 @@ def _delayed(delivery: _Delivery, delay: float, headers: dict[str, Any], argumen
     safe = {"x_dead_letter_strategy": "at-least-once", "x_overflow": "reject-publish"}
     derived = _derived(
         arguments,
-        **(safe if arguments.get("x-queue-type") == "quorum" else {}),
+        **(safe if _is_quorum(arguments) else {}),
         x_message_ttl=ttl,
         x_expires=min(ttl + math.ceil(DELAY_QUEUE_LEASE * 1000), MAX_TTL),
         x_dead_letter_exchange="",
@@ -2206,9 +2243,9 @@ class _Delivery:
         return self.task and self.task.id
 
     @property
-    def counts_crashes(self) -> bool:
-        """A quorum queue does that itself (x-delivery-limit)."""
-        return "x-delivery-count" not in (getattr(self.properties, "headers", None) or ())
+    def is_counted(self) -> bool:
+        """By a quorum queue: how often it was delivered."""
+        return "x-delivery-count" in (getattr(self.properties, "headers", None) or ())
 
     @property
     def reply_to(self) -> str | None:
@@ -2353,6 +2390,7 @@ class _Settlement:
             delivery.ack()
         except BrokerError as error:
             logger.error("Can't forward a message, it goes back to %r: %s", delivery.queue, error)
+            time.sleep(FORWARD_PAUSE)  # it will be back at once, and nothing may have changed
             delivery.requeue()
 
     def _reply(self, delivery: _Delivery, result: Any, error: BaseException | None) -> None:
@@ -2386,6 +2424,9 @@ class _Pool:
         self._notify = notify
         #: Where it notes what runs, for a process that watches over this one.
         self.journal = Journal()
+        #: Quorum queues have their own delivery limit, but those that we declare without one.
+        arguments = config.QUEUE_ARGUMENTS
+        self._counts_for_quorum = _is_quorum(arguments) and "x-delivery-limit" not in arguments
         #: Nothing begins any more; nothing comes for the moment. The supervisor is notified of each end then.
         self.stopping = False
         self.paused = False
@@ -2644,7 +2685,7 @@ class _Pool:
     def _may_run(self, delivery: _Delivery) -> bool:
         """False if it is set aside, to run alone. Raises Crashed if it has brought too many processes down."""
         id, journal, alone = delivery.id, self.journal, delivery is self._alone
-        if id is None or id not in journal.crashes or not delivery.counts_crashes:
+        if id is None or id not in journal.crashes or (delivery.is_counted and not self._counts_for_quorum):
             return True
         crashes, to_blame = journal.count(id) if alone else journal.crashes.get(id, (0, False))
         if to_blame and crashes >= self._config.WORKER_MAX_CRASHES:

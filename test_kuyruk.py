@@ -1090,14 +1090,39 @@ def test_many_tasks_are_sent_in_one_go_and_in_order(app, queue, broker):
     assert arguments_in(broker.take_all(f"{queue}.2")) == [(n,) for n in range(0, 5000, 5)]
 
 
-def test_a_failed_batch_tells_what_is_not_confirmed(app, queue, broker):
+def test_a_failed_batch_tells_what_is_not_confirmed(make_app, url, queue, broker):
+    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=1)
     broker.declare(f"{queue}.2", **{"x-max-length": 2, "x-overflow": "reject-publish"})
     task, full = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
     subtasks = [(full if n % 2 else task).subtask((n,)) for n in range(10)]
-    with takes(0, SOON), pytest.raises(kuyruk.BrokerError) as info:
+    with takes(1, SOON), pytest.raises(kuyruk.BrokerError, match=r"3 messages .* '.*\.2' refuses it") as info:
         app.send_tasks_to_queue(subtasks)
     assert info.value.unconfirmed == subtasks[5::2]
     assert (broker.count(queue), broker.count(f"{queue}.2")) == (5, 2)
+
+
+@pytest.mark.parametrize("wait_result", [None, PATIENCE])
+def test_what_a_queue_refuses_is_sent_again_until_it_has_room(wait_result, app, queue, broker, start):
+    broker.declare(queue, **{"x-max-length": 1, "x-overflow": "reject-publish"})
+    task, other = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
+    task(1)
+    sent = background(task.send_to_queue, (2,), wait_result=wait_result)
+    other(3)  # isn't held up
+    assert still_waits(sent)
+    start(app, [queue])
+    assert sent.result(SOON) == (None if wait_result is None else 2)
+    wait_until(lambda: ran == [(1,), (2,)])
+
+
+def test_a_queue_that_stays_full_leaves_no_channels_behind(make_app, url, queue, broker):
+    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=2)
+    broker.declare(queue, **{"x-max-length": 0, "x-overflow": "reject-publish"})
+    task = app.task(queue)(echo)
+    for options in ({}, {"wait_result": 1}):
+        with pytest.raises((kuyruk.BrokerError, kuyruk.ResultTimeout), match="refuses it"):
+            task.send_to_queue((1,), **options)
+    app.task(f"{queue}.2")(echo)(2)
+    assert len(app._publisher._sender._link.channels_by_id) <= 3
 
 
 def test_a_batch_to_a_broker_that_is_away_is_all_unconfirmed(offline, queue):
@@ -1706,14 +1731,28 @@ def test_copies_of_a_message_are_not_sent_again_when_it_fails(app, queue, broker
     assert broker.count(f"{queue}.2") == 1
 
 
-def test_a_message_that_cannot_be_forwarded_goes_back_to_its_queue(app, queue, broker, start):
+def test_a_message_that_cannot_be_forwarded_goes_back_to_its_queue(make_app, url, queue, broker, start):
     broker.declare(f"{queue}.failed", **{"x-max-length": 1, "x-overflow": "reject-publish"})
-    worker = start(app, [queue])
+    worker = start(make_app(url, RABBIT_PUBLISH_TIMEOUT=0.5), [queue])
     for _ in range(2):
         broker.publish(queue, b"nonsense")
     wait_until(lambda: broker.count(f"{queue}.failed") == 1 and worker.stats["received"] > 3)
     worker.stop()
     assert (broker.count(queue), broker.count(f"{queue}.failed")) == (1, 1)
+
+
+def test_a_task_whose_failure_cannot_be_put_on_record_does_not_run_again_at_once(app, queue, start, monkeypatch):
+    def send(*args, **kwargs):
+        raise kuyruk.BrokerError("access refused")
+
+    task = app.task(queue)(play)
+    worker = start(app)
+    monkeypatch.setattr(worker._publisher, "send", send)
+    script[:] = [ValueError(), ValueError(), "the end"]
+    task()
+    wait_until(lambda: not script)
+    first, second, third = ran
+    assert min(second - first, third - second) >= kuyruk.FORWARD_PAUSE
 
 
 @pytest.mark.parametrize("option", ["fail_delay", "reject_delay"])
@@ -3698,13 +3737,23 @@ def test_what_is_handed_back_or_lost_with_its_connection_is_no_crash(project, pr
     assert broker.count(f"{project.name}.failed") is None and "runs alone" not in worker.text
 
 
-def test_a_quorum_queue_counts_deliveries_itself(project, broker):
+def test_a_quorum_queue_that_was_there_counts_deliveries_itself(project, broker):
     broker.declare(project.name, **{"x-queue-type": "quorum"})
     worker = project.worker("--max-crashes", "2", entry=QUICK)
     project.tasks.die("exit1")
     wait_until(lambda: len(project.starts("exit1")) > 4)
     worker.kill()
     assert broker.count(f"{project.name}.failed") is None
+
+
+def test_crashes_are_counted_for_a_quorum_queue_that_kuyruk_declares(project, broker, monkeypatch):
+    """Without a limit of its own: RabbitMQ 4 would drop what was delivered 20 times."""
+    monkeypatch.setenv("KUYRUK_QUEUE_ARGUMENTS", "{'x-queue-type': 'quorum'}")
+    worker = project.worker("--max-crashes", "2", entry=QUICK)
+    project.tasks.die("exit1")
+    wait_until(lambda: broker.count(f"{project.name}.failed"))
+    worker.stop()
+    assert crashed(project, broker) == {"exit1"} and len(project.starts("exit1")) == 2
 
 
 def test_what_kills_the_supervisor_too_is_remembered_with_a_state(project, broker):
@@ -4232,11 +4281,12 @@ def test_failed_messages_are_deleted_all_or_one(project, broker):
     assert broker.count(f"{project.name}.failed") == 0
 
 
-def test_a_failed_message_that_cannot_be_sent_again_stays(project, broker):
+def test_a_failed_message_that_cannot_be_sent_again_stays(project, broker, monkeypatch):
     fail_by_hand(project, broker, 2)
     broker.declare(project.name, **{"x-max-length": 0, "x-overflow": "reject-publish"})
+    monkeypatch.setenv("KUYRUK_RABBIT_PUBLISH_TIMEOUT", "1")
     ended = run_cli(project.folder, project.name, "--failed", "requeue", url=project.url)
-    assert ended.returncode == 1 and "error: 2 messages not confirmed by RabbitMQ: refused" in ended.stderr
+    assert ended.returncode == 1 and "error: 2 messages not confirmed by RabbitMQ: queue " in ended.stderr
     assert wait_until(lambda: broker.count(f"{project.name}.failed")) == 2
 
 
