@@ -315,6 +315,13 @@ def start():
         worker.stop(timeout=SOON)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def signals_are_not_ignored():
+    """As they are in what a shell runs in the background: workers that are started would ignore them, too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left():
     """No thread and no open socket of ours outlives a test, and none takes for ever."""
