@@ -100,9 +100,10 @@ from amqpstorm.connection import Connection
 from amqpstorm.exception import AMQPChannelError, AMQPConnectionError, AMQPError
 from amqpstorm.heartbeat import Heartbeat
 from amqpstorm.io import IO
-from pamqp import commands
+from pamqp import commands, decode, encode
 from pamqp import frame as amqp_frame
 from pamqp import header as amqp_header
+from pamqp import heartbeat as amqp_heartbeat
 
 __all__ = ["Config", "Journal", "Kuyruk", "Run", "SubTask", "Task", "Worker", "current_task", "exceptions"]
 __all__ += ["BrokerError", "Crashed", "Discard", "HeartbeatError", "InvalidMessage", "KuyrukError", "Reject"]
@@ -522,12 +523,15 @@ def _decode_json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
+_MESSAGE_KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (
+    ("module", (str,)), ("function", (str,)), ("args", (list, type(None))), ("kwargs", (dict, type(None))),
+)  # fmt: skip
+
+
 def _decode_task(body: bytes) -> _Description:
     """Raises InvalidMessage, which names what is wrong with the body."""
     d = _decode_json_object(body)
-    kinds: dict[str, tuple[type, ...]] = {"module": (str,), "function": (str,)}
-    kinds |= {"args": (list, type(None)), "kwargs": (dict, type(None))}
-    for key, kind in kinds.items():
+    for key, kind in _MESSAGE_KINDS:
         if not isinstance(d.get(key, ...), kind):
             given = f"is a {type(d[key]).__name__}, not a {kind[0].__name__}" if key in d else "is missing"
             raise InvalidMessage(f"the message's {key!r} {given}")
@@ -1024,9 +1028,106 @@ class _Socket(IO):
 
 
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-_FRAME_HEADER = struct.Struct(">BHI")
-_CONTENT_HEADER = struct.Struct(">HHQ")
-_DELIVER_INDEX = struct.pack(">I", commands.Basic.Deliver.index)
+
+
+# --- Frames ------------------------------------------------------------------
+
+# pamqp's, but for those that each message takes: its code for any frame there is costs several times as much.
+_FRAME_HEADER = struct.Struct(">BHI")  # type, channel, size
+_CONTENT_HEADER = struct.Struct(">HHQ")  # class, weight, size of the body
+_ACK_FRAME = struct.Struct(">BHIIQBB")
+_PUBLISH_START = struct.pack(">IHB", commands.Basic.Publish.index, 0, 0)  # ticket, exchange
+_DELIVER_START = struct.pack(">I", commands.Basic.Deliver.index)
+_HEADERS, _MORE_FLAGS = 0x2000, 0x0001
+
+
+def _marshal(channel: int, *frames: Any) -> bytes:
+    return b"".join([amqp_frame.marshal(frame, channel) for frame in frames])
+
+
+def _frame(kind: int, channel: int, payload: bytes) -> bytes:
+    return _FRAME_HEADER.pack(kind, channel, len(payload)) + payload + b"\xce"
+
+
+def _ack_frame(channel: int, tag: int) -> bytes:
+    return _ACK_FRAME.pack(1, channel, 13, commands.Basic.Ack.index, tag, 0, 0xCE)
+
+
+def _content_frames(channel: int, queue: str, mandatory: bool, properties: bytes, body: bytes, limit: int) -> bytes:
+    """What publishes a message, through the default exchange. limit: bytes of a frame."""
+    name = queue.encode()
+    publish = b"%b%c%b%c" % (_PUBLISH_START, len(name), name, mandatory)
+    frames = [_frame(1, channel, publish), _frame(2, channel, _CONTENT_HEADER.pack(60, 0, len(body)) + properties)]
+    step = limit - 8
+    frames += [_frame(3, channel, body[start : start + step]) for start in range(0, len(body), step)]
+    return b"".join(frames)
+
+
+@functools.lru_cache(1000)
+def _layout(flags: int) -> list[tuple[str, int]] | None:
+    """The properties that these flags announce, with their sizes (0: a short string); None if it takes more to
+    read them."""
+    if flags & (_HEADERS | _MORE_FLAGS):
+        return None
+    sizes = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
+    return [(name, sizes.get(name, 0)) for name, flag in commands.Basic.Properties.flags.items() if flags & flag]
+
+
+_ENCODERS: dict[str, Callable[[Any], bytes]] = {
+    "headers": encode.field_table, "timestamp": encode.timestamp,
+    "delivery_mode": encode.octet, "priority": encode.octet,
+}  # fmt: skip
+
+
+def _encode_properties(properties: Mapping[str, Any]) -> bytes:
+    """Raises ValueError, and whatever pamqp raises, for what can't be encoded."""
+    flags, parts = 0, [b""]
+    for name, flag in commands.Basic.Properties.flags.items():
+        value = properties.get(name)
+        if value not in (None, ""):
+            flags |= flag
+            parts.append(_ENCODERS.get(name, encode.short_string)(value))
+    parts[0] = flags.to_bytes(2, "big")
+    return b"".join(parts)
+
+
+def _decode_properties(payload: bytes) -> Any:
+    """Of a content header. Raises anything if they can't be decoded."""
+    layout = _layout(payload[12] << 8 | payload[13])
+    if layout is None:
+        header = amqp_header.ContentHeader()
+        header.unmarshal(payload)
+        return header.properties
+    properties, at = commands.Basic.Properties(), 14
+    for name, size in layout:
+        start, at = (at, at + size) if size else (at + 1, at + 1 + payload[at])
+        data = payload[start:at]
+        value = data.decode() if not size else data[0] if size == 1 else decode.timestamp(data)[1]
+        setattr(properties, name, value)
+    if at > len(payload):
+        raise ValueError("they are cut short")
+    return properties
+
+
+class _Deliver(NamedTuple):
+    """Basic.Deliver. The names of exchange and routing key, which may be undecodable, aren't needed."""
+
+    consumer_tag: str
+    delivery_tag: int
+    redelivered: bool
+    name: str = "Basic.Deliver"
+
+
+def _decode_method(payload: bytes) -> Any:
+    """Raises OSError if it can't be decoded."""
+    try:
+        if payload.startswith(_DELIVER_START):
+            end = 5 + payload[4]
+            tag = int.from_bytes(payload[end : end + 8], "big")
+            return _Deliver(payload[5:end].decode(), tag, bool(payload[end + 8] & 1))
+        return amqp_frame.unmarshal(_frame(1, 0, payload))[2]
+    except Exception:
+        raise OSError(f"it sent a frame that can't be decoded: {payload[:40]!r}") from None
 
 
 class _Link(Connection):
@@ -1102,24 +1203,30 @@ class _Link(Connection):
     def _read(self, data: bytes) -> None:
         """Hand each whole frame to its channel, and keep the rest."""
         self.received_at = time.monotonic()
+        self.heartbeat.register_read()
         data, offset = self._buffer + data, 0
         while len(data) - offset > _FRAME_HEADER.size:
             kind, channel, size = _FRAME_HEADER.unpack_from(data, offset)
             if kind not in (1, 2, 3, 8) or size > self.max_frame_size:
                 raise OSError(f"it doesn't speak AMQP 0-9-1: {data[offset : offset + 20]!r}")
-            end = offset + _FRAME_HEADER.size + size + 1
+            start = offset + _FRAME_HEADER.size
+            end = start + size + 1
             if end > len(data):
                 break
-            self._on_frame(channel, _decode_frame(data[offset:end]))
+            self._on_frame(kind, channel, data[start : end - 1])
             offset = end
         self._buffer = data[offset:]
 
-    def _on_frame(self, channel: int, frame: Any) -> None:
-        self.heartbeat.register_read()
-        if channel in self.channels_by_id:
-            self.channels_by_id[channel].on_frame(frame)
-        elif channel == 0:
-            self._channel0.on_frame(frame)
+    def _on_frame(self, kind: int, number: int, payload: bytes) -> None:
+        channel = self.channels_by_id.get(number)
+        if channel is not None and kind == 3:
+            channel.on_body(payload)
+        elif channel is not None and kind == 2:
+            channel.on_header(payload)
+        elif channel is not None and kind == 1:
+            channel.on_frame(_decode_method(payload))
+        elif number == 0:
+            self._channel0.on_frame(_decode_method(payload) if kind == 1 else amqp_heartbeat.Heartbeat())
             if self.is_closed and not self._user_closed:
                 raise self.exceptions[0] if self.exceptions else OSError("closed by the broker")
 
@@ -1152,32 +1259,6 @@ class _Link(Connection):
 _links: weakref.WeakSet[_Link] = weakref.WeakSet()
 
 
-def _marshal(channel: int, *frames: Any) -> bytes:
-    return b"".join([amqp_frame.marshal(frame, channel) for frame in frames])
-
-
-def _frame(kind: int, channel: int, payload: bytes) -> bytes:
-    return _FRAME_HEADER.pack(kind, channel, len(payload)) + payload + b"\xce"
-
-
-def _decode_frame(data: bytes) -> Any:
-    """One whole frame. Properties or names in a message that can't be decoded must not end the
-    connection: it is delivered, with `properties` None, or without the names."""
-    try:
-        return amqp_frame.unmarshal(data)[2]
-    except Exception:
-        kind, payload = data[0], data[_FRAME_HEADER.size : -1]
-        if kind == 2:
-            header = amqp_header.ContentHeader()
-            header.body_size = _CONTENT_HEADER.unpack_from(payload)[2]
-            header.properties = cast(Any, None)
-            return header
-        if payload.startswith(_DELIVER_INDEX):
-            tag, rest = payload[5 : 5 + payload[4]], payload[5 + payload[4] :]
-            return commands.Basic.Deliver(tag.decode(), int.from_bytes(rest[:8], "big"), bool(rest[8] & 1))
-        raise OSError(f"it sent a frame that can't be decoded: {data[:40]!r}") from None
-
-
 C = TypeVar("C", bound=Connection)
 
 
@@ -1208,7 +1289,7 @@ class _Channel:
         self._awaited: Sequence[str] = ()
         self._answer: Any = None
         self._method: Any = None
-        self._header: Any = None
+        self._properties: Any = None
         self._parts: list[bytes] = []
         self._missing = 0
         self.id = next(id for id in itertools.count(1) if id not in link.channels_by_id)
@@ -1244,16 +1325,23 @@ class _Channel:
         self.request(commands.Channel.Close(reply_code=200, reply_text="", class_id=0, method_id=0))
         self.link.channels_by_id.pop(self.id, None)
 
+    def on_header(self, payload: bytes) -> None:
+        """Properties that can't be decoded must not end the connection: it is delivered, with None."""
+        self._missing = _CONTENT_HEADER.unpack_from(payload)[2]
+        try:
+            self._properties = _decode_properties(payload)
+        except Exception:
+            self._properties = None
+        self._end_content()
+
+    def on_body(self, payload: bytes) -> None:
+        self._parts.append(payload)
+        self._missing -= len(payload)
+        self._end_content()
+
     def on_frame(self, frame: Any) -> None:
         name = frame.name
-        if name == "ContentBody":
-            self._parts.append(frame.value)
-            self._missing -= len(frame.value)
-            self._end_content()
-        elif name == "ContentHeader":
-            self._header, self._missing = frame, frame.body_size
-            self._end_content()
-        elif name in ("Basic.Deliver", "Basic.Return"):
+        if name in ("Basic.Deliver", "Basic.Return"):
             self._method = frame
         elif name in self._awaited:
             self._awaited, self._answer = (), frame
@@ -1267,7 +1355,7 @@ class _Channel:
     def _end_content(self) -> None:
         if self._missing <= 0:
             parts, self._parts = self._parts, []
-            self.on_content(self._method, self._header.properties, b"".join(parts))
+            self.on_content(self._method, self._properties, parts[0] if len(parts) == 1 else b"".join(parts))
 
 
 def _ensure_queue(link: _Link, queue: str, arguments: dict[str, Any], timeout: float) -> None:
@@ -1302,7 +1390,7 @@ class _Order:
     def __init__(self, messages: Sequence[_Message], call: bool = False, attempts: int = 10) -> None:
         #: By their place: those that aren't known to have arrived.
         self.open = dict(enumerate(messages))
-        self.properties = [commands.Basic.Properties(**m.properties).marshal() for m in messages]
+        self.properties = [_encode_properties(m.properties) for m in messages]
         if max(map(len, self.properties), default=0) > MAX_PROPERTIES:  # the broker would close the connection
             raise ValueError(f"properties of more than {MAX_PROPERTIES} bytes")
         #: Whether a reply is wanted, and its body.
@@ -1355,12 +1443,12 @@ class _PublishChannel(_Channel):
             self.request(commands.Confirm.Select())
 
     def publish(self, order: _Order, place: int) -> None:
-        message, properties = order.open[place], order.properties[place]
-        limit, size = self.link.max_frame_size - 8, len(message.body)
-        publish = commands.Basic.Publish(routing_key=message.queue, mandatory=message.mandatory)
-        parts = [_marshal(self.id, publish), _frame(2, self.id, _CONTENT_HEADER.pack(60, 0, size) + properties)]
-        parts += [_frame(3, self.id, message.body[start : start + limit]) for start in range(0, size, limit)]
-        self.link.write(b"".join(parts))
+        message, limit = order.open[place], self.link.max_frame_size
+        self.link.write(
+            _content_frames(
+                self.id, message.queue, message.mandatory, order.properties[place], message.body, limit
+            )
+        )
         if not self.in_flight:
             self.waits_since = time.monotonic()
         self._last_tag += 1
@@ -2252,22 +2340,22 @@ class _Delivery:
         return getattr(self.properties, "reply_to", None) or None
 
     def ack(self) -> None:
-        self._settle(commands.Basic.Ack(delivery_tag=self.tag))
+        self._settle(_ack_frame(self.intake.id, self.tag))
 
     def requeue(self) -> None:
         # Not Basic.Reject: from RabbitMQ 4.3 on, that counts towards a quorum queue's limit.
-        self._settle(commands.Basic.Nack(delivery_tag=self.tag, requeue=True))
+        self._settle(_marshal(self.intake.id, commands.Basic.Nack(delivery_tag=self.tag, requeue=True)))
 
     def reject(self) -> None:
         """To the broker's own dead-letter policy."""
-        self._settle(commands.Basic.Reject(delivery_tag=self.tag, requeue=False))
+        self._settle(_marshal(self.intake.id, commands.Basic.Reject(delivery_tag=self.tag, requeue=False)))
 
-    def _settle(self, frame: Any) -> None:
+    def _settle(self, frame: bytes) -> None:
         if self.settled:
             return
         self.settled = True
         if self.intake.lost is None:
-            self.intake.link.post(_marshal(self.intake.id, frame))
+            self.intake.link.post(frame)
         else:
             logger.warning("A message from %r isn't ours any more: it will be delivered again", self.queue)
 

@@ -59,6 +59,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pamqp import commands, frame
+from pamqp.body import ContentBody
 
 import kuyruk
 import kuyruk_worker
@@ -855,6 +856,50 @@ def test_a_sending_option_that_makes_no_sense_is_refused(option, offline):
     with pytest.raises((ValueError, TypeError)):
         offline.task(echo).send_to_queue(**option)
     assert not threads_of_ours()
+
+
+SHORT = st.text(max_size=60)
+PROPERTIES = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(("content_type", "correlation_id", "reply_to", "expiration", "message_id", "app_id"), SHORT),
+        "headers": st.dictionaries(st.text(min_size=1, max_size=20), st.integers(-99, 99) | SHORT, max_size=3),
+        "delivery_mode": st.sampled_from([1, 2]),
+        "priority": st.integers(0, 255),
+        "timestamp": st.datetimes(datetime.datetime(1971, 1, 1), datetime.datetime(2100, 1, 1), timezones=st.just(datetime.UTC)),
+    },
+)
+
+
+@given(properties=PROPERTIES, body=st.binary(max_size=50), number=st.integers(1, 0xFFFF), tag=st.integers(1, 2**64 - 1))
+def test_frames_are_those_of_the_protocol(properties, body, number, tag):
+    """As pamqp has them, whose own code for these is slow."""
+    properties["timestamp"] = properties.get("timestamp", datetime.datetime.now(tz=datetime.UTC)).replace(microsecond=0)
+    theirs = commands.Basic.Properties(**properties)
+    encoded = kuyruk._encode_properties(properties)
+    assert encoded == theirs.marshal()
+    decoded = kuyruk._decode_properties(kuyruk._CONTENT_HEADER.pack(60, 0, 5) + encoded)
+    assert [pair for pair in decoded if pair[1] not in (None, "")] == [
+        pair for pair in theirs if pair[1] not in (None, "")
+    ]
+    assert kuyruk._ack_frame(number, tag) == frame.marshal(commands.Basic.Ack(tag), number)
+    deliver = frame.marshal(commands.Basic.Deliver("host:1:2", tag, True, "x", "y"), number)
+    assert kuyruk._decode_method(deliver[7:-1]) == ("host:1:2", tag, True, "Basic.Deliver")
+    frames = kuyruk._content_frames(number, "queue é", True, encoded, body, 20)
+    publish = frame.marshal(commands.Basic.Publish(routing_key="queue é", mandatory=True), number)
+    assert frames.startswith(publish) and frames[len(publish) + 7 :].startswith(
+        kuyruk._CONTENT_HEADER.pack(60, 0, len(body)) + encoded
+    )
+    parts = [body[start : start + 12] for start in range(0, len(body), 12)]
+    assert frames.endswith(b"".join(frame.marshal(ContentBody(part), number) for part in parts))
+
+
+@given(properties=PROPERTIES.filter(lambda properties: "headers" not in properties), data=st.data())
+def test_properties_that_are_cut_short_are_never_read(properties, data):
+    encoded = kuyruk._CONTENT_HEADER.pack(60, 0, 5) + kuyruk._encode_properties(properties)
+    cut = encoded[: data.draw(st.integers(12, len(encoded) - 1))]
+    with pytest.raises(Exception):  # noqa: B017, PT011: whatever it is, it counts as undecodable
+        kuyruk._decode_properties(cut)
 
 
 # --- Interrupting a running task ---------------------------------------------
