@@ -871,7 +871,7 @@ PROPERTIES = st.fixed_dictionaries(
 )
 
 
-@given(properties=PROPERTIES, body=st.binary(max_size=50), number=st.integers(1, 0xFFFF), tag=st.integers(1, 2**64 - 1))
+@given(properties=PROPERTIES, body=st.binary(max_size=50), number=st.integers(1, 0xFFFF), tag=st.integers(1, 2**63 - 1))
 def test_frames_are_those_of_the_protocol(properties, body, number, tag):
     """As pamqp has them, whose own code for these is slow."""
     theirs = commands.Basic.Properties(**properties)

@@ -67,8 +67,8 @@ if _folder:
 
 def _is_first_run(number: int) -> bool:
     """In whatever process."""
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(f"{_folder}/marks/{number}", os.O_CREAT | os.O_EXCL))
+    with contextlib.suppress(FileExistsError), open(f"{_folder}/marks/{number}", "x") as mark:
+        mark.write(f"{time.monotonic():.4f}")
         return True
     return False
 
@@ -116,6 +116,8 @@ class Report:
     duplicates: list[int] = field(default_factory=list)  #: Ran to the end more than once.
     longest_send: float = 0.0
     longest_silence: float = 0.0  #: Between two tasks that ran, of any worker.
+    returned: int = 0  #: Tasks that came back from a delay,
+    latest_return: float = 0.0  #: and how much later than asked the latest did.
     settled_after: float = 0.0  #: From the end of the sending until nothing was missing, or nothing happened any more.
     kills: list[str] = field(default_factory=list)  #: The nodes, in their order.
 
@@ -124,6 +126,7 @@ class Report:
         lines.append(f"{self.sent} sent, {self.confirmed} confirmed, {self.refused.total()} refused")
         lines.append(f"{self.executed} executed, {len(self.duplicates)} of them again, {len(self.lost)} lost")
         lines.append(f"longest send {self.longest_send:.1f} s, longest silence {self.longest_silence:.1f} s")
+        lines.append(f"{self.returned} came back from their delay, the latest {self.latest_return:.1f} s late")
         lines.append(f"all settled {self.settled_after:.1f} s after the last send")
         lines += [f"  {count} x {text}" for text, count in self.refused.most_common(5)]
         lines += [f"  lost: {self.lost[:20]}"] * bool(self.lost)
@@ -170,6 +173,9 @@ class _Account:
         report.lost = sorted(self.confirmed - set(times) - failed)
         report.duplicates = sorted(number for number, count in times.items() if count > 1)
         report.longest_silence = max((b - a for a, b in itertools.pairwise(moments)), default=0.0)
+        left = {int(mark.name): float(mark.read_text()) for mark in (self._folder / "marks").iterdir()}
+        late = [when - left[number] - DELAY for number, when in reversed(notes) if number in left]
+        report.returned, report.latest_return = len(set(times) & left.keys()), max(late, default=0.0)
         return report
 
 
