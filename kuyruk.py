@@ -131,6 +131,8 @@ MAX_QUEUE_NAME = 230  #: Bytes: leaves room for the suffixes of the queues that 
 QUIET = 5.0  #: Seconds without a message after which those that were counted must have been taken by others.
 CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker.
 TICK = 1.0  #: Seconds after which a connection's owner looks around, at the latest.
+UNATTENDED_ORDERS = 1000  #: That wait to be written while nobody waits for them (RABBIT_CONFIRM=False),
+UNATTENDED_BYTES = 0x10000  #: each no larger than this.
 BATCH_WINDOW = 2000  #: Messages of a batch on the way at once; each window has the whole publish timeout.
 JOINED_WRITES = 0x10000  #: Bytes of frames that are joined into one write, about.
 REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback, in a reply...
@@ -1393,6 +1395,7 @@ class _Order:
         self.properties = [_encode_properties(m.properties) for m in messages]
         if max(map(len, self.properties), default=0) > MAX_PROPERTIES:  # the broker would close the connection
             raise ValueError(f"properties of more than {MAX_PROPERTIES} bytes")
+        self.size = sum([len(message.body) for message in messages])
         #: Whether a reply is wanted, and its body.
         self.call = call
         self.reply: bytes | None = None
@@ -1403,13 +1406,16 @@ class _Order:
         self.refused = 0
         #: Why it isn't done yet, if more is known than that there is no answer.
         self.trouble: str | None = None
-        #: Nobody waits any more: what isn't sent yet must not be.
+        #: Nobody waits any more: what isn't sent yet must not be. Or nobody has waited: it is to be sent all the same.
         self.abandoned = False
+        self.unattended = False
         self.done = threading.Event()
 
     def fail(self, why: str) -> None:
         self.failure = why
         self.done.set()
+        if self.unattended:
+            logger.error("A message for %r is lost: %s", next(iter(self.open.values())).queue, why)
 
     def settle(self, place: int, refused: str | None = None) -> None:
         """A message has arrived, or is refused for good: done when that is known of all."""
@@ -1549,6 +1555,13 @@ class _Sender:
         self._spent: list[_PublishChannel] = []
         #: To be sent again, from a time.monotonic() on: returned, because their queue has vanished, or refused.
         self._again: collections.deque[tuple[float, _Order, int]] = collections.deque()
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether it is connected, and has little to write. For any thread."""
+        if self._link is None or self._link.is_blocked:
+            return False
+        return len(self.inbox) + len(self._channel.in_flight) < UNATTENDED_ORDERS
 
     def _run(self) -> None:
         pauses = _pauses(1.0)
@@ -1700,13 +1713,13 @@ class _Sender:
                 order.fail(str(error))
         permanent = error.error_code in (403, 530)  # a wrong password, no such virtual host
         with self._lock:
-            orders = [*lost, *self.inbox]
+            orders = [order for order in dict.fromkeys([*lost, *self.inbox]) if _is_open(order)]
+            hopeless = [order for order in orders if permanent or (self.closing and order.unattended)]
             self.inbox.clear()
-            self.inbox.extend(filter(_is_open, () if permanent else dict.fromkeys(orders)))
+            self.inbox.extend(order for order in orders if order not in hopeless)
             self._careful = any(order.attempts <= 1 for order in self.inbox)
-        for order in orders:
-            if permanent and _is_open(order):
-                order.fail(str(error))
+        for order in hopeless:
+            order.fail(str(error))
         self._reset()
         if link is not None:
             link.hang_up()
@@ -1741,7 +1754,9 @@ class _Publisher:
         whose `unconfirmed` lists the messages that aren't known to have arrived."""
         for start in range(0, len(messages), BATCH_WINDOW):
             order = _Order(messages[start : start + BATCH_WINDOW], attempts=attempts)
-            sender = self._submit(order)
+            sender = self._submit(order, may_leave=not self._config.RABBIT_CONFIRM)
+            if order.unattended:
+                continue
             _wait(order.done, time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT)
             if not order.done.is_set() or order.failure is not None:
                 order.abandoned = True
@@ -1777,13 +1792,15 @@ class _Publisher:
             sender.wakeup.set()
             sender.thread.join(CLOSE_TIMEOUT)
 
-    def _submit(self, order: _Order) -> _Sender:
+    def _submit(self, order: _Order, may_leave: bool = False) -> _Sender:
+        """may_leave: what need not be confirmed is left to a sender that is connected and keeps up."""
         with self._lock:
             sender = self._sender
             if sender is None or sender.ended:
                 sender = _Sender(self._config, self._lock)
                 sender.thread.start()
                 self._sender = sender
+            order.unattended = may_leave and order.size <= UNATTENDED_BYTES and sender.keeps_up
             sender.inbox.append(order)
         sender.wakeup.set()
         return sender

@@ -1204,6 +1204,45 @@ def test_without_confirms_a_send_does_not_wait(make_app, proxy, queue, broker):
     wait_until(lambda: broker.count(queue) == 2)
 
 
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_without_confirms_sends_wait_while_a_stalled_broker_takes_nothing(size, make_app, proxy, queue, broker):
+    app = make_app(proxy.url, RABBIT_CONFIRM=False, RABBIT_PUBLISH_TIMEOUT=1)
+    task = app.task(queue)(echo)
+    task(0)
+    proxy.stall("up")
+
+    def send_on():
+        for sent in range(100_000_000 // size):
+            task(sent, "x" * size)
+
+    with pytest.raises(kuyruk.BrokerError):
+        send_on()
+    kept = app._publisher._sender
+    assert len(kept.inbox) + len(kept._channel.in_flight) <= kuyruk.UNATTENDED_ORDERS + 1
+    assert size == 10 or len(kept._channel.in_flight) <= 1
+
+
+def test_without_confirms_what_was_left_to_the_sender_outlives_its_connection(make_app, proxy, queue, broker):
+    app = make_app(proxy.url, RABBIT_CONFIRM=False)
+    task = app.task(queue)(echo)
+    task("a")
+    proxy.stall("up")
+    for number in range(500):
+        task(number, "x" * 50_000)
+    proxy.cut()
+    proxy.resume()
+    wait_until(lambda: broker.count(queue) > 400)
+    wait_until(lambda: {args[0] for args in arguments_in(broker.take_all(queue))} >= set(range(400, 500)))
+
+
+def test_without_confirms_what_can_not_be_sent_is_logged(make_app, url, queue, broker, caplog):
+    app = make_app(url, RABBIT_CONFIRM=False)
+    app.task(queue)(echo)(1)
+    broker.channel.queue.declare(f"{queue}.2", exclusive=True)
+    app.task(f"{queue}.2")(echo)(2)
+    wait_until(lambda: f"A message for '{queue}.2' is lost: " in caplog.text)
+
+
 @pytest.mark.parametrize("how", ["rst", "fin"])
 def test_nothing_confirmed_is_lost_when_connections_are_cut(how, make_app, proxy, queue, broker):
     task = make_app(proxy.url).task(queue)(echo)

@@ -4,7 +4,8 @@
 
 Each fault has a queue, a worker (`python -m kuyruk_worker -p 2`, in most), and two processes that send numbered tasks
 to it from several threads: one by one, in batches, and waiting for the answer. Each send and each run is written down
-(chaos_tasks.py). Then comes the fault, alone; in the end all of them, at random. A row of the table:
+(chaos_tasks.py). Then comes the fault, alone; in the end all of them, at random. One needs a cluster: three nodes, with
+quorum queues, and the one that leads the queue is killed, three times (not with --quick). A row of the table:
 
     sent        messages that were sent: confirmed, or refused, that is, the send has raised
     refused     nobody knows of these: they may have run
@@ -48,7 +49,7 @@ from typing import NamedTuple
 
 from amqpstorm.exception import AMQPChannelError, AMQPError
 from amqpstorm.uri_connection import UriConnection
-from rabbitmq_node import RabbitmqError, RabbitmqNode
+from rabbitmq_node import RabbitmqCluster, RabbitmqError, RabbitmqNode
 from tcp_proxy import TcpProxy
 
 TOOLS = os.path.dirname(os.path.abspath(__file__))
@@ -69,6 +70,7 @@ SEND_MARGIN = 1.0  #: Seconds that a send may take beyond RABBIT_PUBLISH_TIMEOUT
 SETTLING = 1.0  #: Seconds before a fault in which the broker may not have on record yet that a task has ended;
 NOTICING = 1.0  #: and after it, until each process has heard of it, on a machine that is busy.
 MIXED_PAUSE = 2.0  #: Seconds between two mixed faults, at least.
+LEADERS = 3  #: Nodes of a cluster that are killed, one after the other.
 BACKLOG = 1.0  #: Seconds without a worker, so that a queue holds something when it is deleted.
 SHOWN = 5  #: Messages of one sort that are printed.
 CHANNEL_TICK = 1000  #: Milliseconds between two looks of the broker for what exceeds consumer_timeout; else 60000.
@@ -251,8 +253,12 @@ class Deletion(NamedTuple):
 class Lane:
     """A queue, a worker for it, two processes that send, and the proxy that the worker and one of those use."""
 
-    def __init__(self, node: RabbitmqNode, fault: Fault, pace: Pace, seed: int, rate: float) -> None:
-        self.node, self.fault, self.pace = node, fault, pace
+    def __init__(
+        self, node: RabbitmqNode, fault: Fault, pace: Pace, seed: int, rate: float, cluster: RabbitmqCluster | None
+    ) -> None:
+        #: node: one of the cluster's, if there is one.
+        self.node, self.cluster, self.fault, self.pace = node, cluster, fault, pace
+        self._url = cluster.url if cluster else node.url
         self.dice = random.Random(f"{seed} {fault.name}")
         self.queue = f"chaos.{fault.slug}"
         self.folder = os.path.join(FOLDER, fault.slug)
@@ -279,9 +285,9 @@ class Lane:
     # -- its processes
 
     def start(self) -> None:
-        near = self.proxy.url if self.fault.proxied else self.node.url
+        near = self.proxy.url if self.fault.proxied else self._url
         embed = ["--embed"] if self.fault.embedded else []
-        self.senders = [self._start_sender(near, *embed), self._start_sender(self.node.url)]
+        self.senders = [self._start_sender(near, *embed), self._start_sender(self._url)]
         self.worker = self.senders[0]
         if not self.fault.embedded:
             self.start_worker()
@@ -290,7 +296,7 @@ class Lane:
 
     def start_worker(self) -> None:
         command = ["-m", "kuyruk_worker", "chaos_tasks", "-p", str(PROCESSES), "-t", str(THREADS)]
-        near = self.proxy.url if self.fault.proxied else self.node.url
+        near = self.proxy.url if self.fault.proxied else self._url
         self.worker = self._start("worker", near, *command)
 
     def stop_worker(self) -> None:
@@ -307,6 +313,7 @@ class Lane:
         environment |= {"KUYRUK_RABBIT_URL": url, "KUYRUK_RABBIT_HEARTBEAT": str(self.pace.heartbeat)}
         environment |= {"KUYRUK_RABBIT_PUBLISH_TIMEOUT": str(self.pace.publish_timeout)}
         environment |= {"CHAOS_QUEUE": self.queue, "CHAOS_FOLDER": self.folder, "PYTHONPATH": TOOLS}
+        environment |= {"KUYRUK_QUEUE_ARGUMENTS": "{'x-queue-type': 'quorum'}"} if self.cluster else {}
         log = os.path.join(self.folder, f"{log}.log")
         process = Process([sys.executable, *command], environment, log)
         self._processes.append(process)
@@ -433,6 +440,7 @@ class Fault:
     broker: bool = False  #: Concerns all connections of the broker.
     proxied: bool = False  #: Needs the proxy.
     embedded: bool = False  #: Needs a service with a worker in it.
+    cluster: bool = False  #: Needs three nodes, whose quorum queues go on without one of them.
     silent: bool = False  #: Is only noticed by missing heartbeats.
     cuts: bool = True  #: May make messages run again.
     mixes: bool = True
@@ -473,7 +481,7 @@ def restart_worker(lane: Lane) -> None:
 @fault("broker killed", broker=True)
 def kill_broker(lane: Lane) -> None:
     # It would forget a queue that was declared a moment ago, as after a deletion.
-    lane.node.ctl("eval", "mnesia:dump_log().")
+    lane.node.flush()
     with lane.outage():
         lane.node.kill()
         lane.nap(lane.pace.outage)
@@ -579,6 +587,12 @@ def fork_sender(lane: Lane) -> None:
 @fault("fork, embedded", embedded=True, cuts=False, mixes=False)
 def fork_service(lane: Lane) -> None:
     lane.senders[0].tell("fork")
+
+
+@fault("leading node killed", broker=True, cluster=True, mixes=False)
+def kill_leading_node(lane: Lane) -> None:
+    assert lane.cluster is not None
+    lane.cluster.leader_of(lane.queue).kill()
 
 
 #: Not a fault: the lane of all of them.
@@ -773,7 +787,8 @@ class Chaos:
         self._told = threading.Lock()  # guards the list, and the output
 
     def run(self) -> None:
-        lanes = [self._make_lane(FAULTS[name]) for name in self._arguments.only]
+        faults = [FAULTS[name] for name in self._arguments.only]
+        lanes = [self._make_lane(fault) for fault in faults if not fault.cluster]
         minutes = self._arguments.mixed_minutes
         mixed = self._make_lane(MIXED) if minutes else None
         self._prepare([*lanes, *([mixed] if mixed else [])])
@@ -783,13 +798,21 @@ class Chaos:
             for lane in lanes:
                 if lane.fault.broker:
                     self._run_lane(lane, self._strike_once)
+            for fault in faults:
+                if fault.cluster:
+                    self._run_on_cluster(fault)
             if mixed:
                 self._run_lane(mixed, self._strike_often)
         finally:
             self._over.set()
 
-    def _make_lane(self, fault: Fault) -> Lane:
-        lane = Lane(self._node, fault, self._pace, self._arguments.seed, self._arguments.rate)
+    def _run_on_cluster(self, fault: Fault) -> None:
+        with RabbitmqCluster() as cluster:
+            self._run_lane(self._make_lane(fault, cluster), self._strike_in_turn)
+
+    def _make_lane(self, fault: Fault, cluster: RabbitmqCluster | None = None) -> Lane:
+        node = cluster.nodes[0] if cluster else self._node
+        lane = Lane(node, fault, self._pace, self._arguments.seed, self._arguments.rate, cluster)
         lane.over = self._over
         return lane
 
@@ -798,8 +821,8 @@ class Chaos:
         with UriConnection(self._node.url) as connection, connection.channel() as channel:
             for lane in lanes:
                 channel.queue.declare(lane.queue, durable=True)
-        look = f"application:set_env(rabbit, channel_tick_interval, {CHANNEL_TICK})"
-        self._node.ctl("eval", f"mnesia:dump_log(), {look}.")
+        self._node.ctl("eval", f"application:set_env(rabbit, channel_tick_interval, {CHANNEL_TICK}).")
+        self._node.flush()
 
     def _run_at_once(self, lanes: list[Lane]) -> None:
         with concurrent.futures.ThreadPoolExecutor(self._pace.at_once) as executor:
@@ -819,7 +842,7 @@ class Chaos:
         row = Account(lane).row()
         with self._told:
             say(str(row))
-            if len(lane.strikes) > 1:
+            if lane.fault is MIXED:
                 describe_strikes(lane)
             self.violations += [f"{lane.fault.name}: {text}" for text in lane.violations]
 
@@ -827,6 +850,16 @@ class Chaos:
         lane.strike(lane.fault)
         lane.wait_until_back()
         lane.nap(self._pace.after)
+
+    def _strike_in_turn(self, lane: Lane) -> None:
+        """Each is over when its node has fallen: the others go on at once. It is back before the next one falls."""
+        assert lane.cluster is not None
+        for _ in range(LEADERS):
+            lane.strike(lane.fault)
+            lane.wait_until_back()
+            lane.nap(self._pace.outage)
+            lane.cluster.start()
+            lane.nap(self._pace.after)
 
     def _strike_often(self, lane: Lane) -> None:
         every = self._arguments.every
@@ -865,7 +898,7 @@ def say(text: str = "") -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Faults, alone and mixed, and where every message went.")
     add = parser.add_argument
-    add("--quick", action="store_true", help="shorter faults and timeouts, several at once: under 3 minutes")
+    add("--quick", action="store_true", help="shorter faults and timeouts, several at once, no cluster: < 3 minutes")
     text = f"this fault only; repeatable: {', '.join(FAULTS)}. None of them: --only none"
     add("--only", action="append", choices=[*FAULTS, "none"], metavar="FAULT", help=text)
     add("--mixed-minutes", type=float, metavar="M", help="of mixed faults (default: 3; --quick: 0.3; --only: 0)")
@@ -876,7 +909,8 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.mixed_minutes is None:
         arguments.mixed_minutes = 0 if arguments.only else 0.3 if arguments.quick else 3
     arguments.every = arguments.every or (5 if arguments.quick else 10)
-    arguments.only = [name for name in arguments.only or FAULTS if name != "none"]
+    default = [name for name, fault in FAULTS.items() if not (arguments.quick and fault.cluster)]
+    arguments.only = [name for name in arguments.only or default if name != "none"]
     return arguments
 
 

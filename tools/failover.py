@@ -115,7 +115,7 @@ class Report:
     lost: list[int] = field(default_factory=list)  #: Confirmed, and neither.
     duplicates: list[int] = field(default_factory=list)  #: Ran to the end more than once.
     longest_send: float = 0.0
-    longest_silence: float = 0.0  #: Between two tasks that ran, of any worker.
+    longest_silence: float = 0.0  #: Between two tasks that ran, of any worker, while the senders were sending.
     returned: int = 0  #: Tasks that came back from a delay,
     latest_return: float = 0.0  #: and how much later than asked the latest did.
     settled_after: float = 0.0  #: From the end of the sending until nothing was missing, or nothing happened any more.
@@ -139,6 +139,7 @@ class _Account:
     def __init__(self, folder: Path) -> None:
         self.report = Report()
         self.confirmed: set[int] = set()
+        self.sent_until = 0.0  # time.monotonic()
         self._folder = folder
         #: Guards all of it: the senders write.
         self._lock = threading.Lock()
@@ -167,15 +168,16 @@ class _Account:
     def close(self, failed: set[int]) -> Report:
         notes, report = self.notes(), self.report
         times = collections.Counter(number for _, number in notes)
-        moments = sorted(when for when, _ in notes)
+        moments = sorted(when for when, _ in notes if when < self.sent_until)
         report.confirmed = len(self.confirmed)
         report.executed = len(set(times) | failed)
         report.lost = sorted(self.confirmed - set(times) - failed)
         report.duplicates = sorted(number for number, count in times.items() if count > 1)
         report.longest_silence = max((b - a for a, b in itertools.pairwise(moments)), default=0.0)
         left = {int(mark.name): float(mark.read_text()) for mark in (self._folder / "marks").iterdir()}
-        late = [when - left[number] - DELAY for number, when in reversed(notes) if number in left]
-        report.returned, report.latest_return = len(set(times) & left.keys()), max(late, default=0.0)
+        back = {number: when for when, number in reversed(notes) if number in left}  # of several, the first
+        report.returned = len(back)
+        report.latest_return = max((when - left[number] - DELAY for number, when in back.items()), default=0.0)
         return report
 
 
@@ -209,6 +211,7 @@ def run(
                     time.sleep(DOWN)
                     account.report.kills.append(kill_leader(cluster, QUEUE, say=say).name)
                 time.sleep(DOWN)
+            account.sent_until = time.monotonic()
             failed = _wait_for_the_rest(account, patience)
         report = account.close(failed)
         if report.lost:
