@@ -121,6 +121,7 @@ R = TypeVar("R")
 
 MAX_TTL = 0xFFFFFFFF  #: Milliseconds: the longest that RabbitMQ takes (49.7 days).
 CONSUMER_TIMEOUT = 1800.0  #: Seconds that RabbitMQ by default allows between a delivery and its acknowledgement.
+LEAST_CONSUMER_TIMEOUT = 60.0  #: The smallest that it supports.
 CONSUMER_TIMEOUT_HELP = (
     "Let its task end sooner (max_run_time), or allow more: consumer_timeout in rabbitmq.conf,"
     " or for its queue, from RabbitMQ 3.12 on, a policy with consumer-timeout (milliseconds)"
@@ -139,6 +140,10 @@ REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback
 HEADER_TEXT = 10_000  #: ...and in a failed message's headers.
 DELAY_QUEUE_LEASE = 600.0  #: Seconds that an unused delay queue outlives its delay,
 DELAY_QUEUE_RENEWAL = 60.0  #: and after which its lease is renewed before it is used.
+LOOK = 0.05  #: Seconds after which a busy worker looks whether it holds the right number of messages:
+LOCAL_WORK = 0.03  #: beyond one for each thread about so many seconds of work, as measured,
+MAX_SPARE = 1000  #: but no more than this. Tiny tasks need it: the way to the broker takes longer than they do.
+LATE = 0.1  #: Seconds after which what waits behind busy threads goes back: another worker may have a free one.
 SUSPECT_PATIENCE = 3.0  #: Seconds that what is to run alone waits for running tasks; then others may have it, so long.
 DELIVERY_LIMIT = 1_000_000  #: Of quorum queues that it declares. RabbitMQ 4 drops messages after 20 deliveries else.
 REFUSAL_PAUSE = 0.2  #: Seconds after which what a queue has refused is sent again.
@@ -1365,19 +1370,22 @@ def _ensure_queue(link: _Link, queue: str, arguments: dict[str, Any], timeout: f
 
     On a channel of its own, which a failure closes. Raises amqpstorm's errors.
     """
-    for passive in (True, False, True):  # the last: another declared it in between, differently
-        channel = _Channel(link, timeout)
-        declare = commands.Queue.Declare(
-            queue=queue, passive=passive, durable=not passive, arguments=None if passive else arguments
-        )
+    failure = None
+    # Classic queues of RabbitMQ 4.3 have no such timeout, and can't be declared with one.
+    timeless = {key: value for key, value in arguments.items() if key != "x-consumer-timeout"}
+    declarations = [arguments] if timeless == arguments else [arguments, timeless]
+    for wanted in (None, *declarations, None):  # None: look. The last: another declared it in between, differently
+        channel, look = _Channel(link, timeout), wanted is None
+        declare = commands.Queue.Declare(queue=queue, passive=look, durable=not look, arguments=wanted)
         try:
             channel.request(declare)
             return channel.close()
         except AMQPChannelError as error:
-            failure = error
-            if error.error_code != (404 if passive else 406):
+            if failure is None or error.error_code != 404:  # that there is none says less than why there can be none
+                failure = error
+            if error.error_code != (404 if look else 406):
                 break
-    raise failure
+    raise cast(AMQPChannelError, failure)
 
 
 # --- Sending -----------------------------------------------------------------
@@ -2312,12 +2320,13 @@ class _Delivery:
     """A message in our hands, until it is settled, on the channel that delivered it."""
 
     __slots__ = (
-        "at", "body", "cause", "claimed", "intake", "properties",
+        "at", "body", "cause", "claimed", "consumer", "intake", "properties",
         "queue", "redelivered", "settled", "tag", "task", "thread",
     )  # fmt: skip
 
     def __init__(self, intake: _Intake, queue: str, method: Any, properties: Any, body: bytes) -> None:
         self.intake = intake
+        self.consumer: str = method.consumer_tag
         self.queue = queue
         self.at = time.monotonic()
         self.tag: int = method.delivery_tag
@@ -2377,43 +2386,84 @@ class _Delivery:
             logger.warning("A message from %r isn't ours any more: it will be delivered again", self.queue)
 
 
+class _Consumer(NamedTuple):
+    queue: str
+    prefetch: int  #: How many messages of it may be unacknowledged. RabbitMQ fixes that when it begins.
+
+
 class _Intake(_Channel):
     """The channel that a worker consumes by. It belongs to the supervisor."""
 
     def __init__(self, link: _Link, config: Config, deliver: Callable[[_Delivery], object]) -> None:
         self._config = config
         self._deliver = deliver
-        #: Consumer tag: queue.
-        self.consumers: dict[str, str] = {}
+        #: By their tags.
+        self.consumers: dict[str, _Consumer] = {}
         self.consuming = False  # of all queues
         self._serial = itertools.count(1)
         super().__init__(link, config.RABBIT_PUBLISH_TIMEOUT)
-        prefetch = config.WORKER_PREFETCH or min(config.WORKER_THREADS, 0xFFFF)
-        self.request(commands.Basic.Qos(prefetch_count=prefetch))
 
     def consume(self, queues: Iterable[str]) -> None:
-        priority = self._config.WORKER_PRIORITY
-        arguments: Any = {} if priority is None else {"x-priority": priority}
         for queue in queues:
-            tag = f"{socket.gethostname()}:{os.getpid()}:{next(self._serial)}"[-255:]
-            self.consumers[tag] = queue
-            self.request(commands.Basic.Consume(queue=queue, consumer_tag=tag, arguments=arguments))
+            self.add(queue, self._config.WORKER_PREFETCH or self._config.WORKER_THREADS)
         self.consuming = True
 
     def cancel(self) -> None:
         """When this returns nothing more will be delivered."""
         self.consuming = False
-        for tag in list(self.consumers):
+        self.remove(list(self.consumers))
+
+    def add(self, queue: str, prefetch: int) -> None:
+        """One more consumer, which holds so many messages."""
+        tag = f"{socket.gethostname()}:{os.getpid()}:{next(self._serial)}"[-255:]
+        priority = self._config.WORKER_PRIORITY
+        arguments: Any = {} if priority is None else {"x-priority": priority}
+        consumer = self.consumers[tag] = _Consumer(queue, min(prefetch, 0xFFFF))
+        self.request(commands.Basic.Qos(prefetch_count=consumer.prefetch))
+        self.request(commands.Basic.Consume(queue=queue, consumer_tag=tag, arguments=arguments))
+
+    def remove(self, tags: Iterable[str]) -> None:
+        for tag in tags:
             self.request(commands.Basic.Cancel(consumer_tag=tag))
             del self.consumers[tag]
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
-        self._deliver(_Delivery(self, self.consumers[method.consumer_tag], method, properties, body))
+        consumer = self.consumers[method.consumer_tag]
+        self._deliver(_Delivery(self, consumer.queue, method, properties, body))
 
     def on_method(self, frame: Any) -> None:
         if frame.name == "Basic.Cancel":  # its queue was deleted, or has moved
-            queue = self.consumers.get(frame.consumer_tag)
-            self.lost = AMQPChannelError(f"it has cancelled the consumer of queue {queue!r}")
+            consumer = self.consumers.get(frame.consumer_tag)
+            self.lost = AMQPChannelError(f"it has cancelled the consumer of queue {consumer and consumer.queue!r}")
+
+
+class _Spare:
+    """How many messages a worker holds beyond one for each thread.
+
+    What it has measured lets it grow: that much is needed not to wait for the broker. That something waits too long
+    lets it shrink to 0, whatever was measured: tasks have become long, and others may have free threads.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._rate = 0.0  # tasks per second, smoothed
+        self._at = -math.inf
+        self.ended = 0  # how many tasks, at the last look
+
+    def look(self, now: float, ended: int, waited: float) -> int:
+        """now: seconds. ended: how many tasks have ended. waited: seconds that the oldest of what waits has waited."""
+        seconds, count = now - self._at, ended - self.ended
+        self._at, self.ended = now, ended
+        if seconds > 3 * LOOK:  # it had nothing to do, or this process has stood still: nothing follows
+            return self.size
+        if waited > LATE:
+            self.size, self._rate = 0, 0.0
+        else:
+            self._rate = (self._rate + count / seconds) / 2
+            wanted = min(int(self._rate * LOCAL_WORK), MAX_SPARE)
+            if wanted >= 1.5 * self.size:
+                self.size = wanted
+        return self.size
 
 
 class Journal:
@@ -2550,6 +2600,7 @@ class _Pool:
         self._stuck: dict[_Delivery, BaseException] = {}
         #: How many threads are at work; those that are stuck don't count.
         self._active = 0
+        self.ended = 0  # how many runs have
         self._executors = 0  # how many have been made
         #: The ids of the messages that run; and deliveries of the same that wait for them to end.
         self._ids: dict[str, collections.deque[_Delivery]] = {}
@@ -2584,6 +2635,10 @@ class _Pool:
             {"id": r.id, "task": r.task.name, "queue": r.queue, "seconds": round(now - r.started, 3)} for r in runs
         ]
         return stats
+
+    @property
+    def has_waiting(self) -> bool:
+        return bool(self._waiting)
 
     @property
     def has_suspects(self) -> bool:
@@ -2629,8 +2684,7 @@ class _Pool:
     def oldest(self, intake: _Intake) -> _Delivery | None:
         """Of what came by it and isn't settled."""
         with self._lock:
-            deliveries = [*self.running, *itertools.chain(*self._queues())]
-        return min((d for d in deliveries if d.intake is intake), key=lambda d: d.at, default=None)
+            return min((d for d in self._in_hand() if d.intake is intake), key=lambda d: d.at, default=None)
 
     def hand_back(self, suspects: bool = True) -> None:
         """What hasn't begun goes back at once: another worker can have it."""
@@ -2642,6 +2696,37 @@ class _Pool:
             self._tallies["requeued"] += len(deliveries)
         for delivery in deliveries:
             delivery.requeue()
+
+    def waited(self, now: float) -> float:
+        """Seconds that the oldest of what waits for a thread has waited."""
+        with self._lock:
+            return now - self._waiting[0].at if self._waiting else 0.0
+
+    def held(self, queue: str, but_of: Iterable[str] = ()) -> int:
+        """How many messages of the queue are in hand, but for those of some consumers."""
+        with self._lock:
+            return sum(d.queue == queue and d.consumer not in but_of for d in self._in_hand())
+
+    def hand_back_surplus(self, queue: str, kept: int) -> None:
+        """Of what waits, the newest, until no more than `kept` messages of the queue are in hand. Not what a quorum
+        queue has counted already: it may have a limit of deliveries."""
+        with self._lock:
+            surplus = sum(delivery.queue == queue for delivery in self._in_hand()) - kept
+            waiting, self._waiting = self._waiting, collections.deque()
+            back: list[_Delivery] = []
+            while waiting:
+                delivery = waiting.pop()
+                if len(back) < surplus and delivery.queue == queue and not delivery.is_counted:
+                    back.append(delivery)
+                else:
+                    self._waiting.appendleft(delivery)
+            self._tallies["requeued"] += len(back)
+        for delivery in back:
+            delivery.requeue()
+
+    def _in_hand(self) -> Iterator[_Delivery]:
+        """With the lock."""
+        return itertools.chain(self.running, *self._queues())
 
     def _queues(self) -> list[collections.deque[_Delivery]]:
         """What hasn't begun. With the lock."""
@@ -2689,6 +2774,7 @@ class _Pool:
                 delivery = None
             else:
                 self._forget(ended)
+                self.ended += 1
                 delivery = self._take() if goes_on else None
                 self._active -= delivery is None
             self._dispatch()
@@ -2908,6 +2994,8 @@ class Worker:
         self._intake: _Intake | None = None
         self._failure = ""  # to connect; logged
         self._paused_at = self._suspects_go_until = -math.inf
+        self._look_at = -math.inf if self._config.WORKER_PREFETCH is None else math.inf
+        self._spare = _Spare()
         self._began = threading.Lock()  # taken once and for ever
         self._ended = threading.Event()
 
@@ -3050,10 +3138,39 @@ class Worker:
             self._wakeup.clear()
             if self._should_stop():
                 return
-            if self._pause_or_resume(intake):
+            if self._pause_or_resume(intake) or self._balance(intake):
                 continue  # its requests have cleared the wakeup
             tick = time.monotonic() + TICK if self._config.WORKER_MAX_LOAD or self._pool.paused else math.inf
-            self._pump(intake, min(self._stop_at, tick))
+            changes = not self._pool.paused and (self._pool.has_waiting or self._pool.ended != self._spare.ended)
+            self._pump(intake, min(self._stop_at, tick, self._look_at if changes else math.inf))
+
+    def _balance(self, intake: _Intake) -> bool:
+        """Hold the right number of messages, unless WORKER_PREFETCH tells it. Returns whether something has changed."""
+        now = time.monotonic()
+        if self._pool.paused or now < self._look_at:
+            return False
+        self._look_at = now + LOOK
+        waited = self._pool.waited(now)
+        spare = self._spare.look(now, self._pool.ended, waited) // len(self.queues)
+        size = self._config.WORKER_THREADS + spare
+        changed = [self._resize(intake, queue, size, waited > LATE) for queue in self.queues]
+        return any(changed)
+
+    def _resize(self, intake: _Intake, queue: str, size: int, late: bool) -> bool:
+        """RabbitMQ fixes a consumer's prefetch when it begins. So consumers are added; for a smaller size one takes
+        the place of all, and what they have delivered counts until it is settled. There is always one: RabbitMQ may
+        delete a queue that nobody consumes."""
+        tags = [tag for tag, consumer in intake.consumers.items() if consumer.queue == queue]
+        prefetch = sum(intake.consumers[tag].prefetch for tag in tags)
+        missing = size - prefetch - self._pool.held(queue, but_of=tags)
+        if prefetch > size:
+            intake.add(queue, 1)
+            intake.remove(tags)
+        elif missing > 0:
+            intake.add(queue, missing)
+        if late:
+            self._pool.hand_back_surplus(queue, size)
+        return prefetch > size or missing > 0
 
     def _pump(self, intake: _Intake, until: float) -> None:
         intake.link.pump(until)
@@ -3113,10 +3230,16 @@ class Worker:
         info = (type(error), error, error.__traceback__)
         self._pool.on_lost(intake, lambda: HeartbeatError(info))
         logger.warning("Lost the connection to RabbitMQ at %s: %s", intake.link.address, error)
-        if oldest is not None and "acknowledgement" in str(error):
-            text = "%s from %r was in hand for %.0f s, longer than RabbitMQ's consumer_timeout: it runs again. %s"
-            logger.error(text, oldest, oldest.queue, time.monotonic() - oldest.at, CONSUMER_TIMEOUT_HELP)
+        if oldest is not None:
+            self._look_for_timeout(oldest, str(error), time.monotonic() - oldest.at)
         self.on_change()
+
+    def _look_for_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
+        # Of a quorum queue, RabbitMQ 4.3 only cancels the consumer, as if the queue was deleted.
+        if "acknowledgement" in error or ("cancelled" in error and age > LEAST_CONSUMER_TIMEOUT):
+            perhaps = "" if "acknowledgement" in error else "perhaps "
+            text = "%s from %r was in hand for %.0f s, %slonger than RabbitMQ's consumer_timeout: it runs again. %s"
+            logger.error(text, oldest, oldest.queue, age, perhaps, CONSUMER_TIMEOUT_HELP)
 
     def _on_pool(self) -> None:
         """Something has changed in the pool. In one of its threads."""

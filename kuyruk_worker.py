@@ -1197,13 +1197,20 @@ class _Supervisor:
             pid = os.fork()
             undo.pop_all()
         if not pid:
-            ours.close()
-            self._be_child(theirs, journal)
+            code = FAILED
+            try:
+                ours.close()
+                code = self._be_child(theirs, journal)
+            except BaseException:  # whatever it is, it must not get out of here: the child would be a supervisor, too
+                with contextlib.suppress(OSError):  # nobody reads it
+                    traceback.print_exc()
+            sys.exit(code)
         self._children[pid] = _Child(pid, ours, journal)
         self._signals.unblock()  # not before: SIGQUIT is for all children
         theirs.close()
 
-    def _be_child(self, wire: _Wire, journal: _Journal) -> NoReturn:
+    def _be_child(self, wire: _Wire, journal: _Journal) -> int:
+        """Returns the exit code."""
         for child in self._children.values():
             child.wire.close()  # else it wouldn't notice that the supervisor is gone
             child.journal.close()
@@ -1218,12 +1225,7 @@ class _Supervisor:
 
         signals.quit = quit
         journal.hold()
-        code = FAILED
-        try:
-            code = _be_worker(self._args, signals, wire, journal)
-        except Exception:
-            traceback.print_exc()
-        sys.exit(code)
+        return _be_worker(self._args, signals, wire, journal)
 
 
 def _last_code(child: _Child, code: int | None) -> int:

@@ -63,8 +63,8 @@ from pamqp.body import ContentBody
 
 import kuyruk
 import kuyruk_worker
-from tools import fuzz
-from tools.rabbitmq_node import RabbitmqNode
+from tools import failover, fuzz
+from tools.rabbitmq_node import RabbitmqCluster, RabbitmqNode
 from tools.tcp_proxy import TcpProxy
 
 HERE = Path(__file__).parent
@@ -1528,11 +1528,11 @@ def test_interrupting_tasks_that_send_leaves_the_connection_usable(make_app, pro
 def test_a_deadline_in_the_middle_of_a_send_does_not_cut_it(app, queue, monkeypatch):
     task, submit, sent = app.task(queue)(echo), app._publisher._submit, []
 
-    def submit_late(order):
+    def submit_late(*args, **kwargs):
         until = time.monotonic() + 0.3
         while time.monotonic() < until:
             pass
-        sent.append(submit(order))
+        sent.append(submit(*args, **kwargs))
         return sent[0]
 
     monkeypatch.setattr(app._publisher, "_submit", submit_late)
@@ -1562,7 +1562,7 @@ def test_a_task_may_send_after_its_interruption(app, queue, broker):
 # --- Results -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [None, 0, 0.0, False, "", [], {}, "ä\x00\u2028" * 2_000_000, -1.5e300, 2**80])
+@pytest.mark.parametrize("value", [None, 0, 0.0, False, "", [], {}, "ä\x00\u2028" * 650_000, -1.5e300, 2**80])
 def test_every_json_value_comes_back(value, app, queue, start):
     task = app.task(queue)(echo)
     start(app)
@@ -2136,6 +2136,105 @@ def test_stats_count_what_became_of_the_deliveries(app, queue, start):
     assert {key: worker.stats[key] for key in expected} == expected
 
 
+def window(worker):
+    """How many messages RabbitMQ may deliver to the worker, besides those that consumers have that are no more."""
+    return sum(consumer.prefetch for consumer in worker._intake.consumers.values())
+
+
+def hold_many(task, worker):
+    """Have it run tiny tasks until it holds many at once."""
+    while worker._spare.size < 20:
+        ran.clear()
+        task.kuyruk.send_tasks_to_queue([task.subtask()] * 500)
+        wait_until(lambda: len(ran) == 500)
+
+
+def test_what_waits_behind_long_tasks_goes_to_a_worker_that_has_free_threads(make_app, url, queue, start):
+    app = make_app(url)
+    tiny, long = app.task(queue)(echo), app.task(queue)(hold)
+    worker = start(app, threads=2)
+    hold_many(tiny, worker)
+    assert window(worker) > 20
+    ran.clear()
+    app.send_tasks_to_queue([long.subtask()] * 2 + [tiny.subtask((n,)) for n in range(20)])
+    wait_until(lambda: len(ran) == 2)
+    other = start(make_app(url), [queue], threads=2)
+    other.app.task(queue)(echo), other.app.task(queue)(hold)
+    wait_until(lambda: other.stats["succeeded"] == 20 and worker.stats["requeued"], timeout=SOON)
+    assert ran[:2] == [None] * 2 and sorted(ran[2:]) == [(n,) for n in range(20)]
+    assert len(worker.stats["running"]) == 2 and worker.healthy
+    release.set()
+    wait_until(lambda: not worker.stats["running"])
+    app.send_tasks_to_queue([tiny.subtask()] * 3)  # it looks at what it holds whenever something ends
+    wait_until(lambda: window(worker) >= 2)
+
+
+def test_a_worker_alone_runs_what_it_has_handed_back_and_holds_many_again(app, queue, start):
+    tiny, long = app.task(queue)(echo), app.task(queue)(hold)
+    worker = start(app, threads=2)
+    hold_many(tiny, worker)
+    ran.clear()
+    app.send_tasks_to_queue([long.subtask()] * 2 + [tiny.subtask((n,)) for n in range(100)])
+    wait_until(lambda: worker.stats["requeued"] and not worker.stats["waiting"])
+    assert 1 <= window(worker) <= 2
+    release.set()
+    wait_until(lambda: len(ran) == 102)
+    assert sorted(ran[2:]) == [(n,) for n in range(100)]
+    hold_many(tiny, worker)
+    assert window(worker) > 20
+
+
+def test_a_busy_worker_always_has_a_consumer(app, queue, broker, start):
+    """RabbitMQ deletes queues that expire, or delete themselves, when nobody consumes them."""
+    broker.declare(queue, **{"x-expires": 300})
+    tiny, long = app.task(queue)(echo), app.task(queue)(hold)
+    worker = start(app, threads=2)
+    hold_many(tiny, worker)
+    app.send_tasks_to_queue([long.subtask()] * 2 + [tiny.subtask()] * 50)
+    wait_until(lambda: worker.stats["requeued"])
+    time.sleep(1)
+    assert broker.count(queue) is not None
+    release.set()
+    wait_until(lambda: not worker.stats["running"] and broker.count(queue) == 0)
+
+
+def test_what_a_quorum_queue_has_counted_is_not_handed_back(make_app, url, queue, broker, start):
+    """It may have a limit of deliveries."""
+    app = make_app(url)
+    tiny, long = app.task(queue)(echo), app.task(queue)(hold)
+    worker = start(app, threads=2)
+    hold_many(tiny, worker)
+    app.send_tasks_to_queue([long.subtask()] * 2)
+    wait_until(lambda: len(worker.stats["running"]) == 2)
+    for counted in (True, False):
+        broker.publish(queue, body(function="echo"), headers={"x-delivery-count": 1} if counted else {})
+    wait_until(lambda: worker.stats["requeued"])
+    assert worker.stats["waiting"] >= 1
+    release.set()
+
+
+LOOKS = {
+    # (seconds since the last look, tasks that have ended since, seconds that the oldest has waited): held then
+    "nothing is measured by one look": ([(9, 0, 0)], 0),
+    "tiny tasks": ([(9, 0, 0), *[(0.05, 500, 0)] * 9], 300),
+    "no more than the most": ([(9, 0, 0), *[(0.05, 5000, 0)] * 9], kuyruk.MAX_SPARE),
+    "tasks of a second, in 8 threads": ([(9, 0, 0), *[(0.05, n % 20 == 0 and 8, 0) for n in range(99)]], 2),
+    "slower tasks, but none waits long": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, *[(0.05, 1, 0.09)] * 9], 300),
+    "one waits too long": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, (0.05, 400, 0.2)], 0),
+    "and the next doesn't": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, (0.05, 0, 0.2), (0.05, 500, 0)], 150),
+    "this process has stood still": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, (2, 0, 2)], 300),
+}
+
+
+@pytest.mark.parametrize(("looks", "held"), LOOKS.values(), ids=LOOKS.keys())
+def test_how_many_messages_a_worker_holds_beyond_one_for_each_thread(looks, held):
+    spare, now, ended, size = kuyruk._Spare(), 0.0, 0, None
+    for seconds, count, waited in looks:
+        now, ended = now + seconds, ended + count
+        size = spare.look(now, ended, waited)
+    assert held // 2 <= size <= held
+
+
 @pytest.mark.parametrize(("options", "held"), [({"threads": 2}, 2), ({"threads": 1, "prefetch": 3}, 3)], ids=str)
 def test_a_worker_holds_no_more_messages_than_its_prefetch(options, held, app, queue, broker, start):
     task = app.task(queue)(hold)
@@ -2450,7 +2549,7 @@ def test_interruptions_of_every_kind_at_once_lose_nothing(make_app, url, proxy, 
     apps = make_app(proxy.url), make_app(url)
     for app in apps:
         app.task(queue, max_run_time=0.005)(end_at_deadline), app.task(queue)(stay_calm)
-    worker = start(apps[0], threads=8, reconnect_interval=0.01)
+    worker = start(apps[0], threads=8, prefetch=8, reconnect_interval=0.01)
     for n in range(3000):
         broker.publish(queue, body(id=str(n), function="end_at_deadline" if n % 6 else "stay_calm", args=[n]))
     dropping = background(drop_now_and_then, worker)
@@ -2864,8 +2963,12 @@ def impatient(node):
     node.ctl("eval", setting % (60_000, 1_800_000))
 
 
-def test_a_task_that_outlives_the_consumer_timeout_is_named_each_time(impatient, make_app, queue, start, caplog):
-    app = make_app(impatient.url)
+def test_a_task_that_outlives_the_consumer_timeout_is_named_each_time(
+    impatient, make_app, queue, start, caplog, monkeypatch
+):
+    """In a quorum queue: RabbitMQ 4.3 has it for those only, and cancels the consumer."""
+    monkeypatch.setattr(kuyruk, "LEAST_CONSUMER_TIMEOUT", 0.5)
+    app = make_app(impatient.url, QUEUE_ARGUMENTS={"x-queue-type": "quorum"})
     worker = start(app, [app.task(queue)(hold).queue], threads=2)
     app.task(queue)(hold)()
     pattern = rf"Task test_kuyruk.hold \[\w+] from '{queue}' was in hand for .* consumer_timeout: .*max_run_time"
@@ -2890,13 +2993,24 @@ def test_a_task_that_outlives_the_consumer_timeout_is_named_each_time(impatient,
 def test_a_queue_whose_tasks_may_take_long_is_declared_with_a_consumer_timeout(
     options, own, timeout, make_app, node, queue
 ):
-    app = make_app(node.url, QUEUE_ARGUMENTS=own)
+    app = make_app(node.url, QUEUE_ARGUMENTS={"x-queue-type": "quorum", **own})
     app.task(queue, **options)(echo)()
     rows = [line.split("\t") for line in node.ctl("list_queues", "name", "arguments").splitlines()]
     [arguments] = [row[1] for row in rows if row[0] == queue]
     with app.channel() as channel:
         channel.queue.delete(queue)
-    assert arguments == ("[]" if timeout is None else f'[{{"x-consumer-timeout",{timeout}}}]')
+    assert re.findall(r'"x-consumer-timeout",(\d+)', arguments) == ([] if timeout is None else [str(timeout)])
+
+
+def test_classic_queues_take_tasks_that_may_take_long_too(app, queue, broker):
+    """RabbitMQ 4.3 has no consumer_timeout for them, and refuses to hear of one."""
+    app.task(queue, max_run_time=3600)(echo)()
+    assert broker.count(queue) == 1
+
+
+def test_a_queue_that_cannot_be_declared_says_why(make_app, url, queue):
+    with pytest.raises(kuyruk.BrokerError, match="x-max-length"):
+        make_app(url, QUEUE_ARGUMENTS={"x-max-length": -1}).task(queue)(echo)()
 
 
 def test_a_broker_that_stands_still_bounds_sends(make_app, queue):
@@ -3683,6 +3797,21 @@ def test_a_process_that_dies_is_replaced_after_growing_pauses(project):
 QUICK = cli_with(FIRST_PAUSE=0.02, LAST_PAUSE=0.2)
 
 
+def test_a_process_that_can_not_even_begin_does_not_become_another_supervisor(project):
+    code = """
+import os, sys, kuyruk_worker as module
+def hold(self):
+    print("begun by", os.getppid(), flush=True)
+    raise OSError("no more locks")
+module._Journal.hold = hold
+module.FIRST_PAUSE = module.LAST_PAUSE = 0.05
+sys.exit(module.main())
+"""
+    worker = project.worker(entry=("-c", code))
+    assert worker.exit_code() == 1
+    assert set(re.findall(r"begun by (\d+)", worker.text)) == {str(worker.process.pid)} and not worker.lives
+
+
 def test_an_application_that_breaks_while_it_runs_is_tried_again_as_long_as_a_process_serves(project):
     worker = project.worker("-p", "2", entry=QUICK)
     worker.wait_for_processes(2)
@@ -4410,6 +4539,140 @@ def test_a_health_file_is_fresh_only_while_all_processes_consume(project, proxy)
     assert not health.exists()
 
 
+# --- Quorum queues, and a cluster ----------------------------------------------
+
+QUORUM = {"x-queue-type": "quorum"}
+#: More deliveries than RabbitMQ 4 allows a message of a quorum queue, unless told otherwise: 20.
+MANY = 25
+#: RabbitMQ 3.10 may need a second attempt to bring a delayed message back. By itself it makes that after 3 minutes.
+SOONER = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 2000}]}]."
+
+
+@pytest.fixture
+def quorum_app(make_app, url):
+    return make_app(url, QUEUE_ARGUMENTS=QUORUM)
+
+
+def test_a_task_in_a_quorum_queue_may_reject_often(quorum_app, queue, start):
+    script[:] = [kuyruk.Reject()] * MANY + ["the end"]
+    start(quorum_app, [queue])
+    quorum_app.task(queue)(play)()
+    wait_until(lambda: not script)
+
+
+def test_a_message_in_a_quorum_queue_outlives_many_lost_connections(quorum_app, make_app, proxy, queue, start):
+    app = make_app(proxy.url, QUEUE_ARGUMENTS=QUORUM)
+    app.task(queue)(hold)
+    worker = start(app, reconnect_interval=0.1)
+    quorum_app.task(queue)(hold)(7)
+    for count in range(MANY):
+        wait_until(lambda count=count: ran.count(7) > count)
+        proxy.cut()
+    release.set()
+    wait_until(lambda: worker.stats["succeeded"])
+
+
+@pytest.mark.parametrize("then", ["requeue", "purge"])
+def test_a_failed_message_in_a_quorum_queue_may_be_looked_at_often(then, quorum_app, queue, broker, start):
+    script[:] = [ValueError("no"), "the end"]
+    task = quorum_app.task(queue)(play)
+    start(quorum_app)
+    task()
+    wait_until(lambda: broker.count(f"{queue}.failed"))
+    for _ in range(MANY):
+        [facts] = quorum_app._failed_messages(f"{queue}.failed", None, "list")
+        assert (facts["task"], facts["value"]) == (task.name, "no")
+    assert len(list(quorum_app._failed_messages(f"{queue}.failed", None, then))) == 1
+    wait_until(lambda: len(script) == (then == "purge"))
+    assert broker.count(f"{queue}.failed") == 0
+
+
+@pytest.mark.parametrize(("option", "error"), [("fail_delay", ValueError()), ("reject_delay", kuyruk.Reject())])
+def test_a_delayed_message_of_a_quorum_queue_comes_back_on_time(option, error, quorum_app, queue, start):
+    script[:] = [error, "the end"]
+    task = quorum_app.task(queue, **{option: 1})(play)
+    start(quorum_app)
+    task()
+    wait_until(lambda: not script)
+    first, second = ran
+    assert 1 <= second - first < 1 + SOON
+
+
+def test_queues_that_are_derived_from_a_quorum_queue_are_such_too(make_app, node, queue, start):
+    app = make_app(node.url, QUEUE_ARGUMENTS=QUORUM)
+    script.append(ValueError())
+    app.task(queue, fail_delay=300)(play)()
+    app.task(queue)(add)("not", "numbers", "but three")
+    worker = start(app)
+    wait_until(lambda: worker.stats["failed"] == 2 and not worker.stats["running"])
+    rows = [row.split("\t") for row in node.ctl("list_queues", "name", "type").splitlines()]
+    names = [queue, f"{queue}.failed", f"{queue}.delay.300000"]
+    assert {name: kind for name, kind in rows if name.startswith(queue)} == dict.fromkeys(names, "quorum")
+
+
+@pytest.fixture(scope="module")
+def a_cluster():
+    with RabbitmqCluster(advanced=SOONER) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(a_cluster):
+    """Three nodes, that a test may kill."""
+    a_cluster.start()
+    return a_cluster
+
+
+@pytest.fixture
+def cluster_app(make_app, cluster):
+    return make_app(None, RABBIT_HOST=cluster.hosts, QUEUE_ARGUMENTS=QUORUM, RABBIT_PUBLISH_TIMEOUT=2)
+
+
+def node_of(worker, cluster):
+    [node] = (node for node in cluster.nodes if worker._intake.link.address.endswith(f":{node.port}"))
+    return node
+
+
+def test_nothing_is_lost_when_the_leading_nodes_fall_in_rotation(cluster):
+    report = failover.run(cluster, kills=2, rate=50, patience=PATIENCE)
+    assert (len(report.kills), report.lost, report.refused.total()) == (2, [], 0), report
+    assert report.longest_send < 10 and report.longest_silence < 10, report
+
+
+def test_worker_and_sender_go_on_at_another_node_as_long_as_theirs_is_down(cluster_app, cluster, queue, start):
+    task = cluster_app.task(queue)(echo)
+    worker = start(cluster_app)
+    assert task.send_to_queue((1,), wait_result=SOON) == 1
+    mine = node_of(worker, cluster)
+    mine.kill()
+    with takes(0, PATIENCE):
+        wait_until(lambda: worker.healthy and node_of(worker, cluster) is not mine)
+        for number in (2, 3):
+            assert task.send_to_queue((number,), wait_result=PATIENCE) == number
+    assert mine.pid is None
+
+
+def test_without_a_majority_sends_are_refused_until_it_is_back(cluster_app, cluster, queue, start):
+    task = cluster_app.task(queue)(echo)
+    start(cluster_app, reconnect_interval=1)
+    task(0)
+    cluster.flush()
+    for node in cluster.nodes[:2]:
+        node.kill()
+    for number in (1, 2):
+        with takes(1, 2 + SOON), pytest.raises(kuyruk.BrokerError):
+            task(number)
+    for node in cluster.nodes[:2]:
+        node.launch()
+
+    def is_sent():
+        with contextlib.suppress(kuyruk.BrokerError):
+            return task(3) is None
+
+    wait_until(is_sent, timeout=3 * PATIENCE)
+    wait_until(lambda: {(0,), (3,)} <= set(ran))
+
+
 # --- Bad input, generated ------------------------------------------------------
 
 #: The same each time, and no files.
@@ -4960,7 +5223,7 @@ def test_whoever_has_the_arguments_of_a_program_has_sent_them(app, queue, broker
 
 README = (HERE / "README.md").read_text()
 #: Commands that other tests run.
-ELSEWHERE = ("pip install .", "make demo", "make test", "make soak", "make chaos")
+ELSEWHERE = ("pip install .", "make demo", "make test", "make soak", "make chaos", "make bench")
 #: The queues that README.md's tasks make.
 README_QUEUES = ("sums", "sums.failed", "mail", "limits", "limits.failed")
 
