@@ -1,0 +1,177 @@
+"""Loops on nothing but amqpstorm, as the floors: what a task queue on it could reach at best.
+
+The three ways of working (BENCH_MODE): "stock", as its documentation has it; "event", its frames handled as they
+come, with TCP_NODELAY; "pool", likewise, but the tasks run in a thread pool, and one thread acknowledges them.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import queue
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, cast
+
+from amqpstorm.connection import Connection
+from amqpstorm.message import Message
+from amqpstorm.uri_connection import UriConnection
+from bench_contenders import tasks
+from pamqp import commands
+
+TASKS: dict[str, Callable[..., Any]] = {function.__name__: function for function in tasks.FUNCTIONS}
+PERSISTENT = {"delivery_mode": 2}
+REPLIES = "amq.rabbitmq.reply-to"
+
+_local = threading.local()
+_connections: list[Connection] = []
+
+
+def connect() -> Connection:
+    connection = UriConnection(tasks.URL)
+    if tasks.MODE != "stock":
+        assert connection.socket is not None
+        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _connections.append(connection)
+    return connection
+
+
+def close() -> None:
+    for connection in _connections:
+        connection.close()
+
+
+def encode(name: str, *args: Any) -> bytes:
+    return json.dumps((name, args)).encode()
+
+
+def perform(body: Any) -> Any:
+    name, args = json.loads(body)
+    return TASKS[name](*args)
+
+
+# --- Sending -------------------------------------------------------------------
+
+
+def sender(confirm: bool) -> Callable[..., None]:
+    channel = connect().channel()
+    channel.queue.declare(tasks.QUEUE, durable=True)
+    if confirm:
+        channel.confirm_deliveries()
+
+    def send(name: str, *args: Any) -> None:
+        channel.basic.publish(encode(name, *args), tasks.QUEUE, properties=dict(PERSISTENT))
+
+    return send
+
+
+def caller() -> Callable[[int], int]:
+    return _stock_caller() if tasks.MODE == "stock" else _event_caller()
+
+
+def _stock_caller() -> Callable[[int], int]:
+    channel = connect().channel()
+    answers: list[bytes] = []
+    channel.basic.consume(lambda message: answers.append(message._body), REPLIES, no_ack=True)
+
+    def call(number: int) -> int:
+        properties = {"delivery_mode": 2, "reply_to": REPLIES}
+        channel.basic.publish(encode("echo", number), tasks.QUEUE, properties=properties)
+        while not answers:
+            channel.process_data_events()
+        return int(answers.pop())
+
+    return call
+
+
+def _event_caller() -> Callable[[int], int]:
+    answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    channel = EventChannel(connect(), lambda tag, properties, body: answers.put(body))
+    channel.raw.basic.consume(None, REPLIES, no_ack=True)
+
+    def call(number: int) -> int:
+        properties = {"delivery_mode": 2, "reply_to": REPLIES}
+        channel.raw.basic.publish(encode("echo", number), tasks.QUEUE, properties=properties)
+        return int(answers.get(timeout=30))
+
+    return call
+
+
+# --- Working -------------------------------------------------------------------
+
+
+class EventChannel:
+    """A channel whose deliveries are handled in the thread that reads the socket, as soon as they are there."""
+
+    def __init__(self, connection: Connection, deliver: Callable[[int, Any, bytes], object]) -> None:
+        self.raw = cast(Any, connection.channel(lazy=True))
+        self._deliver = deliver
+        self._otherwise = self.raw.on_frame
+        self.raw.on_frame = self._on_frame
+        self.raw.open()
+
+    def _on_frame(self, frame: Any) -> None:
+        if frame.name == "Basic.Deliver":
+            self._tag = frame.delivery_tag
+        elif frame.name == "ContentHeader":
+            self._properties, self._left, self._parts = frame.properties, frame.body_size, []
+        elif frame.name == "ContentBody":
+            self._parts.append(frame.value)
+            self._left -= len(frame.value)
+            if self._left == 0:
+                self._deliver(self._tag, self._properties, b"".join(self._parts))
+        else:
+            self._otherwise(frame)
+
+
+def work_stock() -> None:
+    channel = connect().channel()
+    channel.queue.declare(tasks.QUEUE, durable=True)
+    channel.basic.qos(tasks.PREFETCH)
+
+    def handle(message: Message) -> None:
+        result = perform(message._body)
+        if message.reply_to:
+            channel.basic.publish(json.dumps(result), message.reply_to)
+        message.ack()
+
+    channel.basic.consume(handle, tasks.QUEUE)
+    channel.start_consuming()
+
+
+def work_event() -> None:
+    def deliver(tag: int, properties: Any, body: bytes) -> None:
+        result = perform(body)
+        if properties.reply_to:
+            channel.raw.basic.publish(json.dumps(result), properties.reply_to)
+        channel.raw.write_frame(commands.Basic.Ack(tag))
+
+    channel = EventChannel(connect(), deliver)
+    _consume(channel)
+    signal.pause()
+
+
+def work_pool() -> None:
+    done: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def run(tag: int, body: bytes) -> None:
+        perform(body)
+        done.put(tag)
+
+    with concurrent.futures.ThreadPoolExecutor(tasks.THREADS) as pool:
+        channel = EventChannel(connect(), lambda tag, properties, body: pool.submit(run, tag, body))
+        _consume(channel)
+        while True:
+            channel.raw.write_frame(commands.Basic.Ack(done.get()))
+
+
+def _consume(channel: EventChannel) -> None:
+    channel.raw.queue.declare(tasks.QUEUE, durable=True)
+    channel.raw.basic.qos(max(tasks.PREFETCH, tasks.THREADS))
+    channel.raw.basic.consume(None, tasks.QUEUE)
+
+
+if __name__ == "__main__":
+    {"stock": work_stock, "event": work_event, "pool": work_pool}[tasks.MODE]()

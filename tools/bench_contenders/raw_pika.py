@@ -1,0 +1,84 @@
+# mypy: ignore-errors
+# (It isn't installed where the types are checked.)
+"""Loops on nothing but pika: BENCH_MODE says on which of its connections, "blocking" or "select"."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pika
+from bench_contenders import tasks
+
+TASKS = {function.__name__: function for function in tasks.FUNCTIONS}
+REPLIES = "amq.rabbitmq.reply-to"
+
+_connections: list[pika.BlockingConnection] = []
+
+
+def connect() -> pika.BlockingConnection:
+    connection = pika.BlockingConnection(pika.URLParameters(tasks.URL))
+    _connections.append(connection)
+    return connection
+
+
+def close() -> None:
+    for connection in _connections:
+        connection.close()
+
+
+def sender(confirm: bool) -> Callable[..., None]:
+    channel = connect().channel()
+    channel.queue_declare(tasks.QUEUE, durable=True)
+    if confirm:
+        channel.confirm_delivery()
+    persistent = pika.BasicProperties(delivery_mode=2)
+    return lambda name, *args: channel.basic_publish("", tasks.QUEUE, json.dumps((name, args)).encode(), persistent)
+
+
+def caller() -> Callable[[int], int]:
+    connection = connect()
+    channel = connection.channel()
+    answers = []
+    channel.basic_consume(REPLIES, lambda *answer: answers.append(answer[3]), auto_ack=True)
+    properties = pika.BasicProperties(delivery_mode=2, reply_to=REPLIES)
+
+    def call(number: int) -> int:
+        channel.basic_publish("", tasks.QUEUE, json.dumps(("echo", (number,))).encode(), properties)
+        while not answers:
+            connection.process_data_events(time_limit=30)
+        return int(answers.pop())
+
+    return call
+
+
+def handle(channel, method, properties, body: bytes) -> None:
+    name, args = json.loads(body)
+    result = TASKS[name](*args)
+    if properties.reply_to:
+        channel.basic_publish("", properties.reply_to, json.dumps(result).encode())
+    channel.basic_ack(method.delivery_tag)
+
+
+def consume(channel) -> None:
+    channel.basic_qos(prefetch_count=tasks.PREFETCH)
+    channel.basic_consume(tasks.QUEUE, handle)
+
+
+def work_blocking() -> None:
+    channel = connect().channel()
+    channel.queue_declare(tasks.QUEUE, durable=True)
+    consume(channel)
+    channel.start_consuming()
+
+
+def work_select() -> None:
+    connection = pika.SelectConnection(
+        pika.URLParameters(tasks.URL),
+        on_open_callback=lambda connection: connection.channel(on_open_callback=consume),
+    )
+    connection.ioloop.start()
+
+
+if __name__ == "__main__":
+    {"blocking": work_blocking, "select": work_select}[tasks.MODE]()

@@ -1,0 +1,131 @@
+"""How the cost of one task grows: with what waits, its size, threads, prefetch, and deadlines (issue 5, part 3).
+
+Of this project's worker only. Each series changes one number; the cost is CPU time of the worker, which the rest of
+the machine disturbs less than the clock. In a queue of a million, only the first thousands are run: what is asked is
+what they cost while the others wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from amqpstorm.exception import AMQPError
+from bench_broker import BenchError, Marks, Options
+from bench_measure import CONTENDERS, Bench, Drained, drained_by
+
+PARK = 600_000  #: Milliseconds of a task that does nothing but hold a thread and a deadline.
+TOLERANCE = 1.5  #: Less than that many times the linear growth may be noise.
+
+Say = Callable[[str], None]
+
+
+class Point(NamedTuple):
+    """Of a series."""
+
+    at: int
+    tasks: int  #: That are measured.
+    waiting: int = 0  #: More that are in the queue.
+    size: int = 0  #: Bytes of their argument; 0: no-op tasks.
+    threads: int = 8
+    prefetch: int | None = None
+    deadlines: int = 0  #: Tasks with deadlines that run meanwhile.
+
+
+def powers(low: int, high: int, base: int = 10) -> list[int]:
+    return [base**n for n in range(math.ceil(math.log(low, base)), round(math.log(high, base)) + 1)]
+
+
+def series(is_quick: bool) -> dict[str, list[Point]]:
+    count = 1_000 if is_quick else 10_000
+    lengths = powers(10, 10_000 if is_quick else 1_000_000)
+    sizes = powers(100, 1_000_000 if is_quick else 10_000_000)
+    in_flight = powers(1, 100 if is_quick else 10_000)
+    return {
+        "messages that wait": [Point(n, count, waiting=n) for n in lengths],
+        "bytes of an argument": [Point(n, max(20, min(count, 200_000_000 // n)), size=n) for n in sizes],
+        "threads": [Point(n, count, threads=n) for n in powers(1, 128, 2)],
+        "prefetch": [Point(n, count, prefetch=n) for n in powers(1, 1_000)],
+        "running tasks with deadlines": [Point(n, count, threads=n + 8, deadlines=n) for n in in_flight],
+    }
+
+
+def run(bench: Bench, point: Point) -> Drained:
+    contender = CONTENDERS["kuyruk"]
+    first = point.deadlines
+    total = first + point.tasks + point.waiting
+    bench.sample(contender)
+    with contextlib.ExitStack() as stack:
+        marks = stack.enter_context(Marks(total, bench.folder))
+        stack.callback(bench.broker.purge, contender.queue)
+        if first:
+            bench.broker.fill(contender.queue, "nap", range(first), Options(PARK))
+        task = "pad" if point.size else "noop"
+        bench.broker.fill(contender.queue, task, range(first, total), Options(size=point.size))
+        arguments = [] if point.prefetch is None else ["--prefetch", str(point.prefetch)]
+        mode = "deadlines" if first else ""
+        worker = stack.enter_context(bench.worker(contender, marks, point.threads, arguments, BENCH_MODE=mode))
+        drained = drained_by(worker, marks, point.tasks // 10, point.tasks)
+        bench.kill(worker)
+        marks.check(complete=False)
+        bench.broker.expect(contender.queue, None)  # then the rest can be purged
+    return drained
+
+
+def growth(values: Sequence[tuple[int, float]]) -> Iterator[str]:
+    """By which power the cost has grown, since the point where it was least of those before."""
+    for place, (at, cost) in enumerate(values):
+        best = min(values[:place], key=lambda value: value[1], default=None)
+        if best is None or not (cost and best[1]):
+            yield ""
+            continue
+        longer, dearer = at / best[0], cost / best[1]
+        verdict = " **worse than linear**" if dearer > longer * TOLERANCE else ""
+        yield f"{math.log(dearer) / math.log(longer):+.2f}{verdict}"
+
+
+def lines(name: str, points: Sequence[tuple[Point, list[Drained]]]) -> Iterator[str]:
+    costs = [(point.at, statistics.median(each.cpu for each in found)) for point, found in points if found]
+    yield f"| **{name}** | | | | |"
+    for (point, found), power in zip([pair for pair in points if pair[1]], growth(costs), strict=True):
+        rate = statistics.median(each.rate for each in found)
+        cost = statistics.median(each.cpu for each in found)
+        memory = max(each.peak for each in found)
+        yield f"| {point.at:,} | {cost:.3g} | {rate:,.0f} | {memory:.1f} | {power} |"
+
+
+def measure(bench: Bench, rounds: int, folder: str, say: Say) -> list[str]:
+    """Writes growth.md. Returns what failed."""
+    failures: list[str] = []
+    results: dict[str, list[tuple[Point, list[Drained]]]] = {}
+    for name, points in series(bench.is_quick).items():
+        results[name] = [(point, []) for point in points]
+        for number in range(rounds):
+            for point, found in results[name]:
+                try:
+                    drained = run(bench, point)
+                except (BenchError, AMQPError, OSError) as error:
+                    failures.append(f"{name}: {point.at}: {error}")
+                    bench.broker.reset()
+                    say(f"  {number + 1} {name} {point.at:,}: FAILED: {error}")
+                    continue
+                found.append(drained)
+                say(f"  {number + 1} {name} {point.at:,}: {drained.cpu:.3g} ms CPU a task, {drained.rate:,.0f}/s")
+    text = "\n".join(["# How the cost of a task grows", "", *head(), *body(results), ""])
+    with open(os.path.join(folder, "growth.md"), "w", encoding="utf-8") as file:
+        file.write(text)
+    say(f"\n{text}")
+    return failures
+
+
+def head() -> list[str]:
+    about = "Power: how the CPU time of a task has grown since where it was least; 0: not at all; 1: linearly."
+    return [about, "", "| | CPU ms a task | tasks per second | peak MiB | power |", "|--:|--:|--:|--:|--:|"]
+
+
+def body(results: dict[str, list[tuple[Point, list[Drained]]]]) -> list[str]:
+    return [line for name, points in results.items() for line in lines(name, points)]

@@ -1,0 +1,382 @@
+"""What tools/bench.py compares, and what it measures of each."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bench_broker import PATIENCE, BenchError, Broker, Marks, Options
+from bench_process import Worker, run_load
+from rabbitmq_node import RabbitmqNode
+
+TOOLS = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(TOOLS)
+VENV = os.path.join(ROOT, "build", "bench-venv")
+PYTHON = os.path.join(VENV, "bin", "python")
+
+SHORT_NAPS, LONG_NAPS = 10, 50  #: Milliseconds.
+NAPPING_THREADS = 64
+
+
+# --- The contenders ------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """What takes part, in one way of working."""
+
+    name: str
+    module: str  #: In tools/bench_contenders.
+    about: str  #: Its configuration, for the table.
+    command: str  #: Of its worker: after `python`, with {threads} and {queue}.
+    imports: str  #: The statement whose time is measured.
+    rate: float  #: No-op tasks per second, about: how many it gets.
+    mode: str = ""  #: BENCH_MODE
+    threads: int = 8  #: That its worker runs tasks in: 1 if it can't have more.
+    is_persistent: bool = True
+    prefetch: int | None = None  #: None: as it comes; for the loops and Celery, see tasks.py.
+
+    @property
+    def queue(self) -> str:
+        return f"bench.{self.name}"
+
+    def environment(self, url: str, ours: str, threads: int | None = None) -> dict[str, str]:
+        """ours: the folder that our files are in."""
+        path = TOOLS if self.module != "ours" else f"{ours}{os.pathsep}{TOOLS}"
+        own = {"BENCH_URL": url, "BENCH_QUEUE": self.queue, "BENCH_MODE": self.mode, "PYTHONPATH": path}
+        own |= {"BENCH_THREADS": str(threads or self.threads), "PYTHONUNBUFFERED": "1"}
+        if self.prefetch is not None:
+            own |= {"BENCH_PREFETCH": str(self.prefetch), "dramatiq_queue_prefetch": str(self.prefetch)}
+        return {k: v for k, v in os.environ.items() if not k.startswith(("KUYRUK_", "BENCH_", "PYTHON"))} | own
+
+    def worker(self, threads: int | None = None) -> list[str]:
+        text = self.command.format(threads=threads or self.threads, queue=self.queue)
+        return [PYTHON, *text.split()]
+
+
+_OURS = "-m kuyruk_worker bench_contenders.ours -t {threads} -p "
+_EMBEDDED = "-m bench_contenders.ours"
+_CELERY = "-m celery -A bench_contenders.celery_peer worker -c {threads} -Q {queue} -l WARNING"
+_CELERY += " --without-gossip --without-mingle --without-heartbeat -P "
+_CELERY_ABOUT = "prefetch 128, acknowledges late, no results but for RPC,"
+_CELERY_ABOUT += " no gossip, mingle, heartbeats, events, remote control"
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        Contender("kuyruk", "ours", "python -m kuyruk_worker -p 1 -t 8", _OURS + "1", "import kuyruk", 9000),
+        Contender("kuyruk-2", "ours", "python -m kuyruk_worker -p 2 -t 8", _OURS + "2", "", 12000),
+        Contender("kuyruk-embedded", "ours", "app.worker(threads=8) in a program", _EMBEDDED, "", 9000),
+        Contender(
+            "kuyruk10",
+            "kuyruk10",
+            "as it comes: one task at a time, messages not persistent, sends not confirmed",
+            "-m kuyruk --app bench_contenders.kuyruk10.app worker -q {queue}",
+            "import kuyruk",
+            700,
+            threads=1,
+            is_persistent=False,
+        ),
+        Contender(
+            "dramatiq",
+            "dramatiq_peer",
+            "dramatiq -p 1 -t 8, default middleware (without Prometheus, as it comes) and prefetch",
+            "-m dramatiq bench_contenders.dramatiq_peer -p 1 -t {threads} --skip-logging",
+            "import dramatiq, dramatiq.brokers.rabbitmq",
+            4000,
+        ),
+        Contender(
+            "dramatiq-128",
+            "dramatiq_peer",
+            "likewise, with dramatiq_queue_prefetch=128",
+            "-m dramatiq bench_contenders.dramatiq_peer -p 1 -t {threads} --skip-logging",
+            "",
+            4000,
+            prefetch=128,
+        ),
+        Contender(
+            "celery",
+            "celery_peer",
+            "-P threads -c 8; " + _CELERY_ABOUT,
+            _CELERY + "threads",
+            "import celery; celery.Celery().amqp",
+            2200,
+        ),
+        Contender(
+            "celery-prefork",
+            "celery_peer",
+            "-P prefork -c 2; " + _CELERY_ABOUT,
+            _CELERY + "prefork",
+            "",
+            2200,
+            threads=2,
+        ),
+        Contender(
+            "amqpstorm",
+            "raw_amqpstorm",
+            "a loop, as its documentation has it (basic.consume, start_consuming), prefetch 128",
+            "-m bench_contenders.raw_amqpstorm",
+            "import amqpstorm",
+            1400,
+            "stock",
+            threads=1,
+        ),
+        Contender(
+            "amqpstorm-event",
+            "raw_amqpstorm",
+            "tasks run in amqpstorm's own reading thread, TCP_NODELAY, prefetch 128",
+            "-m bench_contenders.raw_amqpstorm",
+            "",
+            10000,
+            "event",
+            threads=1,
+        ),
+        Contender(
+            "amqpstorm-pool",
+            "raw_amqpstorm",
+            "likewise, with a ThreadPoolExecutor(8), and one thread that acknowledges",
+            "-m bench_contenders.raw_amqpstorm",
+            "",
+            8000,
+            "pool",
+        ),
+        Contender(
+            "py-amqp",
+            "raw_pyamqp",
+            "a loop of drain_events, prefetch 128",
+            "-m bench_contenders.raw_pyamqp",
+            "import amqp",
+            8000,
+            threads=1,
+        ),
+        Contender(
+            "pika",
+            "raw_pika",
+            "a loop of a SelectConnection, prefetch 128; sending: a BlockingConnection",
+            "-m bench_contenders.raw_pika",
+            "import pika",
+            11000,
+            "select",
+            threads=1,
+        ),
+    )
+}
+
+SENDERS = ("kuyruk", "kuyruk10", "dramatiq", "celery", "amqpstorm", "py-amqp", "pika")
+CONFIRMING = tuple(name for name in SENDERS if name != "kuyruk10")
+NAPPING = ("kuyruk", "kuyruk10", "dramatiq", "celery", "amqpstorm-pool")
+CALLERS = ("kuyruk", "kuyruk10", "celery", "amqpstorm", "amqpstorm-event", "py-amqp", "pika")
+
+
+# --- Measurements --------------------------------------------------------------
+
+
+class Bench:
+    """Measures one thing, of one contender, once. Each measurement returns figures by the name of their row."""
+
+    def __init__(self, node: RabbitmqNode, folder: str, seconds: float, is_quick: bool) -> None:
+        self.broker = Broker(node.url)
+        self.seconds = seconds
+        self.is_quick = is_quick
+        self.folder = folder  #: For logs and marks.
+        self._node = node
+        self._sampled: set[str] = set()
+        # A copy: whoever edits the library meanwhile doesn't mix two versions into one table.
+        self.ours = os.path.join(folder, "ours")
+        os.mkdir(self.ours)
+        digest = hashlib.sha256()
+        for name in ("kuyruk.py", "kuyruk_worker.py"):
+            with open(shutil.copy(os.path.join(ROOT, name), self.ours), "rb") as file:
+                digest.update(file.read())
+        self.version = digest.hexdigest()[:12]  #: Of what is measured, whatever its version number says.
+
+    def load(self, contender: Contender, what: str, **options: Any) -> dict[str, float]:
+        environment = contender.environment(self._node.url, self.ours)
+        return run_load(PYTHON, contender.module, what, options, environment, self.folder)
+
+    def worker(
+        self,
+        contender: Contender,
+        marks: Marks | None,
+        threads: int | None = None,
+        arguments: Sequence[str] = (),
+        **environment: str,
+    ) -> Worker:
+        """To be used in a `with` statement."""
+        own = contender.environment(self._node.url, self.ours, threads)
+        own |= (marks.environment if marks else {}) | environment
+        log = os.path.join(self.folder, f"{contender.name}.log")
+        return Worker([*contender.worker(threads), *arguments], own, log)
+
+    def sample(self, contender: Contender) -> None:
+        """Have it send one message of each sort, and keep them as patterns for many."""
+        if contender.name in self._sampled:
+            self.broker.purge(contender.queue)
+            return
+        self.load(contender, "sample")
+        persistent = self.broker.take_patterns(contender.queue)
+        if persistent != contender.is_persistent:
+            raise BenchError(f"its messages are {'' if persistent else 'not '}persistent")
+        self._sampled.add(contender.name)
+
+    def send(self, contender: Contender, row: str, threads: int = 1, **options: Any) -> dict[str, float]:
+        facts = self.load(contender, "send", threads=threads, seconds=self.seconds, **options)
+        self._check_sent(contender, facts)
+        cost = {"send": "send_cpu", "send_confirmed": "send_confirmed_cpu"}
+        figures = {row: facts["count"] / facts["seconds"]}
+        return figures | ({cost[row]: facts["cpu"] * 1000 / facts["count"]} if row in cost else {})
+
+    def batch(self, contender: Contender) -> dict[str, float]:
+        size = 500 if self.is_quick else 2000
+        facts = self.load(contender, "batch", seconds=self.seconds, size=size)
+        self._check_sent(contender, facts)
+        return {"batch": facts["count"] / facts["seconds"]}
+
+    def _check_sent(self, contender: Contender, facts: dict[str, float]) -> None:
+        self.broker.expect(contender.queue, int(facts["calls"]))
+        if self.broker.is_next_persistent(contender.queue) != contender.is_persistent:
+            raise BenchError("its messages are not persistent")
+        self.broker.purge(contender.queue)
+
+    def drain(
+        self, contender: Contender, task: str, count: int, threads: int | None = None, milliseconds: int = 0
+    ) -> Drained:
+        with contextlib.ExitStack() as stack:
+            marks = stack.enter_context(Marks(count, self.folder))
+            self.broker.fill(contender.queue, task, range(count), Options(milliseconds))
+            worker = stack.enter_context(self.worker(contender, marks, threads))
+            first = marks.wait_for(1, worker)
+            drained = drained_by(worker, marks, count // 10, count)
+            self.kill(worker)
+            marks.check()
+        self.broker.expect(contender.queue, 0)
+        return dataclasses.replace(drained, start=first - worker.began)
+
+    def kill(self, worker: Worker) -> None:
+        """What it hasn't acknowledged by now is back in the queue, for `Broker.expect` to find. A graceful end would
+        tell the same, but takes some peers ten seconds."""
+        time.sleep(0.2)
+        worker.kill()
+
+    def no_ops(self, contender: Contender) -> dict[str, float]:
+        drained = self.drain(contender, "noop", max(200, int(contender.rate * self.seconds * 1.5)))
+        figures = {"start": drained.start, "drain": drained.rate, "drain_cpu": drained.cpu}
+        return figures | {"memory": drained.peak, "memory_all": drained.memory}
+
+    def large(self, contender: Contender) -> dict[str, float]:
+        count = int(min(contender.rate / 4, 600) * self.seconds)
+        return {"drain_large": self.drain(contender, "pad", count).rate}
+
+    def naps(self, contender: Contender, row: str, milliseconds: int) -> dict[str, float]:
+        threads = NAPPING_THREADS if contender.threads > 1 else 1
+        ideal = 1000 / milliseconds * threads
+        count = int(min(ideal, contender.rate) * self.seconds * 1.5)
+        return {row: self.drain(contender, "nap", count, threads, milliseconds).rate}
+
+    def long(self, contender: Contender) -> dict[str, float]:
+        count = 1_000 if self.is_quick else 100_000
+        return {"memory_long": self.drain(contender, "noop", count).peak}
+
+    def call(self, contender: Contender) -> dict[str, float]:
+        with self.worker(contender, None) as worker:
+            one = self.load(contender, "call", threads=1, seconds=self.seconds)
+            many = self.load(contender, "call", threads=16, seconds=self.seconds)
+            self.kill(worker)
+        self.broker.expect(contender.queue, 0)
+        figures = {"rpc": one["median"] * 1000, "rpc_p99": one["p99"] * 1000}
+        return figures | {"rpc_16": many["count"] / many["seconds"]}
+
+    def imports(self, contender: Contender) -> dict[str, float]:
+        environment = contender.environment(self._node.url, self.ours)
+        texts = ("pass", contender.imports)
+        times: dict[str, list[float]] = {text: [] for text in texts}
+        for turn in range(3 if self.is_quick else 12):
+            for text in texts:
+                began = time.monotonic()
+                # Its end is seen on its pipe: a `wait` with a timeout looks every 50 ms only.
+                command = [PYTHON, "-c", text]
+                subprocess.run(
+                    command, env=environment, cwd=self.folder, check=True, timeout=PATIENCE, capture_output=True
+                )
+                if turn:  # the first one may compile
+                    times[text].append(time.monotonic() - began)
+        bare, own = (min(values) * 1000 for values in times.values())
+        return {"import": own - bare}
+
+    def idle(self, contenders: Sequence[Contender]) -> dict[str, dict[str, float]]:
+        """All at once: it isn't the clock that is read. Figures by contender."""
+        seconds = 3.0 if self.is_quick else 20.0
+        with contextlib.ExitStack() as stack:
+            workers = {}
+            for contender in contenders:
+                self.sample(contender)
+                marks = stack.enter_context(Marks(1, self.folder))
+                self.broker.fill(contender.queue, "noop", range(1))
+                workers[contender.name] = stack.enter_context(self.worker(contender, marks))
+                marks.wait_for(1, workers[contender.name])
+            time.sleep(2.0)
+            before = {name: (worker.idle_cpu(), time.monotonic()) for name, worker in workers.items()}
+            time.sleep(seconds)
+            return {
+                name: {"idle": (worker.idle_cpu() - before[name][0]) / (time.monotonic() - before[name][1]) * 100}
+                for name, worker in workers.items()
+            }
+
+
+@dataclasses.dataclass(frozen=True)
+class Drained:
+    """What a worker did with a queue full of tasks."""
+
+    rate: float  #: Tasks per second.
+    cpu: float  #: Seconds per 1000 tasks, of all of its processes.
+    peak: float  #: MiB, of the process that took most: VmHWM.
+    memory: float  #: MiB in the end, of all of its processes, what they share counted once: PSS.
+    start: float = 0.0  #: Seconds from its start to the end of its first task.
+
+
+def drained_by(worker: Worker, marks: Marks, first: int, last: int) -> Drained:
+    """From when `first` tasks have run until `last` have."""
+    marks.wait_for(max(1, first), worker)
+    began, cpu, done = time.monotonic(), worker.cpu(), marks.done()
+    end = marks.wait_for(last, worker)
+    count = max(1, marks.done() - done)
+    return Drained(
+        rate=count / (end - began),
+        cpu=(worker.cpu() - cpu) * 1000 / count,
+        peak=worker.peak_memory(),
+        memory=worker.memory(),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    rows: tuple[str, ...]  #: The figures that it gives.
+    contenders: tuple[str, ...]
+    measure: Callable[[Bench, Contender], dict[str, float]]
+    rounds: int = 1_000_000  #: At most.
+
+
+MEASUREMENTS = (
+    Measurement(("send", "send_cpu"), SENDERS, lambda b, c: b.send(c, "send", confirm=False)),
+    Measurement(
+        ("send_confirmed", "send_confirmed_cpu"), CONFIRMING, lambda b, c: b.send(c, "send_confirmed", confirm=True)
+    ),
+    Measurement(("send_16",), CONFIRMING, lambda b, c: b.send(c, "send_16", threads=16, confirm=True)),
+    Measurement(("batch",), ("kuyruk", "kuyruk10"), Bench.batch),
+    Measurement(("send_large",), CONFIRMING, lambda b, c: b.send(c, "send_large", confirm=True, large=True)),
+    Measurement(("drain", "drain_cpu", "start", "memory", "memory_all"), tuple(CONTENDERS), Bench.no_ops),
+    Measurement(("drain_large",), tuple(CONTENDERS), Bench.large),
+    Measurement(("nap_10",), NAPPING, lambda b, c: b.naps(c, "nap_10", SHORT_NAPS)),
+    Measurement(("nap_50",), NAPPING, lambda b, c: b.naps(c, "nap_50", LONG_NAPS)),
+    Measurement(("rpc", "rpc_p99", "rpc_16"), CALLERS, Bench.call),
+    Measurement(("import",), SENDERS, Bench.imports),
+    Measurement(("memory_long",), tuple(CONTENDERS), Bench.long, rounds=1),
+)
+IDLE = Measurement(("idle",), tuple(CONTENDERS), lambda b, c: b.idle([c])[c.name], rounds=3)
