@@ -509,10 +509,31 @@ def _encode_task(id: str, module: str, function: str, args: Any, kwargs: Any) ->
         raise TypeError(f"args takes a list or tuple of arguments: not {args!r}")
     description: dict[str, Any] = {"id": id, "args": args, "kwargs": dict(kwargs)}
     description |= {"module": module, "function": function}
-    description |= {"sender_hostname": socket.gethostname(), "sender_pid": os.getpid()}
-    description |= {"sender_cmd": " ".join(sys.argv)[:1000]}
-    description |= {"sender_timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())}
+    description |= _facts_about_sender(int(time.time()), os.getpid())
     return _encode_json(description, f"an argument of task {module}.{function}")
+
+
+@functools.lru_cache(1)
+def _facts_about_sender(now: int, pid: int) -> dict[str, Any]:
+    """As they are in this second: system calls for each message are slow, and let other threads take over."""
+    facts = {"sender_hostname": socket.gethostname(), "sender_pid": pid, "sender_cmd": " ".join(sys.argv)[:1000]}
+    return facts | {"sender_timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))}
+
+
+class _Ids:
+    """Makes ids for messages: of random numbers, but of one for each process."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self._start, self._count = os.urandom(10).hex(), itertools.count()
+
+    def make(self) -> str:
+        return f"{self._start}{next(self._count):012x}"
+
+
+_ids = _Ids()
 
 
 def _decode_json_object(body: bytes) -> dict[str, Any]:
@@ -1044,6 +1065,8 @@ _FRAME_HEADER = struct.Struct(">BHI")  # type, channel, size
 _CONTENT_HEADER = struct.Struct(">HHQ")  # class, weight, size of the body
 _ACK_FRAME = struct.Struct(">BHIIQBB")
 _PUBLISH_START = struct.pack(">IHB", commands.Basic.Publish.index, 0, 0)  # ticket, exchange
+_CANCEL_START = struct.pack(">I", commands.Basic.Cancel.index)
+_CONSUME_START = struct.pack(">IHB", commands.Basic.Consume.index, 0, 21) + b"amq.rabbitmq.reply-to"
 _DELIVER_START = struct.pack(">I", commands.Basic.Deliver.index)
 _HEADERS, _MORE_FLAGS = 0x2000, 0x0001
 
@@ -1070,6 +1093,14 @@ def _content_frames(channel: int, queue: str, mandatory: bool, properties: bytes
     return b"".join(frames)
 
 
+def _renew_frames(channel: int, number: int) -> bytes:
+    """Basic.Cancel of the consumer before, and Basic.Consume of replies by the next, neither of which is answered."""
+    old, new = b"%d" % (number - 1), b"%d" % number
+    cancel = b"%b%c%b\x01" % (_CANCEL_START, len(old), old)
+    consume = b"%b%c%b\x0a%b" % (_CONSUME_START, len(new), new, bytes(4))  # no_ack, nowait; no arguments
+    return _frame(1, channel, cancel) + _frame(1, channel, consume)
+
+
 @functools.lru_cache(1000)
 def _layout(flags: int) -> list[tuple[str, int]] | None:
     """The properties that these flags announce, with their sizes (0: a short string); None if it takes more to
@@ -1081,7 +1112,8 @@ def _layout(flags: int) -> list[tuple[str, int]] | None:
 
 
 _ENCODERS: dict[str, Callable[[Any], bytes]] = {
-    "headers": encode.field_table, "timestamp": encode.timestamp,
+    "headers": encode.field_table,
+    "timestamp": lambda time: time.to_bytes(8, "big") if isinstance(time, int) else encode.timestamp(time),
     "delivery_mode": encode.octet, "priority": encode.octet,
 }  # fmt: skip
 
@@ -1510,12 +1542,8 @@ class _CallChannel(_PublishChannel):
 
     def ask(self, order: _Order) -> None:
         self.order = order
-        cancel = commands.Basic.Cancel(consumer_tag=str(self._tag), nowait=True)
         self._tag += 1
-        consume = commands.Basic.Consume(
-            queue="amq.rabbitmq.reply-to", consumer_tag=str(self._tag), no_ack=True, nowait=True
-        )
-        self.write(cancel, consume)
+        self.link.write(_renew_frames(self.id, self._tag))
         self.publish(order, 0)
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
@@ -1827,7 +1855,8 @@ _publishers: weakref.WeakSet[_Publisher] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    """The parent's connections are left to the parent."""
+    """The parent's connections are left to the parent, and its ids."""
+    _ids.begin()
     for link in tuple(_links):
         link.hang_up()
     for publisher in tuple(_publishers):
@@ -1976,9 +2005,9 @@ class Task(Generic[P, R]):
                 f"{self.f.__qualname__!r} can't be sent: a worker finds a task by its name in its module, so it must"
                 " be a named function at the top level (.apply works for any)"
             )
-        id = os.urandom(16).hex()
+        id = _ids.make()
         properties = {"content_type": "application/json", "delivery_mode": 2, "message_id": id}
-        properties |= {"timestamp": datetime.datetime.now(tz=datetime.UTC)}
+        properties |= {"timestamp": int(time.time())}
         queue = self.queue if host is None else _resolve_host(f"{self.queue}.{host}")
         body = _encode_task(id, _module_name(self.f), self.f.__name__, args, kwargs)
         return _Message(_check_queue_name(queue), body, properties, self.kuyruk._queue_arguments(queue))
@@ -2054,7 +2083,7 @@ def _copied(
     kept = {k: v for k, v in properties if k not in gone and v not in (None, "")}
     kept["headers"] = {k: v for k, v in headers.items() if not _LEFT_BEHIND_HEADER.match(k) and _is_flat(v)}
     kept["delivery_mode"] = 2
-    kept.setdefault("message_id", os.urandom(16).hex())
+    kept.setdefault("message_id", _ids.make())
     return kept
 
 
@@ -2540,7 +2569,7 @@ class _Settlement:
                 logger.warning("A message to %r loses its sender's properties: %s", message.queue, error)
                 kept = message.properties["headers"].items()
                 headers = {k: v for k, v in kept if k.removeprefix("x-kuyruk-") in _OUR_HEADERS}
-                plain = {"headers": headers, "delivery_mode": 2, "message_id": os.urandom(16).hex()}
+                plain = {"headers": headers, "delivery_mode": 2, "message_id": _ids.make()}
                 self._publisher.send([message._replace(properties=plain)])
             delivery.ack()
         except BrokerError as error:

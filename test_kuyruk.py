@@ -889,6 +889,10 @@ def test_frames_are_those_of_the_protocol(properties, body, number, tag):
     assert frames.startswith(publish) and frames[len(publish) + 7 :].startswith(
         kuyruk._CONTENT_HEADER.pack(60, 0, len(body)) + encoded
     )
+    cancel = commands.Basic.Cancel(str(tag - 1), nowait=True)
+    consume = commands.Basic.Consume(0, "amq.rabbitmq.reply-to", str(tag), no_ack=True, nowait=True)
+    theirs = frame.marshal(cancel, number) + frame.marshal(consume, number)
+    assert kuyruk._renew_frames(number, tag) == theirs
     parts = [body[start : start + 12] for start in range(0, len(body), 12)]
     assert frames.endswith(b"".join(frame.marshal(ContentBody(part), number) for part in parts))
 
