@@ -143,7 +143,7 @@ DELAY_QUEUE_RENEWAL = 60.0  #: and after which its lease is renewed before it is
 LOOK = 0.05  #: Seconds after which a busy worker looks whether it holds the right number of messages:
 LOCAL_WORK = 0.03  #: beyond one for each thread about so many seconds of work, as measured,
 MAX_SPARE = 1000  #: but no more than this. Tiny tasks need it: the way to the broker takes longer than they do.
-LATE = 0.1  #: Seconds after which what waits behind busy threads goes back: another worker may have a free one.
+LATE = 0.05  #: Seconds after which what waits behind busy threads goes back: another worker may have a free one.
 SUSPECT_PATIENCE = 3.0  #: Seconds that what is to run alone waits for running tasks; then others may have it, so long.
 DELIVERY_LIMIT = 1_000_000  #: Of quorum queues that it declares. RabbitMQ 4 drops messages after 20 deliveries else.
 REFUSAL_PAUSE = 0.2  #: Seconds after which what a queue has refused is sent again.
@@ -931,15 +931,19 @@ class _Wakeup:
     def set(self) -> None:
         if not self._is_set:  # a `clear` right after this look is followed by the waiter's own look
             self._is_set = True
-            with contextlib.suppress(OSError):
+            try:
                 self._writer.send(b"!")
+            except OSError:  # its owner has ended
+                pass
 
     def clear(self) -> None:
         """By the waiter, before it looks at what there is to do: never between that look and the wait."""
         if self._is_set:
-            with contextlib.suppress(OSError):  # what was set just now comes later, and stays set until it is read
+            try:
                 self._reader.recv(4096)
                 self._is_set = False
+            except OSError:  # what was set just now comes later, and stays set until it is read
+                pass
 
     def wait(self, until: float) -> None:
         """Wait for nothing else. What there is to do is to be looked at after it, too."""
@@ -1186,6 +1190,7 @@ class _Link(Connection):
         self._io: _Socket = _Socket(self.parameters, self._exceptions, config.RABBIT_PUBLISH_TIMEOUT)
         self._pulse = self.heartbeat = _Heartbeat(config.RABBIT_HEARTBEAT, self._channel0.send_heartbeat)
         self._selector = selectors.DefaultSelector()  # no select(): it fails from descriptor 1024 on
+        self._events = 0  # that it waits for at the socket
         self._buffer = b""
         self.received_at = time.monotonic()
         _links.add(self)
@@ -1229,15 +1234,17 @@ class _Link(Connection):
             raise self.exceptions[0]
 
     def _select(self, until: float, flushed: bool) -> list[Any]:
-        sock, selector = cast(socket.socket, self._io.socket), self._selector
         events = selectors.EVENT_READ if flushed else selectors.EVENT_READ | selectors.EVENT_WRITE
-        if not selector.get_map():
-            selector.register(sock, events)
-            selector.register(self.wakeup, selectors.EVENT_READ)
-        elif selector.get_key(sock).events != events:
-            selector.modify(sock, events)
+        if events != self._events:
+            sock = cast(socket.socket, self._io.socket)
+            if self._events:
+                self._selector.modify(sock, events)
+            else:
+                self._selector.register(sock, events)
+                self._selector.register(self.wakeup, selectors.EVENT_READ)
+            self._events = events
         left = _left(until)
-        return selector.select(left if flushed else min(left, TICK))  # a stall that lasts is to be noticed
+        return self._selector.select(left if flushed else min(left, TICK))  # a stall that lasts is to be noticed
 
     def _read(self, data: bytes) -> None:
         """Hand each whole frame to its channel, and keep the rest."""

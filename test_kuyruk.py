@@ -2223,7 +2223,7 @@ LOOKS = {
     "tiny tasks": ([(9, 0, 0), *[(0.05, 500, 0)] * 9], 300),
     "no more than the most": ([(9, 0, 0), *[(0.05, 5000, 0)] * 9], kuyruk.MAX_SPARE),
     "tasks of a second, in 8 threads": ([(9, 0, 0), *[(0.05, n % 20 == 0 and 8, 0) for n in range(99)]], 2),
-    "slower tasks, but none waits long": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, *[(0.05, 1, 0.09)] * 9], 300),
+    "slower tasks, but none waits long": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, *[(0.05, 1, 0.04)] * 9], 300),
     "one waits too long": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, (0.05, 400, 0.2)], 0),
     "and the next doesn't": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, (0.05, 0, 0.2), (0.05, 500, 0)], 150),
     "this process has stood still": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, (2, 0, 2)], 300),
