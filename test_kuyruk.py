@@ -2379,6 +2379,56 @@ def test_heartbeats_keep_a_connection_and_end_a_silent_one(make_app, proxy, queu
     wait_until(lambda: worker.healthy and worker.stats["succeeded"] == 1)
 
 
+def mute(proxy, value=True):
+    proxy.mute = value
+
+
+#: How the way to the broker goes wrong, and right again. New connections that are tried meanwhile fail.
+TROUBLE = {
+    "reset": (lambda proxy: (proxy.down(), proxy.cut("rst")), lambda proxy: proxy.up()),
+    "closed": (lambda proxy: (mute(proxy), proxy.cut("fin")), lambda proxy: mute(proxy, False)),
+    "nothing gets there": (lambda proxy: proxy.stall("up"), lambda proxy: proxy.resume()),
+    "nothing comes": (lambda proxy: proxy.stall("down"), lambda proxy: proxy.resume()),
+    "half-open": (lambda proxy: (proxy.swallow(), mute(proxy)), lambda proxy: mute(proxy, False)),
+}
+
+
+@pytest.mark.parametrize(("begin", "end"), TROUBLE.values(), ids=TROUBLE.keys())
+def test_healthy_is_false_within_two_heartbeats_and_true_when_it_consumes_again(
+    begin, end, make_app, url, proxy, queue, start
+):
+    heartbeat = 1
+    app = make_app(proxy.url, RABBIT_HEARTBEAT=heartbeat, RABBIT_CONNECT_TIMEOUT=0.5)
+    app.task(queue)(echo)
+    worker = start(app, reconnect_interval=0.1)
+    begin(proxy)
+    with takes(0, 2 * heartbeat + SOON):
+        wait_until(lambda: not worker.healthy)
+    assert not any([worker.healthy for _ in range(10) if time.sleep(0.02) is None])
+    end(proxy)
+    wait_until(lambda: worker.healthy)
+    assert make_app(url).task(queue)(echo).send_to_queue((5,), wait_result=PATIENCE) == 5
+
+
+def test_healthy_tells_of_a_broker_that_stands_still_or_dies(make_app, queue, start):
+    with RabbitmqNode() as node:
+        app = make_app(node.url, RABBIT_HEARTBEAT=1, RABBIT_CONNECT_TIMEOUT=0.5)
+        task = app.task(queue)(echo)
+        worker = start(app, reconnect_interval=0.1)
+        for begin, end in [(node.pause, node.resume), (node.kill, node.start)]:
+            begin()
+            wait_until(lambda: not worker.healthy, timeout=2 + SOON)
+            end()
+            wait_until(lambda: worker.healthy)
+            assert task.send_to_queue((5,), wait_result=PATIENCE) == 5
+        node.ctl("set_vm_memory_high_watermark", "0.000001")
+        time.sleep(3)
+        assert worker.healthy  # an alarm doesn't keep it from consuming
+        node.ctl("close_all_connections", "for a test")
+        wait_until(lambda: not worker.healthy)
+        wait_until(lambda: worker.healthy)
+
+
 def test_a_worker_whose_queue_is_deleted_consumes_it_again(app, queue, broker, start):
     """Trap 8: amqpstorm only logs that its consumer was cancelled."""
     task = app.task(queue)(echo)
@@ -5230,6 +5280,7 @@ README = (HERE / "README.md").read_text()
 ELSEWHERE = ("pip install .", "make demo", "make test", "make soak", "make chaos", "make bench")
 #: What starts a cluster: `failover.run` is tested, and the others were run by hand.
 ELSEWHERE_TOO = ("python tools/rabbitmq_node.py --nodes 3", "python tools/failover.py --kills 15")
+ELSEWHERE_TOO += ("python -m kuyruk_worker tasks -p 2",)
 ELSEWHERE_TOO += ("export KUYRUK_RABBIT_URL=amqp://guest:guest@127.0.0.1:21496,127.0.0.1:25176,127.0.0.1:10891/",)
 ELSEWHERE_TOO += ("""export KUYRUK_QUEUE_ARGUMENTS="{'x-queue-type': 'quorum'}\"""",)
 #: The queues that README.md's tasks make.
@@ -5352,7 +5403,7 @@ def test_the_readme_does_what_it_says_block_by_block(readme):
     assert {language for language, _ in blocks} == {"console", "python", "text", "ini", "yaml"}
     for language, text in blocks:
         getattr(readme, language)(text)
-    assert len(readme.workers) == 4
+    assert len(readme.workers) == 3
     assert readme.stop() == [0, 0, 0]
 
 
