@@ -73,6 +73,7 @@ import collections
 import contextlib
 import datetime
 import functools
+import heapq
 import importlib
 import itertools
 import json
@@ -823,8 +824,11 @@ class _Watch:
         self._give_up = give_up
         #: Guards what follows; notified of a time that is earlier than the thread waits for, and of the end.
         self._changed = threading.Condition()
-        #: When to look at a run: at its deadline; once it is interrupted, when its grace is over.
+        #: When to look at a run: at its deadline; once it is interrupted, when its grace is over. The heap is for
+        #: finding the next; what isn't (any more) in the dict is of no interest.
         self._due: dict[Run, float] = {}
+        self._heap: list[tuple[float, int, Run]] = []
+        self._serial = itertools.count()
         self._wakes_at = -math.inf
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="kuyruk-watch", daemon=True)
@@ -854,6 +858,10 @@ class _Watch:
 
     def _put(self, run: Run, due: float) -> None:
         self._due[run] = due
+        heapq.heappush(self._heap, (due, next(self._serial), run))
+        if len(self._heap) > 2 * len(self._due) + 100:
+            self._heap = [entry for entry in self._heap if not self._is_stale(entry)]
+            heapq.heapify(self._heap)
         if due < self._wakes_at:
             self._changed.notify()
 
@@ -870,14 +878,25 @@ class _Watch:
         unless their thread discards them."""
         with self._changed:
             now = time.monotonic()
-            due = [(run, run._cause is not None) for run, at in self._due.items() if at <= now]
+            due = [(run, run._cause is not None) for run in self._pop_due(now)]
             for run, interrupted in due:
-                self._due[run] = math.inf if interrupted else now + self._grace
+                self._put(run, math.inf if interrupted else now + self._grace)
             if not due and not self._closed:
-                self._wakes_at = min(self._due.values(), default=math.inf)
+                self._wakes_at = self._heap[0][0] if self._heap else math.inf
                 self._changed.wait(_left(self._wakes_at))
                 self._wakes_at = -math.inf  # awake: it needn't be woken
             return due
+
+    def _pop_due(self, now: float) -> list[Run]:
+        runs = []
+        while self._heap and (self._heap[0][0] <= now or self._is_stale(self._heap[0])):
+            entry = heapq.heappop(self._heap)
+            if not self._is_stale(entry):
+                runs.append(entry[2])
+        return runs
+
+    def _is_stale(self, entry: tuple[float, int, Run]) -> bool:
+        return self._due.get(entry[2]) != entry[0]
 
 
 def _shielded(method: Callable[P, R]) -> Callable[P, R]:
