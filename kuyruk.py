@@ -36,11 +36,13 @@ waits in `_Link.pump` for the socket, for a heartbeat that is due, or to be woke
 deadline, whatever the sender is doing.
 *A sender* (kuyruk-sender; one for each application that sends, and one for each worker) takes orders, connects,
 declares, publishes, matches confirms and replies, and sends again what was on its way when the connection was
-lost. It ends when idle (RABBIT_IDLE_DURATION).
-*The supervisor* (kuyruk-supervisor, or the caller of `Worker.run`) connects, consumes, hands deliveries to the
-pool, writes the pool's acknowledgements, reconnects, pauses, drains. It ends after a stop.
+lost, and what a queue has refused. It ends when idle (RABBIT_IDLE_DURATION). With RABBIT_CONFIRM=False nobody waits
+for an order, as long as the sender is connected and few orders wait.
+*The supervisor* (kuyruk-supervisor) connects, consumes, hands deliveries to the pool, writes the pool's
+acknowledgements, decides how many messages to hold (`_Spare`), reconnects, pauses, drains. It ends after a stop.
 *A pool thread* (kuyruk-pool_N) decodes its delivery, finds the task, runs it, decides what becomes of the message,
-and settles it. It waits for the sender when it replies, or forwards a message (failed, delayed).
+and settles it. It waits for the sender when it replies, or forwards a message (failed, delayed). Then it takes what
+waits, or waits a moment for what comes, before it goes back to its `ThreadPoolExecutor`.
 *The watch* (kuyruk-watch) owns the time limits of what runs. It waits for the next deadline, interrupts what exceeds
 it, and gives up what still runs WORKER_GRACE later. It ends with the worker (or with `Task.apply`).
 *A settler* (kuyruk-settler) settles the message of one run that was given up, as its pool thread would have done,
@@ -53,11 +55,12 @@ and ends. Nobody waits for that pool thread any more; another has taken its plac
     _Watch._changed   the deadlines of what runs                    nothing
     Run._gate         whether the task can be interrupted now       an exception may be set
 
-The life of a delivery. The supervisor reads it. A free pool thread takes it, unless a stop has handed it back, runs
-its task, and claims it: whoever claims a delivery settles it, and one that is given up is claimed by that. When its
-connection is lost it isn't ours any more: what runs is interrupted (HeartbeatError), nothing is settled, and the
-broker delivers it again; a message that still runs here isn't run a second time beside itself. The reply is out
-before the acknowledgement, and the copy of a forwarded message is confirmed before it.
+The life of a delivery. The supervisor reads it. A free pool thread takes it, unless it has been handed back (by a
+stop, by a pause, or because it waited too long while another worker may be free), runs its task, and claims it:
+whoever claims a delivery settles it, and one that is given up is claimed by that. When its connection is lost it isn't
+ours any more: what runs is interrupted (HeartbeatError), nothing is settled, and the broker delivers it again; a
+message that still runs here isn't run a second time beside itself. The reply is out before the acknowledgement, and
+the copy of a forwarded message is confirmed before it.
 
 **At least once**: a worker that dies between the work and the acknowledgement, or a sender that loses its
 connection before the confirm and sends again, makes a task run twice.
@@ -368,7 +371,7 @@ class Config:
     FAILED_TTL: float | None = 604800  #: Seconds that "<queue>.failed" keeps messages; None: reject them instead.
     WORKER_THREADS: int = 8  #: Tasks that one worker process runs at once.
     WORKER_PROCESSES: int = 1  #: Processes that the command line starts.
-    WORKER_PREFETCH: int | None = None  #: Unacknowledged messages held at once, of each queue. None: as threads.
+    WORKER_PREFETCH: int | None = None  #: Messages held at once, of each queue. None: as threads, and 30 ms of work.
     WORKER_MAX_LOAD: float | None = None  #: Pause above this load average. -1: the number of CPUs; 0: never.
     WORKER_MAX_RUN_TIME: float | None = None  #: Seconds after which a worker stops gracefully. 0: never.
     WORKER_GRACE: float = 5  #: Seconds that an interrupted task gets to end, before its thread is given up.
@@ -3156,9 +3159,10 @@ class Worker:
     def stats(self) -> dict[str, Any]:
         """Counts of deliveries, by what became of them, and what there is now.
 
-        received, succeeded, failed, timed_out, rejected, discarded, requeued (by a stop or a pause), lost (with their
-        connection); waiting (not begun), suspect (of those, and of what runs: has run when a worker died), stuck
-        (threads that were given up and don't end); running: a list of dicts of id, task, queue and seconds.
+        received, succeeded, failed, timed_out, rejected, discarded, requeued (by a stop, by a pause, or because they
+        waited too long), lost (with their connection); waiting (not begun), suspect (of those, and of what runs: has
+        run when a worker died), stuck (threads that were given up and don't end); running: a list of dicts of id,
+        task, queue and seconds.
         """
         return self._pool.stats
 
