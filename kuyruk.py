@@ -97,7 +97,6 @@ import types
 import urllib.parse
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 from amqpstorm.channel import Channel
@@ -2659,9 +2658,11 @@ class _Pool:
         self._stuck: dict[_Delivery, BaseException] = {}
         #: How many threads are at work; those that are stuck don't count.
         self._active = 0
-        #: How many stay for a moment when there is nothing to do, and what they are given.
+        #: How many stay for a moment when there is nothing to do, and what they are given. (No SimpleQueue: where
+        #: several threads `get` with a timeout, Python 3.11's may wait for ever.)
         self._lingering = 0
-        self._handover: SimpleQueue[_Delivery] = SimpleQueue()
+        self._handed_over: collections.deque[_Delivery] = collections.deque()
+        self._handover = threading.Condition(self._lock)
         self.ended = 0  # how many runs have
         self._executors = 0  # how many have been made
         #: The ids of the messages that run; and deliveries of the same that wait for them to end.
@@ -2802,7 +2803,8 @@ class _Pool:
             self._active += 1
             if self._lingering:
                 self._lingering -= 1
-                self._handover.put(delivery)
+                self._handed_over.append(delivery)
+                self._handover.notify()
                 continue
             try:
                 self._executor.submit(self._work, delivery)
@@ -2840,14 +2842,11 @@ class _Pool:
             if left <= 0 or self.stopping:
                 return None
             self._lingering += 1
-        with contextlib.suppress(Empty):
-            return self._handover.get(timeout=left)
-        with self._lock:
-            try:
-                return self._handover.get_nowait()  # in the last moment
-            except Empty:
-                self._lingering -= 1
-                return None
+            self._handover.wait(left)
+            if self._handed_over:
+                return self._handed_over.popleft()
+            self._lingering -= 1
+            return None
 
     def _next(self, ended: _Delivery, goes_on: bool) -> _Delivery | None:
         with self._lock:
