@@ -148,6 +148,7 @@ LOOK = 0.05  #: Seconds after which a busy worker looks whether it holds the rig
 LOCAL_WORK = 0.03  #: beyond one for each thread about so many seconds of work, as measured,
 MAX_SPARE = 1000  #: but no more than this. Tiny tasks need it: the way to the broker takes longer than they do.
 LATE = 0.05  #: Seconds after which what waits behind busy threads goes back: another worker may have a free one.
+STILL_LATE = 1.0  #: The same when it comes back again and again: no other has.
 SUSPECT_PATIENCE = 3.0  #: Seconds that what is to run alone waits for running tasks; then others may have it, so long.
 DELIVERY_LIMIT = 1_000_000  #: Of quorum queues that it declares. RabbitMQ 4 drops messages after 20 deliveries else.
 REFUSAL_PAUSE = 0.2  #: Seconds after which what a queue has refused is sent again.
@@ -1429,15 +1430,16 @@ class _Channel:
 def _ensure_queue(link: _Link, queue: str, arguments: dict[str, Any], timeout: float) -> None:
     """Look first, declare only when it is absent: a queue that exists is used as it is.
 
-    On a channel of its own, which a failure closes. Raises amqpstorm's errors.
+    On a channel of its own, which a failure closes. Raises amqpstorm's errors, and ValueError for a name that can't be.
     """
     failure = None
     # Classic queues of RabbitMQ 4.3 have no such timeout, and can't be declared with one.
     timeless = {key: value for key, value in arguments.items() if key != "x-consumer-timeout"}
     declarations = [arguments] if timeless == arguments else [arguments, timeless]
     for wanted in (None, *declarations, None):  # None: look. The last: another declared it in between, differently
-        channel, look = _Channel(link, timeout), wanted is None
+        look = wanted is None
         declare = commands.Queue.Declare(queue=queue, passive=look, durable=not look, arguments=wanted)
+        channel = _Channel(link, timeout)
         try:
             channel.request(declare)
             return channel.close()
@@ -1513,9 +1515,15 @@ class _PublishChannel(_Channel):
         self.waits_since = math.inf  # time.monotonic(), while something is in flight
         self._returned: set[int] = set()
         #: A queue has refused a message by a Nack. In a cluster this channel may go on with the leader that has fallen.
-        self.spent = False
+        self._refused = False
+        self._fresh_until = time.monotonic() + REFUSAL_PAUSE
         if config.RABBIT_CONFIRM:
             self.request(commands.Confirm.Select())
+
+    @property
+    def spent(self) -> bool:
+        """Another is to take its place. Not sooner, however many queues refuse: channels are limited."""
+        return self._refused and time.monotonic() >= self._fresh_until
 
     def publish(self, order: _Order, place: int) -> None:
         message, limit = order.open[place], self.link.max_frame_size
@@ -1536,7 +1544,7 @@ class _PublishChannel(_Channel):
             self.settle(self._last_tag, True, str(self.lost))
 
     def settle(self, tag: int, multiple: bool, fate: str) -> None:
-        self.spent |= fate == "Basic.Nack"
+        self._refused |= fate == "Basic.Nack"
         for number in range(self._oldest_tag if multiple else tag, tag + 1):
             if number in self.in_flight:
                 self._settle(*self.in_flight.pop(number), "returned" if number in self._returned else fate)
@@ -1624,9 +1632,13 @@ class _Sender:
     @property
     def keeps_up(self) -> bool:
         """Whether it is connected, and has little to write. For any thread."""
-        if self._link is None or self._link.is_blocked:
-            return False
-        return len(self.inbox) + len(self._channel.in_flight) < UNATTENDED_ORDERS
+        link = self._link
+        return link is not None and not link.is_blocked and self.backlog < UNATTENDED_ORDERS
+
+    @property
+    def backlog(self) -> int:
+        """Orders that wait to be written, and messages that are on their way. For any thread."""
+        return len(self.inbox) + (0 if self._link is None else len(self._channel.in_flight))
 
     def _run(self) -> None:
         pauses = _pauses(1.0)
@@ -1664,9 +1676,7 @@ class _Sender:
         self.wakeup.clear()
         self.state = "it blocks publishing (memory or disk alarm)" if link.is_blocked else "no answer"
         self._close_spent()
-        while self._again and self._again[0][0] <= time.monotonic():
-            _, order, place = self._again.popleft()
-            self._publish(link, order, [place])
+        self._send_again(link)
         while self.inbox and not link.is_blocked and self._may_publish(self.inbox[0]):
             self._publish(link, self.inbox[0], list(self.inbox[0].open))
             self.inbox.popleft()  # not before: if the connection was lost, it is taken again
@@ -1676,6 +1686,14 @@ class _Sender:
         now = time.monotonic()
         again_at = self._again[0][0] if self._again else math.inf
         link.pump(min(again_at, max(self._idle_at, now + TICK), self._look_for_answers(link, now)))
+
+    def _send_again(self, link: _Link) -> None:
+        """What is due by now. What is refused meanwhile comes after the inbox: its turn may be due before this ends."""
+        now = time.monotonic()
+        while self._again and self._again[0][0] <= now:
+            again = self._again[0]
+            self._publish(link, again[1], [again[2]])
+            self._again.remove(again)  # not before: if the connection was lost, it is taken again
 
     def _channels(self) -> list[_PublishChannel]:
         return [self._channel, *self._calls, *self._spent]
@@ -1711,14 +1729,15 @@ class _Sender:
                 self._channel = _PublishChannel(link, self._config, self._settle)
             for place in places:
                 self._channel.publish(order, place)
-        except AMQPChannelError as error:  # a queue that we may not use, say
+        except (AMQPChannelError, ValueError) as error:  # a queue that we may not use, a name that no queue can have
             order.fail(str(error))
 
     def _call_channel(self, link: _Link, order: _Order) -> _CallChannel:
-        self._spent += [call for call in self._calls if call.spent]
-        self._calls = [call for call in self._calls if call.lost is None and not call.spent]
-        for call in self._calls:
-            if call.order is None or call.order is order:
+        free = [call for call in self._calls if call.order is None or call.order is order]
+        self._spent += [call for call in free if call.spent]  # the others are waiting for a reply
+        self._calls = [call for call in self._calls if call.lost is None and call not in self._spent]
+        for call in free:
+            if call in self._calls:
                 return call
         self._calls.append(_CallChannel(link, self._config, self._settle))
         return self._calls[-1]
@@ -1749,11 +1768,11 @@ class _Sender:
         if fate == "Basic.Ack":
             order.settle(place)
             return
-        self._queues.pop(order.open[place].queue, None)
         if fate == "Basic.Nack":  # not for good: while a quorum queue has no leader, and until a full one has room
             order.trouble = f"queue {order.open[place].queue!r} refuses it (it is full, or without a leader)"
             self._again.append((time.monotonic() + REFUSAL_PAUSE, order, place))
             return
+        self._queues.pop(order.open[place].queue, None)
         order.attempts -= 1
         limit = re.search(r"larger than configured max size (\d+)", fate)
         if order.attempts <= 0 or (limit and len(order.open[place].body) > int(limit[1])):
@@ -1856,6 +1875,8 @@ class _Publisher:
             sender.closing = True
             sender.wakeup.set()
             sender.thread.join(CLOSE_TIMEOUT)
+            if not self._config.RABBIT_CONFIRM and sender.backlog:
+                logger.error("%d messages may be lost if this process ends now: %s", sender.backlog, sender.state)
 
     def _submit(self, order: _Order, may_leave: bool = False) -> _Sender:
         """may_leave: what need not be confirmed is left to a sender that is connected and keeps up."""
@@ -2504,6 +2525,7 @@ class _Spare:
 
     def __init__(self) -> None:
         self.size = 0
+        self.patience = LATE  #: Seconds that something may wait; twice as long each time, until a task has ended.
         self._rate = 0.0  # tasks per second, smoothed
         self._at = -math.inf
         self.ended = 0  # how many tasks, at the last look
@@ -2512,15 +2534,18 @@ class _Spare:
         """now: seconds. ended: how many tasks have ended. waited: seconds that the oldest of what waits has waited."""
         seconds, count = now - self._at, ended - self.ended
         self._at, self.ended = now, ended
-        if seconds > 3 * LOOK:  # it had nothing to do, or this process has stood still: nothing follows
-            return self.size
-        if waited > LATE:
+        if seconds > 3 * LOOK and waited <= seconds + LATE:
+            return self.size  # it had nothing to do, or this process has stood still: nothing follows
+        if waited > self.patience:
             self.size, self._rate = 0, 0.0
+            self.patience = min(2 * self.patience, STILL_LATE)
         else:
             self._rate = (self._rate + count / seconds) / 2
             wanted = min(int(self._rate * LOCAL_WORK), MAX_SPARE)
             if wanted >= 1.5 * self.size:
                 self.size = wanted
+        if count:
+            self.patience = LATE
         return self.size
 
 
@@ -2855,7 +2880,6 @@ class _Pool:
                 delivery = None
             else:
                 self._forget(ended)
-                self.ended += 1
                 delivery = self._take() if goes_on else None
                 self._active -= delivery is None
             self._dispatch()
@@ -2866,6 +2890,7 @@ class _Pool:
     def _forget(self, delivery: _Delivery) -> None:
         """It is settled, or set aside. With the lock."""
         del self.running[delivery]
+        self.ended += 1
         if delivery is self._alone:
             self._alone = None
 
@@ -3075,7 +3100,9 @@ class Worker:
         self._intake: _Intake | None = None
         self._failure = ""  # to connect; logged
         self._paused_at = self._suspects_go_until = -math.inf
-        self._look_at = -math.inf if self._config.WORKER_PREFETCH is None else math.inf
+        # Of consumers of such a queue only one is served: more are of no use, and in place of it another worker's is.
+        is_single = app.config.QUEUE_ARGUMENTS.get("x-single-active-consumer")
+        self._look_at = -math.inf if self._config.WORKER_PREFETCH is None and not is_single else math.inf
         self._spare = _Spare()
         self._began = threading.Lock()  # taken once and for ever
         self._ended = threading.Event()
@@ -3233,9 +3260,10 @@ class Worker:
             return False
         self._look_at = now + LOOK
         waited = self._pool.waited(now)
+        late = waited > self._spare.patience
         spare = self._spare.look(now, self._pool.ended, waited) // len(self.queues)
         size = self._config.WORKER_THREADS + spare
-        changed = [self._resize(intake, queue, size, waited > LATE) for queue in self.queues]
+        changed = [self._resize(intake, queue, size, late) for queue in self.queues]
         return any(changed)
 
     def _resize(self, intake: _Intake, queue: str, size: int, late: bool) -> bool:
@@ -3245,14 +3273,15 @@ class Worker:
         tags = [tag for tag, consumer in intake.consumers.items() if consumer.queue == queue]
         prefetch = sum(intake.consumers[tag].prefetch for tag in tags)
         missing = size - prefetch - self._pool.held(queue, but_of=tags)
-        if prefetch > size:
+        too_many = missing < 0 and prefetch > 1 and late  # after a pause what runs is of others than these consumers
+        if too_many:
             intake.add(queue, 1)
             intake.remove(tags)
         elif missing > 0:
             intake.add(queue, missing)
         if late:
             self._pool.hand_back_surplus(queue, size)
-        return prefetch > size or missing > 0
+        return too_many or missing > 0
 
     def _pump(self, intake: _Intake, until: float) -> None:
         intake.link.pump(until)
