@@ -1683,6 +1683,8 @@ class _Sender:
             self._idle_at = time.monotonic() + self._config.RABBIT_IDLE_DURATION
         if not self._config.RABBIT_CONFIRM and self._channel.in_flight and link.flush():
             self._channel.settle_written()
+            if self.closing:  # what has woken it for that is cleared, and nothing else will
+                return
         now = time.monotonic()
         again_at = self._again[0][0] if self._again else math.inf
         link.pump(min(again_at, max(self._idle_at, now + TICK), self._look_for_answers(link, now)))
