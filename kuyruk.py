@@ -1741,7 +1741,8 @@ class _Sender:
         for call in free:
             if call in self._calls:
                 return call
-        self._calls.append(_CallChannel(link, self._config, self._settle))
+        config = self._config._with(RABBIT_CONFIRM=True)  # else a call that takes long looks like a message on its way
+        self._calls.append(_CallChannel(link, config, self._settle))
         return self._calls[-1]
 
     def _close_spent(self) -> None:
@@ -2525,8 +2526,10 @@ class _Spare:
     lets it shrink to 0, whatever was measured: tasks have become long, and others may have free threads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
         self.size = 0
+        #: Less is not worth it. And tasks that are long, but end in step, seem to be many a second when they do.
+        self._least = threads / 2
         self.patience = LATE  #: Seconds that something may wait; twice as long each time, until a task has ended.
         self._rate = 0.0  # tasks per second, smoothed
         self._at = -math.inf
@@ -2544,7 +2547,7 @@ class _Spare:
         else:
             self._rate = (self._rate + count / seconds) / 2
             wanted = min(int(self._rate * LOCAL_WORK), MAX_SPARE)
-            if wanted >= 1.5 * self.size:
+            if wanted >= max(1.5 * self.size, self._least):
                 self.size = wanted
         if count:
             self.patience = LATE
@@ -3105,7 +3108,7 @@ class Worker:
         # Of consumers of such a queue only one is served: more are of no use, and in place of it another worker's is.
         is_single = app.config.QUEUE_ARGUMENTS.get("x-single-active-consumer")
         self._look_at = -math.inf if self._config.WORKER_PREFETCH is None and not is_single else math.inf
-        self._spare = _Spare()
+        self._spare = _Spare(self._config.WORKER_THREADS)
         self._began = threading.Lock()  # taken once and for ever
         self._ended = threading.Event()
 
@@ -3383,7 +3386,7 @@ class Worker:
         if not self._wait_for_running(lambda: grace_ends):
             for delivery, run in list(self._pool.running.items()):  # an import, say, which can't be interrupted
                 self._pool.abandon(delivery, (run and run._cause) or Shutdown("the worker stops"))
-            self._wait_for_running(lambda: math.inf)  # until they are settled: RABBIT_PUBLISH_TIMEOUT at the longest
+            self._wait_for_running(lambda: math.inf)  # settled: twice RABBIT_PUBLISH_TIMEOUT and a bit, at most
 
     def _wait_for_running(self, get_end: Callable[[], float]) -> bool:
         """Wait until nothing runs, or a time that may change meanwhile; returns whether nothing does."""

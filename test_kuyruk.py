@@ -1239,6 +1239,17 @@ def test_without_confirms_what_was_left_to_the_sender_outlives_its_connection(ma
     wait_until(lambda: {args[0] for args in arguments_in(broker.take_all(queue))} >= set(range(400, 500)))
 
 
+def test_without_confirms_a_call_waits_as_long_as_it_is_told_to(make_app, url, queue, start):
+    app = make_app(url, RABBIT_CONFIRM=False, RABBIT_PUBLISH_TIMEOUT=0.5)
+    task = app.task(queue)(hold)
+    worker = start(app)
+    call = background(task.send_to_queue, (5,), wait_result=PATIENCE)
+    with pytest.raises(TimeoutError):
+        call.result(1.5)
+    release.set()
+    assert call.result(SOON) == 5 and worker.stats["received"] == 1
+
+
 def test_without_confirms_what_can_not_be_sent_is_logged(make_app, url, queue, broker, caplog):
     app = make_app(url, RABBIT_CONFIRM=False)
     app.task(queue)(echo)(1)
@@ -2222,7 +2233,9 @@ LOOKS = {
     "nothing is measured by one look": ([(9, 0, 0)], 0),
     "tiny tasks": ([(9, 0, 0), *[(0.05, 500, 0)] * 9], 300),
     "no more than the most": ([(9, 0, 0), *[(0.05, 5000, 0)] * 9], kuyruk.MAX_SPARE),
-    "tasks of a second, in 8 threads": ([(9, 0, 0), *[(0.05, n % 20 == 0 and 8, 0) for n in range(99)]], 2),
+    "tasks of a second that end in step": ([(9, 0, 0), *[(0.05, n % 20 == 0 and 8, 0) for n in range(99)]], 0),
+    "tasks of 200 ms that end in step": ([(9, 0, 0), *[(0.05, n % 4 == 0 and 8, 0) for n in range(99)]], 0),
+    "tasks of 30 ms": ([(9, 0, 0), *[(0.05, 13, 0)] * 9], 7),
     "slower tasks, but none waits long": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, *[(0.05, 1, 0.04)] * 9], 300),
     "one waits too long": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, (0.05, 400, 0.2)], 0),
     "and the next doesn't": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, (0.05, 0, 0.2), (0.05, 500, 0)], 150),
@@ -2232,7 +2245,7 @@ LOOKS = {
 
 @pytest.mark.parametrize(("looks", "held"), LOOKS.values(), ids=LOOKS.keys())
 def test_how_many_messages_a_worker_holds_beyond_one_for_each_thread(looks, held):
-    spare, now, ended, size = kuyruk._Spare(), 0.0, 0, None
+    spare, now, ended, size = kuyruk._Spare(8), 0.0, 0, None
     for seconds, count, waited in looks:
         now, ended = now + seconds, ended + count
         size = spare.look(now, ended, waited)

@@ -1,4 +1,4 @@
-"""How long messages wait while a thread is free (issue 5, part 5): two workers with 8 threads each.
+"""How long messages wait while a thread is free : two workers with 8 threads each.
 
 Two streams: tasks of 1 s, all sent at once; and tasks of 1 s and of 1 ms at random times, which keep the threads busy
 for 60 % of the time. Each task notes when it has begun and ended. From that follows when at least one thread of the

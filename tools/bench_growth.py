@@ -1,4 +1,4 @@
-"""How the cost of one task grows: with what waits, its size, threads, prefetch, and deadlines (issue 5, part 3).
+"""How the cost of one task grows: with what waits, its size, threads, prefetch, and deadlines.
 
 Of this project's worker only. Each series changes one number; the cost is CPU time of the worker, which the rest of
 the machine disturbs less than the clock. In a queue of a million, only the first thousands are run: what is asked is

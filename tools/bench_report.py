@@ -88,7 +88,7 @@ class Verdict(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Of issue 5: a figure of ours, as a ratio to that of the best of some others in the same rounds."""
+    """A figure of ours, as a ratio to that of the best of some others in the same rounds."""
 
     row: str
     limit: float
