@@ -2190,7 +2190,7 @@ def test_a_worker_alone_runs_what_it_has_handed_back_and_holds_many_again(app, q
     hold_many(tiny, worker)
     ran.clear()
     app.send_tasks_to_queue([long.subtask()] * 2 + [tiny.subtask((n,)) for n in range(100)])
-    wait_until(lambda: worker.stats["requeued"] and not worker.stats["waiting"])
+    wait_until(lambda: worker.stats["requeued"] and worker.stats["waiting"] <= 1)  # there is always a consumer
     assert 1 <= window(worker) <= 2
     release.set()
     wait_until(lambda: len(ran) == 102)
