@@ -29,15 +29,17 @@ The threads, and what each owns
           v   |                     |                                           |
       ============= RabbitMQ: queue ==> delivery ==> unacked ==> gone ==================
 
-Each connection has one owner: the one thread that reads it, writes it, and keeps its state, without locks. It
-waits in `_Link.pump` for the socket, for a heartbeat that is due, or to be woken (`_Wakeup`).
+Each connection has one owner: the one thread that reads it, writes it, and keeps its state, without locks (a sender's
+may be lent to another). It waits in `_Link.pump` for the socket, for a heartbeat that is due, or to be woken
+(`_Wakeup`).
 
 *Your threads* make an order of what they send, and wait for it on an event of its own, never longer than their
 deadline, whatever the sender is doing.
 *A sender* (kuyruk-sender; one for each application that sends, and one for each worker) takes orders, connects,
 declares, publishes, matches confirms and replies, and sends again what was on its way when the connection was
-lost, and what a queue has refused. It ends when idle (RABBIT_IDLE_DURATION). With RABBIT_CONFIRM=False nobody waits
-for an order, as long as the sender is connected and few orders wait.
+lost, and what a queue has refused. It ends when idle (RABBIT_IDLE_DURATION). While it has nothing to do, the thread
+that sends next *leads*: it uses the connection in the sender's place, until its order is done or others send, too.
+With RABBIT_CONFIRM=False nobody waits for an order, as long as the sender is connected and few orders wait.
 *The supervisor* (kuyruk-supervisor) connects, consumes, hands deliveries to the pool, writes the pool's
 acknowledgements, decides how many messages to hold (`_Spare`), reconnects, pauses, drains. It ends after a stop.
 *A pool thread* (kuyruk-pool_N) decodes its delivery, finds the task, runs it, decides what becomes of the message,
@@ -50,7 +52,8 @@ and ends. Nobody waits for that pool thread any more; another has taken its plac
 
     lock              guards                                        while holding it
     ----------------  --------------------------------------------  -------------------------
-    _Publisher._lock  the sender; its inbox until that has ended    a thread may be started
+    _Publisher._lock  which sender takes orders, and its end        a thread may be started
+    _Sender._helm     its connection: who has it is the owner       the broker is waited for
     _Pool._lock       what waits, runs, is parked or stuck          a thread may be started
     _Watch._changed   the deadlines of what runs                    nothing
     Run._gate         whether the task can be interrupted now       an exception may be set
@@ -122,6 +125,7 @@ if TYPE_CHECKING:  # imported when a worker begins
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 MAX_TTL = 0xFFFFFFFF  #: Milliseconds: the longest that RabbitMQ takes (49.7 days).
 CONSUMER_TIMEOUT = 1800.0  #: Seconds that RabbitMQ by default allows between a delivery and its acknowledgement.
@@ -136,6 +140,7 @@ MAX_QUEUE_NAME = 230  #: Bytes: leaves room for the suffixes of the queues that 
 QUIET = 5.0  #: Seconds without a message after which those that were counted must have been taken by others.
 CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker.
 TICK = 1.0  #: Seconds after which a connection's owner looks around, at the latest.
+LEAD_AFTER = 0.05  #: Seconds after which a thread sends by itself again, if none but one at a time has sent.
 UNATTENDED_ORDERS = 1000  #: That wait to be written while nobody waits for them (RABBIT_CONFIRM=False),
 UNATTENDED_BYTES = 0x10000  #: each no larger than this.
 BATCH_WINDOW = 2000  #: Messages of a batch on the way at once; each window has the whole publish timeout.
@@ -924,36 +929,46 @@ def _left(deadline: float) -> float:
     return min(max(0.0, deadline - time.monotonic()), 1e6)
 
 
-def _wait(event: threading.Event, deadline: float) -> bool:
-    """Wait for an event that is this thread's own. An interruption of the task in this thread is raised."""
+def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | None:
+    """Wait in code of ours. An interruption of the task in this thread wakes it, and is raised."""
     run = _current.run
     if run is None or run._hit:  # once interrupted, its clean-up may send and wait
-        return event.wait(_left(deadline))
-    run._waker = lambda cause: event.set()
+        return wait()
+    result = None
+    run._waker = lambda cause: wake()
     try:
         if run._cause is None:
-            event.wait(_left(deadline))
+            result = wait()
     finally:
         run._waker = None
     run.check()
-    return event.is_set()
+    return result
+
+
+def _wait(done: _Done, deadline: float) -> bool:
+    _interruptible(lambda: done.wait(_left(deadline)), done.set)
+    return done.is_set()
 
 
 # --- Connections -------------------------------------------------------------
 
 
 class _Wakeup:
-    """Wakes the thread that waits for it and for a socket; from any thread or signal handler."""
+    """Wakes the thread that waits for it and for a socket; from any thread or signal handler.
+
+    Of two threads that set it at once, one may write after the other's byte has been read and cleared. So whoever finds
+    it readable notes that it is set: else it stays readable, and its owner awake.
+    """
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
-        self._is_set = False
+        self.is_set = False
 
     def set(self) -> None:
-        if not self._is_set:  # a `clear` right after this look is followed by the waiter's own look
-            self._is_set = True
+        if not self.is_set:  # a `clear` right after this look is followed by the waiter's own look
+            self.is_set = True
             try:
                 self._writer.send(b"!")
             except OSError:  # its owner has ended
@@ -961,19 +976,23 @@ class _Wakeup:
 
     def clear(self) -> None:
         """By the waiter, before it looks at what there is to do: never between that look and the wait."""
-        if self._is_set:
+        if self.is_set:
             try:
                 self._reader.recv(4096)
-                self._is_set = False
+                self.is_set = False
             except OSError:  # what was set just now comes later, and stays set until it is read
                 pass
 
     def wait(self, until: float) -> None:
         """Wait for nothing else. What there is to do is to be looked at after it, too."""
+        self.look(until)
+        self.clear()
+
+    def look(self, until: float) -> None:
+        """Wait for it, and leave it set."""
         with selectors.DefaultSelector() as selector:
             selector.register(self, selectors.EVENT_READ)
-            selector.select(_left(until))
-        self.clear()
+            self.is_set |= bool(selector.select(_left(until)))
 
     def fileno(self) -> int:
         return self._reader.fileno()
@@ -1045,9 +1064,13 @@ class _Socket(IO):
     def write_to_socket(self, frame_data: bytes) -> None:
         self.outbox.append(frame_data)
 
+    @property
+    def has_to_write(self) -> bool:
+        return bool(self._rest or self.outbox)
+
     def flush(self) -> bool:
         """Write what the socket takes, small frames joined; returns whether all is written."""
-        while self._rest or self.outbox:
+        while self.has_to_write:
             if not self._rest:
                 chunks, size = [self.outbox.popleft()], 0
                 while self.outbox and size < JOINED_WRITES:
@@ -1094,6 +1117,7 @@ _ACK_FRAME = struct.Struct(">BHIIQBB")
 _PUBLISH_START = struct.pack(">IHB", commands.Basic.Publish.index, 0, 0)  # ticket, exchange
 _CANCEL_START = struct.pack(">I", commands.Basic.Cancel.index)
 _CONSUME_START = struct.pack(">IHB", commands.Basic.Consume.index, 0, 21) + b"amq.rabbitmq.reply-to"
+_ACK_START = struct.pack(">I", commands.Basic.Ack.index)
 _DELIVER_START = struct.pack(">I", commands.Basic.Deliver.index)
 _HEADERS, _MORE_FLAGS = 0x2000, 0x0001
 
@@ -1191,6 +1215,8 @@ def _decode_method(payload: bytes) -> Any:
             end = 5 + payload[4]
             tag = int.from_bytes(payload[end : end + 8], "big")
             return _Deliver(payload[5:end].decode(), tag, bool(payload[end + 8] & 1))
+        if payload.startswith(_ACK_START):
+            return commands.Basic.Ack(int.from_bytes(payload[4:12], "big"), bool(payload[12] & 1))
         return amqp_frame.unmarshal(_frame(1, 0, payload))[2]
     except Exception:
         raise OSError(f"it sent a frame that can't be decoded: {payload[:40]!r}") from None
@@ -1216,6 +1242,8 @@ class _Link(Connection):
         self._events = 0  # that it waits for at the socket
         self._buffer = b""
         self.received_at = time.monotonic()
+        #: It only waits: an exception that a signal handler raises then leaves all in order.
+        self.at_rest = False
         _links.add(self)
         try:
             self.open()
@@ -1233,6 +1261,10 @@ class _Link(Connection):
         self.heartbeat.register_write()
         self._io.outbox.append(data)
 
+    @property
+    def has_to_write(self) -> bool:
+        return self._io.has_to_write
+
     def flush(self) -> bool:
         """Write what the socket takes now; returns whether all is written."""
         try:
@@ -1243,9 +1275,12 @@ class _Link(Connection):
     def pump(self, until: float) -> None:
         """Write and read what there is, once; wait for it no longer than `until`, or to be woken. The owner clears
         its wakeup before it looks for work, and then pumps."""
+        self.at_rest = False
         try:
             for key, _ in self._select(min(until, self._pulse.due), self._io.flush()):
-                if key.fileobj is self._io.socket:
+                if key.fileobj is self.wakeup:
+                    self.wakeup.is_set = True
+                else:
                     self._read(self._io.receive())
             self._io.flush()
             self._pulse.tick()
@@ -1267,7 +1302,10 @@ class _Link(Connection):
                 self._selector.register(self.wakeup, selectors.EVENT_READ)
             self._events = events
         left = _left(until)
-        return self._selector.select(left if flushed else min(left, TICK))  # a stall that lasts is to be noticed
+        self.at_rest = True
+        ready = self._selector.select(left if flushed else min(left, TICK))  # a stall that lasts is to be noticed
+        self.at_rest = False
+        return ready
 
     def _read(self, data: bytes) -> None:
         """Hand each whole frame to its channel, and keep the rest."""
@@ -1454,6 +1492,27 @@ def _ensure_queue(link: _Link, queue: str, arguments: dict[str, Any], timeout: f
 # --- Sending -----------------------------------------------------------------
 
 
+class _Done:
+    """That something is done: a `threading.Event` for one thread that waits. Cheaper: each message has one."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._until_set = threading.Lock()
+        self._until_set.acquire()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        with contextlib.suppress(RuntimeError):  # another has set it, too
+            self._until_set.release()
+
+    def wait(self, seconds: float) -> None:
+        if not self._is_set and self._until_set.acquire(timeout=seconds):
+            self._until_set.release()
+
+
 class _Order:
     """Messages that a thread wants sent, and waits for. The sender settles it; `done` tells.
 
@@ -1480,7 +1539,7 @@ class _Order:
         #: Nobody waits any more: what isn't sent yet must not be. Or nobody has waited: it is to be sent all the same.
         self.abandoned = False
         self.unattended = False
-        self.done = threading.Event()
+        self.done = _Done()
 
     def fail(self, why: str) -> None:
         self.failure = why
@@ -1507,8 +1566,10 @@ def _is_open(order: _Order) -> bool:
 class _PublishChannel(_Channel):
     """Publishes; the broker numbers what is published on a channel, and confirms by number."""
 
-    def __init__(self, link: _Link, config: Config, settle: Callable[[_Order, int, str], object]) -> None:
-        super().__init__(link, config.RABBIT_PUBLISH_TIMEOUT)
+    def __init__(
+        self, link: _Link, timeout: float, confirms: bool, settle: Callable[[_Order, int, str], object]
+    ) -> None:
+        super().__init__(link, timeout)
         self._settle = settle
         self._last_tag, self._oldest_tag = 0, 1
         self.in_flight: dict[int, tuple[_Order, int]] = {}
@@ -1517,7 +1578,7 @@ class _PublishChannel(_Channel):
         #: A queue has refused a message by a Nack. In a cluster this channel may go on with the leader that has fallen.
         self._refused = False
         self._fresh_until = time.monotonic() + REFUSAL_PAUSE
-        if config.RABBIT_CONFIRM:
+        if confirms:
             self.request(commands.Confirm.Select())
 
     @property
@@ -1571,23 +1632,34 @@ class _CallChannel(_PublishChannel):
     A reply bears nothing that tells which request it answers (Kuyruk 10's workers send no
     correlation id), and may come late, or twice. So each request has a reply address and a
     consumer tag of its own: cancelling and consuming again makes the broker forget the old
-    address. That costs two small frames in the same write, and no round trip.
+    address. That costs two small frames and no round trip, and is done when the channel gets
+    free: while the broker does it, the caller goes on.
     """
 
-    _tag = 0
-    order: _Order | None = None
+    def __init__(self, link: _Link, timeout: float, settle: Callable[[_Order, int, str], object]) -> None:
+        # Confirmed, always: else a call that takes long looks like a message that is on its way.
+        super().__init__(link, timeout, True, settle)
+        self.order: _Order | None = None
+        self._tag = 0
+        self.release()
 
     def ask(self, order: _Order) -> None:
         self.order = order
-        self._tag += 1
-        self.link.write(_renew_frames(self.id, self._tag))
         self.publish(order, 0)
+
+    def release(self) -> None:
+        """What may still be answered here is of no interest any more."""
+        self.order = None
+        if self.lost is None:
+            self._tag += 1
+            self.link.write(_renew_frames(self.id, self._tag))
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
         if method.name == "Basic.Return":
             super().on_content(method, properties, body)
         elif self.order is not None and method.consumer_tag == str(self._tag):
-            order, self.order = self.order, None
+            order = self.order
+            self.release()
             order.reply = body
             order.done.set()
 
@@ -1603,18 +1675,25 @@ class _Sender:
 
     It takes orders from the inbox, and settles them. When the connection is lost, what isn't
     known to have arrived is sent again on the next.
+
+    The owner is whoever has the helm, a lock. While the sender has nothing to do it lets go of that, and a thread that
+    wants to send may `lead`: it uses the connection itself, which takes no change of threads. It does nothing that may
+    take long (connect, declare, send again), and gives way as soon as there is anything else to do.
     """
 
-    def __init__(self, config: Config, lock: threading.Lock) -> None:
+    def __init__(self, config: Config, lock: threading.RLock) -> None:
         self._config = config
-        #: Guards the inbox, and its last moment: when `ended`, it takes no more.
+        #: Guards its last moment: when `ended`, the inbox takes no more.
         self._lock = lock
         self.ended = False
         self.inbox: collections.deque[_Order] = collections.deque()
         self.wakeup = _Wakeup()
         self.closing = False
-        #: Why nothing is confirmed, for error texts.
-        self.state = "no connection"
+        self._helm = threading.RLock()
+        self._leader: int | None = None  # the thread that leads
+        self._leads_from = -math.inf  # time.monotonic(): several threads send, and are better served by this one
+        self._broken: BaseException | None = None  # the connection, while a thread led; for this one to see to
+        self._trouble = "no connection"
         self.thread = threading.Thread(target=self._run, name="kuyruk-sender", daemon=True)
         self._link: _Link | None = None
         self._careful = False  # some orders may be on their last attempt
@@ -1630,6 +1709,19 @@ class _Sender:
         self._again: collections.deque[tuple[float, _Order, int]] = collections.deque()
 
     @property
+    def state(self) -> str:
+        """Why nothing is confirmed, for error texts. For any thread."""
+        link = self._link
+        if link is None:
+            return self._trouble
+        return "it blocks publishing (memory or disk alarm)" if link.is_blocked else "no answer"
+
+    @property
+    def is_led_here(self) -> bool:
+        """By this thread, in which a signal handler wants to send."""
+        return self._leader == threading.get_ident()
+
+    @property
     def keeps_up(self) -> bool:
         """Whether it is connected, and has little to write. For any thread."""
         link = self._link
@@ -1640,54 +1732,149 @@ class _Sender:
         """Orders that wait to be written, and messages that are on their way. For any thread."""
         return len(self.inbox) + (0 if self._link is None else len(self._channel.in_flight))
 
+    # -- a thread that leads
+
+    def lead(self, order: _Order, until: float) -> bool:
+        """Send the order in this thread, and return when it is done, when there is more to do, or at `until`; what is
+        left is up to the sender. Returns False at once if the order should better be given to that."""
+        if self.is_led_here:
+            return False
+        # An exception can come from a signal handler at any point. So it is up to the lock to know whose it is.
+        try:
+            return self._helm.acquire(blocking=False) and self._lead(order, until)
+        finally:
+            try:
+                self._helm.release()
+            except RuntimeError:  # another thread's
+                pass
+
+    def _lead(self, order: _Order, until: float) -> bool:
+        self._leader, link = threading.get_ident(), self._link
+        if link is None or link.is_blocked or not self._is_free_for(order):
+            self._leader = None
+            return False
+        link.at_rest = False
+        try:
+            self._publish(link, order, list(order.open))
+            while _is_open(order) and not (self.wakeup.is_set or self._again):
+                now = time.monotonic()
+                if now >= until:
+                    break
+                link.pump(min(until, self._look_for_answers(link, now)))
+        except AMQPConnectionError as error:
+            self._broken = error
+        except BaseException as error:
+            self._broken = None if link.at_rest else error
+            raise
+        finally:
+            self._leader = None
+            self._idle_at = time.monotonic() + self._config.RABBIT_IDLE_DURATION
+            if self._broken or self._is_busy:
+                self.wakeup.set()
+        return True
+
+    def _is_free_for(self, order: _Order) -> bool:
+        """Nothing else is to be done, and nothing that takes long is to be done for this one."""
+        if not (order.call or self._config.RABBIT_CONFIRM) or time.monotonic() < self._leads_from:
+            return False
+        if self.wakeup.is_set or self.ended or self.closing or self._broken or self._careful or self._is_busy:
+            return False
+        if order.call:
+            has_channel = any(call.lost is None and not call.spent for call in self._calls)
+        else:
+            has_channel = self._channel.lost is None and not self._channel.spent
+        return has_channel and not self._unseen_queues(order.open.values())
+
+    @property
+    def _is_busy(self) -> bool:
+        has_to_write = self._link is not None and self._link.has_to_write
+        return bool(self.inbox or self._again or self._spent) or has_to_write or self._has_in_flight
+
+    @property
+    def _has_in_flight(self) -> bool:
+        """That somebody waits for: of a call that is answered, the confirm can come later."""
+        flights = (self._channel.in_flight, *[call.in_flight for call in self._calls])
+        waiting = any(_is_open(order) for in_flight in flights for order, _ in in_flight.values())
+        return waiting or any(call.order is not None for call in self._calls)
+
+    # -- its own thread
+
     def _run(self) -> None:
         pauses = _pauses(1.0)
-        while not self._may_end():
-            try:
-                if self._link is None:
-                    self._connect()
-                    pauses = _pauses(1.0)
-                self._work(cast(_Link, self._link))
-            except AMQPConnectionError as error:
-                self._on_lost(error, next(pauses))
-            except Exception as error:
-                logger.exception("Defect in the sender; its connection is given up")
-                self._on_lost(AMQPConnectionError(repr(error)), next(pauses))
+        with self._helm:
+            while not self._may_end():
+                try:
+                    if self._link is None:
+                        self._connect()
+                        pauses = _pauses(1.0)
+                    self._work(cast(_Link, self._link))
+                except AMQPConnectionError as error:
+                    self._on_lost(error, next(pauses))
+                except Exception as error:
+                    logger.exception("Defect in the sender; its connection is given up")
+                    self._on_lost(AMQPConnectionError(repr(error)), next(pauses))
         if self._link is not None:
             self._link.close()
         self.wakeup.close()
 
     def _may_end(self) -> bool:
-        with self._lock:
-            idle = self.closing or self._link is None or time.monotonic() >= self._idle_at
-            self.ended = idle and not any(map(_is_open, (*self.inbox, *self._orders_in_flight())))
-            return self.ended
+        """Never waits for the lock: who has it has an order, or is below a signal handler that waits for one."""
+        idle = self.closing or self._link is None or time.monotonic() >= self._idle_at
+        if idle and self._lock.acquire(blocking=False):
+            self.ended = not any(map(_is_open, (*self.inbox, *self._orders_in_flight())))
+            self._lock.release()
+        return self.ended
 
     def _connect(self) -> None:
         link = _open_link(self._config, self.wakeup)
         try:
-            self._channel = _PublishChannel(link, self._config, self._settle)
+            self._channel = self._open_channel(link)
         except BaseException:
             link.hang_up()
             raise
         self._link, self._idle_at = link, time.monotonic() + self._config.RABBIT_IDLE_DURATION
 
+    def _open_channel(self, link: _Link) -> _PublishChannel:
+        config = self._config
+        return _PublishChannel(link, config.RABBIT_PUBLISH_TIMEOUT, config.RABBIT_CONFIRM, self._settle)
+
     def _work(self, link: _Link) -> None:
         self.wakeup.clear()
-        self.state = "it blocks publishing (memory or disk alarm)" if link.is_blocked else "no answer"
+        self._look_whether_broken()
         self._close_spent()
         self._send_again(link)
         while self.inbox and not link.is_blocked and self._may_publish(self.inbox[0]):
+            now = time.monotonic()
+            self._idle_at = now + self._config.RABBIT_IDLE_DURATION
+            if len(self.inbox) > 1 or self._has_in_flight:
+                self._leads_from = now + LEAD_AFTER
             self._publish(link, self.inbox[0], list(self.inbox[0].open))
             self.inbox.popleft()  # not before: if the connection was lost, it is taken again
-            self._idle_at = time.monotonic() + self._config.RABBIT_IDLE_DURATION
         if not self._config.RABBIT_CONFIRM and self._channel.in_flight and link.flush():
             self._channel.settle_written()
-            if self.closing:  # what has woken it for that is cleared, and nothing else will
-                return
         now = time.monotonic()
-        again_at = self._again[0][0] if self._again else math.inf
-        link.pump(min(again_at, max(self._idle_at, now + TICK), self._look_for_answers(link, now)))
+        if self._is_busy:
+            again_at = self._again[0][0] if self._again else math.inf
+            link.pump(min(again_at, now + TICK, self._look_for_answers(link, now)))
+        elif not self.closing:  # what has woken it for that is cleared, and nothing else will
+            self._rest(min(self._idle_at, now + TICK))
+            link.pump(0)  # what has come meanwhile
+
+    def _rest(self, until: float) -> None:
+        """Others may use the connection. What wakes this thread is left set until they are out of it: it is for them,
+        too."""
+        self._helm.release()
+        try:
+            self.wakeup.look(until)
+        finally:
+            self._helm.acquire()
+
+    def _look_whether_broken(self) -> None:
+        broken, self._broken = self._broken, None
+        if isinstance(broken, AMQPConnectionError):
+            raise broken
+        if broken is not None:
+            raise AMQPConnectionError(f"interrupted by {broken!r}")
 
     def _send_again(self, link: _Link) -> None:
         """What is due by now. What is refused meanwhile comes after the inbox: its turn may be due before this ends."""
@@ -1728,7 +1915,7 @@ class _Sender:
                 return self._call_channel(link, order).ask(order)
             if self._channel.spent or self._channel.lost is not None:  # the broker has closed it, not the connection
                 self._spent.append(self._channel)
-                self._channel = _PublishChannel(link, self._config, self._settle)
+                self._channel = self._open_channel(link)
             for place in places:
                 self._channel.publish(order, place)
         except (AMQPChannelError, ValueError) as error:  # a queue that we may not use, a name that no queue can have
@@ -1741,8 +1928,7 @@ class _Sender:
         for call in free:
             if call in self._calls:
                 return call
-        config = self._config._with(RABBIT_CONFIRM=True)  # else a call that takes long looks like a message on its way
-        self._calls.append(_CallChannel(link, config, self._settle))
+        self._calls.append(_CallChannel(link, self._config.RABBIT_PUBLISH_TIMEOUT, self._settle))
         return self._calls[-1]
 
     def _close_spent(self) -> None:
@@ -1755,14 +1941,18 @@ class _Sender:
     def _release(self, order: _Order) -> None:
         for call in self._calls:
             if call.order is order:
-                call.order = None
+                call.release()
 
     def _ensure_queues(self, link: _Link, messages: Iterable[_Message]) -> None:
         now = time.monotonic()
-        for message in {m.queue: m for m in messages if m.mandatory}.values():
-            if now - self._queues.get(message.queue, -math.inf) >= message.renewal:
-                _ensure_queue(link, message.queue, message.arguments, self._config.RABBIT_PUBLISH_TIMEOUT)
-                self._queues[message.queue] = now
+        for message in self._unseen_queues(messages):
+            _ensure_queue(link, message.queue, message.arguments, self._config.RABBIT_PUBLISH_TIMEOUT)
+            self._queues[message.queue] = now
+
+    def _unseen_queues(self, messages: Iterable[_Message]) -> list[_Message]:
+        """A message for each queue that is to be looked for."""
+        now, mandatory = time.monotonic(), {m.queue: m for m in messages if m.mandatory}
+        return [m for m in mandatory.values() if now - self._queues.get(m.queue, -math.inf) >= m.renewal]
 
     def _settle(self, order: _Order, place: int, fate: str) -> None:
         """What became of a message: its confirm, or else what happened to it. While pumping."""
@@ -1789,9 +1979,9 @@ class _Sender:
         link, self._link = self._link, None
         if link is not None:
             logger.info("Lost the connection for sending: %s", error)
-        elif not self.state.startswith("can't"):  # not at each attempt
+        elif not self._trouble.startswith("can't"):  # not at each attempt
             logger.warning("Can't send: %s", error)
-        self.state = str(error)
+        self._trouble = str(error)
         for order in lost:
             order.attempts -= 1
             if order.call and not order.open:
@@ -1799,12 +1989,11 @@ class _Sender:
             elif order.attempts <= 0:
                 order.fail(str(error))
         permanent = error.error_code in (403, 530)  # a wrong password, no such virtual host
-        with self._lock:
-            orders = [order for order in dict.fromkeys([*lost, *self.inbox]) if _is_open(order)]
-            hopeless = [order for order in orders if permanent or (self.closing and order.unattended)]
-            self.inbox.clear()
-            self.inbox.extend(order for order in orders if order not in hopeless)
-            self._careful = any(order.attempts <= 1 for order in self.inbox)
+        waiting = [self.inbox.popleft() for _ in range(len(self.inbox))]  # others may append meanwhile
+        orders = [order for order in dict.fromkeys([*lost, *waiting]) if _is_open(order)]
+        hopeless = [order for order in orders if permanent or (self.closing and order.unattended)]
+        self.inbox.extendleft(reversed([order for order in orders if order not in hopeless]))
+        self._careful = any(order.attempts <= 1 for order in orders)
         for order in hopeless:
             order.fail(str(error))
         self._reset()
@@ -1832,8 +2021,8 @@ class _Publisher:
         _publishers.add(self)
 
     def begin(self) -> None:
-        #: Guards the sender, and its inbox: one that has ended takes no more orders.
-        self._lock = threading.Lock()
+        #: Guards the sender, and its inbox: one that has ended takes no more orders. Reentrant for signal handlers.
+        self._lock = threading.RLock()
         self._sender: _Sender | None = None
 
     def send(self, messages: Sequence[_Message], attempts: int = 10) -> None:
@@ -1841,10 +2030,11 @@ class _Publisher:
         whose `unconfirmed` lists the messages that aren't known to have arrived."""
         for start in range(0, len(messages), BATCH_WINDOW):
             order = _Order(messages[start : start + BATCH_WINDOW], attempts=attempts)
-            sender = self._submit(order, may_leave=not self._config.RABBIT_CONFIRM)
+            sent_by = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
+            sender = self._send(order, sent_by, may_leave=not self._config.RABBIT_CONFIRM)
             if order.unattended:
                 continue
-            _wait(order.done, time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT)
+            _wait(order.done, sent_by)
             if not order.done.is_set() or order.failure is not None:
                 order.abandoned = True
                 rest = messages[start + BATCH_WINDOW :]
@@ -1855,8 +2045,8 @@ class _Publisher:
         result_by = time.monotonic() + wait_result
         sent_by = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
         order = _Order([message], call=True)
-        sender = self._submit(order)
         try:
+            sender = self._send(order, min(sent_by, result_by))
             if not _wait(order.done, min(sent_by, result_by)) and not order.open:
                 _wait(order.done, result_by)
         finally:
@@ -1881,10 +2071,19 @@ class _Publisher:
             if not self._config.RABBIT_CONFIRM and sender.backlog:
                 logger.error("%d messages may be lost if this process ends now: %s", sender.backlog, sender.state)
 
+    def _send(self, order: _Order, until: float, may_leave: bool = False) -> _Sender:
+        """By this thread, or else by the sender's; then, too, it may be done only later."""
+        sender = self._sender
+        if sender is not None and _interruptible(functools.partial(sender.lead, order, until), sender.wakeup.set):
+            return sender
+        return self._submit(order, may_leave)
+
     def _submit(self, order: _Order, may_leave: bool = False) -> _Sender:
         """may_leave: what need not be confirmed is left to a sender that is connected and keeps up."""
         with self._lock:
             sender = self._sender
+            if sender is not None and sender.is_led_here:  # it goes on when this has returned
+                sender.closing, sender = True, None
             if sender is None or sender.ended:
                 sender = _Sender(self._config, self._lock)
                 sender.thread.start()

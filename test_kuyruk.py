@@ -1513,6 +1513,145 @@ print(len(sent))
     assert collections.Counter(arguments_in(broker.take_all(queue))) == {("child",): 10, ("parent",): sent}
 
 
+@pytest.fixture
+def given_away(monkeypatch):
+    """The orders that threads have left to the sender's."""
+    orders, submit = [], kuyruk._Publisher._submit
+    monkeypatch.setattr(kuyruk._Publisher, "_submit", lambda *args: orders.append(args[1]) or submit(*args))
+    return orders
+
+
+def test_a_thread_that_sends_alone_uses_the_connection_itself(app, queue, start, given_away):
+    task = app.task(queue)(echo)
+    start(app)
+    assert [task.send_to_queue((n,), wait_result=PATIENCE) for n in range(100)] == list(range(100))
+    app.send_tasks_to_queue([task.subtask((n,)) for n in range(100)])
+    for n in range(100):
+        task(n)
+    # By the sender: the first ones, which declare. What comes while it looks around, once a second. A worker's replies
+    # are sent in the same way.
+    assert len(given_away) < 50
+
+
+def test_what_waits_long_does_not_keep_others_from_sending(app, queue, broker, monkeypatch, given_away):
+    monkeypatch.setattr(kuyruk, "LEAD_AFTER", 0.0)
+    task, times = app.task(queue)(echo), 0
+    while times < 20:  # that the one who asks uses the connection itself
+        before = len(given_away)
+        asking = background(task.send_to_queue, ("asked",), wait_result=PATIENCE)
+        request = broker.take(queue)
+        times += len(given_away) == before
+        background(task, "told").result(PATIENCE / 2)
+        assert not asking.done() and broker.take(queue)
+        broker.publish(request.reply_to, b'{"result": "answered"}')
+        assert asking.result(PATIENCE) == "answered"
+
+
+def test_being_woken_by_two_threads_at_once_keeps_none_awake(app, queue, start):
+    """One of them may write when the other's byte has been read already."""
+    task = app.task(queue)(echo)
+    worker = start(app)
+    task()
+    wait_until(lambda: ran)
+    for wakeup in (app._publisher._sender.wakeup, worker._wakeup):
+        wakeup._writer.send(b"!")
+        time.sleep(0.1)  # it is awake, and looks
+        before = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - before < 0.25
+    task()
+    wait_until(lambda: len(ran) == 2)
+
+
+def raising_at(step, error):
+    """A profile function that raises where Python runs signal handlers: at the beginning of a function, and after a
+    call of one that is written in C. Counts these steps in the library; and the count, in a list."""
+    steps = [0]
+
+    def profile(frame, event, argument):
+        if frame.f_code.co_filename == kuyruk.__file__ and event in ("call", "c_return"):
+            steps[0] += 1
+            if steps[0] == step:
+                raise error
+
+    return profile, steps
+
+
+def test_an_exception_at_any_point_of_a_send_leaves_the_connection_usable(make_app, url, queue, broker, monkeypatch):
+    """Of a signal handler (Ctrl-C), say. What is interrupted may have been sent; nothing else is touched by it."""
+    monkeypatch.setattr(kuyruk, "LEAD_AFTER", 0.0)
+    task = make_app(url, RABBIT_PUBLISH_TIMEOUT=SOON).task(queue)(echo)
+    task("first")
+    for step in itertools.count(1):
+        profile, steps = raising_at(step, KeyboardInterrupt)
+        sys.setprofile(profile)
+        try:
+            task("interrupted")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        with takes(0, SOON):
+            task("next")
+        if steps[0] < step:  # it has come to its end
+            break
+    arrived = collections.Counter(arguments_in(broker.take_all(queue)))
+    assert step > 100 and step / 5 < arrived["interrupted",] <= 2 * step and arrived["next",] >= step
+
+
+def test_exceptions_of_signal_handlers_while_it_waits_change_nothing(proxy, queue, broker):
+    code = """
+import random, signal
+class Ring(Exception):
+    pass
+def ring(*_):
+    global armed
+    if armed:
+        armed = False
+        raise Ring
+kuyruk.LEAD_AFTER = 0.0
+armed, rings, left = False, 0, list(range(1500))
+signal.signal(signal.SIGALRM, ring)
+while left:
+    try:
+        armed = True
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.01))
+        while left:
+            task(left[-1])
+            left.pop()
+    except Ring:
+        rings += 1
+armed = False
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(rings)
+"""
+    rings = int(run_python("-c", IN_A_PROCESS + code, queue, KUYRUK_RABBIT_URL=proxy.url))
+    arrived = collections.Counter(n for n, in arguments_in(broker.take_all(queue)))
+    assert set(arrived) == set(range(1500)) and arrived.total() <= 1500 + 2 * rings
+    assert rings > 10 and proxy.accepted < rings / 2
+
+
+def test_a_signal_handler_may_send_whatever_it_interrupts(url, queue, broker):
+    code = """
+import random, signal
+rings = 0
+def ring(*_):
+    global rings
+    rings += 1
+    task("ring")
+signal.signal(signal.SIGALRM, ring)
+for n in range(300):
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.001))
+    task("sent")
+    task("sent")
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(rings)
+"""
+    rings = int(run_python("-c", IN_A_PROCESS + code, queue, KUYRUK_RABBIT_URL=url))
+    assert collections.Counter(arguments_in(broker.take_all(queue))) == {("sent",): 600, ("ring",): rings}
+    assert rings > 50
+
+
 @may_be_printed
 @pytest.mark.usefixtures("frequent_switches")
 def test_interrupting_tasks_that_send_leaves_the_connection_usable(make_app, proxy, queue, broker):
