@@ -1,9 +1,14 @@
 # mypy: ignore-errors
 # (It isn't installed where the types are checked.)
-"""Loops on nothing but pika: BENCH_MODE says on which of its connections, "blocking" or "select"."""
+"""Loops on nothing but pika: BENCH_MODE says on which of its connections, "blocking" or "select".
+
+"confirmed" is "select" with what this project promises for calls: the request is confirmed, and must reach a queue; the
+reply is confirmed before the task is acknowledged.
+"""
 
 from __future__ import annotations
 
+import collections
 import json
 from collections.abc import Callable
 
@@ -12,6 +17,10 @@ from bench_contenders import tasks
 
 TASKS = {function.__name__: function for function in tasks.FUNCTIONS}
 REPLIES = "amq.rabbitmq.reply-to"
+IS_CONFIRMED = tasks.MODE == "confirmed"
+
+_unconfirmed = collections.deque()  # tags of tasks whose replies are on their way
+_confirmed = [0]  # how many replies are
 
 _connections: list[pika.BlockingConnection] = []
 
@@ -42,9 +51,12 @@ def caller() -> Callable[[int], int]:
     answers = []
     channel.basic_consume(REPLIES, lambda *answer: answers.append(answer[3]), auto_ack=True)
     properties = pika.BasicProperties(delivery_mode=2, reply_to=REPLIES)
+    if IS_CONFIRMED:
+        channel.confirm_delivery()
 
     def call(number: int) -> int:
-        channel.basic_publish("", tasks.QUEUE, json.dumps(("echo", (number,))).encode(), properties)
+        body = json.dumps(("echo", (number,))).encode()
+        channel.basic_publish("", tasks.QUEUE, body, properties, mandatory=IS_CONFIRMED)
         while not answers:
             connection.process_data_events(time_limit=30)
         return int(answers.pop())
@@ -57,10 +69,22 @@ def handle(channel, method, properties, body: bytes) -> None:
     result = TASKS[name](*args)
     if properties.reply_to:
         channel.basic_publish("", properties.reply_to, json.dumps(result).encode())
-    channel.basic_ack(method.delivery_tag)
+    if properties.reply_to and IS_CONFIRMED:
+        _unconfirmed.append(method.delivery_tag)
+    else:
+        channel.basic_ack(method.delivery_tag)
+
+
+def acknowledge(channel, confirm) -> None:
+    """Replies are confirmed in their order, one by one or several at once."""
+    while _confirmed[0] < confirm.delivery_tag:
+        _confirmed[0] += 1
+        channel.basic_ack(_unconfirmed.popleft())
 
 
 def consume(channel) -> None:
+    if IS_CONFIRMED:
+        channel.confirm_delivery(lambda frame: acknowledge(channel, frame.method))
     channel.basic_qos(prefetch_count=tasks.PREFETCH)
     channel.basic_consume(tasks.QUEUE, handle)
 
@@ -81,4 +105,4 @@ def work_select() -> None:
 
 
 if __name__ == "__main__":
-    {"blocking": work_blocking, "select": work_select}[tasks.MODE]()
+    {"blocking": work_blocking, "select": work_select, "confirmed": work_select}[tasks.MODE]()
