@@ -1563,6 +1563,39 @@ def test_being_woken_by_two_threads_at_once_keeps_none_awake(app, queue, start):
     wait_until(lambda: len(ran) == 2)
 
 
+@pytest.mark.parametrize(("where", "connections"), [("while it waits", 1), ("while it writes", 2)])
+def test_an_exception_in_a_thread_that_uses_the_connection(
+    where, connections, make_app, proxy, queue, monkeypatch, caplog
+):
+    """Ctrl-C, say. Where all is in order the connection is kept; else what was confirmed couldn't be told any more."""
+    caplog.set_level(logging.INFO)
+    task = make_app(proxy.url).task(queue)(echo)
+    task()
+    link = task.kuyruk._publisher._sender._link
+    owner, name = (link._selector, "select") if where == "while it waits" else (link, "write")
+    method = getattr(owner, name)
+
+    def interrupted(*args):
+        result = method(*args)
+        if threading.current_thread() is threading.main_thread():
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+    def send_on():
+        while True:
+            task()
+
+    with pytest.raises(KeyboardInterrupt):
+        send_on()
+    for _ in range(10):
+        task()
+    given_up = "Lost the connection for sending: interrupted by KeyboardInterrupt()" in caplog.text
+    assert (proxy.accepted, given_up) == (connections, connections == 2)
+
+
 def test_exceptions_of_signal_handlers_leave_the_connection_usable(proxy, queue, broker):
     """Ctrl-C, say, wherever it comes. What is interrupted may have been sent, and be sent again."""
     code = """
