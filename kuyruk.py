@@ -1690,7 +1690,7 @@ class _Sender:
         self.wakeup = _Wakeup()
         self.closing = False
         self._helm = threading.RLock()
-        self._leader: int | None = None  # the thread that leads
+        self._leaders: set[int] = set()  # threads that lead, or try to
         self._leads_from = -math.inf  # time.monotonic(): several threads send, and are better served by this one
         self._broken: BaseException | None = None  # the connection, while a thread led; for this one to see to
         self._trouble = "no connection"
@@ -1719,7 +1719,7 @@ class _Sender:
     @property
     def is_led_here(self) -> bool:
         """By this thread, in which a signal handler wants to send."""
-        return self._leader == threading.get_ident()
+        return threading.get_ident() in self._leaders
 
     @property
     def keeps_up(self) -> bool:
@@ -1737,21 +1737,24 @@ class _Sender:
     def lead(self, order: _Order, until: float) -> bool:
         """Send the order in this thread, and return when it is done, when there is more to do, or at `until`; what is
         left is up to the sender. Returns False at once if the order should better be given to that."""
-        if self.is_led_here:
+        me = threading.get_ident()
+        if me in self._leaders:
             return False
-        # An exception can come from a signal handler at any point. So it is up to the lock to know whose it is.
+        # A signal handler may raise, or send, at any point. So it is up to the lock to know whose it is, nothing is
+        # called before its release; and as long as this thread may have it, it is among the leaders.
         try:
+            self._leaders.add(me)
             return self._helm.acquire(blocking=False) and self._lead(order, until)
         finally:
             try:
                 self._helm.release()
             except RuntimeError:  # another thread's
                 pass
+            self._leaders.discard(me)
 
     def _lead(self, order: _Order, until: float) -> bool:
-        self._leader, link = threading.get_ident(), self._link
+        link = self._link
         if link is None or link.is_blocked or not self._is_free_for(order):
-            self._leader = None
             return False
         link.at_rest = False
         try:
@@ -1767,7 +1770,6 @@ class _Sender:
             self._broken = None if link.at_rest else error
             raise
         finally:
-            self._leader = None
             self._idle_at = time.monotonic() + self._config.RABBIT_IDLE_DURATION
             if self._broken or self._is_busy:
                 self.wakeup.set()
