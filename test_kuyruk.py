@@ -1609,6 +1609,7 @@ def ring(*_):
         raise Ring
 kuyruk.LEAD_AFTER = 0.0
 armed, rings, left = False, 0, list(range(1500))
+task(left.pop())  # the sender's thread begins: Python itself doesn't like an exception in the middle of that
 signal.signal(signal.SIGALRM, ring)
 while left:
     try:
