@@ -945,9 +945,8 @@ def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | Non
     return result
 
 
-def _wait(done: _Done, deadline: float) -> bool:
+def _wait(done: _Done, deadline: float) -> None:
     _interruptible(lambda: done.wait(_left(deadline)), done.set)
-    return done.is_set()
 
 
 # --- Connections -------------------------------------------------------------
@@ -1586,6 +1585,10 @@ class _PublishChannel(_Channel):
         """Another is to take its place. Not sooner, however many queues refuse: channels are limited."""
         return self._refused and time.monotonic() >= self._fresh_until
 
+    @property
+    def is_usable(self) -> bool:
+        return self.lost is None and not self.spent
+
     def publish(self, order: _Order, place: int) -> None:
         message, limit = order.open[place], self.link.max_frame_size
         self.link.write(
@@ -1638,7 +1641,7 @@ class _CallChannel(_PublishChannel):
 
     def __init__(self, link: _Link, timeout: float, settle: Callable[[_Order, int, str], object]) -> None:
         # Confirmed, always: else a call that takes long looks like a message that is on its way.
-        super().__init__(link, timeout, True, settle)
+        super().__init__(link, timeout, confirms=True, settle=settle)
         self.order: _Order | None = None
         self._tag = 0
         self.release()
@@ -1781,11 +1784,8 @@ class _Sender:
             return False
         if self.wakeup.is_set or self.ended or self.closing or self._broken or self._careful or self._is_busy:
             return False
-        if order.call:
-            has_channel = any(call.lost is None and not call.spent for call in self._calls)
-        else:
-            has_channel = self._channel.lost is None and not self._channel.spent
-        return has_channel and not self._unseen_queues(order.open.values())
+        channels = self._calls if order.call else [self._channel]
+        return any(channel.is_usable for channel in channels) and not self._unseen_queues(order.open.values())
 
     @property
     def _is_busy(self) -> bool:
@@ -1795,9 +1795,7 @@ class _Sender:
     @property
     def _has_in_flight(self) -> bool:
         """That somebody waits for: of a call that is answered, the confirm can come later."""
-        flights = (self._channel.in_flight, *[call.in_flight for call in self._calls])
-        waiting = any(_is_open(order) for in_flight in flights for order, _ in in_flight.values())
-        return waiting or any(call.order is not None for call in self._calls)
+        return any(map(_is_open, self._orders_in_flight()))
 
     # -- its own thread
 
@@ -1823,7 +1821,7 @@ class _Sender:
         """Never waits for the lock: who has it has an order, or is below a signal handler that waits for one."""
         idle = self.closing or self._link is None or time.monotonic() >= self._idle_at
         if idle and self._lock.acquire(blocking=False):
-            self.ended = not any(map(_is_open, (*self.inbox, *self._orders_in_flight())))
+            self.ended = not self._has_in_flight and not any(map(_is_open, self.inbox))
             self._lock.release()
         return self.ended
 
@@ -1915,7 +1913,7 @@ class _Sender:
             self._ensure_queues(link, [order.open[place] for place in places])
             if order.call:
                 return self._call_channel(link, order).ask(order)
-            if self._channel.spent or self._channel.lost is not None:  # the broker has closed it, not the connection
+            if not self._channel.is_usable:  # refused, or the broker has closed it, not the connection
                 self._spent.append(self._channel)
                 self._channel = self._open_channel(link)
             for place in places:
@@ -1977,7 +1975,7 @@ class _Sender:
 
     def _on_lost(self, error: AMQPError, pause: float) -> None:
         """Take what was on its way again with the next connection, and pause before that."""
-        lost = self._orders_in_flight()
+        lost = list(dict.fromkeys(self._orders_in_flight()))
         link, self._link = self._link, None
         if link is not None:
             logger.info("Lost the connection for sending: %s", error)
@@ -2005,12 +2003,12 @@ class _Sender:
         while self.inbox and not self.closing and time.monotonic() < until:
             self.wakeup.wait(until)
 
-    def _orders_in_flight(self) -> list[_Order]:
-        if self._link is None:
-            return []
-        orders = [order for channel in self._channels() for order, _ in channel.in_flight.values()]
-        orders += [call.order for call in self._calls if call.order is not None]
-        return list(dict.fromkeys([*orders, *(order for _, order, _ in self._again)]))
+    def _orders_in_flight(self) -> Iterator[_Order]:
+        """Those of several messages several times."""
+        if self._link is not None:
+            yield from (order for channel in self._channels() for order, _ in channel.in_flight.values())
+            yield from (call.order for call in self._calls if call.order is not None)
+            yield from (order for _, order, _ in self._again)
 
 
 class _Publisher:
@@ -2036,7 +2034,6 @@ class _Publisher:
             sender = self._send(order, sent_by, may_leave=not self._config.RABBIT_CONFIRM)
             if order.unattended:
                 continue
-            _wait(order.done, sent_by)
             if not order.done.is_set() or order.failure is not None:
                 order.abandoned = True
                 rest = messages[start + BATCH_WINDOW :]
@@ -2049,7 +2046,7 @@ class _Publisher:
         order = _Order([message], call=True)
         try:
             sender = self._send(order, min(sent_by, result_by))
-            if not _wait(order.done, min(sent_by, result_by)) and not order.open:
+            if not order.open:
                 _wait(order.done, result_by)
         finally:
             if order.reply is None:
@@ -2074,11 +2071,13 @@ class _Publisher:
                 logger.error("%d messages may be lost if this process ends now: %s", sender.backlog, sender.state)
 
     def _send(self, order: _Order, until: float, may_leave: bool = False) -> _Sender:
-        """By this thread, or else by the sender's; then, too, it may be done only later."""
+        """By this thread, or else by the sender's; and wait until it is done, or `until`."""
         sender = self._sender
-        if sender is not None and _interruptible(functools.partial(sender.lead, order, until), sender.wakeup.set):
-            return sender
-        return self._submit(order, may_leave)
+        if sender is None or not _interruptible(functools.partial(sender.lead, order, until), sender.wakeup.set):
+            sender = self._submit(order, may_leave)
+        if not order.unattended:
+            _wait(order.done, until)
+        return sender
 
     def _submit(self, order: _Order, may_leave: bool = False) -> _Sender:
         """may_leave: what need not be confirmed is left to a sender that is connected and keeps up."""

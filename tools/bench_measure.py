@@ -179,7 +179,7 @@ CONTENDERS = {
     )
 }
 
-WORKERS = tuple(name for name in CONTENDERS if name != "pika-confirmed")
+DRAINING = tuple(name for name in CONTENDERS if name != "pika-confirmed")
 SENDERS = ("kuyruk", "kuyruk10", "dramatiq", "celery", "amqpstorm", "py-amqp", "pika")
 CONFIRMING = tuple(name for name in SENDERS if name != "kuyruk10")
 NAPPING = ("kuyruk", "kuyruk10", "dramatiq", "celery", "amqpstorm-pool")
@@ -382,12 +382,12 @@ MEASUREMENTS = (
     Measurement(("send_16",), CONFIRMING, lambda b, c: b.send(c, "send_16", threads=16, confirm=True)),
     Measurement(("batch",), ("kuyruk", "kuyruk10"), Bench.batch),
     Measurement(("send_large",), CONFIRMING, lambda b, c: b.send(c, "send_large", confirm=True, large=True)),
-    Measurement(("drain", "drain_cpu", "start", "memory", "memory_all"), WORKERS, Bench.no_ops),
-    Measurement(("drain_large",), WORKERS, Bench.large),
+    Measurement(("drain", "drain_cpu", "start", "memory", "memory_all"), DRAINING, Bench.no_ops),
+    Measurement(("drain_large",), DRAINING, Bench.large),
     Measurement(("nap_10",), NAPPING, lambda b, c: b.naps(c, "nap_10", SHORT_NAPS)),
     Measurement(("nap_50",), NAPPING, lambda b, c: b.naps(c, "nap_50", LONG_NAPS)),
     Measurement(("rpc", "rpc_p99", "rpc_16"), CALLERS, Bench.call),
     Measurement(("import",), SENDERS, Bench.imports),
-    Measurement(("memory_long",), WORKERS, Bench.long, rounds=1),
+    Measurement(("memory_long",), DRAINING, Bench.long, rounds=1),
 )
-IDLE = Measurement(("idle",), WORKERS, lambda b, c: b.idle([c])[c.name], rounds=3)
+IDLE = Measurement(("idle",), DRAINING, lambda b, c: b.idle([c])[c.name], rounds=3)
