@@ -149,10 +149,10 @@ REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback
 HEADER_TEXT = 10_000  #: ...and in a failed message's headers.
 DELAY_QUEUE_LEASE = 600.0  #: Seconds that an unused delay queue outlives its delay,
 DELAY_QUEUE_RENEWAL = 60.0  #: and after which its lease is renewed before it is used.
-LOOK = 0.05  #: Seconds after which a busy worker looks whether it holds the right number of messages:
-LOCAL_WORK = 0.03  #: beyond one for each thread about so many seconds of work, as measured,
+LOOK = 0.02  #: Seconds after which a busy worker looks whether it holds the right number of messages:
+LOCAL_WORK = 0.02  #: beyond one for each thread about so many seconds of work, as measured,
 MAX_SPARE = 1000  #: but no more than this. Tiny tasks need it: the way to the broker takes longer than they do.
-LATE = 0.05  #: Seconds after which what waits behind busy threads goes back: another worker may have a free one.
+LATE = 0.02  #: Seconds for which nothing has begun, and what waits goes back: another worker may have a free thread.
 STILL_LATE = 1.0  #: The same when it comes back again and again: no other has.
 SUSPECT_PATIENCE = 3.0  #: Seconds that what is to run alone waits for running tasks; then others may have it, so long.
 DELIVERY_LIMIT = 1_000_000  #: Of quorum queues that it declares. RabbitMQ 4 drops messages after 20 deliveries else.
@@ -376,7 +376,7 @@ class Config:
     FAILED_TTL: float | None = 604800  #: Seconds that "<queue>.failed" keeps messages; None: reject them instead.
     WORKER_THREADS: int = 8  #: Tasks that one worker process runs at once.
     WORKER_PROCESSES: int = 1  #: Processes that the command line starts.
-    WORKER_PREFETCH: int | None = None  #: Messages held at once, of each queue. None: as threads, and 30 ms of work.
+    WORKER_PREFETCH: int | None = None  #: Messages held at once, of each queue. None: as threads, and 20 ms of work.
     WORKER_MAX_LOAD: float | None = None  #: Pause above this load average. -1: the number of CPUs; 0: never.
     WORKER_MAX_RUN_TIME: float | None = None  #: Seconds after which a worker stops gracefully. 0: never.
     WORKER_GRACE: float = 5  #: Seconds that an interrupted task gets to end, before its thread is given up.
@@ -2695,11 +2695,11 @@ class _Intake(_Channel):
         self.consuming = False
         self.remove(list(self.consumers))
 
-    def add(self, queue: str, prefetch: int) -> None:
-        """One more consumer, which holds so many messages."""
+    def add(self, queue: str, prefetch: int, is_last: bool = False) -> None:
+        """One more consumer, which holds so many messages. is_last: it gets what no other worker can take."""
         tag = f"{socket.gethostname()}:{os.getpid()}:{next(self._serial)}"[-255:]
-        priority = self._config.WORKER_PRIORITY
-        arguments: Any = {} if priority is None else {"x-priority": priority}
+        priority = (self._config.WORKER_PRIORITY or 0) - is_last
+        arguments: Any = {"x-priority": priority} if priority else {}
         consumer = self.consumers[tag] = _Consumer(queue, min(prefetch, 0xFFFF))
         self.request(commands.Basic.Qos(prefetch_count=consumer.prefetch))
         self.request(commands.Basic.Consume(queue=queue, consumer_tag=tag, arguments=arguments))
@@ -2728,15 +2728,17 @@ class _Spare:
 
     def __init__(self, threads: int) -> None:
         self.size = 0
-        #: Less is not worth it. And tasks that are long, but end in step, seem to be many a second when they do.
-        self._least = threads / 2
+        #: Less is not worth it: tasks take far longer than the way to the broker. And those that are long, but end
+        #: in step, or come among short ones, seem to be many a second for a moment.
+        self._least = threads
         self.patience = LATE  #: Seconds that something may wait; twice as long each time, until a task has ended.
         self._rate = 0.0  # tasks per second, smoothed
         self._at = -math.inf
         self.ended = 0  # how many tasks, at the last look
 
     def look(self, now: float, ended: int, waited: float) -> int:
-        """now: seconds. ended: how many tasks have ended. waited: seconds that the oldest of what waits has waited."""
+        """now: seconds. ended: how many tasks have ended. waited: seconds for which something has waited and nothing
+        has begun."""
         seconds, count = now - self._at, ended - self.ended
         self._at, self.ended = now, ended
         if seconds > 3 * LOOK and waited <= seconds + LATE:
@@ -2894,6 +2896,7 @@ class _Pool:
         self._handed_over: collections.deque[_Delivery] = collections.deque()
         self._handover = threading.Condition(self._lock)
         self.ended = 0  # how many runs have
+        self._began_at = -math.inf  # time.monotonic(): the last one
         self._executors = 0  # how many have been made
         #: The ids of the messages that run; and deliveries of the same that wait for them to end.
         self._ids: dict[str, collections.deque[_Delivery]] = {}
@@ -2991,9 +2994,9 @@ class _Pool:
             delivery.requeue()
 
     def waited(self, now: float) -> float:
-        """Seconds that the oldest of what waits for a thread has waited."""
+        """Seconds for which something has waited and no thread was free to begin anything."""
         with self._lock:
-            return now - self._waiting[0].at if self._waiting else 0.0
+            return now - max(self._waiting[0].at, self._began_at) if self._waiting else 0.0
 
     def held(self, queue: str, but_of: Iterable[str] = ()) -> int:
         """How many messages of the queue are in hand, but for those of some consumers."""
@@ -3053,6 +3056,7 @@ class _Pool:
         else:
             return None
         self.running[delivery] = None
+        self._began_at = time.monotonic()
         return delivery
 
     def _work(self, delivery: _Delivery | None) -> None:
@@ -3480,7 +3484,7 @@ class Worker:
         missing = size - prefetch - self._pool.held(queue, but_of=tags)
         too_many = missing < 0 and prefetch > 1 and late  # after a pause what runs is of others than these consumers
         if too_many:
-            intake.add(queue, 1)
+            intake.add(queue, 1, is_last=True)
             intake.remove(tags)
         elif missing > 0:
             intake.add(queue, missing)

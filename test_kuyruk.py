@@ -2366,18 +2366,20 @@ def test_what_a_quorum_queue_has_counted_is_not_handed_back(make_app, url, queue
     release.set()
 
 
+LOOK, LATE = kuyruk.LOOK, kuyruk.LATE
 LOOKS = {
-    # (seconds since the last look, tasks that have ended since, seconds that the oldest has waited): held then
+    # (seconds since the last look, tasks that have ended since, seconds for which nothing has begun): held then
     "nothing is measured by one look": ([(9, 0, 0)], 0),
-    "tiny tasks": ([(9, 0, 0), *[(0.05, 500, 0)] * 9], 300),
-    "no more than the most": ([(9, 0, 0), *[(0.05, 5000, 0)] * 9], kuyruk.MAX_SPARE),
-    "tasks of a second that end in step": ([(9, 0, 0), *[(0.05, n % 20 == 0 and 8, 0) for n in range(99)]], 0),
-    "tasks of 200 ms that end in step": ([(9, 0, 0), *[(0.05, n % 4 == 0 and 8, 0) for n in range(99)]], 0),
-    "tasks of 30 ms": ([(9, 0, 0), *[(0.05, 13, 0)] * 9], 7),
-    "slower tasks, but none waits long": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, *[(0.05, 1, 0.04)] * 9], 300),
-    "one waits too long": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, (0.05, 400, 0.2)], 0),
-    "and the next doesn't": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, (0.05, 0, 0.2), (0.05, 500, 0)], 150),
-    "this process has stood still": ([(9, 0, 0), *[(0.05, 500, 0)] * 9, (2, 0, 2)], 300),
+    "tiny tasks": ([(9, 0, 0), *[(LOOK, 200, 0)] * 9], 200),
+    "no more than the most": ([(9, 0, 0), *[(LOOK, 2000, 0)] * 9], kuyruk.MAX_SPARE),
+    "tasks of a second that end in step": ([(9, 0, 0), *[(LOOK, n % 50 == 0 and 8, 0) for n in range(99)]], 0),
+    "tasks of 200 ms that end in step": ([(9, 0, 0), *[(LOOK, n % 10 == 0 and 8, 0) for n in range(99)]], 0),
+    "tasks of 15 ms": ([(9, 0, 0), *[(LOOK, 11, 0)] * 9], 10),
+    "tasks of 30 ms": ([(9, 0, 0), *[(LOOK, 5, 0)] * 9], 0),
+    "slower tasks, but none waits long": ([(9, 0, 0), *[(LOOK, 200, 0)] * 9, *[(LOOK, 1, LATE * 0.8)] * 9], 200),
+    "one waits too long": ([(9, 0, 0), *[(LOOK, 200, 0)] * 9, (LOOK, 100, LATE * 2)], 0),
+    "and the next doesn't": ([(9, 0, 0), *[(LOOK, 200, 0)] * 9, (LOOK, 0, LATE * 2), (LOOK, 200, 0)], 100),
+    "this process has stood still": ([(9, 0, 0), *[(LOOK, 200, 0)] * 9, (2, 0, 2)], 200),
 }
 
 
