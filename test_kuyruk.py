@@ -2311,8 +2311,9 @@ def test_what_waits_behind_long_tasks_goes_to_a_worker_that_has_free_threads(mak
     ran.clear()
     app.send_tasks_to_queue([long.subtask()] * 2 + [tiny.subtask((n,)) for n in range(20)])
     wait_until(lambda: len(ran) == 2)
-    other = start(make_app(url), [queue], threads=2)
-    other.app.task(queue)(echo), other.app.task(queue)(hold)
+    other_app = make_app(url)
+    other_app.task(queue)(echo), other_app.task(queue)(hold)
+    other = start(other_app, threads=2)
     wait_until(lambda: other.stats["succeeded"] == 20 and worker.stats["requeued"], timeout=SOON)
     assert ran[:2] == [None] * 2 and sorted(ran[2:]) == [(n,) for n in range(20)]
     assert len(worker.stats["running"]) == 2 and worker.healthy
@@ -2320,6 +2321,26 @@ def test_what_waits_behind_long_tasks_goes_to_a_worker_that_has_free_threads(mak
     wait_until(lambda: not worker.stats["running"])
     app.send_tasks_to_queue([tiny.subtask()] * 3)  # it looks at what it holds whenever something ends
     wait_until(lambda: window(worker) >= 2)
+
+
+def test_a_busy_worker_gets_only_what_no_other_can_take(make_app, url, queue, start):
+    """It keeps a consumer, for the sake of queues that expire."""
+    app, free_app = make_app(url), make_app(url)
+    tiny, long = app.task(queue)(echo), app.task(queue)(hold)
+    free_app.task(queue)(echo), free_app.task(queue)(hold)
+    busy = start(app, threads=2)
+    hold_many(tiny, busy)
+    ran.clear()
+    app.send_tasks_to_queue([long.subtask()] * 2 + [tiny.subtask()] * 20)
+    wait_until(lambda: busy.stats["requeued"] and window(busy) == 1)
+    free = start(free_app, threads=2)
+    wait_until(lambda: free.stats["succeeded"] == 20 and busy.stats["waiting"] == 0)
+    received = busy.stats["received"]
+    for n in range(20):
+        tiny(n)
+        wait_until(lambda n=n: (n,) in ran)
+    assert busy.stats["received"] == received
+    release.set()
 
 
 def test_a_worker_alone_runs_what_it_has_handed_back_and_holds_many_again(app, queue, start):
