@@ -701,7 +701,8 @@ class Run:
         self.task = task
         self.id = id  #: The message's; None with `Task.apply`.
         self.queue = queue  #: That the message came from; None with `Task.apply`.
-        self.redelivered = redelivered  #: The broker has delivered it before: it may have run already.
+        #: The broker has delivered it before, so it may have run; or a worker has only handed it back.
+        self.redelivered = redelivered
         self.started = time.monotonic()
         self.deadline: float | None = None  #: time.monotonic() at which this try exceeds `max_run_time`.
         self._cause: BaseException | None = None
@@ -1512,6 +1513,10 @@ class _Done:
             self._until_set.release()
 
 
+def _messages(count: int) -> str:
+    return "the message" if count == 1 else f"{count} messages"
+
+
 class _Order:
     """Messages that a thread wants sent, and waits for. The sender settles it; `done` tells.
 
@@ -1544,7 +1549,8 @@ class _Order:
         self.failure = why
         self.done.set()
         if self.unattended:
-            logger.error("A message for %r is lost: %s", next(iter(self.open.values())).queue, why)
+            queues = ", ".join(sorted({repr(message.queue) for message in self.open.values()}))
+            logger.error("Lost: %s for %s: %s", _messages(len(self.open)), queues, why)
 
     def settle(self, place: int, refused: str | None = None) -> None:
         """A message has arrived, or is refused for good: done when that is known of all."""
@@ -1984,9 +1990,8 @@ class _Sender:
         self._trouble = str(error)
         for order in lost:
             order.attempts -= 1
-            if order.call and not order.open:
-                order.fail(f"{error}: no reply can come any more, though the task may run")
-            elif order.attempts <= 0:
+            awaits_reply = order.call and not order.open  # it can't come by another channel
+            if awaits_reply or order.attempts <= 0:
                 order.fail(str(error))
         permanent = error.error_code in (403, 530)  # a wrong password, no such virtual host
         waiting = [self.inbox.popleft() for _ in range(len(self.inbox))]  # others may append meanwhile
@@ -2097,9 +2102,11 @@ class _Publisher:
     def _error(self, sender: _Sender, order: _Order, rest: Sequence[_Message] = ()) -> BrokerError:
         limit = f"within {self._config.RABBIT_PUBLISH_TIMEOUT:g} seconds (RABBIT_PUBLISH_TIMEOUT)"
         count = len(order.open) + len(rest)
-        what = f"{count} messages" if count > 1 else "the message"
+        what = f"{_messages(count)} not confirmed by RabbitMQ"
+        if not count:  # a call's, which has lost the channel that the reply comes by
+            what = "no reply can come any more, though RabbitMQ has the message, and the task may run"
         why = order.failure or f"{order.trouble or sender.state} {limit}"
-        error = BrokerError(f"{what} not confirmed by RabbitMQ: {why}")
+        error = BrokerError(f"{what}: {why}")
         cast(Any, error).unconfirmed = [*order.open.values(), *rest]
         return error
 

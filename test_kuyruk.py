@@ -1255,7 +1255,7 @@ def test_without_confirms_what_can_not_be_sent_is_logged(make_app, url, queue, b
     app.task(queue)(echo)(1)
     broker.channel.queue.declare(f"{queue}.2", exclusive=True)
     app.task(f"{queue}.2")(echo)(2)
-    wait_until(lambda: f"A message for '{queue}.2' is lost: " in caplog.text)
+    wait_until(lambda: f"Lost: the message for '{queue}.2': " in caplog.text)
 
 
 @pytest.mark.parametrize("how", ["rst", "fin"])
@@ -1836,8 +1836,9 @@ def test_a_waiting_caller_hears_at_once_that_the_connection_is_lost(make_app, pr
     with pytest.raises(TimeoutError):
         call.result(2.2)
     proxy.cut()
-    with takes(0, SOON), pytest.raises(kuyruk.BrokerError):
+    with takes(0, SOON), pytest.raises(kuyruk.BrokerError, match=r"^no reply can come .* the task may run") as info:
         call.result(PATIENCE)
+    assert "confirmed" not in str(info.value) and info.value.unconfirmed == []
 
 
 def test_callers_whose_connections_are_cut_get_their_own_result_or_an_error(make_app, proxy, url, queue, start):
