@@ -152,8 +152,8 @@ DELAY_QUEUE_RENEWAL = 60.0  #: and after which its lease is renewed before it is
 LOOK = 0.02  #: Seconds after which a busy worker looks whether it holds the right number of messages:
 LOCAL_WORK = 0.02  #: beyond one for each thread about so many seconds of work, as measured,
 MAX_SPARE = 1000  #: but no more than this. Tiny tasks need it: the way to the broker takes longer than they do.
-LATE = 0.02  #: Seconds for which nothing has begun, and what waits goes back: another worker may have a free thread.
-STILL_LATE = 1.0  #: The same when it comes back again and again: no other has.
+LATE = 0.02  #: Seconds for which something has waited and nothing begun: it goes back, another may have a free thread.
+STILL_LATE = 1.0  #: The same when nothing has begun for long, and it has come back again and again: no other has.
 SUSPECT_PATIENCE = 3.0  #: Seconds that what is to run alone waits for running tasks; then others may have it, so long.
 DELIVERY_LIMIT = 1_000_000  #: Of quorum queues that it declares. RabbitMQ 4 drops messages after 20 deliveries else.
 REFUSAL_PAUSE = 0.2  #: Seconds after which what a queue has refused is sent again.
@@ -2726,6 +2726,12 @@ class _Intake(_Channel):
             self.lost = AMQPChannelError(f"it has cancelled the consumer of queue {consumer and consumer.queue!r}")
 
 
+def _patience(stalled: float) -> float:
+    """Seconds that something may wait when nothing has begun for so many: a twentieth of what the tasks take, about.
+    For long ones that costs RabbitMQ little."""
+    return min(max(LATE, stalled / 20), STILL_LATE)
+
+
 class _Spare:
     """How many messages a worker holds beyond one for each thread.
 
@@ -2738,28 +2744,24 @@ class _Spare:
         #: Less is not worth it: tasks take far longer than the way to the broker. And those that are long, but end
         #: in step, or come among short ones, seem to be many a second for a moment.
         self._least = threads
-        self.patience = LATE  #: Seconds that something may wait; twice as long each time, until a task has ended.
         self._rate = 0.0  # tasks per second, smoothed
         self._at = -math.inf
         self.ended = 0  # how many tasks, at the last look
 
-    def look(self, now: float, ended: int, waited: float) -> int:
+    def look(self, now: float, ended: int, waited: float, patience: float) -> int:
         """now: seconds. ended: how many tasks have ended. waited: seconds for which something has waited and nothing
-        has begun."""
+        has begun. patience: seconds that this may last."""
         seconds, count = now - self._at, ended - self.ended
         self._at, self.ended = now, ended
         if seconds > 3 * LOOK and waited <= seconds + LATE:
             return self.size  # it had nothing to do, or this process has stood still: nothing follows
-        if waited > self.patience:
+        if waited > patience:
             self.size, self._rate = 0, 0.0
-            self.patience = min(2 * self.patience, STILL_LATE)
         else:
             self._rate = (self._rate + count / seconds) / 2
             wanted = min(int(self._rate * LOCAL_WORK), MAX_SPARE)
             if wanted >= max(1.5 * self.size, self._least):
                 self.size = wanted
-        if count:
-            self.patience = LATE
         return self.size
 
 
@@ -3000,10 +3002,11 @@ class _Pool:
         for delivery in deliveries:
             delivery.requeue()
 
-    def waited(self, now: float) -> float:
-        """Seconds for which something has waited and no thread was free to begin anything."""
+    def waited(self, now: float) -> tuple[float, float]:
+        """Seconds for which something has waited and nothing has begun; and for which nothing has begun."""
         with self._lock:
-            return now - max(self._waiting[0].at, self._began_at) if self._waiting else 0.0
+            waited = now - max(self._waiting[0].at, self._began_at) if self._waiting else 0.0
+            return waited, now - self._began_at
 
     def held(self, queue: str, but_of: Iterable[str] = ()) -> int:
         """How many messages of the queue are in hand, but for those of some consumers."""
@@ -3475,11 +3478,11 @@ class Worker:
         if self._pool.paused or now < self._look_at:
             return False
         self._look_at = now + LOOK
-        waited = self._pool.waited(now)
-        late = waited > self._spare.patience
-        spare = self._spare.look(now, self._pool.ended, waited) // len(self.queues)
+        waited, stalled = self._pool.waited(now)
+        patience = _patience(stalled)
+        spare = self._spare.look(now, self._pool.ended, waited, patience) // len(self.queues)
         size = self._config.WORKER_THREADS + spare
-        changed = [self._resize(intake, queue, size, late) for queue in self.queues]
+        changed = [self._resize(intake, queue, size, waited > patience) for queue in self.queues]
         return any(changed)
 
     def _resize(self, intake: _Intake, queue: str, size: int, late: bool) -> bool:

@@ -2359,6 +2359,19 @@ def test_a_worker_alone_runs_what_it_has_handed_back_and_holds_many_again(app, q
     assert window(worker) > 20
 
 
+def test_what_waits_behind_running_tasks_goes_back_again_and_again(app, queue, start):
+    """Soon after a thread of another worker is free, that has it."""
+    tiny, long = app.task(queue)(echo), app.task(queue)(hold)
+    worker = start(app, threads=2)
+    hold_many(tiny, worker)
+    app.send_tasks_to_queue([long.subtask()] * 2 + [tiny.subtask()] * 20)
+    wait_until(lambda: worker.stats["requeued"] and worker.stats["waiting"] <= 1)
+    before = worker.stats["requeued"]
+    time.sleep(3)
+    assert worker.stats["requeued"] > before + 12  # 40, if each time may take a twentieth longer; 7, if twice as long
+    release.set()
+
+
 def test_a_busy_worker_always_has_a_consumer(app, queue, broker, start):
     """RabbitMQ deletes queues that expire, or delete themselves, when nobody consumes them."""
     broker.declare(queue, **{"x-expires": 300})
@@ -2410,8 +2423,13 @@ def test_how_many_messages_a_worker_holds_beyond_one_for_each_thread(looks, held
     spare, now, ended, size = kuyruk._Spare(8), 0.0, 0, None
     for seconds, count, waited in looks:
         now, ended = now + seconds, ended + count
-        size = spare.look(now, ended, waited)
+        size = spare.look(now, ended, waited, LATE)
     assert held // 2 <= size <= held
+
+
+@pytest.mark.parametrize(("stalled", "patience"), [(0, LATE), (2, 0.1), (6, 0.3), (math.inf, kuyruk.STILL_LATE)])
+def test_how_long_something_may_wait_behind_running_tasks(stalled, patience):
+    assert kuyruk._patience(stalled) == patience
 
 
 @pytest.mark.parametrize(("options", "held"), [({"threads": 2}, 2), ({"threads": 1, "prefetch": 3}, 3)], ids=str)
