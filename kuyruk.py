@@ -102,15 +102,15 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
 
+from amqpstorm.base import Stateful
 from amqpstorm.channel import Channel
+from amqpstorm.channel0 import Channel0
 from amqpstorm.connection import Connection
 from amqpstorm.exception import AMQPChannelError, AMQPConnectionError, AMQPError
-from amqpstorm.heartbeat import Heartbeat
 from amqpstorm.io import IO
 from pamqp import commands, decode, encode
 from pamqp import frame as amqp_frame
 from pamqp import header as amqp_header
-from pamqp import heartbeat as amqp_heartbeat
 
 __all__ = ["Config", "Journal", "Kuyruk", "Run", "SubTask", "Task", "Worker", "current_task", "exceptions"]
 __all__ += ["BrokerError", "Crashed", "Discard", "HeartbeatError", "InvalidMessage", "KuyrukError", "Reject"]
@@ -135,15 +135,15 @@ CONSUMER_TIMEOUT_HELP = (
     " or for its queue, from RabbitMQ 3.12 on, a policy with consumer-timeout (milliseconds)"
 )
 MAX_TASK_NAME = 1000  #: Characters: looking for longer ones would take long.
-MAX_PROPERTIES = 0x20000 - 22  #: Bytes: they have to fit into one frame.
 MAX_QUEUE_NAME = 230  #: Bytes: leaves room for the suffixes of the queues that are derived from it.
 QUIET = 5.0  #: Seconds without a message after which those that were counted must have been taken by others.
 CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker.
 TICK = 1.0  #: Seconds after which a connection's owner looks around, at the latest.
-LEAD_AFTER = 0.05  #: Seconds after which a thread sends by itself again, if none but one at a time has sent.
-UNATTENDED_ORDERS = 1000  #: That wait to be written while nobody waits for them (RABBIT_CONFIRM=False),
-UNATTENDED_BYTES = 0x10000  #: each no larger than this.
+UNCONFIRMED_BYTES = 1_000_000  #: Bytes that may be on their way when a send returns, with RABBIT_CONFIRM=False.
 BATCH_WINDOW = 2000  #: Messages of a batch on the way at once; each window has the whole publish timeout.
+BATCH_BYTES = 1_000_000  #: Bytes of a window's bodies, or one message.
+LONGEST_PAUSE = 1.0  #: Seconds: the longest pause between two attempts to connect for sending.
+WAITING_LOG_INTERVAL = 60.0  #: Seconds after which what waits for RabbitMQ says so again.
 JOINED_WRITES = 0x10000  #: Bytes of frames that are joined into one write, about.
 REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback, in a reply...
 HEADER_TEXT = 10_000  #: ...and in a failed message's headers.
@@ -467,6 +467,16 @@ class Config:
         return options | more | {"heartbeat": self.RABBIT_HEARTBEAT, "timeout": self.RABBIT_CONNECT_TIMEOUT}
 
 
+def _log(level: int, text: str, *args: Any, **options: Any) -> None:
+    """Log. A handler of the user's may raise: nothing of ours ends or changes its way because of that."""
+    with contextlib.suppress(Exception):
+        logger.log(level, text, *args, stacklevel=2, **options)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
     import difflib
 
@@ -537,9 +547,12 @@ class _Ids:
         self.begin()
 
     def begin(self) -> None:
+        self._process_id = os.getpid()
         self._start, self._count = os.urandom(10).hex(), itertools.count()
 
     def make(self) -> str:
+        if os.getpid() != self._process_id:  # forked by C code, which calls no hook of Python's
+            self.begin()
         return f"{self._start}{next(self._count):012x}"
 
 
@@ -946,177 +959,14 @@ def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | Non
     return result
 
 
-def _wait(done: _Done, deadline: float) -> None:
-    _interruptible(lambda: done.wait(_left(deadline)), done.set)
+# --- AMQP: the frames that every message takes -----------------------------------------------------
 
-
-# --- Connections -------------------------------------------------------------
-
-
-class _Wakeup:
-    """Wakes the thread that waits for it and for a socket; from any thread or signal handler.
-
-    Of two threads that set it at once, one may write after the other's byte has been read and cleared. So whoever finds
-    it readable notes that it is set: else it stays readable, and its owner awake.
-    """
-
-    def __init__(self) -> None:
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
-        self.is_set = False
-
-    def set(self) -> None:
-        if not self.is_set:  # a `clear` right after this look is followed by the waiter's own look
-            self.is_set = True
-            try:
-                self._writer.send(b"!")
-            except OSError:  # its owner has ended
-                pass
-
-    def clear(self) -> None:
-        """By the waiter, before it looks at what there is to do: never between that look and the wait."""
-        if self.is_set:
-            try:
-                self._reader.recv(4096)
-                self.is_set = False
-            except OSError:  # what was set just now comes later, and stays set until it is read
-                pass
-
-    def wait(self, until: float) -> None:
-        """Wait for nothing else. What there is to do is to be looked at after it, too."""
-        self.look(until)
-        self.clear()
-
-    def look(self, until: float) -> None:
-        """Wait for it, and leave it set."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self, selectors.EVENT_READ)
-            self.is_set |= bool(selector.select(_left(until)))
-
-    def fileno(self) -> int:
-        return self._reader.fileno()
-
-    def close(self) -> None:
-        self._reader.close()
-        self._writer.close()
-
-    __del__ = close
-
-
-class _Heartbeat(Heartbeat):
-    """amqpstorm's, checked by the connection's owner instead of by timer threads."""
-
-    due = math.inf
-
-    def _start_new_timer(self) -> bool:
-        self.due = time.monotonic() + (self._interval or math.inf)
-        return True
-
-    def tick(self) -> None:
-        if self._running.is_set() and time.monotonic() >= self.due:
-            self._check_for_life_signs()
-
-
-class _Socket(IO):
-    """amqpstorm's end of the socket, without its thread, its polling and its endless writes."""
-
-    def __init__(self, parameters: dict[str, Any], errors: list[Exception], stall_timeout: float) -> None:
-        super().__init__(parameters, errors)
-        self._stall_timeout = stall_timeout
-        #: What is to be written. Any thread may append.
-        self.outbox: collections.deque[bytes] = collections.deque()
-        self._rest = memoryview(b"")  # of what is being written
-        self._moved_at = math.inf  # when something was written last, while something is left
-
-    def open(self) -> None:
-        super().open()
-        sock = cast(socket.socket, self.socket)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: notices a peer that has vanished
-            limit = min(math.ceil(self._stall_timeout * 1000), 0x7FFFFFFF)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
-        sock.setblocking(False)
-
-    def _get_socket_addresses(self) -> list[Any]:
-        """As amqpstorm's, but of bytes: a string makes Python import a codec, and in a child that is forked meanwhile
-        that import never ends."""
-        host, port = self._parameters["hostname"], self._parameters["port"]
-        name = host.encode("ascii" if host.isascii() else "idna")
-        return socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-
-    def _find_address_and_connect(self, addresses: list[Any]) -> socket.socket:
-        """As amqpstorm's, but closes what failed, and tells why in each case."""
-        reasons = []
-        for family, _, _, _, address in addresses:
-            sock = self._create_socket(family)
-            try:
-                sock.connect(address)
-                return sock
-            except OSError as error:
-                sock.close()
-                reasons.append(error.strerror or str(error))
-        raise AMQPConnectionError("; ".join(dict.fromkeys(reasons)))
-
-    def start_inbound(self) -> None:
-        """The connection's owner reads."""
-
-    def write_to_socket(self, frame_data: bytes) -> None:
-        self.outbox.append(frame_data)
-
-    @property
-    def has_to_write(self) -> bool:
-        return bool(self._rest or self.outbox)
-
-    def flush(self) -> bool:
-        """Write what the socket takes, small frames joined; returns whether all is written."""
-        while self.has_to_write:
-            if not self._rest:
-                chunks, size = [self.outbox.popleft()], 0
-                while self.outbox and size < JOINED_WRITES:
-                    chunks.append(self.outbox.popleft())
-                    size += len(chunks[-1])
-                self._rest = memoryview(b"".join(chunks))
-            try:
-                sent = cast(socket.socket, self.socket).send(self._rest)
-            except _WOULD_BLOCK:
-                sent = 0
-            self._rest = self._rest[sent:]
-            if self._rest:
-                return self._note_stall(sent)
-        self._moved_at = math.inf
-        return True
-
-    def _note_stall(self, sent: int) -> Literal[False]:
-        now = time.monotonic()
-        if sent or self._moved_at == math.inf:
-            self._moved_at = now
-        if now - self._moved_at > self._stall_timeout:
-            raise OSError(f"the broker has taken no data for {self._stall_timeout:g} seconds")
-        return False
-
-    def receive(self) -> bytes:
-        try:
-            data = cast(socket.socket, self.socket).recv(0x20000)
-        except _WOULD_BLOCK:
-            return b""
-        if not data:
-            raise OSError("closed by the broker")
-        return data
-
-
-_WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
-# --- Frames ------------------------------------------------------------------
-
-# pamqp's, but for those that each message takes: its code for any frame there is costs several times as much.
+# pamqp decodes and encodes everything else. For these its code, which takes any frame there is, costs
+# several times as much: with it, no-op tasks run at two thirds of the rate.
 _FRAME_HEADER = struct.Struct(">BHI")  # type, channel, size
 _CONTENT_HEADER = struct.Struct(">HHQ")  # class, weight, size of the body
 _ACK_FRAME = struct.Struct(">BHIIQBB")
 _PUBLISH_START = struct.pack(">IHB", commands.Basic.Publish.index, 0, 0)  # ticket, exchange
-_CANCEL_START = struct.pack(">I", commands.Basic.Cancel.index)
-_CONSUME_START = struct.pack(">IHB", commands.Basic.Consume.index, 0, 21) + b"amq.rabbitmq.reply-to"
 _ACK_START = struct.pack(">I", commands.Basic.Ack.index)
 _DELIVER_START = struct.pack(">I", commands.Basic.Deliver.index)
 _HEADERS, _MORE_FLAGS = 0x2000, 0x0001
@@ -1134,43 +984,41 @@ def _ack_frame(channel: int, tag: int) -> bytes:
     return _ACK_FRAME.pack(1, channel, 13, commands.Basic.Ack.index, tag, 0, 0xCE)
 
 
-def _content_frames(channel: int, queue: str, mandatory: bool, properties: bytes, body: bytes, limit: int) -> bytes:
-    """What publishes a message, through the default exchange. limit: bytes of a frame."""
+def _content_frames(
+    channel: int, queue: str, mandatory: bool, properties: bytes, body: bytes, frame_max: int
+) -> bytes:
+    """Return what publishes a message through the default exchange, in frames of at most `frame_max` bytes."""
     name = queue.encode()
     publish = b"%b%c%b%c" % (_PUBLISH_START, len(name), name, mandatory)
-    frames = [_frame(1, channel, publish), _frame(2, channel, _CONTENT_HEADER.pack(60, 0, len(body)) + properties)]
-    step = limit - 8
+    header = _CONTENT_HEADER.pack(60, 0, len(body)) + properties
+    frames = [_frame(1, channel, publish), _frame(2, channel, header)]
+    step = frame_max - 8
     frames += [_frame(3, channel, body[start : start + step]) for start in range(0, len(body), step)]
     return b"".join(frames)
 
 
-def _renew_frames(channel: int, number: int) -> bytes:
-    """Basic.Cancel of the consumer before, and Basic.Consume of replies by the next, neither of which is answered."""
-    old, new = b"%d" % (number - 1), b"%d" % number
-    cancel = b"%b%c%b\x01" % (_CANCEL_START, len(old), old)
-    consume = b"%b%c%b\x0a%b" % (_CONSUME_START, len(new), new, bytes(4))  # no_ack, nowait; no arguments
-    return _frame(1, channel, cancel) + _frame(1, channel, consume)
-
-
 @functools.lru_cache(1000)
 def _layout(flags: int) -> list[tuple[str, int]] | None:
-    """The properties that these flags announce, with their sizes (0: a short string); None if it takes more to
-    read them."""
+    """Return the properties that these flags announce, with their sizes (0: a short string).
+
+    None if it takes more than that to read them.
+    """
     if flags & (_HEADERS | _MORE_FLAGS):
         return None
     sizes = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
-    return [(name, sizes.get(name, 0)) for name, flag in commands.Basic.Properties.flags.items() if flags & flag]
+    known = commands.Basic.Properties.flags.items()
+    return [(name, sizes.get(name, 0)) for name, flag in known if flags & flag]
 
 
 _ENCODERS: dict[str, Callable[[Any], bytes]] = {
     "headers": encode.field_table,
-    "timestamp": lambda time: time.to_bytes(8, "big") if isinstance(time, int) else encode.timestamp(time),
+    "timestamp": lambda t: t.to_bytes(8, "big") if isinstance(t, int) else encode.timestamp(t),
     "delivery_mode": encode.octet, "priority": encode.octet,
 }  # fmt: skip
 
 
 def _encode_properties(properties: Mapping[str, Any]) -> bytes:
-    """Raises ValueError, and whatever pamqp raises, for what can't be encoded."""
+    """Raise ValueError, and whatever pamqp raises, for what can't be encoded."""
     flags, parts = 0, [b""]
     for name, flag in commands.Basic.Properties.flags.items():
         value = properties.get(name)
@@ -1182,7 +1030,7 @@ def _encode_properties(properties: Mapping[str, Any]) -> bytes:
 
 
 def _decode_properties(payload: bytes) -> Any:
-    """Of a content header. Raises anything if they can't be decoded."""
+    """Return the properties in a content header. Raise anything if they can't be decoded."""
     layout = _layout(payload[12] << 8 | payload[13])
     if layout is None:
         header = amqp_header.ContentHeader()
@@ -1200,7 +1048,7 @@ def _decode_properties(payload: bytes) -> Any:
 
 
 class _Deliver(NamedTuple):
-    """Basic.Deliver. The names of exchange and routing key, which may be undecodable, aren't needed."""
+    """Basic.Deliver, without the names of exchange and routing key: they may be undecodable."""
 
     consumer_tag: str
     delivery_tag: int
@@ -1209,7 +1057,7 @@ class _Deliver(NamedTuple):
 
 
 def _decode_method(payload: bytes) -> Any:
-    """Raises OSError if it can't be decoded."""
+    """Raise OSError if it can't be decoded."""
     try:
         if payload.startswith(_DELIVER_START):
             end = 5 + payload[4]
@@ -1222,99 +1070,508 @@ def _decode_method(payload: bytes) -> Any:
         raise OSError(f"it sent a frame that can't be decoded: {payload[:40]!r}") from None
 
 
-class _Link(Connection):
-    """An amqpstorm connection that is read and written by one thread only, its owner's.
+class _Declare(commands.Queue.Declare):
+    """pamqp's, without its check of the name: RabbitMQ takes any name that has 1 to 255 bytes."""
 
-    Other threads may `post` frames. All else belongs to the owner, which calls `pump` again and
-    again. Everything here raises AMQPConnectionError when the connection is lost: at once,
-    and never later than two heartbeats.
+    def validate(self) -> None:
+        """Accept the frame as it is."""
+
+
+class _Consume(commands.Basic.Consume):
+    """As `_Declare`."""
+
+    def validate(self) -> None:
+        """Accept the frame as it is."""
+
+
+# --- AMQP: waiting ---------------------------------------------------------------------------------
+
+
+class _Event:
+    """A `threading.Event` for one thread that waits. It may be set in a signal handler, and is cheaper."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._until_set = threading.Lock()
+        self._until_set.acquire()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        try:
+            self._until_set.release()
+        except RuntimeError:  # another has set it, too
+            pass
+
+    def clear(self) -> None:
+        """Clear it. The thread that waits, before it looks at what there is to do."""
+        self._is_set = False
+        self._until_set.acquire(blocking=False)
+
+    def wait(self, until: float) -> None:
+        """Wait until it is set, or until a time.monotonic(). It may also return for no reason."""
+        if not self._is_set and self._until_set.acquire(timeout=_left(until)):
+            self._until_set.release()
+
+
+def _wait(event: _Event, until: float) -> None:
+    """Wait for an event. An interruption of the task in this thread ends that, and is raised."""
+    _interruptible(lambda: event.wait(until), event.set)
+
+
+class _Changes:
+    """A condition without a lock: threads wait for a change of what others do.
+
+    Who waits looks after it has registered, and who changes something notifies afterwards; so no change
+    is missed, nobody waits for a lock that another thread holds, and a signal handler may do either.
     """
 
-    def __init__(self, host: str, port: int, config: Config, wakeup: _Wakeup) -> None:
-        self.address = f"{host}:{port}"
-        self.wakeup = wakeup
-        self.channels_by_id: dict[int, _Channel] = {}
-        self._timeout = config.RABBIT_CONNECT_TIMEOUT
-        super().__init__(host, port=port, lazy=True, **config._connection_options())
-        self._io: _Socket = _Socket(self.parameters, self._exceptions, config.RABBIT_PUBLISH_TIMEOUT)
-        self._pulse = self.heartbeat = _Heartbeat(config.RABBIT_HEARTBEAT, self._channel0.send_heartbeat)
-        self._selector = selectors.DefaultSelector()  # no select(): it fails from descriptor 1024 on
-        self._events = 0  # that it waits for at the socket
-        self._buffer = b""
-        self.received_at = time.monotonic()
-        #: It only waits: an exception that a signal handler raises then leaves all in order.
-        self.at_rest = False
-        _links.add(self)
+    def __init__(self) -> None:
+        self._waiting: set[_Event] = set()
+
+    def __bool__(self) -> bool:
+        """Return whether a thread waits."""
+        return bool(self._waiting)
+
+    def subscribe(self, event: _Event) -> None:
+        """Have an event set at each change."""
+        self._waiting.add(event)
+
+    def unsubscribe(self, event: _Event) -> None:
+        self._waiting.discard(event)
+
+    def notify(self) -> None:
+        for event in tuple(self._waiting):
+            event.set()
+
+    def wait_for(self, look: Callable[[], T], until: float, event: _Event | None = None) -> T:
+        """Return what `look` returns as soon as that is true, or else what it returns at `until`.
+
+        event: what others set when only this thread is to look.
+        """
+        event = event or _Event()
         try:
-            self.open()
+            self._waiting.add(event)
+            while not (found := look()) and time.monotonic() < until:
+                _wait(event, until)
+                event.clear()
+            return found
+        finally:
+            self._waiting.discard(event)
+
+
+class _Wakeup:
+    """Wakes the thread that waits for it and for a socket; from any thread or signal handler.
+
+    1. Thread A: `set` notes that it is set. 2. The owner: `clear` finds no byte, and leaves it set.
+    3. Thread A: writes its byte. 4. The owner wakes once more, in vain, and clears it. So a byte is never
+    left behind while it is not set, and `set` in between isn't missed: the owner looks after `clear`.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._is_set = False
+
+    def set(self) -> None:
+        if not self._is_set:
+            self._is_set = True
+            with contextlib.suppress(OSError):  # its owner has ended
+                self._writer.send(b"!")
+
+    def clear(self) -> None:
+        """Clear it, before looking at what there is to do."""
+        with contextlib.suppress(OSError):
+            self._reader.recv(4096)
+            self._is_set = False
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
+
+
+class _ThisThread(threading.local):
+    reads = False  #: Whether it is the reader of a connection, which must not wait for what it would read.
+
+
+_this_thread = _ThisThread()
+
+
+# --- AMQP: connections -----------------------------------------------------------------------------
+
+# amqpstorm does handshake, credentials, TLS, blocked and close. These are all of its private names that
+# are used here; test_private_names_of_amqpstorm has a test for each, and pyproject.toml pins the versions.
+#   IO._create_socket                       makes a socket, with TLS as RABBIT_SSL_OPTIONS says
+#   Connection._channel0                    replaced, so that user and password are used beside EXTERNAL
+#   Connection._exceptions                  kept, so that `app.connection()` can say why it failed
+#   Connection._wait_for_connection_state   bounded by RABBIT_CONNECT_TIMEOUT
+
+
+class _Channel0(Channel0):
+    """amqpstorm's, which prefers EXTERNAL when a broker offers that beside PLAIN.
+
+    A client without a certificate can't be known by it. One that has both a certificate and a user of its
+    own means the user.
+    """
+
+    def on_frame(self, frame_in: Any) -> None:
+        if frame_in.name == "Connection.Start" and self._means_user():
+            frame_in.mechanisms = frame_in.mechanisms.replace("EXTERNAL", "").strip() or "EXTERNAL"
+        super().on_frame(frame_in)
+
+    def _means_user(self) -> bool:
+        options = self._connection.parameters
+        has_certificate = {"certfile", "context"} & {k for k, v in options["ssl_options"].items() if v}
+        return not has_certificate or options["username"] != "guest"
+
+
+class _PlainConnection(Connection):
+    """amqpstorm's, for the user. It waits no longer than RABBIT_CONNECT_TIMEOUT, and says why it failed."""
+
+    def __init__(self, host: str, port: int, options: dict[str, Any]) -> None:
+        super().__init__(host, port=port, lazy=True, **options)
+        self._channel0 = _Channel0(self, self.parameters["client_properties"])
+        self.open()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `open` replaces the list that the reader thread writes to; then nobody would look at its errors.
+        if name == "_exceptions" and hasattr(self, name):
+            self._exceptions[:] = value
+        else:
+            super().__setattr__(name, value)
+
+    def _wait_for_connection_state(self, state: int = Connection.OPEN, rpc_timeout: float = 30) -> None:
+        super()._wait_for_connection_state(state, cast(Any, self.parameters["timeout"]))
+
+
+_WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+def _as_lost(error: BaseException) -> AMQPError:
+    return error if isinstance(error, AMQPError) else AMQPConnectionError(str(error) or repr(error))
+
+
+def _again(error: AMQPError) -> AMQPError:
+    """Return a copy, for another thread: each raising adds to an exception's traceback."""
+    return type(error)(str(error), reply_code=error.error_code)
+
+
+class _Interrupted(AMQPConnectionError):
+    """A connection is given up because of this process: another can be opened at once."""
+
+
+class _Connection(Stateful):
+    """A connection to RabbitMQ: a socket, one lock, and one thread that reads.
+
+    Any thread appends frames, and then writes what the socket takes, together with what others have
+    appended meanwhile. Whoever writes has the lock; nobody waits for it (but the reader, with TLS: OpenSSL
+    can't read beside a write). What the socket doesn't take is left to the reader.
+
+    The reader opens it and calls `step` again and again. It alone reads: it hands each frame to its
+    channel, answers heartbeats, and notices that the broker is silent or takes nothing. Nothing that it
+    calls may wait for an answer.
+
+    It is lost when `lost` says why, from that instant on. Whoever waits for something registers in its
+    channel's `waiting`, appends, and then looks at `lost`; whoever sets `lost` afterwards notifies all that
+    are registered. An exception in the locked part gives the connection up, since nobody knows then how
+    much of a frame was written; who waits on it sends again.
+    """
+
+    def __init__(self, host: str, port: int, config: Config) -> None:
+        super().__init__()
+        self.address = f"{host}:{port}"
+        # Nothing is opened: amqpstorm checks the options.
+        self.parameters = Connection(host, port=port, lazy=True, **config._connection_options()).parameters
+        self._channel0 = _Channel0(cast(Any, self), self.parameters["client_properties"])
+        #: Why it can't be used any more.
+        self.lost: AMQPError | None = None
+        #: Notified when a channel gets free, and when less is on its way that nobody waits for.
+        self.changes = _Changes()
+        self.channels: dict[int, _Channel] = {}
+        self._ids = itertools.count(1)
+        self._free_ids: collections.deque[int] = collections.deque()
+        #: What is to be written: frames, with the channel that they are for (None: the connection itself);
+        #: and messages, which are numbered and encoded when their turn comes. Any thread may append.
+        self._frames: collections.deque[tuple[_Channel | None, bytes]] = collections.deque()
+        self.outbox: collections.deque[_Outgoing] = collections.deque()
+        #: Held by the thread that takes from these and writes. It is reentrant because such a lock knows
+        #: whose it is: an exception of a signal handler may come before or after it was acquired.
+        self._lock = threading.RLock()
+        self._rest = memoryview(b"")  # what the socket hasn't taken of what was taken from these
+        self._is_full = False  # the socket, when it was written to last
+        self._awake = True  # the reader is, and looks at these before it sleeps
+        self._buffer = b""
+        self._notices: list[_Event] = []  # to be set right before the reader sleeps: sooner they wait for the GIL
+        self._heartbeat = config.RABBIT_HEARTBEAT or math.inf
+        self._timeout = config.RABBIT_PUBLISH_TIMEOUT
+        self._tick = min(TICK, self._timeout / 16, self._heartbeat / 4, config.RABBIT_IDLE_DURATION / 2)
+        self.used_at = time.monotonic()
+        #: time.monotonic() when a queue was seen.
+        self.queues: dict[str, float] = {}
+        #: What became of messages that nobody waits for: by queue and reason, how many are lost.
+        self.failures: collections.Counter[tuple[str, str]] = collections.Counter()
+        #: The channel that all publish on, and those of calls that are free.
+        self.confirms: _ConfirmChannel | None = None
+        self.replies: collections.deque[_ReplyChannel] = collections.deque()
+        self._look_at = self.stepped_at = self.read_at = self.wrote_at = self.moved_at = time.monotonic()
+        self._owes_since = math.inf  # the broker an answer
+        self._has_pinged = False
+        self._wakeup = _Wakeup()
+        self._selector = selectors.DefaultSelector()  # select() fails for descriptors from 1024 on
+        self._socket: socket.socket | None = None
+        self._is_tls = bool(self.parameters["ssl"])
+        _connections.add(self)
+
+    @classmethod
+    def open_first(cls, config: Config) -> _Connection:
+        """Open a connection to the first address that answers. Raise AMQPConnectionError with all reasons."""
+        return _first_that_answers(config, lambda host, port: cls(host, port, config)._open())
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker takes no messages for the moment: memory or disk alarm."""
+        return self._channel0.is_blocked
+
+    @property
+    def frame_max(self) -> int:
+        return self._channel0.max_frame_size
+
+    # -- for any thread
+
+    def post(self, channel: _Channel | None, data: bytes) -> None:
+        """Have frames written."""
+        self._frames.append((channel, data))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is appended, unless another does, or the socket is full."""
+        if not (self._awake or self._rest):
+            self._write()
+
+    def append(self, channel: _Channel, *frames: Any) -> None:
+        """Have frames written together with what follows."""
+        self._frames.append((channel, _marshal(channel.id, *frames)))
+
+    def post_soon(self, channel: _Channel, data: bytes) -> None:
+        """Have frames written by the reader, which may have more: cheaper where nobody waits for it."""
+        self._frames.append((channel, data))
+        if not self._awake:
+            self._wakeup.set()
+
+    def write_frame(self, channel_id: int, frame: Any) -> None:
+        """Have a frame written. For amqpstorm's Channel0."""
+        self.post(None, _marshal(channel_id, frame))
+
+    def give_up(self, error: AMQPError) -> None:
+        """Note that it is lost, and tell those that wait. The reader then ends it."""
+        if self.lost is None:
+            self.lost = error
+        for channel in tuple(self.channels.values()):
+            channel.waiting.notify()
+        self.changes.notify()
+        self._wakeup.set()
+
+    def add(self, channel: _Channel) -> int:
+        """Return a number for a new channel. Raise _ChannelsExhausted if the broker allows no more."""
+        try:
+            number = self._free_ids.popleft()
+        except IndexError:
+            number = next(self._ids)
+            if number > self._channel0.max_allowed_channels:
+                limit = self._channel0.max_allowed_channels
+                raise _ChannelsExhausted(f"all {limit} channels of its connection are in use") from None
+        self.channels[number] = channel
+        return number
+
+    # -- writing
+
+    def _has_output(self) -> bool:
+        return bool(self._rest or self._frames or (self.outbox and not self.is_blocked))
+
+    def _write(self) -> None:
+        """Write until nothing is left, or the socket is full, or another thread does it.
+
+        1. This thread: takes all there is. 2. Another appends, and can't have the lock. 3. This thread:
+        lets go of the lock, and then looks again. So nothing is left behind.
+        """
+        while self._has_output() and self.lost is None:
+            try:
+                if not self._lock.acquire(blocking=False):
+                    return
+                if not self._write_locked():
+                    return
+            except OSError as error:
+                self.give_up(AMQPConnectionError(str(error)))
+            except BaseException as error:
+                self.give_up(_Interrupted(f"a thread was interrupted by {error!r} while it wrote"))
+                raise
+            finally:  # nothing may be called before the release: it would be interrupted in its place
+                try:
+                    self._lock.release()
+                except RuntimeError:  # it is another thread's
+                    pass
+
+    def _write_locked(self) -> bool:
+        """Return whether all is written; if not, the reader goes on when the socket takes more."""
+        while self._rest or (data := self._take()):
+            if not self._rest:
+                self._rest = memoryview(data)
+            try:
+                sent = cast(socket.socket, self._socket).send(self._rest)
+            except _WOULD_BLOCK:
+                sent = 0
+            self._rest = self._rest[sent:]
+            self.wrote_at = time.monotonic()
+            was_full, self._is_full = self._is_full, bool(self._rest)
+            if (sent and was_full) or self._is_full > was_full:
+                self.moved_at = self.wrote_at
+            if self._is_full:
+                if not self._awake:
+                    self._wakeup.set()
+                return False
+        return True
+
+    def _take(self) -> bytes:
+        """Return what is to be written next. With the lock: in the order of numbers is the order of bytes."""
+        chunks, size = [], 0
+        while size < JOINED_WRITES:
+            try:
+                if self._frames:
+                    channel, data = self._frames.popleft()
+                    if channel is not None and channel.lost is not None:
+                        continue  # its number may be another's by now
+                elif self.outbox and not self.is_blocked:
+                    outgoing = self.outbox.popleft()
+                    if outgoing.channel.lost is not None:
+                        continue
+                    data = outgoing.channel.encode(outgoing)
+                else:
+                    break
+            except IndexError:  # the only one was withdrawn
+                continue
+            chunks.append(data)
+            size += len(data)
+        return b"".join(chunks)
+
+    # -- the reader
+
+    def _open(self) -> _Connection:
+        """Connect and shake hands. In the thread that is to be its reader, or hands it over to that."""
+        try:
+            self._socket = self._connect()
+            self._selector.register(self._socket, selectors.EVENT_READ)
+            self._selector.register(self._wakeup, selectors.EVENT_READ)
+            self.set_state(self.OPENING)
+            self._frames.append((None, amqp_header.ProtocolHeader().marshal()))
+            deadline = time.monotonic() + self.parameters["timeout"]
+            while not self.is_open:
+                if time.monotonic() >= deadline:
+                    raise AMQPConnectionError(f"no answer within {self.parameters['timeout']:g} seconds")
+                self.step(deadline)
+            return self
         except BaseException:
             self.hang_up()
             raise
 
-    def post(self, data: bytes) -> None:
-        """Have it written soon. From any thread."""
-        self._io.outbox.append(data)
-        self.wakeup.set()
+    def _connect(self) -> socket.socket:
+        """As amqpstorm's, but it closes what failed, says why in each case, and doesn't delay small frames."""
+        host, port, reasons = self.parameters["hostname"], self.parameters["port"], []
+        # Of bytes: a string makes Python import a codec, and in a child that is forked meanwhile that
+        # import never ends.
+        name = host.encode("ascii" if host.isascii() else "idna")
+        for family, _, _, _, address in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM):
+            sock = IO(self.parameters)._create_socket(family)
+            try:
+                sock.connect(address)
+                self._set_options(sock)
+                return sock
+            except OSError as error:
+                sock.close()
+                reasons.append(error.strerror or str(error))
+        raise AMQPConnectionError("; ".join(dict.fromkeys(reasons)))
 
-    def write(self, data: bytes) -> None:
-        """Have it written by the next `pump`. By the owner."""
-        self.heartbeat.register_write()
-        self._io.outbox.append(data)
+    def _set_options(self, sock: socket.socket) -> None:
+        stall = min(math.ceil(self._timeout * 1000), 0x7FFFFFFF)
+        for level, name, value in [
+            (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+            # A peer that has vanished is noticed, without heartbeats, too, where the system can.
+            (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+            (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),
+            (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
+            (socket.IPPROTO_TCP, "TCP_KEEPCNT", 6),
+            (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", stall),
+            # What the system has taken can't be withdrawn when its time is up.
+            (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", 2 * JOINED_WRITES),
+        ]:
+            if hasattr(socket, name):
+                sock.setsockopt(level, getattr(socket, name), value)
+        sock.setblocking(False)
 
-    @property
-    def has_to_write(self) -> bool:
-        return self._io.has_to_write
-
-    def flush(self) -> bool:
-        """Write what the socket takes now; returns whether all is written."""
+    def step(self, until: float) -> None:
+        """Wait for the socket, or to be woken, and do what there is to do, once. Raise AMQPConnectionError."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._rest else 0)
+        sock = cast(socket.socket, self._socket)
+        if self._selector.get_key(sock).events != events:
+            self._selector.modify(sock, events)
+        ready = self._selector.select(_left(min(until, self._look_at)))
+        self._awake = True
         try:
-            return self._io.flush()
-        except OSError as error:
-            raise AMQPConnectionError(str(error)) from error
-
-    def pump(self, until: float) -> None:
-        """Write and read what there is, once; wait for it no longer than `until`, or to be woken. The owner clears
-        its wakeup before it looks for work, and then pumps."""
-        self.at_rest = False
-        try:
-            for key, _ in self._select(min(until, self._pulse.due), self._io.flush()):
-                if key.fileobj is self.wakeup:
-                    self.wakeup.is_set = True
-                else:
-                    self._read(self._io.receive())
-            self._io.flush()
-            self._pulse.tick()
-        except AMQPConnectionError:
+            for key, event in ready:
+                if key.fileobj is not sock:
+                    self._wakeup.clear()
+                elif event & selectors.EVENT_READ:
+                    self._read(self._receive(sock))
+            self._write()
+            self._look_around()
+        except AMQPError:
             raise
         except OSError as error:
             raise AMQPConnectionError(str(error)) from error
-        if self.exceptions:  # of amqpstorm's own code: the broker's Close, missing heartbeats
-            raise self.exceptions[0]
+        finally:
+            self._notify()
+        if self.lost is not None:
+            raise _again(self.lost)
+        self._awake = False
+        if self._has_output() and not self._rest:  # appended by one who saw that the reader is awake
+            self._write()
 
-    def _select(self, until: float, flushed: bool) -> list[Any]:
-        events = selectors.EVENT_READ if flushed else selectors.EVENT_READ | selectors.EVENT_WRITE
-        if events != self._events:
-            sock = cast(socket.socket, self._io.socket)
-            if self._events:
-                self._selector.modify(sock, events)
-            else:
-                self._selector.register(sock, events)
-                self._selector.register(self.wakeup, selectors.EVENT_READ)
-            self._events = events
-        left = _left(until)
-        self.at_rest = True
-        ready = self._selector.select(left if flushed else min(left, TICK))  # a stall that lasts is to be noticed
-        self.at_rest = False
-        return ready
+    def notify(self, event: _Event) -> None:
+        """Set an event at the end of this step."""
+        self._notices.append(event)
+
+    def _notify(self) -> None:
+        notices, self._notices = self._notices, []
+        for event in notices:
+            event.set()
+
+    def _receive(self, sock: socket.socket) -> bytes:
+        if self._is_tls:
+            with self._lock:
+                return self._receive_now(sock)
+        return self._receive_now(sock)
+
+    def _receive_now(self, sock: socket.socket) -> bytes:
+        try:
+            data = sock.recv(0x20000)
+        except _WOULD_BLOCK:
+            return b""
+        if not data:
+            raise OSError("closed by the broker")
+        return data
 
     def _read(self, data: bytes) -> None:
         """Hand each whole frame to its channel, and keep the rest."""
-        self.received_at = time.monotonic()
-        self.heartbeat.register_read()
+        self.read_at, self._has_pinged = time.monotonic(), False
         data, offset = self._buffer + data, 0
         while len(data) - offset > _FRAME_HEADER.size:
             kind, channel, size = _FRAME_HEADER.unpack_from(data, offset)
-            if kind not in (1, 2, 3, 8) or size > self.max_frame_size:
+            if kind not in (1, 2, 3, 8) or size > self.frame_max:
                 raise OSError(f"it doesn't speak AMQP 0-9-1: {data[offset : offset + 20]!r}")
             start = offset + _FRAME_HEADER.size
             end = start + size + 1
@@ -1325,52 +1582,123 @@ class _Link(Connection):
         self._buffer = data[offset:]
 
     def _on_frame(self, kind: int, number: int, payload: bytes) -> None:
-        channel = self.channels_by_id.get(number)
+        channel = self.channels.get(number)
         if channel is not None and kind == 3:
             channel.on_body(payload)
         elif channel is not None and kind == 2:
             channel.on_header(payload)
         elif channel is not None and kind == 1:
             channel.on_frame(_decode_method(payload))
-        elif number == 0:
-            self._channel0.on_frame(_decode_method(payload) if kind == 1 else amqp_heartbeat.Heartbeat())
-            if self.is_closed and not self._user_closed:
+        elif number == 0 and kind == 1:
+            self._channel0.on_frame(_decode_method(payload))
+            if self.exceptions or self.is_closed:
                 raise self.exceptions[0] if self.exceptions else OSError("closed by the broker")
 
-    def _wait_for_connection_state(self, state: int = Connection.OPEN, rpc_timeout: float = 30) -> None:
-        """As amqpstorm's, without its polling, and within our timeouts."""
-        timeout = CLOSE_TIMEOUT if state == self.CLOSED else self._timeout
-        deadline = time.monotonic() + timeout
-        while self.current_state != state:
-            if time.monotonic() >= deadline:
-                raise AMQPConnectionError(f"no answer within {timeout:g} seconds")
-            self.wakeup.clear()
-            self.pump(deadline)
+    def remove(self, channel: _Channel) -> None:
+        """Forget a channel that is closed; its number is free."""
+        if self.channels.pop(channel.id, None) is channel:
+            self._free_ids.append(channel.id)
+
+    def _look_around(self) -> None:
+        self.stepped_at = time.monotonic()
+        if self.stepped_at >= self._look_at:
+            self._look(self.stepped_at)
+        if self.changes:
+            self.changes.notify()
+        if self.failures:
+            self._log_failures()
+
+    def _look(self, now: float) -> None:
+        """Look whether the broker still lives. Raise OSError if it doesn't."""
+        self._look_at = now + self._tick
+        if now - self.wrote_at >= self._heartbeat / 2 - self._tick:
+            self._channel0.send_heartbeat()
+        silence, beats = now - self.read_at, 2 * self._heartbeat
+        if silence > beats:
+            raise OSError(f"no heartbeat or data received for {silence:.1f} seconds (RABBIT_HEARTBEAT)")
+        if self._is_full and now - self.moved_at > self._timeout:
+            raise OSError(f"the broker has taken no data for {self._timeout:g} seconds")
+        for channel in tuple(self.channels.values()):
+            if channel.is_retired and not channel.waits:
+                channel.close()
+        if self.is_blocked or not any(channel.waits for channel in tuple(self.channels.values())):
+            self._owes_since = math.inf
+        elif self._owes_since == math.inf:
+            self._owes_since = now
+        elif self.silence() > self._timeout / 4 and not self._has_pinged:
+            self._has_pinged = True
+            next(c for c in self.channels.values() if c.waits).ping()
+
+    def silence(self) -> float:
+        """Return for how many seconds the broker has owed an answer and given no sign of life."""
+        return self.stepped_at - max(self.read_at, self.moved_at, self._owes_since)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is to be written, no answer is to come, and nobody waits."""
+        channels = tuple(self.channels.values())
+        return not (self._has_output() or self.outbox or any(c.waits or c.waiting for c in channels))
+
+    @property
+    def unattended(self) -> list[_Outgoing]:
+        """Messages that nobody waits for, and that aren't known to have arrived."""
+        confirms = [c for c in tuple(self.channels.values()) if isinstance(c, _ConfirmChannel)]
+        written = [o for c in confirms for o in tuple(c.in_flight.values()) if o.batch is None]
+        return written + [o for o in tuple(self.outbox) if o.fate == LEFT]
+
+    def log_what_is_lost(self) -> None:
+        for outgoing in self.unattended:
+            self.failures[outgoing.message.queue, str(self.lost)] += 1
+        self._log_failures()
+
+    def _log_failures(self) -> None:
+        failures, self.failures = self.failures, collections.Counter()
+        for (queue, why), count in failures.items():
+            text = "Lost: %s for queue %r, for which nobody waits (RABBIT_CONFIRM): %s"
+            _log(logging.ERROR, text, _count(count, "message"), queue, why)
+
+    def wake(self) -> None:
+        """Have the reader look around."""
+        self._wakeup.set()
 
     def close(self) -> None:
-        """Write what is left and take leave, within CLOSE_TIMEOUT seconds. Doesn't raise."""
+        """Take leave of the broker, within CLOSE_TIMEOUT seconds. By the reader. Doesn't raise."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        self.set_state(self.CLOSING)
         with contextlib.suppress(OSError):
-            super().close()
+            self._channel0.send_close_connection()
+            while self.is_closing and time.monotonic() < deadline:
+                self.step(deadline)
+        self.give_up(AMQPConnectionError("it was closed"))
         self.hang_up()
 
     def hang_up(self) -> None:
-        """End it without a word to the broker, and without waiting. In a forked child, too: the
-        parent's connection isn't touched by closing the copy of its socket."""
-        sock, self._io.socket = self._io.socket, None
+        """End it without a word to the broker. By the reader."""
+        try:
+            self._lock.acquire()  # nobody writes to a descriptor that may be another's by now
+            sock, self._socket = self._socket, None
+            if sock is not None:
+                sock.close()
+        finally:
+            self._lock.release()
         self._selector.close()
-        if sock is not None:
-            sock.close()
+        self._wakeup.close()
         self.set_state(self.CLOSED)
 
+    def abandon(self) -> None:
+        """Leave it to the parent: in a forked child, whose copy of the socket it is."""
+        self._lock = threading.RLock()
+        self.lost = AMQPConnectionError("it is the parent process's")
+        self.hang_up()
 
-_links: weakref.WeakSet[_Link] = weakref.WeakSet()
 
+_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
 
-C = TypeVar("C", bound=Connection)
+C = TypeVar("C")
 
 
 def _first_that_answers(config: Config, connect: Callable[[str, int], C]) -> C:
-    """Try each address in turn. Raises AMQPConnectionError with all reasons."""
+    """Try each address in turn. Raise AMQPConnectionError with all reasons."""
     reasons, code = [], None
     for host, port in config._addresses():
         try:
@@ -1381,56 +1709,88 @@ def _first_that_answers(config: Config, connect: Callable[[str, int], C]) -> C:
     raise AMQPConnectionError(f"can't connect to RabbitMQ at {', '.join(reasons)}", reply_code=code)
 
 
-def _open_link(config: Config, wakeup: _Wakeup) -> _Link:
-    return _first_that_answers(config, lambda host, port: _Link(host, port, config, wakeup))
+class _ChannelsExhausted(Exception):
+    """The broker allows no more channels on a connection at the moment (channel_max)."""
+
+
+CH = TypeVar("CH", bound="_Channel")
+
+
+def _new_channel(connection: _Connection, kind: type[CH]) -> CH | None:
+    """Return a new channel, or None if none is free: look again when the connection changes."""
+    try:
+        return kind(connection)
+    except _ChannelsExhausted:
+        return None
 
 
 class _Channel:
-    """A channel on a link. Belongs to the link's owner. Raises amqpstorm's errors."""
+    """A channel. One thread uses it; the reader of its connection calls what begins with `on_`."""
 
-    def __init__(self, link: _Link, timeout: float) -> None:
-        self.link = link
-        self._timeout = timeout
-        #: Why nothing can be done on this channel any more.
+    def __init__(self, connection: _Connection) -> None:
+        self.connection = connection
+        #: Why nothing can be done on this channel any more, though its connection may live.
         self.lost: AMQPError | None = None
+        #: Another has taken its place: its connection's reader closes it when no answer is to come.
+        self.is_retired = False
+        #: Notified when this channel or its connection is lost.
+        self.waiting = _Changes()
         self._awaited: Sequence[str] = ()
         self._answer: Any = None
         self._method: Any = None
         self._properties: Any = None
         self._parts: list[bytes] = []
         self._missing = 0
-        self.id = next(id for id in itertools.count(1) if id not in link.channels_by_id)
-        if self.id > link.max_allowed_channels:
-            raise AMQPChannelError(f"more than {link.max_allowed_channels} channels (the broker's channel_max)")
-        link.channels_by_id[self.id] = self
-        self.request(commands.Channel.Open())
+        self.id = connection.add(self)
+        self.begin()
+
+    def begin(self) -> None:
+        """Open it. Its answer isn't waited for: what follows leaves in one write with it."""
+        self.connection.append(self, commands.Channel.Open())
+
+    @property
+    def why_lost(self) -> AMQPError | None:
+        return self.lost or self.connection.lost
+
+    @property
+    def waits(self) -> bool:
+        """Whether the broker owes an answer."""
+        return bool(self._awaited)
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
-        """A whole message has arrived. Must not block."""
+        """A whole message has arrived."""
 
     def on_method(self, frame: Any) -> None:
-        """A method has arrived that isn't the answer to a request. Must not block."""
+        """A method has arrived that isn't the answer to a request."""
 
-    def write(self, *frames: Any) -> None:
-        self.link.write(_marshal(self.id, *frames))
+    def on_lost(self) -> None:
+        """The broker has closed this channel."""
 
-    def request(self, frame: Any) -> Any:
-        """Send a method and pump until its answer has come."""
-        deadline = time.monotonic() + self._timeout
+    def post(self, *frames: Any) -> None:
+        self.connection.post(self, _marshal(self.id, *frames))
+
+    def ping(self) -> None:
+        """Ask for a sign of life. By the reader."""
+        self.post(commands.Basic.Qos())
+
+    def request(self, frame: Any, until: float) -> Any:
+        """Send a method and wait for its answer. Raise AMQPError: it was lost, or the time is up."""
         self._awaited, self._answer = frame.valid_responses, None
-        self.write(frame)
-        while self._answer is None:
-            if self.lost is not None:
-                raise self.lost
-            if time.monotonic() >= deadline:
-                raise AMQPConnectionError(f"no answer to {frame.name} within {self._timeout:g} seconds")
-            self.link.wakeup.clear()  # whoever requests looks for work after it, not only before
-            self.link.pump(deadline)
+        try:
+            self.post(frame)
+            self.waiting.wait_for(lambda: self._answer is not None or self.why_lost, until)
+        finally:
+            self._awaited = ()
+        if self._answer is None:
+            raise _again(self.why_lost or AMQPConnectionError(f"no answer to {frame.name} in time"))
         return self._answer
 
     def close(self) -> None:
-        self.request(commands.Channel.Close(reply_code=200, reply_text="", class_id=0, method_id=0))
-        self.link.channels_by_id.pop(self.id, None)
+        """Close it. Its number is free when the broker has answered."""
+        if self.why_lost is None:
+            self.lost = AMQPChannelError("it was closed")  # first: nothing is written to it after that
+            self.connection.post(None, _marshal(self.id, commands.Channel.Close(200, "", 0, 0)))
+            self.waiting.notify()
 
     def on_header(self, payload: bytes) -> None:
         """Properties that can't be decoded must not end the connection: it is delivered, with None."""
@@ -1451,12 +1811,18 @@ class _Channel:
         if name in ("Basic.Deliver", "Basic.Return"):
             self._method = frame
         elif name in self._awaited:
-            self._awaited, self._answer = (), frame
-        else:
-            if name == "Channel.Close":
-                self.write(commands.Channel.CloseOk())
-                self.link.channels_by_id.pop(self.id, None)
+            self._answer, self._awaited = frame, ()
+            self.waiting.notify()
+        elif name == "Channel.CloseOk":
+            self.connection.remove(self)
+        elif name == "Channel.Close":
+            self.connection._frames.append((None, _marshal(self.id, commands.Channel.CloseOk())))
+            self.connection.remove(self)
+            if self.lost is None:  # else both sides close it
                 self.lost = AMQPChannelError(str(frame.reply_text), reply_code=frame.reply_code)
+                self.on_lost()
+            self.waiting.notify()
+        else:
             self.on_method(frame)
 
     def _end_content(self) -> None:
@@ -1465,560 +1831,457 @@ class _Channel:
             self.on_content(self._method, self._properties, parts[0] if len(parts) == 1 else b"".join(parts))
 
 
-def _ensure_queue(link: _Link, queue: str, arguments: dict[str, Any], timeout: float) -> None:
+def _ensure_queue(connection: _Connection, queue: str, arguments: dict[str, Any], until: float) -> None:
     """Look first, declare only when it is absent: a queue that exists is used as it is.
 
-    On a channel of its own, which a failure closes. Raises amqpstorm's errors, and ValueError for a name that can't be.
+    On a channel of its own, which a failure closes. Raise amqpstorm's errors.
     """
     failure = None
     # Classic queues of RabbitMQ 4.3 have no such timeout, and can't be declared with one.
     timeless = {key: value for key, value in arguments.items() if key != "x-consumer-timeout"}
     declarations = [arguments] if timeless == arguments else [arguments, timeless]
-    for wanted in (None, *declarations, None):  # None: look. The last: another declared it in between, differently
+    for wanted in (None, *declarations, None):  # None: look. The last: another declared it meanwhile, differently
         look = wanted is None
-        declare = commands.Queue.Declare(queue=queue, passive=look, durable=not look, arguments=wanted)
-        channel = _Channel(link, timeout)
+        channel = connection.changes.wait_for(lambda: _new_channel(connection, _Channel), until)
+        if channel is None:
+            raise AMQPConnectionError(f"no channel was free in time to look for queue {queue!r} (channel_max)")
         try:
-            channel.request(declare)
-            return channel.close()
+            channel.request(_Declare(queue=queue, passive=look, durable=not look, arguments=wanted), until)
+            return
         except AMQPChannelError as error:
-            if failure is None or error.error_code != 404:  # that there is none says less than why there can be none
+            if failure is None or error.error_code != 404:  # that there is none says less than why
                 failure = error
             if error.error_code != (404 if look else 406):
                 break
+        finally:
+            channel.close()
     raise cast(AMQPChannelError, failure)
 
 
-# --- Sending -----------------------------------------------------------------
-
-
-class _Done:
-    """That something is done: a `threading.Event` for one thread that waits. Cheaper: each message has one."""
-
-    def __init__(self) -> None:
-        self._is_set = False
-        self._until_set = threading.Lock()
-        self._until_set.acquire()
-
-    def is_set(self) -> bool:
-        return self._is_set
-
-    def set(self) -> None:
-        self._is_set = True
-        with contextlib.suppress(RuntimeError):  # another has set it, too
-            self._until_set.release()
-
-    def wait(self, seconds: float) -> None:
-        if not self._is_set and self._until_set.acquire(timeout=seconds):
-            self._until_set.release()
-
-
-def _messages(count: int) -> str:
-    return "the message" if count == 1 else f"{count} messages"
-
-
-class _Order:
-    """Messages that a thread wants sent, and waits for. The sender settles it; `done` tells.
-
-    Raises ValueError, and whatever pamqp raises, for properties that can't be encoded.
-    """
-
-    def __init__(self, messages: Sequence[_Message], call: bool = False, attempts: int = 10) -> None:
-        #: By their place: those that aren't known to have arrived.
-        self.open = dict(enumerate(messages))
-        self.properties = [_encode_properties(m.properties) for m in messages]
-        if max(map(len, self.properties), default=0) > MAX_PROPERTIES:  # the broker would close the connection
-            raise ValueError(f"properties of more than {MAX_PROPERTIES} bytes")
-        self.size = sum([len(message.body) for message in messages])
-        #: Whether a reply is wanted, and its body.
-        self.call = call
-        self.reply: bytes | None = None
-        #: How many more times it may be lost on its way.
-        self.attempts = attempts
-        #: Why it has failed, and how many of its messages are refused for good.
-        self.failure: str | None = None
-        self.refused = 0
-        #: Why it isn't done yet, if more is known than that there is no answer.
-        self.trouble: str | None = None
-        #: Nobody waits any more: what isn't sent yet must not be. Or nobody has waited: it is to be sent all the same.
-        self.abandoned = False
-        self.unattended = False
-        self.done = _Done()
-
-    def fail(self, why: str) -> None:
-        self.failure = why
-        self.done.set()
-        if self.unattended:
-            queues = ", ".join(sorted({repr(message.queue) for message in self.open.values()}))
-            logger.error("Lost: %s for %s: %s", _messages(len(self.open)), queues, why)
-
-    def settle(self, place: int, refused: str | None = None) -> None:
-        """A message has arrived, or is refused for good: done when that is known of all."""
-        if refused is None:
-            del self.open[place]
-        else:
-            self.failure = refused
-            self.refused += 1
-        if len(self.open) == self.refused and (self.refused or not self.call):
-            self.done.set()
-
-
-def _is_open(order: _Order) -> bool:
-    """Somebody waits for it."""
-    return not (order.abandoned or order.done.is_set())
-
-
-class _PublishChannel(_Channel):
-    """Publishes; the broker numbers what is published on a channel, and confirms by number."""
-
-    def __init__(
-        self, link: _Link, timeout: float, confirms: bool, settle: Callable[[_Order, int, str], object]
-    ) -> None:
-        super().__init__(link, timeout)
-        self._settle = settle
-        self._last_tag, self._oldest_tag = 0, 1
-        self.in_flight: dict[int, tuple[_Order, int]] = {}
-        self.waits_since = math.inf  # time.monotonic(), while something is in flight
-        self._returned: set[int] = set()
-        #: A queue has refused a message by a Nack. In a cluster this channel may go on with the leader that has fallen.
-        self._refused = False
-        self._fresh_until = time.monotonic() + REFUSAL_PAUSE
-        if confirms:
-            self.request(commands.Confirm.Select())
-
-    @property
-    def spent(self) -> bool:
-        """Another is to take its place. Not sooner, however many queues refuse: channels are limited."""
-        return self._refused and time.monotonic() >= self._fresh_until
-
-    @property
-    def is_usable(self) -> bool:
-        return self.lost is None and not self.spent
-
-    def publish(self, order: _Order, place: int) -> None:
-        message, limit = order.open[place], self.link.max_frame_size
-        self.link.write(
-            _content_frames(
-                self.id, message.queue, message.mandatory, order.properties[place], message.body, limit
-            )
-        )
-        if not self.in_flight:
-            self.waits_since = time.monotonic()
-        self._last_tag += 1
-        self.in_flight[self._last_tag] = order, place
-
-    def on_method(self, frame: Any) -> None:
-        if frame.name in ("Basic.Ack", "Basic.Nack"):
-            self.settle(frame.delivery_tag, frame.multiple, frame.name)
-        elif self.lost is not None:
-            self.settle(self._last_tag, True, str(self.lost))
-
-    def settle(self, tag: int, multiple: bool, fate: str) -> None:
-        self._refused |= fate == "Basic.Nack"
-        for number in range(self._oldest_tag if multiple else tag, tag + 1):
-            if number in self.in_flight:
-                self._settle(*self.in_flight.pop(number), "returned" if number in self._returned else fate)
-                self._returned.discard(number)
-        if multiple:
-            self._oldest_tag = tag + 1
-
-    def settle_written(self) -> None:
-        """Without confirms, that the operating system has taken them is all that is known."""
-        self.settle(self._last_tag, True, "Basic.Ack")
-
-    def on_content(self, method: Any, properties: Any, body: bytes) -> None:
-        """A message that no queue took; its Ack follows. Of several that look alike none is taken
-        for confirmed: rather one too many is sent again than one too few."""
-        key = method.routing_key, getattr(properties, "message_id", None)
-        for number, (order, place) in self.in_flight.items():
-            if key == order.open[place].key:
-                self._returned.add(number)
-
-
-class _CallChannel(_PublishChannel):
-    """One caller's way of asking and being answered, by direct reply-to.
-
-    A reply bears nothing that tells which request it answers (Kuyruk 10's workers send no
-    correlation id), and may come late, or twice. So each request has a reply address and a
-    consumer tag of its own: cancelling and consuming again makes the broker forget the old
-    address. That costs two small frames and no round trip, and is done when the channel gets
-    free: while the broker does it, the caller goes on.
-    """
-
-    def __init__(self, link: _Link, timeout: float, settle: Callable[[_Order, int, str], object]) -> None:
-        # Confirmed, always: else a call that takes long looks like a message that is on its way.
-        super().__init__(link, timeout, confirms=True, settle=settle)
-        self.order: _Order | None = None
-        self._tag = 0
-        self.release()
-
-    def ask(self, order: _Order) -> None:
-        self.order = order
-        self.publish(order, 0)
-
-    def release(self) -> None:
-        """What may still be answered here is of no interest any more."""
-        self.order = None
-        if self.lost is None:
-            self._tag += 1
-            self.link.write(_renew_frames(self.id, self._tag))
-
-    def on_content(self, method: Any, properties: Any, body: bytes) -> None:
-        if method.name == "Basic.Return":
-            super().on_content(method, properties, body)
-        elif self.order is not None and method.consumer_tag == str(self._tag):
-            order = self.order
-            self.release()
-            order.reply = body
-            order.done.set()
-
-
 def _pauses(longest: float) -> Iterator[float]:
-    """Growing, with jitter: so that many clients of a broker don't come back as one."""
+    """Return growing pauses, with jitter: so that many clients of a broker don't come back as one."""
     for n in itertools.count():
         yield min(FIRST_RECONNECT * 2 ** min(n, 20), longest) * (0.5 + os.urandom(1)[0] / 512)
 
 
-class _Sender:
-    """The thread that owns a publisher's connection, and ends when idle or told to.
+def _refuses_us(error: BaseException) -> bool:
+    """Whether trying again is of no use: a wrong password, or no such virtual host."""
+    code = getattr(error, "error_code", None)
+    return code == 403 or (code == 530 and "limit" not in str(error))  # a limit of connections: for the moment
 
-    It takes orders from the inbox, and settles them. When the connection is lost, what isn't
-    known to have arrived is sent again on the next.
 
-    The owner is whoever has the helm, a lock. While the sender has nothing to do it lets go of that, and a thread that
-    wants to send may `lead`: it uses the connection itself, which takes no change of threads. It does nothing that may
-    take long (connect, declare, send again), and gives way as soon as there is anything else to do.
+class _Keeper:
+    """The thread that connects, and then reads the connection: for one publisher, or for one worker.
+
+    It connects as long as somebody waits for a connection; who does, waits no longer than it wants to,
+    whatever an attempt takes. It ends when the connection is idle, or is closed.
     """
 
-    def __init__(self, config: Config, lock: threading.RLock) -> None:
+    def __init__(self, config: Config, longest_pause: float, idle: float = math.inf) -> None:
         self._config = config
-        #: Guards its last moment: when `ended`, the inbox takes no more.
-        self._lock = lock
+        self._pauses = functools.partial(_pauses, longest_pause)  #: Between attempts.
+        self._idle = idle  #: Seconds; inf: a connection is always wanted.
+        #: Notified when there is another connection, or another reason why there is none.
+        self.changes = _Changes()
+        self.connection: _Connection | None = None
+        #: Why there is none; and if RabbitMQ has refused us, until the next attempt.
+        self.trouble: AMQPError | None = None
+        self.refusal: AMQPError | None = None
+        #: Its thread has ended: it is of no use any more.
         self.ended = False
-        self.inbox: collections.deque[_Order] = collections.deque()
-        self.wakeup = _Wakeup()
         self.closing = False
-        self._helm = threading.RLock()
-        self._leaders: set[int] = set()  # threads that lead, or try to
-        self._leads_from = -math.inf  # time.monotonic(): several threads send, and are better served by this one
-        self._broken: BaseException | None = None  # the connection, while a thread led; for this one to see to
-        self._trouble = "no connection"
-        self.thread = threading.Thread(target=self._run, name="kuyruk-sender", daemon=True)
-        self._link: _Link | None = None
-        self._careful = False  # some orders may be on their last attempt
-        self._reset()
+        self._wakeup = _Event()
+        self._successor: _Connection | None = None
+        self._is_probing = False
+        self._was_idle = self._was_connected = False
+        self._logged, self._logged_at = "", -math.inf  # the last trouble
+        self._thread = threading.Thread(target=self._run, name="kuyruk-connection", daemon=True)
 
-    def _reset(self) -> None:
-        #: time.monotonic() when a queue was seen.
-        self._queues: dict[str, float] = {}
-        self._calls: list[_CallChannel] = []
-        #: Not used any more, but for the confirms that are to come.
-        self._spent: list[_PublishChannel] = []
-        #: To be sent again, from a time.monotonic() on: returned, because their queue has vanished, or refused.
-        self._again: collections.deque[tuple[float, _Order, int]] = collections.deque()
+    def start(self) -> _Keeper:
+        """Raise RuntimeError if no thread can be started."""
+        self._thread.start()
+        return self
+
+    # -- for those who want a connection
 
     @property
-    def state(self) -> str:
-        """Why nothing is confirmed, for error texts. For any thread."""
-        link = self._link
-        if link is None:
-            return self._trouble
-        return "it blocks publishing (memory or disk alarm)" if link.is_blocked else "no answer"
+    def usable(self) -> _Connection | None:
+        connection = self.connection
+        return connection if connection and connection.lost is None and connection.is_open else None
 
-    @property
-    def is_led_here(self) -> bool:
-        """By this thread, in which a signal handler wants to send."""
-        return threading.get_ident() in self._leaders
+    def connect(self, until: float) -> _Connection:
+        """Wait for a connection. Raise AMQPConnectionError at `until`, or when RabbitMQ refuses us.
 
-    @property
-    def keeps_up(self) -> bool:
-        """Whether it is connected, and has little to write. For any thread."""
-        link = self._link
-        return link is not None and not link.is_blocked and self.backlog < UNATTENDED_ORDERS
+        1. This thread: registers as waiting. 2. It looks whether the keeper has ended. The keeper: 1. notes
+        that it has ended. 2. It looks whether somebody waits, and takes that back. One sees the other.
+        """
+        connection = self.usable or self.changes.wait_for(self._look, until)
+        if isinstance(connection, _Connection):
+            return connection
+        raise _again(self.refusal or self.trouble or AMQPConnectionError("there is no connection yet"))
 
-    @property
-    def backlog(self) -> int:
-        """Orders that wait to be written, and messages that are on their way. For any thread."""
-        return len(self.inbox) + (0 if self._link is None else len(self._channel.in_flight))
+    def _look(self) -> Any:
+        self._wakeup.set()
+        return self.usable or self.refusal or self.ended
 
-    # -- a thread that leads
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Close the connection as soon as nothing is on its way; wait for that for `timeout` seconds."""
+        self.closing = True
+        self._wakeup.set()
+        connection = self.connection
+        if connection is not None and not _this_thread.reads:
+            connection.wake()
+            self._thread.join(timeout)
 
-    def lead(self, order: _Order, until: float) -> bool:
-        """Send the order in this thread, and return when it is done, when there is more to do, or at `until`; what is
-        left is up to the sender. Returns False at once if the order should better be given to that."""
-        me = threading.get_ident()
-        if me in self._leaders:
-            return False
-        # A signal handler may raise, or send, at any point. So it is up to the lock to know whose it is, nothing is
-        # called before its release; and as long as this thread may have it, it is among the leaders.
-        try:
-            self._leaders.add(me)
-            return self._helm.acquire(blocking=False) and self._lead(order, until)
-        finally:
-            try:
-                self._helm.release()
-            except RuntimeError:  # another thread's
-                pass
-            self._leaders.discard(me)
-
-    def _lead(self, order: _Order, until: float) -> bool:
-        link = self._link
-        if link is None or link.is_blocked or not self._is_free_for(order):
-            return False
-        link.at_rest = False
-        try:
-            self._publish(link, order, list(order.open))
-            while _is_open(order) and not (self.wakeup.is_set or self._again):
-                now = time.monotonic()
-                if now >= until:
-                    break
-                link.pump(min(until, self._look_for_answers(link, now)))
-        except AMQPConnectionError as error:
-            self._broken = error
-        except BaseException as error:
-            self._broken = None if link.at_rest else error
-            raise
-        finally:
-            self._idle_at = time.monotonic() + self._config.RABBIT_IDLE_DURATION
-            if self._broken or self._is_busy:
-                self.wakeup.set()
-        return True
-
-    def _is_free_for(self, order: _Order) -> bool:
-        """Nothing else is to be done, and nothing that takes long is to be done for this one."""
-        if not (order.call or self._config.RABBIT_CONFIRM) or time.monotonic() < self._leads_from:
-            return False
-        if self.wakeup.is_set or self.ended or self.closing or self._broken or self._careful or self._is_busy:
-            return False
-        channels = self._calls if order.call else [self._channel]
-        return any(channel.is_usable for channel in channels) and not self._unseen_queues(order.open.values())
-
-    @property
-    def _is_busy(self) -> bool:
-        has_to_write = self._link is not None and self._link.has_to_write
-        return bool(self.inbox or self._again or self._spent) or has_to_write or self._has_in_flight
-
-    @property
-    def _has_in_flight(self) -> bool:
-        """That somebody waits for: of a call that is answered, the confirm can come later."""
-        return any(map(_is_open, self._orders_in_flight()))
-
-    # -- its own thread
+    # -- its thread
 
     def _run(self) -> None:
-        pauses = _pauses(1.0)
-        with self._helm:
-            while not self._may_end():
-                try:
-                    if self._link is None:
-                        self._connect()
-                        pauses = _pauses(1.0)
-                    self._work(cast(_Link, self._link))
-                except AMQPConnectionError as error:
-                    self._on_lost(error, next(pauses))
-                except Exception as error:
-                    logger.exception("Defect in the sender; its connection is given up")
-                    self._on_lost(AMQPConnectionError(repr(error)), next(pauses))
-        if self._link is not None:
-            self._link.close()
-        self.wakeup.close()
+        _this_thread.reads = True
+        pauses = self._pauses()
+        while not self._may_end():
+            self.refusal, self._was_idle = None, False
+            try:
+                connection = self._open()
+                pauses = self._pauses()
+                self._read(connection)
+            except BaseException as error:
+                if not isinstance(error, OSError | ValueError | AMQPError):
+                    _log(logging.ERROR, "Defect in a connection: it is given up", exc_info=True)
+                self._on_trouble(error, next(pauses))
+        successor = self._successor
+        if successor is not None:
+            successor.hang_up()
+
+    def _open(self) -> _Connection:
+        successor, self._successor = self._successor, None
+        return successor or _Connection.open_first(self._config)
+
+    def _read(self, connection: _Connection) -> None:
+        """Read until it is to be closed. Raise AMQPConnectionError when it is lost."""
+        limit = self._config.RABBIT_PUBLISH_TIMEOUT / 2
+        try:
+            connection.used_at = time.monotonic()
+            self.connection, self.trouble, self._was_connected = connection, None, True
+            self.changes.notify()
+            while not self._is_over(connection):
+                connection.step(math.inf)
+                if connection.silence() > limit:
+                    self._probe(connection)
+            connection.close()
+            self._was_idle = True
+        except BaseException as error:
+            connection.give_up(_as_lost(error))
+            raise
+        finally:
+            self.connection = None
+            connection.hang_up()
+            connection.log_what_is_lost()
+
+    def _is_over(self, connection: _Connection) -> bool:
+        return (self.closing or connection.stepped_at >= connection.used_at + self._idle) and connection.is_quiet
 
     def _may_end(self) -> bool:
-        """Never waits for the lock: who has it has an order, or is below a signal handler that waits for one."""
-        idle = self.closing or self._link is None or time.monotonic() >= self._idle_at
-        if idle and self._lock.acquire(blocking=False):
-            self.ended = not self._has_in_flight and not any(map(_is_open, self.inbox))
-            self._lock.release()
-        return self.ended
+        """Wait until a connection is wanted. Return True if it was closed, or none was wanted for long."""
+        until = time.monotonic() + self._idle
+        while not self._is_wanted():
+            if not (self.closing or self._was_idle) and time.monotonic() < until:
+                self._wakeup.wait(until)
+                self._wakeup.clear()
+                continue
+            self.ended = True
+            if not self.changes:
+                return True
+            self.ended = False
+        return False
 
-    def _connect(self) -> None:
-        link = _open_link(self._config, self.wakeup)
+    def _is_wanted(self) -> bool:
+        always = self._idle == math.inf and not self.closing
+        return bool(always or self.changes or self._successor)
+
+    def _on_trouble(self, error: BaseException, pause: float) -> None:
+        was_connected, self._was_connected = self._was_connected, False
+        self.trouble = _as_lost(error)
+        if _refuses_us(self.trouble):
+            self.refusal = self.trouble
+        self.changes.notify()
+        now, text = time.monotonic(), str(error)
+        if text != self._logged or now > self._logged_at + WAITING_LOG_INTERVAL:
+            self._logged, self._logged_at = text, now
+            level = logging.INFO if was_connected else logging.WARNING
+            _log(level, "Waiting for RabbitMQ, trying again in %.1f s: %s", pause, error)
+        until = now if isinstance(error, _Interrupted) else now + pause
+        while not self.closing and time.monotonic() < until:
+            self._wakeup.wait(until)
+            self._wakeup.clear()
+
+    # -- a connection that may have vanished
+
+    def _probe(self, connection: _Connection) -> None:
+        """Try whether another can be opened: then the broker lives, and this one's way has vanished.
+
+        If none can be opened, the broker stands still, and all may go on when it does.
+        """
+        if not self._is_probing:
+            self._is_probing = True
+            try:
+                arguments = (connection,)
+                threading.Thread(target=self._open_successor, args=arguments, name="kuyruk-probe", daemon=True).start()
+            except RuntimeError as error:  # no thread can be started
+                self._is_probing = False
+                _log(logging.WARNING, "Can't look for another connection: %s", error)
+
+    def _open_successor(self, silent: _Connection) -> None:
+        _this_thread.reads = True
         try:
-            self._channel = self._open_channel(link)
-        except BaseException:
-            link.hang_up()
-            raise
-        self._link, self._idle_at = link, time.monotonic() + self._config.RABBIT_IDLE_DURATION
-
-    def _open_channel(self, link: _Link) -> _PublishChannel:
-        config = self._config
-        return _PublishChannel(link, config.RABBIT_PUBLISH_TIMEOUT, config.RABBIT_CONFIRM, self._settle)
-
-    def _work(self, link: _Link) -> None:
-        self.wakeup.clear()
-        self._look_whether_broken()
-        self._close_spent()
-        self._send_again(link)
-        while self.inbox and not link.is_blocked and self._may_publish(self.inbox[0]):
-            now = time.monotonic()
-            self._idle_at = now + self._config.RABBIT_IDLE_DURATION
-            if len(self.inbox) > 1 or self._has_in_flight:
-                self._leads_from = now + LEAD_AFTER
-            self._publish(link, self.inbox[0], list(self.inbox[0].open))
-            self.inbox.popleft()  # not before: if the connection was lost, it is taken again
-        if not self._config.RABBIT_CONFIRM and self._channel.in_flight and link.flush():
-            self._channel.settle_written()
-        now = time.monotonic()
-        if self._is_busy:
-            again_at = self._again[0][0] if self._again else math.inf
-            link.pump(min(again_at, now + TICK, self._look_for_answers(link, now)))
-        elif not self.closing:  # what has woken it for that is cleared, and nothing else will
-            self._rest(min(self._idle_at, now + TICK))
-            link.pump(0)  # what has come meanwhile
-
-    def _rest(self, until: float) -> None:
-        """Others may use the connection. What wakes this thread is left set until they are out of it: it is for them,
-        too."""
-        self._helm.release()
-        try:
-            self.wakeup.look(until)
+            successor = _Connection.open_first(self._config)
+            limit = self._config.RABBIT_PUBLISH_TIMEOUT / 2
+            if silent.lost is None and silent.silence() > limit:
+                self._successor = successor
+                silent.give_up(AMQPConnectionError(f"no answer for {limit:g} seconds, but from a new connection"))
+            else:
+                successor.hang_up()
+        except (OSError, ValueError) as error:
+            _log(logging.DEBUG, "RabbitMQ doesn't answer, nor can it be reached anew: %s", error)
         finally:
-            self._helm.acquire()
+            self._is_probing = False
 
-    def _look_whether_broken(self) -> None:
-        broken, self._broken = self._broken, None
-        if isinstance(broken, AMQPConnectionError):
-            raise broken
-        if broken is not None:
-            raise AMQPConnectionError(f"interrupted by {broken!r}")
 
-    def _send_again(self, link: _Link) -> None:
-        """What is due by now. What is refused meanwhile comes after the inbox: its turn may be due before this ends."""
-        now = time.monotonic()
-        while self._again and self._again[0][0] <= now:
-            again = self._again[0]
-            self._publish(link, again[1], [again[2]])
-            self._again.remove(again)  # not before: if the connection was lost, it is taken again
 
-    def _channels(self) -> list[_PublishChannel]:
-        return [self._channel, *self._calls, *self._spent]
 
-    def _may_publish(self, order: _Order) -> bool:
-        """One on its last attempt goes alone: it may be what has ended the connection, or was only beside that."""
-        if not self._careful:
-            return True
-        in_flight = [other for channel in self._channels() for other, _ in channel.in_flight.values()]
-        self._careful = any(other.attempts <= 1 for other in (*self.inbox, *in_flight))
-        return not in_flight or (order.attempts > 1 and all(other.attempts > 1 for other in in_flight))
+# --- Sending ---------------------------------------------------------------------------------------
 
-    def _look_for_answers(self, link: _Link, now: float) -> float:
-        """A peer that has vanished is noticed by its missing heartbeats, which may take minutes: too long for what
-        waits for its confirm. In half of its time another connection can be tried. Returns when to look again."""
-        waiting = [channel.waits_since for channel in self._channels() if channel.in_flight]
-        if not waiting or link.is_blocked:
-            return math.inf
-        limit = self._config.RABBIT_PUBLISH_TIMEOUT / 2
-        if now - max(link.received_at, min(waiting)) > limit:
-            raise AMQPConnectionError(f"no answer within {limit:g} seconds")
-        return now + TICK
+CONFIRMED, RETURNED, REFUSED, LEFT = "confirmed", "returned", "refused", "left"
 
-    def _publish(self, link: _Link, order: _Order, places: Sequence[int]) -> None:
-        try:
-            if not _is_open(order):
-                return self._release(order)
-            self._ensure_queues(link, [order.open[place] for place in places])
-            if order.call:
-                return self._call_channel(link, order).ask(order)
-            if not self._channel.is_usable:  # refused, or the broker has closed it, not the connection
-                self._spent.append(self._channel)
-                self._channel = self._open_channel(link)
-            for place in places:
-                self._channel.publish(order, place)
-        except (AMQPChannelError, ValueError) as error:  # a queue that we may not use, a name that no queue can have
-            order.fail(str(error))
 
-    def _call_channel(self, link: _Link, order: _Order) -> _CallChannel:
-        free = [call for call in self._calls if call.order is None or call.order is order]
-        self._spent += [call for call in free if call.spent]  # the others are waiting for a reply
-        self._calls = [call for call in self._calls if call.lost is None and call not in self._spent]
-        for call in free:
-            if call in self._calls:
-                return call
-        self._calls.append(_CallChannel(link, self._config.RABBIT_PUBLISH_TIMEOUT, self._settle))
-        return self._calls[-1]
+class _Outgoing:
+    """A message on its way, and what is known of it."""
 
-    def _close_spent(self) -> None:
-        """Those that wait for no confirm any more."""
-        for channel in [each for each in self._spent if not each.in_flight]:
-            self._spent.remove(channel)
-            if channel.lost is None:
-                channel.close()
+    __slots__ = ("batch", "channel", "failure", "fate", "is_suspect", "message", "properties", "tag", "trouble")
 
-    def _release(self, order: _Order) -> None:
-        for call in self._calls:
-            if call.order is order:
-                call.release()
+    def __init__(self, message: _Message, batch: _Batch | None) -> None:
+        self.message = message
+        self.properties = _encode_properties(message.properties)
+        self.batch = batch
+        self.channel: _ConfirmChannel
+        #: Its number on that channel, once it is written.
+        self.tag: int | None = None
+        #: What the broker says of it: CONFIRMED, RETURNED (no queue took it) or REFUSED (its queue didn't);
+        #: LEFT if its sender doesn't wait for that (RABBIT_CONFIRM=False).
+        self.fate: str | None = None
+        #: What has gone wrong, though it may still arrive; and what has gone wrong for good.
+        self.trouble: str | None = None
+        self.failure: str | None = None
+        #: It may be what has ended its channel: it is sent once more alone.
+        self.is_suspect = False
 
-    def _ensure_queues(self, link: _Link, messages: Iterable[_Message]) -> None:
-        now = time.monotonic()
-        for message in self._unseen_queues(messages):
-            _ensure_queue(link, message.queue, message.arguments, self._config.RABBIT_PUBLISH_TIMEOUT)
-            self._queues[message.queue] = now
+    @property
+    def size(self) -> int:
+        return len(self.message.body) + len(self.properties) + 100
 
-    def _unseen_queues(self, messages: Iterable[_Message]) -> list[_Message]:
-        """A message for each queue that is to be looked for."""
-        now, mandatory = time.monotonic(), {m.queue: m for m in messages if m.mandatory}
-        return [m for m in mandatory.values() if now - self._queues.get(m.queue, -math.inf) >= m.renewal]
 
-    def _settle(self, order: _Order, place: int, fate: str) -> None:
-        """What became of a message: its confirm, or else what happened to it. While pumping."""
-        if not _is_open(order):
+class _Batch:
+    """Messages that a thread sends together. It waits for `done`; the reader of its connection sets that.
+
+    result_by: time.monotonic() until which it waits for a reply, after its only message is confirmed.
+    leaves: it doesn't wait for confirms. Raise ValueError, and whatever pamqp raises, for properties that
+    can't be encoded.
+    """
+
+    def __init__(
+        self, messages: Sequence[_Message], result_by: float | None = None, leaves: bool = False
+    ) -> None:
+        self.outgoing = [_Outgoing(message, None if leaves else self) for message in messages]
+        self.result_by = result_by
+        self.leaves = leaves
+        self.reply: bytes | None = None
+        #: How many of what was published last have no fate yet.
+        self.pending = 0
+        self.done = _Event()
+
+    @property
+    def unconfirmed(self) -> list[_Outgoing]:
+        return [o for o in self.outgoing if o.fate not in (CONFIRMED, LEFT)]
+
+    @property
+    def open(self) -> list[_Outgoing]:
+        """Those that may still arrive."""
+        return [] if self.reply is not None else [o for o in self.unconfirmed if o.failure is None]
+
+
+class _ConfirmChannel(_Channel):
+    """Publishes. The broker numbers what is published on a channel, and confirms by number."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._last_tag, self._oldest_tag = 0, 1
+        self.in_flight: dict[int, _Outgoing] = {}
+        #: What was returned, and the last number that was given by then.
+        self._returned: dict[tuple[str, Any], int] = {}
+        #: A queue has refused a message. In a cluster this channel may go on with a leader that has fallen.
+        self.has_refused = False
+        #: Bytes of messages that were written, and that have a fate: each has one writer only.
+        self._written = self._settled = 0
+        super().__init__(connection)
+
+    def begin(self) -> None:
+        super().begin()
+        self.connection.append(self, commands.Confirm.Select(nowait=True))
+
+    @property
+    def waits(self) -> bool:
+        return bool(self.in_flight or self._awaited)
+
+    def on_lost(self) -> None:
+        for outgoing in self.in_flight.values():
+            if outgoing.batch is None:
+                self.connection.failures[outgoing.message.queue, str(self.lost)] += 1
+
+    @property
+    def has_room(self) -> bool:
+        """Whether few bytes of messages aren't known to have arrived."""
+        unwritten = sum([o.size for o in tuple(self.connection.outbox)])
+        return self._written - self._settled + unwritten <= UNCONFIRMED_BYTES
+
+    def publish(self, messages: Sequence[_Outgoing]) -> None:
+        for outgoing in messages:
+            outgoing.channel, outgoing.tag, outgoing.fate = self, None, None
+        self.connection.outbox.extend(messages)
+        self.connection.flush()
+
+    def encode(self, outgoing: _Outgoing) -> bytes:
+        """Number a message, and return its frames. With the connection's lock."""
+        message = outgoing.message
+        data = _content_frames(
+            self.id, message.queue, message.mandatory, outgoing.properties, message.body, self.connection.frame_max
+        )
+        self._last_tag = outgoing.tag = self._last_tag + 1
+        self._written += outgoing.size
+        self.in_flight[outgoing.tag] = outgoing
+        return data
+
+    def on_method(self, frame: Any) -> None:
+        if frame.name in ("Basic.Ack", "Basic.Nack"):
+            tag, fate = frame.delivery_tag, CONFIRMED if frame.name == "Basic.Ack" else REFUSED
+            for number in range(self._oldest_tag, tag + 1) if frame.multiple else (tag,):
+                outgoing = self.in_flight.pop(number, None)
+                if outgoing is not None:
+                    self._on_fate(outgoing, fate)
+            if frame.multiple:
+                self._oldest_tag = tag + 1
+
+    def on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        """A message that no queue took; its Ack follows.
+
+        Of several in flight that look alike none is taken for confirmed: rather one too many is sent
+        again than one too few.
+        """
+        if not self.in_flight:
+            self._returned.clear()
+        self._returned[method.routing_key, getattr(properties, "message_id", None)] = self._last_tag
+
+    def _on_fate(self, outgoing: _Outgoing, fate: str) -> None:
+        self._settled += outgoing.size
+        if self._returned and cast(int, outgoing.tag) <= self._returned.get(outgoing.message.key, 0):
+            fate = RETURNED
+        outgoing.fate = fate
+        self.has_refused |= fate == REFUSED
+        batch = outgoing.batch
+        if batch is None:
+            if fate != CONFIRMED:
+                self.connection.queues.pop(outgoing.message.queue, None)
+                self.connection.failures[outgoing.message.queue, fate] += 1
             return
-        if fate == "Basic.Ack":
-            order.settle(place)
-            return
-        if fate == "Basic.Nack":  # not for good: while a quorum queue has no leader, and until a full one has room
-            order.trouble = f"queue {order.open[place].queue!r} refuses it (it is full, or without a leader)"
-            self._again.append((time.monotonic() + REFUSAL_PAUSE, order, place))
-            return
-        self._queues.pop(order.open[place].queue, None)
-        order.attempts -= 1
-        limit = re.search(r"larger than configured max size (\d+)", fate)
-        if order.attempts <= 0 or (limit and len(order.open[place].body) > int(limit[1])):
-            order.settle(place, fate)
-        else:
-            self._again.appendleft((0, order, place))
+        batch.pending -= 1
+        if batch.pending <= 0 and (fate != CONFIRMED or batch.result_by is None):
+            self.connection.notify(batch.done)
 
-    def _on_lost(self, error: AMQPError, pause: float) -> None:
-        """Take what was on its way again with the next connection, and pause before that."""
-        lost = list(dict.fromkeys(self._orders_in_flight()))
-        link, self._link = self._link, None
-        if link is not None:
-            logger.info("Lost the connection for sending: %s", error)
-        elif not self._trouble.startswith("can't"):  # not at each attempt
-            logger.warning("Can't send: %s", error)
-        self._trouble = str(error)
-        for order in lost:
-            order.attempts -= 1
-            awaits_reply = order.call and not order.open  # it can't come by another channel
-            if awaits_reply or order.attempts <= 0:
-                order.fail(str(error))
-        permanent = error.error_code in (403, 530)  # a wrong password, no such virtual host
-        waiting = [self.inbox.popleft() for _ in range(len(self.inbox))]  # others may append meanwhile
-        orders = [order for order in dict.fromkeys([*lost, *waiting]) if _is_open(order)]
-        hopeless = [order for order in orders if permanent or (self.closing and order.unattended)]
-        self.inbox.extendleft(reversed([order for order in orders if order not in hopeless]))
-        self._careful = any(order.attempts <= 1 for order in orders)
-        for order in hopeless:
-            order.fail(str(error))
-        self._reset()
-        if link is not None:
-            link.hang_up()
-        until = time.monotonic() + pause
-        while self.inbox and not self.closing and time.monotonic() < until:
-            self.wakeup.wait(until)
 
-    def _orders_in_flight(self) -> Iterator[_Order]:
-        """Those of several messages several times."""
-        if self._link is not None:
-            yield from (order for channel in self._channels() for order, _ in channel.in_flight.values())
-            yield from (call.order for call in self._calls if call.order is not None)
-            yield from (order for _, order, _ in self._again)
+class _ReplyChannel(_ConfirmChannel):
+    """Asks and is answered, by direct reply-to.
+
+    A reply bears nothing that tells which request it answers (Kuyruk 10's workers send no correlation
+    id), and may come late, or twice. So each request has a reply address and a consumer tag of its own:
+    cancelling and consuming again makes the broker forget the old address. That costs two small frames
+    and no round trip, and is done when the channel gets free.
+    """
+
+    def __init__(self, connection: _Connection) -> None:
+        self._consumers = 0
+        self._batch: _Batch | None = None
+        super().__init__(connection)
+
+    def begin(self) -> None:
+        super().begin()
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget the address that there is, and have another."""
+        old, new = str(self._consumers), str(self._consumers + 1)
+        self._batch, self._consumers = None, self._consumers + 1
+        consume = commands.Basic.Consume(
+            queue="amq.rabbitmq.reply-to", consumer_tag=new, no_ack=True, nowait=True
+        )
+        self.connection.append(self, commands.Basic.Cancel(consumer_tag=old, nowait=True), consume)
+
+    def publish(self, messages: Sequence[_Outgoing]) -> None:
+        self._batch = messages[0].batch
+        super().publish(messages)
+
+    def on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        batch = self._batch
+        if method.name == "Basic.Return":
+            super().on_content(method, properties, body)
+        elif batch is not None and method.consumer_tag == str(self._consumers):
+            batch.reply = body
+            self.connection.notify(batch.done)
+
+
+def _judge(outgoing: _Outgoing, alone: bool) -> bool:
+    """Note what went wrong with a message that was published and isn't confirmed.
+
+    Return whether it is to be sent again only after a pause. alone: nothing else was on its connection.
+    """
+    queue, channel, again = outgoing.message.queue, outgoing.channel, outgoing.trouble is not None
+    if outgoing.fate == RETURNED:
+        channel.connection.queues.pop(queue, None)
+        outgoing.trouble = f"queue {queue!r} is deleted again and again: look who does that"
+        return again
+    if outgoing.fate == REFUSED:
+        outgoing.trouble = f"queue {queue!r} refuses it (it is full, or without a leader)"
+        return True
+    if channel.why_lost is None:
+        alarm = "it blocks publishing (memory or disk alarm)"
+        outgoing.trouble = outgoing.trouble or (alarm if channel.connection.is_blocked else "no answer")
+    elif outgoing.tag is not None:  # else it wasn't even written
+        outgoing.trouble = str(channel.why_lost)
+        outgoing.failure = outgoing.trouble if alone else None
+        # A broker closes a channel because of a message on it. It closes a connection because of a reply
+        # to a made-up address (RabbitMQ 3.10), or the network ends it.
+        outgoing.is_suspect = channel.lost is not None or not outgoing.message.mandatory
+        return again
+    return False
+
+
+def _windows(messages: Sequence[_Message]) -> Iterator[list[_Message]]:
+    """Cut a batch by number and by bytes."""
+    window: list[_Message] = []
+    size = 0
+    for message in messages:
+        if window and (len(window) >= BATCH_WINDOW or size + len(message.body) > BATCH_BYTES):
+            yield window
+            window, size = [], 0
+        window.append(message)
+        size += len(message.body)
+    if window:
+        yield window
 
 
 class _Publisher:
-    """Sends messages for many threads, by a sender that it starts when there is something to
-    send. In a forked child it begins anew."""
+    """Sends messages for many threads, on one connection.
+
+    Sending is a loop in the caller's thread: connect, look for the queue, publish, wait for the fate of
+    each message, and again for those that are open until RABBIT_PUBLISH_TIMEOUT. In a forked child it
+    begins anew.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -2026,99 +2289,249 @@ class _Publisher:
         _publishers.add(self)
 
     def begin(self) -> None:
-        #: Guards the sender, and its inbox: one that has ended takes no more orders. Reentrant for signal handlers.
+        #: Held while the keeper, or the channel that all publish on, is replaced.
         self._lock = threading.RLock()
-        self._sender: _Sender | None = None
+        self._keeper: _Keeper | None = None
+        #: The threads that send. A signal handler, a destructor or a log handler that sends in one of them
+        #: must not wait for what that thread has begun: it uses another publisher, with its own connection.
+        self._inside: set[int] = set()
+        self._other: _Publisher | None = None
 
-    def send(self, messages: Sequence[_Message], attempts: int = 10) -> None:
-        """Send, in windows that have RABBIT_PUBLISH_TIMEOUT seconds each. Raises BrokerError,
-        whose `unconfirmed` lists the messages that aren't known to have arrived."""
-        for start in range(0, len(messages), BATCH_WINDOW):
-            order = _Order(messages[start : start + BATCH_WINDOW], attempts=attempts)
-            sent_by = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
-            sender = self._send(order, sent_by, may_leave=not self._config.RABBIT_CONFIRM)
-            if order.unattended:
-                continue
-            if not order.done.is_set() or order.failure is not None:
-                order.abandoned = True
-                rest = messages[start + BATCH_WINDOW :]
-                raise self._error(sender, order, rest)
+    def send(self, messages: Sequence[_Message]) -> None:
+        """Send, in windows that have RABBIT_PUBLISH_TIMEOUT seconds each.
+
+        Raise BrokerError, whose `unconfirmed` lists the messages that aren't known to have arrived.
+        """
+        return self._enter(lambda publisher: publisher._send(messages))
 
     def call(self, message: _Message, wait_result: float) -> bytes:
-        """Send a request and wait for the reply. Raises BrokerError and ResultTimeout."""
-        result_by = time.monotonic() + wait_result
-        sent_by = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
-        order = _Order([message], call=True)
-        try:
-            sender = self._send(order, min(sent_by, result_by))
-            if not order.open:
-                _wait(order.done, result_by)
-        finally:
-            if order.reply is None:
-                order.abandoned = True
-                self._submit(order)  # gives its channel back
-        if order.reply is not None:
-            return order.reply
-        if order.failure is None and time.monotonic() >= result_by:
-            unsent = f"; nor has RabbitMQ confirmed the message: {order.trouble or sender.state}" if order.open else ""
-            raise ResultTimeout(f"no reply within {wait_result:g} seconds (wait_result){unsent}")
-        raise self._error(sender, order)
+        """Send a request and wait for the reply. Raise BrokerError and ResultTimeout."""
+        return self._enter(lambda publisher: publisher._call(message, wait_result))
 
     def close(self) -> None:
         """Close the connection. Another send opens it again."""
-        with self._lock:
-            sender, self._sender = self._sender, None
-        if sender is not None:
-            sender.closing = True
-            sender.wakeup.set()
-            sender.thread.join(CLOSE_TIMEOUT)
-            if not self._config.RABBIT_CONFIRM and sender.backlog:
-                logger.error("%d messages may be lost if this process ends now: %s", sender.backlog, sender.state)
+        keeper, self._keeper = self._keeper, None
+        other, self._other = self._other, None
+        if other is not None:
+            other.close()
+        if keeper is not None:
+            connection = keeper.connection
+            keeper.close()
+            if connection is not None and (count := len(connection.unattended)):
+                _log(logging.ERROR, "%s may be lost if this process ends now", _count(count, "message"))
 
-    def _send(self, order: _Order, until: float, may_leave: bool = False) -> _Sender:
-        """By this thread, or else by the sender's; and wait until it is done, or `until`."""
-        sender = self._sender
-        if sender is None or not _interruptible(functools.partial(sender.lead, order, until), sender.wakeup.set):
-            sender = self._submit(order, may_leave)
-        if not order.unattended:
-            _wait(order.done, until)
-        return sender
+    def _enter(self, work: Callable[[_Publisher], T]) -> T:
+        if os.getpid() != _process_id:  # forked by C code, which calls no hook of Python's
+            _after_fork_in_child()
+        if _this_thread.reads:
+            raise BrokerError("can't send from a thread that reads a connection (a log handler, a destructor)")
+        me = threading.get_ident()
+        if me in self._inside:
+            if self._other is None:
+                self._other = _Publisher(self._config)
+            return self._other._enter(work)
+        try:
+            self._inside.add(me)
+            return work(self)
+        finally:
+            self._inside.discard(me)
 
-    def _submit(self, order: _Order, may_leave: bool = False) -> _Sender:
-        """may_leave: what need not be confirmed is left to a sender that is connected and keeps up."""
-        with self._lock:
-            sender = self._sender
-            if sender is not None and sender.is_led_here:  # it goes on when this has returned
-                sender.closing, sender = True, None
-            if sender is None or sender.ended:
-                sender = _Sender(self._config, self._lock)
-                sender.thread.start()
-                self._sender = sender
-            order.unattended = may_leave and order.size <= UNATTENDED_BYTES and sender.keeps_up
-            sender.inbox.append(order)
-        sender.wakeup.set()
-        return sender
+    def _send(self, messages: Sequence[_Message]) -> None:
+        sent = 0
+        for window in _windows(messages):
+            batch = _Batch(window, leaves=not self._config.RABBIT_CONFIRM)
+            self._deliver(batch, time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT)
+            sent += len(window)
+            if batch.unconfirmed:
+                raise self._error(batch, messages[sent:])
 
-    def _error(self, sender: _Sender, order: _Order, rest: Sequence[_Message] = ()) -> BrokerError:
-        limit = f"within {self._config.RABBIT_PUBLISH_TIMEOUT:g} seconds (RABBIT_PUBLISH_TIMEOUT)"
-        count = len(order.open) + len(rest)
-        what = f"{_messages(count)} not confirmed by RabbitMQ"
+    def _call(self, message: _Message, wait_result: float) -> bytes:
+        result_by = time.monotonic() + wait_result
+        sent_by = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
+        batch = _Batch([message], result_by)
+        self._deliver(batch, min(sent_by, result_by))
+        if batch.reply is not None:
+            return batch.reply
+        [outgoing] = batch.outgoing
+        if outgoing.failure is None and time.monotonic() >= result_by:
+            why = f"; nor has RabbitMQ confirmed the message: {outgoing.trouble}" if batch.unconfirmed else ""
+            raise ResultTimeout(f"no reply within {wait_result:g} seconds (wait_result){why}")
+        raise self._error(batch)
+
+    def _deliver(self, batch: _Batch, until: float) -> None:
+        """Send what is open, until nothing is, or the time is up, or RabbitMQ refuses us."""
+        with contextlib.ExitStack() as stack:
+            own: _Keeper | None = None  # whose connection suspects have to themselves, one after the other
+            while messages := batch.open:
+                ordinary = [outgoing for outgoing in messages if not outgoing.is_suspect]
+                try:
+                    if ordinary:
+                        pause = self._attempt(self._get_keeper(), batch, ordinary, until)
+                    else:
+                        own = own or stack.enter_context(contextlib.closing(self._make_keeper()))
+                        pause = self._attempt(own, batch, messages[:1], until, alone=True)
+                except (AMQPError, RuntimeError, OSError) as error:  # RuntimeError: no thread can be started
+                    for outgoing in messages:
+                        outgoing.trouble = str(error)
+                    if _refuses_us(error):
+                        return
+                    pause = True
+                if time.monotonic() >= until:
+                    return
+                if pause:
+                    _wait(_Event(), min(until, time.monotonic() + REFUSAL_PAUSE))
+
+    def _attempt(
+        self, keeper: _Keeper, batch: _Batch, messages: list[_Outgoing], until: float, alone: bool = False
+    ) -> bool:
+        """Publish messages, and wait for their fates. Return whether to pause before the next attempt."""
+        connection = keeper.connect(until)
+        connection.used_at = time.monotonic()
+        self._look_for_queues(connection, messages, until)
+        messages = [outgoing for outgoing in messages if outgoing.failure is None]
+        channel = connection.changes.wait_for(lambda: self._get_channel(connection, batch), until)
+        if channel is None:
+            raise AMQPConnectionError("all channels of its connection are in use (channel_max)")
+        batch.pending = len(messages)
+        batch.done.clear()
+        try:
+            channel.publish(messages)
+            if batch.leaves:
+                self._leave(channel, messages, until)
+            else:
+                self._wait_for_fates(channel, batch, messages, until)
+        finally:
+            self._release(channel, batch, messages)
+        pauses = [_judge(o, alone) for o in messages if o.fate not in (CONFIRMED, LEFT)]
+        return True in pauses
+
+    def _look_for_queues(self, connection: _Connection, messages: list[_Outgoing], until: float) -> None:
+        """Declare those that are missing. What can't be published fails."""
+        failures: dict[str, str] = {}
+        largest = connection.frame_max - 22
+        for outgoing in messages:
+            message = outgoing.message
+            seen = connection.queues.get(message.queue, -math.inf)
+            if message.mandatory and message.queue not in failures and time.monotonic() - seen >= message.renewal:
+                try:
+                    _ensure_queue(connection, message.queue, message.arguments, until)
+                    connection.queues[message.queue] = time.monotonic()
+                except AMQPChannelError as error:  # one that we may not use, or that can't be declared so
+                    failures[message.queue] = f"queue {message.queue!r} can't be used: {error}"
+            outgoing.failure = failures.get(message.queue)
+            if len(outgoing.properties) > largest:
+                size = len(outgoing.properties)
+                outgoing.failure = f"its properties take {size} bytes, a frame of RabbitMQ's has {largest} (frame_max)"
+
+    def _get_channel(self, connection: _Connection, batch: _Batch) -> _ConfirmChannel | None:
+        """Return a channel to publish the batch on, or None if none is free."""
+        if batch.result_by is not None:
+            while connection.replies:
+                with contextlib.suppress(IndexError):  # another thread has taken it
+                    reply_channel = connection.replies.pop()
+                    if reply_channel.lost is None:
+                        return reply_channel
+            return _new_channel(connection, _ReplyChannel)
+        channel = connection.confirms
+        if channel is None or channel.lost is not None:
+            try:
+                self._lock.acquire()
+                if connection.confirms is channel:
+                    connection.confirms = _new_channel(connection, _ConfirmChannel)
+                channel = connection.confirms
+            finally:  # as in _Connection._write
+                try:
+                    self._lock.release()
+                except RuntimeError:
+                    pass
+        return channel
+
+    def _wait_for_fates(
+        self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing], until: float
+    ) -> None:
+        if batch.result_by is None:
+            channel.waiting.wait_for(lambda: batch.pending <= 0 or channel.why_lost, until, batch.done)
+            return
+        [outgoing] = messages
+        look = lambda: batch.reply is not None or outgoing.fate in (RETURNED, REFUSED) or channel.why_lost  # noqa: E731
+        channel.waiting.wait_for(look, until, batch.done)
+        if outgoing.fate == CONFIRMED:
+            channel.waiting.wait_for(look, batch.result_by, batch.done)
+
+    def _leave(self, channel: _ConfirmChannel, messages: list[_Outgoing], until: float) -> None:
+        """Wait only until not too much is on its way. What is lost from now on is counted and logged."""
+        connection = channel.connection
+        connection.changes.wait_for(lambda: channel.has_room or channel.why_lost, until)
+        has_room = channel.has_room and channel.why_lost is None
+        for outgoing in messages:
+            if has_room or outgoing.tag is not None:
+                outgoing.fate = LEFT
+
+    def _release(self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing]) -> None:
+        """Withdraw what isn't written, and give the channel back."""
+        connection = channel.connection
+        for outgoing in messages:
+            if outgoing.tag is None and outgoing.fate is None:
+                with contextlib.suppress(ValueError):  # it has just been taken
+                    connection.outbox.remove(outgoing)
+        if isinstance(channel, _ReplyChannel) and not channel.has_refused:
+            channel.renew()
+            connection.replies.append(channel)
+            connection.flush()
+        elif isinstance(channel, _ReplyChannel):
+            channel.close()
+        elif channel.has_refused:
+            channel.is_retired = True
+            if connection.confirms is channel:
+                connection.confirms = None
+        if connection.changes:
+            connection.changes.notify()
+
+    def _make_keeper(self) -> _Keeper:
+        return _Keeper(self._config, LONGEST_PAUSE, self._config.RABBIT_IDLE_DURATION).start()
+
+    def _get_keeper(self) -> _Keeper:
+        keeper = self._keeper
+        if keeper is None or keeper.ended:
+            try:
+                self._lock.acquire()
+                if self._keeper is keeper:
+                    self._keeper = self._make_keeper()
+                keeper = self._keeper
+            finally:
+                try:
+                    self._lock.release()
+                except RuntimeError:
+                    pass
+        return cast(_Keeper, keeper)
+
+    def _error(self, batch: _Batch, rest: Sequence[_Message] = ()) -> BrokerError:
+        unconfirmed = batch.unconfirmed
+        reasons = collections.Counter(o.failure or o.trouble or "no answer" for o in unconfirmed)
+        why = "; ".join(reason for reason, _ in reasons.most_common(3))
+        count = len(unconfirmed) + len(rest)
+        limit = f" within {self._config.RABBIT_PUBLISH_TIMEOUT:g} seconds (RABBIT_PUBLISH_TIMEOUT)"
+        limit = "" if all(o.failure for o in unconfirmed) else limit
+        text = f"RabbitMQ has not confirmed {_count(count, 'message')}{limit}: {why}"
         if not count:  # a call's, which has lost the channel that the reply comes by
-            what = "no reply can come any more, though RabbitMQ has the message, and the task may run"
-        why = order.failure or f"{order.trouble or sender.state} {limit}"
-        error = BrokerError(f"{what}: {why}")
-        cast(Any, error).unconfirmed = [*order.open.values(), *rest]
+            why = str(batch.outgoing[0].channel.why_lost)
+            text = f"no reply can come any more, though RabbitMQ has the message, and the task may run: {why}"
+        error = BrokerError(text)
+        cast(Any, error).unconfirmed = [*(o.message for o in unconfirmed), *rest]
         return error
 
 
 _publishers: weakref.WeakSet[_Publisher] = weakref.WeakSet()
+_process_id = os.getpid()
 
 
 def _after_fork_in_child() -> None:
-    """The parent's connections are left to the parent, and its ids."""
+    """Leave the parent's connections to the parent, and its ids."""
+    global _process_id
+    _process_id = os.getpid()
     _ids.begin()
-    for link in tuple(_links):
-        link.hang_up()
+    for connection in tuple(_connections):
+        connection.abandon()
     for publisher in tuple(_publishers):
         publisher.begin()
 
@@ -2451,7 +2864,7 @@ class Kuyruk:
     def connection(self) -> Iterator[Connection]:
         """A new `amqpstorm.Connection`, closed on exit. Raises amqpstorm.AMQPConnectionError."""
         options = self.config._connection_options() | {"poller": "poll" if hasattr(select, "poll") else "select"}
-        connect = lambda host, port: Connection(host, port=port, **options)  # noqa: E731
+        connect = lambda host, port: _PlainConnection(host, port, options)  # noqa: E731
         with _first_that_answers(self.config, connect) as connection:
             cast(socket.socket, connection.socket).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             yield connection
@@ -2669,8 +3082,8 @@ class _Delivery:
         if self.settled:
             return
         self.settled = True
-        if self.intake.lost is None:
-            self.intake.link.post(frame)
+        if self.intake.why_lost is None:
+            self.intake.connection.post_soon(self.intake, frame)
         else:
             logger.warning("A message from %r isn't ours any more: it will be delivered again", self.queue)
 
@@ -2683,14 +3096,19 @@ class _Consumer(NamedTuple):
 class _Intake(_Channel):
     """The channel that a worker consumes by. It belongs to the supervisor."""
 
-    def __init__(self, link: _Link, config: Config, deliver: Callable[[_Delivery], object]) -> None:
+    def __init__(
+        self,
+        connection: _Connection,
+        config: Config,
+        deliver: Callable[[_Delivery], object],
+    ) -> None:
         self._config = config
         self._deliver = deliver
         #: By their tags.
         self.consumers: dict[str, _Consumer] = {}
         self.consuming = False  # of all queues
         self._serial = itertools.count(1)
-        super().__init__(link, config.RABBIT_PUBLISH_TIMEOUT)
+        super().__init__(connection)
 
     def consume(self, queues: Iterable[str]) -> None:
         for queue in queues:
@@ -2708,13 +3126,16 @@ class _Intake(_Channel):
         priority = (self._config.WORKER_PRIORITY or 0) - is_last
         arguments: Any = {"x-priority": priority} if priority else {}
         consumer = self.consumers[tag] = _Consumer(queue, min(prefetch, 0xFFFF))
-        self.request(commands.Basic.Qos(prefetch_count=consumer.prefetch))
-        self.request(commands.Basic.Consume(queue=queue, consumer_tag=tag, arguments=arguments))
+        self._ask(commands.Basic.Qos(prefetch_count=consumer.prefetch))
+        self._ask(_Consume(queue=queue, consumer_tag=tag, arguments=arguments))
 
     def remove(self, tags: Iterable[str]) -> None:
         for tag in tags:
-            self.request(commands.Basic.Cancel(consumer_tag=tag))
+            self._ask(commands.Basic.Cancel(consumer_tag=tag))
             del self.consumers[tag]
+
+    def _ask(self, frame: Any) -> None:
+        self.request(frame, time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT)
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
         consumer = self.consumers[method.consumer_tag]
@@ -2724,6 +3145,7 @@ class _Intake(_Channel):
         if frame.name == "Basic.Cancel":  # its queue was deleted, or has moved
             consumer = self.consumers.get(frame.consumer_tag)
             self.lost = AMQPChannelError(f"it has cancelled the consumer of queue {consumer and consumer.queue!r}")
+            self.waiting.notify()
 
 
 def _patience(stalled: float) -> float:
@@ -2858,8 +3280,7 @@ class _Settlement:
             properties["correlation_id"] = delivery.properties.correlation_id
         message = _Message(cast(str, delivery.reply_to), body, properties, {}, mandatory=False)
         try:
-            # Twice at the most: a made-up address may make the broker end the connection.
-            self._publisher.send([message], attempts=2)
+            self._publisher.send([message])
         except BrokerError as why:
             logger.warning("Can't send a reply: %s", why)
 
@@ -2884,6 +3305,7 @@ class _Pool:
         #: Nothing begins any more; nothing comes for the moment. The supervisor is notified of each end then.
         self.stopping = False
         self.paused = False
+        self.on_end: Callable[[], object] = lambda: None  #: Called after each run.
         #: `is_ours` in threads of the worker: in these nobody waits for its end. Idents are reused.
         self.here = threading.local()
         #: Guards what follows, and `_Delivery.claimed`.
@@ -3102,6 +3524,7 @@ class _Pool:
                 delivery = self._take() if goes_on else None
                 self._active -= delivery is None
             self._dispatch()
+        self.on_end()
         if self.stopping or self.paused or was_stuck:
             self._notify()
         return delivery
@@ -3159,7 +3582,7 @@ class _Pool:
         run = self.running[delivery]
         cause.add_note(f"It didn't end when it was interrupted. Its thread was given up at\n{stack}")
         try:
-            verdict = _decide(run.task if run else None, cause, lost=delivery.intake.lost is not None)
+            verdict = _decide(run.task if run else None, cause, lost=delivery.intake.why_lost is not None)
             self._do(delivery, None, cause, verdict)
         except Exception:
             logger.exception("Defect in the worker; a message from %r goes back", delivery.queue)
@@ -3244,7 +3667,7 @@ class _Pool:
         run = Run(task, description.id, delivery.queue, delivery.redelivered)
         with self._lock:
             cause = delivery.cause
-            may_begin = cause is None and delivery.intake.lost is None and not delivery.claimed
+            may_begin = cause is None and delivery.intake.why_lost is None and not delivery.claimed
             if may_begin:
                 self.running[delivery] = run
         if not may_begin:
@@ -3261,7 +3684,7 @@ class _Pool:
         self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, fits: bool = True
     ) -> None:
         if self._claim(delivery):
-            verdict = _decide(task, error, fits, delivery.intake.lost is not None)
+            verdict = _decide(task, error, fits, delivery.intake.why_lost is not None)
             self._log(delivery, error, verdict)
             self._do(delivery, result, error, verdict)
         else:
@@ -3312,9 +3735,12 @@ class Worker:
         #: What it has failed with, if it has.
         self.error: BaseException | None = None
         self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
-        self._wakeup = _Wakeup()  # of the supervisor
+        self._keeper = _Keeper(self._config, self._config.WORKER_RECONNECT_INTERVAL)
+        self._wakeup = _Event()  # of the supervisor
+        self._looks_around = False  # the supervisor will, soon
         settlement = _Settlement(self._config, self._publisher)
         self._pool = _Pool(app, self._config, settlement.settle, self._on_pool)
+        self._pool.on_end = self._look_soon
         self._interrupt_at = math.inf  # time.monotonic() from which on a stop waits no longer
         self._intake: _Intake | None = None
         self._failure = ""  # to connect; logged
@@ -3396,7 +3822,7 @@ class Worker:
         """True while it is really consuming, or has paused on purpose (max_load), and no thread of it is stuck in a
         task that was to end."""
         intake = self._intake
-        if intake is None or intake.lost is not None or self._pool.stopping or self._pool.stuck:
+        if intake is None or intake.why_lost is not None or self._pool.stopping or self._pool.stuck:
             return False
         return self._pool.paused or intake.consuming
 
@@ -3428,35 +3854,32 @@ class Worker:
             self._end()
 
     def _supervise(self) -> None:
-        pauses = _pauses(self._config.WORKER_RECONNECT_INTERVAL)
+        self._keeper.start()
         while not self._should_stop():
-            try:
-                intake = self._connect()
-                pauses = _pauses(self._config.WORKER_RECONNECT_INTERVAL)
-                self._tend(intake)
-            except Exception as error:
-                if not isinstance(error, AMQPError):
-                    logger.exception("Defect in the supervisor; its connection is given up")
-                    error = AMQPConnectionError(repr(error))
-                pause = next(pauses)
-                self._on_lost(error, pause)
-                self._nap(time.monotonic() + pause)
+            connection = self._keeper.changes.wait_for(
+                lambda: self._keeper.usable or self._pool.stopping, self._stop_at, self._wakeup
+            )
+            if isinstance(connection, _Connection):
+                try:
+                    self._tend(self._consume(connection))
+                except Exception as error:
+                    if not isinstance(error, AMQPError):
+                        logger.exception("Defect in the supervisor; its connection is given up")
+                        error = AMQPConnectionError(repr(error))
+                    connection.give_up(error)
+                    self._on_lost(error)
         self._drain()
 
-    def _connect(self) -> _Intake:
-        link = _open_link(self._config, self._wakeup)
-        try:
-            for queue in self.queues:
-                _ensure_queue(link, queue, self.app._queue_arguments(queue), self._config.RABBIT_PUBLISH_TIMEOUT)
-            intake = _Intake(link, self._config, self._pool.add)
-        except BaseException:
-            link.hang_up()
-            raise
+    def _consume(self, connection: _Connection) -> _Intake:
+        until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
+        for queue in self.queues:
+            _ensure_queue(connection, queue, self.app._queue_arguments(queue), until)
+        intake = _Intake(connection, self._config, self._on_delivery)
+        intake.waiting.subscribe(self._wakeup)
         self._intake, self._pool.paused = intake, False  # before it consumes: what is delivered may be lost with it
         intake.consume(self.queues)
-        self._failure = ""
         queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
-        logger.info("Consuming %s at %s with %d threads", queues, link.address, threads)
+        logger.info("Consuming %s at %s with %d threads", queues, connection.address, threads)
         self.on_change()
         return intake
 
@@ -3466,10 +3889,12 @@ class Worker:
             self._wakeup.clear()
             if self._should_stop():
                 return
-            if self._pause_or_resume(intake) or self._balance(intake):
-                continue  # its requests have cleared the wakeup
+            self._pause_or_resume(intake)
+            self._balance(intake)
             tick = time.monotonic() + TICK if self._config.WORKER_MAX_LOAD or self._pool.paused else math.inf
-            changes = not self._pool.paused and (self._pool.has_waiting or self._pool.ended != self._spare.ended)
+            self._looks_around = False  # first: what is delivered from now on wakes it
+            has_changed = self._pool.has_waiting or self._pool.ended != self._spare.ended
+            self._looks_around = changes = not self._pool.paused and has_changed
             self._pump(intake, min(self._stop_at, tick, self._look_at if changes else math.inf))
 
     def _balance(self, intake: _Intake) -> bool:
@@ -3502,20 +3927,26 @@ class Worker:
             self._pool.hand_back_surplus(queue, size)
         return too_many or missing > 0
 
+    def _on_delivery(self, delivery: _Delivery) -> None:
+        """In the reader."""
+        self._pool.add(delivery)
+        self._look_soon()
+
+    def _look_soon(self) -> None:
+        if not self._looks_around:
+            self._wakeup.set()
+
     def _pump(self, intake: _Intake, until: float) -> None:
-        intake.link.pump(until)
-        if intake.lost is not None:
-            raise intake.lost
+        if intake.why_lost is None:
+            _wait(self._wakeup, until)
+        if intake.why_lost is not None:
+            raise _again(intake.why_lost)
 
     def _should_stop(self) -> bool:
         if not self._pool.stopping and time.monotonic() >= self._stop_at:
             logger.info("Stopping after %g seconds (max_run_time)", self._config.WORKER_MAX_RUN_TIME)
             self.stop(wait=False)
         return self._pool.stopping
-
-    def _nap(self, until: float) -> None:
-        while not self._should_stop() and time.monotonic() < until:
-            self._wakeup.wait(min(until, self._stop_at))
 
     def _pause_or_resume(self, intake: _Intake) -> bool:
         """While paused others get the messages, those too that have come and haven't begun. Returns whether it has."""
@@ -3547,19 +3978,16 @@ class Worker:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         return load > limit, f"the load average is {load:.2f}, the limit {limit:g} (max_load)"
 
-    def _on_lost(self, error: AMQPError, pause: float = 0) -> None:
+    def _on_lost(self, error: AMQPError) -> None:
         intake, self._intake = self._intake, None
         if intake is None:
-            level = logging.DEBUG if str(error) == self._failure else logging.WARNING  # not at each attempt
-            logger.log(level, "Waiting for RabbitMQ, trying again in %.1f s: %s", pause, error)
-            self._failure = str(error)
             return
         oldest = self._pool.oldest(intake)
         intake.lost = intake.lost or error
-        intake.link.hang_up()
+        intake.connection.give_up(error)
         info = (type(error), error, error.__traceback__)
         self._pool.on_lost(intake, lambda: HeartbeatError(info))
-        logger.warning("Lost the connection to RabbitMQ at %s: %s", intake.link.address, error)
+        logger.warning("Lost the connection to RabbitMQ at %s: %s", intake.connection.address, error)
         if oldest is not None:
             self._look_for_timeout(oldest, str(error), time.monotonic() - oldest.at)
         self.on_change()
@@ -3613,7 +4041,7 @@ class Worker:
                 return False
             try:
                 if self._intake is None:
-                    self._wakeup.wait(until)
+                    _wait(self._wakeup, until)
                 else:
                     self._pump(self._intake, until)
             except AMQPError as error:
@@ -3624,9 +4052,9 @@ class Worker:
         self._publisher.close()
         intake, self._intake = self._intake, None
         if intake is not None:
-            intake.link.close()  # what is unacknowledged goes back
+            intake.waiting.unsubscribe(self._wakeup)
             intake.lost = AMQPConnectionError("the worker has stopped")
-        self._wakeup.close()
+        self._keeper.close()  # what is unacknowledged goes back
         logger.info("Stopped")
         self._ended.set()
         self.on_change()
