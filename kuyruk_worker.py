@@ -13,7 +13,7 @@ The processes, and what each owns
       signals  ------------- passed on ---------->  main thread: signals, orders, the worker's changes
       the plan: who serves, retires, is replaced       |
           |  ^                                         v
-          |  '-- state: serving, alone, worn -----  kuyruk.Worker, with its threads
+          |  '-- state: serving, alone, degraded --  kuyruk.Worker, with its threads
           '----- orders: retire, again, crashes ->     | begin, end
       deaths <------- journal (shared memory) <--------'
 
@@ -21,13 +21,13 @@ The processes, and what each owns
 among them), for what its children tell, and for the time when something is due. It ends when its children have.
 *A worker process* imports the application. Its main thread then waits in `_Signals.wait`, too; the worker runs in
 threads of its own. It ends when the worker has, and stops as at SIGTERM when its supervisor is gone (its end of
-the wire is closed).
+the pipe is closed).
 
-Nobody waits for the other: what is sent over a wire doesn't block, and an order that comes late does no harm.
+Nobody waits for the other: what is sent over a pipe doesn't block, and an order that comes late does no harm.
 Where there is no fork (Windows) the worker runs in the first process, and nothing replaces it.
 
-A process with a stuck thread is *worn*: another is started, and when that consumes, the worn one retires, that is, it
-stops gracefully, without a limit. So a restart costs no task anything.
+A process with a stuck thread is *degraded*: another is started, and when that consumes, the degraded
+one retires, that is, it stops gracefully, without a limit. So a restart costs no task anything.
 A process that dies leaves its journal, which says what it was running. One of these messages is to blame. They are
 *suspects*: each runs alone, in a process that does nothing else meanwhile (another one stands in for it). The one
 during which a process dies again is the culprit.
@@ -91,10 +91,36 @@ WINDOWS_TICK = 0.2
 PROGRESS_INTERVAL = 2.0
 #: How many suspects are remembered.
 MAX_SUSPECTS = 10_000
+#: Seconds within which several signals of one kind express one wish. A terminal that closes sends
+#: SIGHUP twice (kernel and shell), systemd SIGTERM and SIGHUP (SendSIGHUP=), Ctrl-C reaches a process
+#: of the group directly and by its supervisor.
+ONE_WISH = 1.0
+#: Characters of an id or a name that are shown.
+MAX_SHOWN = 300
+#: Milliseconds: the longest wait that `poll` takes.
+MAX_POLL = 0x7FFFFFFF
 
 
 class UsageError(Exception):
     """The command line or the application can't be used as it is; the text tells the user why."""
+
+
+# --- Texts ---------------------------------------------------------------------
+
+
+def _shown(value: object) -> str:
+    """Return an id, a name or a text that a message brought, as it may be written to a log or a
+    terminal: bounded, and without line ends or control codes of its own."""
+    text = str(value)
+    if len(text) > MAX_SHOWN:
+        text = f"{text[:MAX_SHOWN]}..."
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _counted(count: int, noun: str) -> str:
+    """Return "1 message", or "2 messages"."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
 
 
 # --- The command line ----------------------------------------------------------
@@ -328,6 +354,8 @@ class _Signals:
         """more: names of other signals. before: what the handlers were when the program began."""
         #: Names of signals, in their order.
         self.names: collections.deque[str] = collections.deque()
+        #: By kind of signal: when one last counted (time.monotonic()). Only the handler uses it.
+        self._counted_at: dict[str, float] = {}
         #: The main thread imports the application: a signal to stop ends that.
         self.loading = False
         #: The exit code, when nobody takes them any more: one to stop ends what is left of the process.
@@ -352,6 +380,8 @@ class _Signals:
         name = signal.Signals(number).name
         if name == "SIGQUIT":
             self.quit()
+        if not self._counts(name, time.monotonic()):
+            return
         self.names.append(name)
         if self.code is not None and name in self.TO_STOP:
             _exit_now(self.code)
@@ -359,17 +389,28 @@ class _Signals:
             self.loading = False  # once
             raise _Stopped(name)
 
+    def _counts(self, name: str, now: float) -> bool:
+        """Whether a signal that comes now is a wish of its own (see ONE_WISH)."""
+        kind = "stop" if name in self.TO_STOP else name
+        if kind != "SIGCHLD" and now - self._counted_at.get(kind, -math.inf) < ONE_WISH:
+            return False
+        self._counted_at[kind] = now
+        return True
+
     def wake(self) -> None:
         """From any thread: the wait ends."""
         with contextlib.suppress(OSError):
             os.write(self._writer, b"!")
 
-    def wait(self, wires: Iterable[_Wire], until: float = math.inf) -> None:
-        """Until a signal comes, or `wake` is called, or a wire can be read, or that time (monotonic)."""
-        timeout = None if until == math.inf else max(0.0, until - time.monotonic())
+    def wait(self, pipes: Iterable[_Pipe], until: float = math.inf) -> None:
+        """Until a signal comes, or `wake` is called, or a pipe can be read, or that time (monotonic)."""
         if os.name == "nt":  # its select takes sockets only, and no handler is called during a wait
             return time.sleep(WINDOWS_TICK)
-        select.select([self._reader, *(wire.fileno() for wire in wires)], [], [], timeout)
+        poll = select.poll()  # not select.select: that takes no descriptor above 1023
+        for descriptor in (self._reader, *(pipe.fileno() for pipe in pipes)):
+            poll.register(descriptor, select.POLLIN)
+        left = math.inf if until == math.inf else max(0.0, until - time.monotonic())
+        poll.poll(min(math.ceil(left * 1000), MAX_POLL) if left < math.inf else None)
         with contextlib.suppress(OSError):
             os.read(self._reader, 4096)
 
@@ -428,7 +469,7 @@ def _make_pipe() -> tuple[int, int]:
     return reader, writer
 
 
-class _Wire:
+class _Pipe:
     """One end of the connection between the supervisor and a worker process. Messages are lists, as lines of JSON."""
 
     def __init__(self, reader: int, writer: int) -> None:
@@ -436,7 +477,7 @@ class _Wire:
         self._rest = b""
 
     @classmethod
-    def make_pair(cls) -> tuple[_Wire, _Wire]:
+    def make_pair(cls) -> tuple[_Pipe, _Pipe]:
         here, there = _make_pipe(), _make_pipe()
         return cls(here[0], there[1]), cls(there[0], here[1])
 
@@ -470,30 +511,51 @@ class _Wire:
 
 
 class _Journal:
-    """Which messages a worker process runs, in memory that its supervisor reads when it has died (`kuyruk.Journal`).
+    """Which messages a worker process runs, in memory that its supervisor reads when it has died
+    (`kuyruk.Journal`).
 
-    Its first byte is 1 + the exit code, once the process ends as it should; its second is 1 from when it was told to;
-    bytes 8 to 15 are the time of its last pulse (time.monotonic(), whole seconds; 0: none yet); 16 to 23 the number of
-    slots in use so far. The slots come then: each has a message's id, and begins with its length. What has no id, or
-    one of more than 255 bytes, isn't noted.
+    Its first byte is 1 + the exit code, once the process ends as it should; its second is 1 from when
+    it was told to; bytes 8 to 15 are the time of its last pulse (time.monotonic(), whole seconds; 0:
+    none yet); 16 to 23 the number of slots in use so far. The slots come then: each has a message's
+    id, and begins with its length. What has no id, or one of more than 255 bytes, isn't noted.
+
+    With --state there is a copy in a file, for a supervisor that takes over when all have been killed
+    at once. It is written, never mapped: a disk that is full, or a file that somebody removes or cuts,
+    ends no process (a store into a mapped page without a block is SIGBUS); the copy is lost, no more.
     """
 
     SLOT, SLOTS = 256, 4096
+    SIZE = SLOT * (1 + SLOTS)
 
     def __init__(self, crashes: Mapping[str, tuple[int, bool]], file: int = -1) -> None:
-        """file: its descriptor, of a file that holds the memory, and outlives the supervisor, too; -1: none does."""
+        """file: the descriptor of an open file for the copy; -1: there is none. Raises OSError if
+        the file system has no room for it."""
         import mmap
 
         self.crashes = dict(crashes)
-        self.wire: _Wire | None = None  # of the worker process
+        self.pipe: _Pipe | None = None  # of the worker process
         self._asked: dict[str, threading.Event] = {}
-        self._file = file
-        if file >= 0:
-            os.ftruncate(file, self.SLOT * (1 + self.SLOTS))
-        self._memory = mmap.mmap(file, self.SLOT * (1 + self.SLOTS))
+        self._memory = mmap.mmap(-1, self.SIZE)
         self._taken: dict[str, int] = {}
         self._free: list[int] = []
         self._used = 0
+        self._file = file
+        if file >= 0:
+            _write_all(file, bytes(self.SIZE))  # so that its blocks are there
+
+    @classmethod
+    def read(cls, file: int) -> _Journal:
+        """Return the journal that another supervisor's process has left in this open file."""
+        journal = cls({})
+        data = os.pread(file, cls.SIZE, 0)
+        journal._memory[: len(data)] = data
+        return journal
+
+    def _write(self, at: int, data: bytes) -> None:
+        self._memory[at : at + len(data)] = data
+        if self._file >= 0:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._file, data, at)
 
     def begin(self, id: str) -> None:
         data = id.encode("utf-8", "surrogatepass")
@@ -503,21 +565,21 @@ class _Journal:
             at = slot * self.SLOT
             if slot > self._used:
                 self._used = slot
-                self._memory[16:24] = slot.to_bytes(8, "little")
+                self._write(16, slot.to_bytes(8, "little"))
             self._memory[at + 1 : at + 1 + len(data)] = data
-            self._memory[at] = len(data)  # last: from here on it counts
+            self._write(at, bytes([len(data)]) + data)  # the length last: from here on it counts
 
     def end(self, id: str) -> None:
         slot = self._taken.pop(id, None)
         if slot is not None:
-            self._memory[slot * self.SLOT] = 0
+            self._write(slot * self.SLOT, b"\0")
             self._free.append(slot)
 
     def count(self, id: str) -> tuple[int, bool]:
         """A process that died just now may have had it: the broker can be faster than the news. So ask for them."""
         answered = self._asked[id] = threading.Event()
-        if self.wire is not None:
-            self.wire.send("ask", id)
+        if self.pipe is not None:
+            self.pipe.send("ask", id)
             answered.wait(ANSWER_TIMEOUT)
         return self.crashes.get(id, (0, False))
 
@@ -532,8 +594,8 @@ class _Journal:
 
     def clear(self, id: str) -> None:
         self.crashes.pop(id, None)
-        if self.wire is not None:
-            self.wire.send("clear", id)
+        if self.pipe is not None:
+            self.pipe.send("clear", id)
 
     @property
     def exit_code(self) -> int | None:
@@ -542,7 +604,7 @@ class _Journal:
 
     @exit_code.setter
     def exit_code(self, code: int) -> None:
-        self._memory[0] = 1 + code
+        self._write(0, bytes([1 + code]))
 
     @property
     def pulse(self) -> int:
@@ -557,7 +619,7 @@ class _Journal:
 
     @stopping.setter
     def stopping(self, value: bool) -> None:
-        self._memory[1] = value
+        self._write(1, bytes([value]))
 
     @property
     def running(self) -> list[str]:
@@ -566,16 +628,10 @@ class _Journal:
         slots = (self._memory[at + 1 : at + 1 + self._memory[at]] for at in starts if self._memory[at])
         return [slot.decode("utf-8", "surrogatepass") for slot in slots]
 
-    def hold(self) -> bool:
-        """Let others see that this process, whose journal it is, lives; returns False if another one does."""
+    def hold(self) -> None:
+        """Let other supervisors see that this process, whose journal it is, lives."""
         if self._file >= 0:
-            import fcntl
-
-            try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return False
-        return True
+            _try_lock(self._file)
 
     def close(self) -> None:
         self._memory.close()
@@ -583,14 +639,33 @@ class _Journal:
             os.close(self._file)
 
 
-class _State:
-    """The supervisor's memory of crashes. With a folder (--state) it outlives the supervisor, and what its processes
-    ran when all were killed at once counts, too: a container that exceeds its memory limit, say."""
+def _write_all(file: int, data: bytes) -> None:
+    at = 0
+    while at < len(data):
+        at += os.pwrite(file, data[at:], at)
 
-    def __init__(self, folder: str | None) -> None:
-        """Raises UsageError."""
+
+def _try_lock(file: int) -> bool:
+    """Lock an open file for this process; returns False if another process holds it."""
+    import fcntl
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+class _State:
+    """The supervisor's memory of crashes. With a folder (--state) it outlives the supervisor, and what
+    its processes ran when all were killed at once counts, too: a container that exceeds its memory
+    limit, say. Trouble with the folder while the worker runs costs that memory, and nothing else."""
+
+    def __init__(self, folder: str | None, log: logging.Logger) -> None:
+        """Raises UsageError if the folder can't be used when the worker begins."""
         self.crashes: dict[str, tuple[int, bool]] = {}
         self._folder = folder
+        self._log = log
         self._files: dict[_Journal, str] = {}
         self._serial = itertools.count(1)
         if folder is not None:
@@ -600,17 +675,31 @@ class _State:
                 raise UsageError(f"--state {folder}: {error}") from None
 
     def make_journal(self) -> _Journal:
-        if self._folder is None:
-            return _Journal(self.crashes)
-        path = os.path.join(self._folder, f"journal-{os.getpid()}-{next(self._serial)}")
-        journal = _Journal(self.crashes, os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
+        """Return the journal of another process."""
+        if self._folder is not None:
+            try:
+                return self._make_with_copy(self._folder)
+            except OSError as error:
+                self._warn("what the next process runs isn't noted there", error)
+        return _Journal(self.crashes)
+
+    def _make_with_copy(self, folder: str) -> _Journal:
+        path = os.path.join(folder, f"journal-{os.getpid()}-{next(self._serial)}")
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            journal = _Journal(self.crashes, file)
+        except BaseException:
+            os.close(file)
+            os.unlink(path)
+            raise
         self._files[journal] = path
         return journal
 
     def drop_journal(self, journal: _Journal) -> None:
         journal.close()
         if journal in self._files:
-            os.unlink(self._files.pop(journal))
+            with contextlib.suppress(OSError):  # somebody has removed it
+                os.unlink(self._files.pop(journal))
 
     def blame(self, ids: list[str]) -> dict[str, tuple[int, bool]]:
         """A process has died while it ran these messages; returns their new counts."""
@@ -631,37 +720,44 @@ class _State:
         if self._folder is None:
             return
         path = os.path.join(self._folder, "crashes.json")
-        with contextlib.suppress(OSError):  # a full disk: then it forgets
+        try:
             with open(f"{path}.new", "w") as file:
                 json.dump(self.crashes, file)
             os.replace(f"{path}.new", path)
+        except OSError as error:
+            self._warn("what brought processes down is forgotten when this worker ends", error)
+
+    def _warn(self, effect: str, error: OSError) -> None:
+        self._log.warning("--state %s can't be written, %s: %s", self._folder, effect, error)
 
     def _take_over(self, folder: str) -> None:
-        import fcntl
-
         os.makedirs(folder, exist_ok=True)
         self._lock = open(os.path.join(folder, "lock"), "w")  # noqa: SIM115
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"--state {folder}: another worker uses it") from None
+        if not _try_lock(self._lock.fileno()):
+            raise UsageError(f"--state {folder}: another worker uses it")
         # What can't be read is forgotten: there is nothing better to do with it.
         unreadable = contextlib.suppress(OSError, ValueError, TypeError, AttributeError)
         with unreadable, open(os.path.join(folder, "crashes.json")) as file:
-            self.crashes = {id: (int(deaths), bool(alone)) for id, (deaths, alone) in json.load(file).items()}
+            read = json.load(file).items()
+            self.crashes = {id: (int(deaths), bool(alone)) for id, (deaths, alone) in read}
         for name in os.listdir(folder):
             if name.startswith("journal-"):
-                self._read_left_behind(os.path.join(folder, name))
+                with contextlib.suppress(OSError):
+                    self._read_left_behind(os.path.join(folder, name))
 
     def _read_left_behind(self, path: str) -> None:
-        """The journal of a process whose supervisor is gone."""
-        journal = _Journal({}, os.open(path, os.O_RDWR))
-        if journal.hold():  # else it lives, and stops by itself
-            if journal.exit_code is None and not journal.stopping:
-                with contextlib.suppress(ValueError):
-                    self.blame(journal.running)
+        """Blame what the journal of a process names whose supervisor is gone. Raises OSError."""
+        file = os.open(path, os.O_RDWR)
+        try:
+            if not _try_lock(file):
+                return  # the process lives, and stops by itself
+            with contextlib.closing(_Journal.read(file)) as journal:
+                if journal.exit_code is None and not journal.stopping:
+                    with contextlib.suppress(ValueError):
+                        self.blame(journal.running)
             os.unlink(path)
-        journal.close()
+        finally:
+            os.close(file)
 
 
 # --- The worker's process ------------------------------------------------------
@@ -670,13 +766,13 @@ class _State:
 class _Process:
     """Runs a worker in its threads, and meanwhile does what the signals and the supervisor say."""
 
-    def __init__(self, worker: Worker, signals: _Signals, wire: _Wire | None, journal: _Journal | None) -> None:
+    def __init__(self, worker: Worker, signals: _Signals, pipe: _Pipe | None, journal: _Journal | None) -> None:
         self._worker = worker
         self._journal = journal
         self._signals = signals
-        self._wire = wire  # None: there is no supervisor
+        self._pipe = pipe  # None: there is no supervisor
         self._stops = 0
-        self._told: dict[str, bool] = {}
+        self._reported: dict[str, bool] = {}
 
     def run(self) -> int:
         """Returns the exit code."""
@@ -689,9 +785,9 @@ class _Process:
         while not self._worker.join(0):
             if self._journal is not None:
                 self._journal.beat()
-            self._signals.wait([self._wire] if self._wire else [], time.monotonic() + PULSE)
+            self._signals.wait([self._pipe] if self._pipe else [], time.monotonic() + PULSE)
             try:
-                self._look()
+                self._handle_events()
             except Exception:
                 logger.exception("Can't do what it was told")
         if self._worker.error is not None:
@@ -700,31 +796,32 @@ class _Process:
             return INTERRUPTED
         return RESTART if self._worker.stats["stuck"] else STOPPED
 
-    def _look(self) -> None:
+    def _handle_events(self) -> None:
         while self._signals.names:
             self._react(self._signals.names.popleft())
-        if self._wire is None:
+        if self._pipe is None:
             return
-        orders = self._wire.receive()
+        orders = self._pipe.receive()
         if orders is None:
             logger.warning("The supervising process is gone")
-            self._wire = None
+            self._pipe = None
             self._stop("Stopping")
         for order in orders or []:
-            self._obey(*order)
-        self._tell()
+            self._on_order(*order)
+        self._report_state()
 
     def _react(self, name: str) -> None:
         if name == "SIGUSR1":
-            print(_report(self._worker), file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                print(_report(self._worker), file=sys.stderr, flush=True)
         elif name == "SIGUSR2":
-            logger.warning("SIGUSR2: dropping %d running tasks", self._worker.drop())
+            logger.warning("SIGUSR2: dropping %s", _counted(self._worker.drop(), "running task"))
         elif not self._stops:
             self._stop(name)
-        elif self._wire is None:  # a supervisor decides itself when it is enough, and sends `again`
+        elif self._pipe is None:  # a supervisor decides itself when it is enough, and sends `again`
             self._interrupt(name)
 
-    def _obey(self, order: str, argument: Any) -> None:
+    def _on_order(self, order: str, argument: Any) -> None:
         if order == "again":
             self._interrupt(argument)
         elif order == "retire":
@@ -733,13 +830,13 @@ class _Process:
         elif order == "crashes" and self._journal is not None:
             self._journal.update({id: (deaths, alone) for id, (deaths, alone) in argument.items()})
 
-    def _tell(self) -> None:
+    def _report_state(self) -> None:
         """The supervisor, what has changed."""
         stats = self._worker.stats
-        state = {"serving": self._worker.healthy, "alone": stats["suspect"] > 0, "worn": stats["stuck"] > 0}
-        if state != self._told and self._wire is not None:
-            self._wire.send("state", state)
-            self._told = state
+        state = {"serving": self._worker.healthy, "alone": stats["suspect"] > 0, "degraded": stats["stuck"] > 0}
+        if state != self._reported and self._pipe is not None:
+            self._pipe.send("state", state)
+            self._reported = state
 
     def _stop(self, name: str) -> None:
         self._stops += 1
@@ -754,12 +851,13 @@ class _Process:
         self._worker.stop(wait=False)
 
     def _interrupt(self, name: str) -> None:
-        logger.warning("%s again: interrupting %d running tasks", name, len(self._worker.stats["running"]))
+        running = _counted(len(self._worker.stats["running"]), "running task")
+        logger.warning("%s again: interrupting %s", name, running)
         self._worker.stop(timeout=0, wait=False)
 
 
 def _describe(run: dict[str, Any]) -> str:
-    return f"{run['task']} [{run['id']}] for {run['seconds']:.1f} s"
+    return f"{_shown(run['task'])} [{_shown(run['id'])}] for {run['seconds']:.1f} s"
 
 
 def _report(worker: Worker) -> str:
@@ -768,7 +866,7 @@ def _report(worker: Worker) -> str:
     running = stats.pop("running")
     counts = ", ".join(f"{count} {name}" for name, count in stats.items())
     lines = [f"--- process {os.getpid()}: {counts}, {len(running)} running"]
-    lines += [f"Task {_describe(run)}, from {run['queue']!r}" for run in running]
+    lines += [f"Task {_describe(run)}, from {_shown(run['queue'])!r}" for run in running]
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for ident, frame in sys._current_frames().items():
         lines.append(f"\nThread {names.get(ident, 'of unknown name')} ({ident}):")
@@ -821,14 +919,14 @@ def _complain(error: UsageError) -> int:
 
 
 def _be_worker(
-    args: argparse.Namespace, signals: _Signals, wire: _Wire | None = None, journal: _Journal | None = None
+    args: argparse.Namespace, signals: _Signals, pipe: _Pipe | None = None, journal: _Journal | None = None
 ) -> int:
     """What a worker process does. Returns the exit code, but ends the process itself if a thread is stuck."""
     try:
         try:
             signals.loading = True
             signals.unblock()
-            worker, settings = _load(args, supervised=wire is not None)
+            worker, settings = _load(args, supervised=pipe is not None)
         except UsageError as error:
             if not signals.loading:  # a signal to stop has ended the import, in whatever form it came out
                 raise _Stopped("signal") from None
@@ -842,11 +940,11 @@ def _be_worker(
         return signals.code
     signals.install()  # handlers that the application has set meanwhile are replaced
     signals.guard_forks()
-    if wire is not None and journal is not None:
-        journal.wire = wire
+    if pipe is not None and journal is not None:
+        journal.pipe = pipe
         worker.journal = journal  # type: ignore[assignment]  # it is one, though the library wasn't there to say so
-        wire.send("loaded", settings | {"RABBIT_HEARTBEAT": worker.app.config.RABBIT_HEARTBEAT})
-    signals.code = code = _Process(worker, signals, wire, journal).run()
+        pipe.send("loaded", settings | {"RABBIT_HEARTBEAT": worker.app.config.RABBIT_HEARTBEAT})
+    signals.code = code = _Process(worker, signals, pipe, journal).run()
     if journal is not None:
         journal.exit_code = code
     if worker.stats["stuck"]:
@@ -901,16 +999,16 @@ def _line_about(facts: dict[str, Any]) -> str:
 class _Child:
     """A worker process, as its supervisor sees it."""
 
-    def __init__(self, pid: int, wire: _Wire, journal: _Journal) -> None:
+    def __init__(self, pid: int, pipe: _Pipe, journal: _Journal) -> None:
         self.pid = pid
-        self.wire = wire
+        self.pipe = pipe
         self.journal = journal
         #: It has imported the application.
         self.loaded = False
         #: It consumes.
         self.serving = False
         #: It has a stuck thread.
-        self.worn = False
+        self.degraded = False
         #: time.monotonic() since when it has run suspects only; None: it doesn't.
         self.alone_since: float | None = None
         #: When it has last shown that it runs Python code, as far as is known.
@@ -924,17 +1022,18 @@ class _Child:
 
 
 def _plan(children: Iterable[_Child], wanted: int, now: float) -> tuple[int, int, list[_Child]]:
-    """What to do so that as many processes as wanted serve, at any time: how many to start in the place of such that
-    have ended, how many in the place of such that are worn, and which to retire, because others serve in their place.
+    """What to do so that as many processes as wanted serve, at any time: how many to start in the place
+    of such that have ended, how many in the place of such that are degraded, and which to retire,
+    because others serve in their place.
     """
     staying = [child for child in children if not child.retiring]
-    worn = [child for child in staying if child.worn]
-    fresh = [child for child in staying if not child.worn and not child.is_away(now)]
+    degraded = [child for child in staying if child.degraded]
+    fresh = [child for child in staying if not child.degraded and not child.is_away(now)]
     serving = [child for child in fresh if child.serving]
-    ended = max(0, wanted - len(fresh) - len(worn))
+    ended = max(0, wanted - len(fresh) - len(degraded))
     surplus = max(0, len(serving) - wanted)
-    replaced = max(0, len(serving) - surplus + len(worn) - wanted)
-    return ended, max(0, wanted - len(fresh)) - ended, serving[:surplus] + worn[:replaced]
+    replaced = max(0, len(serving) - surplus + len(degraded) - wanted)
+    return ended, max(0, wanted - len(fresh)) - ended, serving[:surplus] + degraded[:replaced]
 
 
 class _Supervisor:
@@ -950,7 +1049,7 @@ class _Supervisor:
         self._began = time.monotonic()
         self._start_at = -PROVED  # no process is started before
         self._restarted_at = -RESTART_INTERVAL
-        self._state = _State(args.state)
+        self._state = _State(args.state, self._log)
         self._asks: list[tuple[_Child, str]] = []
         self._last_pause = 0.0
         self._failed_starts = 0  # in a row
@@ -971,7 +1070,7 @@ class _Supervisor:
                 self._remove_health()
                 return max(self._codes, key=[STOPPED, INTERRUPTED, FAILED, USAGE].index, default=STOPPED)
             due = self._manage(time.monotonic())
-            self._signals.wait([child.wire for child in self._children.values()], due)
+            self._signals.wait([child.pipe for child in self._children.values()], due)
             while self._signals.names:
                 self._react(self._signals.names.popleft())
             for child in list(self._children.values()):
@@ -987,7 +1086,7 @@ class _Supervisor:
             self._stops += 1
             self._stop(name)
             if self._stops > 1:
-                self._insist(name)
+                self._escalate(name)
         else:
             self._pass_on(name)
 
@@ -1003,10 +1102,10 @@ class _Supervisor:
         if timeout is not None:
             self._kill_within(timeout)
 
-    def _insist(self, name: str) -> None:
+    def _escalate(self, name: str) -> None:
         for child in self._children.values():
             if child.loaded:
-                child.wire.send("again", name)
+                child.pipe.send("again", name)
             else:
                 self._kill(child, "it is still importing the application")
         self._kill_within(0)
@@ -1026,12 +1125,12 @@ class _Supervisor:
         self._kill_at = min(at, self._kill_at)
 
     def _listen(self, child: _Child) -> None:
-        for kind, content in child.wire.receive() or []:
+        for kind, content in child.pipe.receive() or []:
             if kind == "loaded":
                 child.loaded = True
                 self._settings = content
             elif kind == "state":
-                child.serving, child.worn = content["serving"], content["worn"]
+                child.serving, child.degraded = content["serving"], content["degraded"]
                 self._failed_starts = 0 if child.serving else self._failed_starts
                 child.alone_since = (child.alone_since or time.monotonic()) if content["alone"] else None
             elif kind == "ask":
@@ -1044,7 +1143,7 @@ class _Supervisor:
         while self._asks:
             child, id = self._asks.pop()
             if child.pid in self._children:
-                child.wire.send("crashes", {id: self._state.crashes.get(id, (0, False))})
+                child.pipe.send("crashes", {id: self._state.crashes.get(id, (0, False))})
 
     def _reap(self) -> None:
         """Processes that aren't ours, too: in a container this one may be their init."""
@@ -1057,7 +1156,7 @@ class _Supervisor:
                 if child is not None:
                     self._listen(child)  # its last words
                     self._on_end(child, os.waitstatus_to_exitcode(status))
-                    child.wire.close()
+                    child.pipe.close()
                     self._state.drop_journal(child.journal)
 
     def _on_end(self, child: _Child, status: int) -> None:
@@ -1077,7 +1176,8 @@ class _Supervisor:
         if code == USAGE and not self._settings:  # the first, which has said why
             self._give_up(code)
         elif self._failed_starts >= MAX_FAILED_STARTS and not any(each.serving for each in self._children.values()):
-            self._log.critical("Giving up: %d processes in a row couldn't start (%s)", self._failed_starts, how)
+            text = "Giving up: %d processes in a row couldn't start (%s)"
+            self._log.critical(text, self._failed_starts, how)
             self._give_up(code)
         else:
             self._log.error("Process %d couldn't start: %s; trying again in %.1f s", child.pid, how, self._pause())
@@ -1092,8 +1192,8 @@ class _Supervisor:
             self._last_pause = 0
         news = self._state.blame(suspects)
         for other in self._children.values():
-            other.wire.send("crashes", news)
-        what = f"while it ran {', '.join(suspects)}" if suspects else "while it ran nothing"
+            other.pipe.send("crashes", news)
+        what = f"while it ran {', '.join(map(_shown, suspects))}" if suspects else "while it ran nothing"
         self._log.error("Process %d died %s: %s; starting another in %.1f s", child.pid, what, how, self._pause())
 
     def _pause(self) -> float:
@@ -1109,8 +1209,8 @@ class _Supervisor:
 
     def _manage(self, now: float) -> float:
         """Start, retire and kill; returns when there is something to do again if nothing happens."""
-        look_at = self._look_for_frozen(now)
-        look_at = min(look_at, self._tell_health(now))
+        look_at = self._kill_frozen(now)
+        look_at = min(look_at, self._report_health(now))
         if self._stopping:
             if now >= self._kill_at:
                 self._kill_at = math.inf
@@ -1123,9 +1223,9 @@ class _Supervisor:
             self._log.info("Stopping after %g seconds (max_run_time)", limit)
             self._stop("SIGTERM")
             return self._manage(now)
-        return min([end, look_at, *self._staff(now)])
+        return min([end, look_at, *self._scale(now)])
 
-    def _look_for_frozen(self, now: float) -> float:
+    def _kill_frozen(self, now: float) -> float:
         """Kill those that have had no pulse for so long that their connection is lost; returns when to look again."""
         heartbeat = self._settings.get("RABBIT_HEARTBEAT", 0)
         limit = max(FROZEN * heartbeat, 3 * PULSE)
@@ -1142,7 +1242,7 @@ class _Supervisor:
         with contextlib.suppress(OSError, TypeError):  # there is none
             os.unlink(self._args.health)
 
-    def _tell_health(self, now: float) -> float:
+    def _report_health(self, now: float) -> float:
         """Touch the file if all is well; returns when to do it again."""
         path = self._args.health
         if path is None:
@@ -1154,26 +1254,26 @@ class _Supervisor:
             self._health_at = now + PULSE
             try:
                 with open(path, "w") as file:
-                    file.write(f"{serving} processes consume\n")
+                    file.write(f"{_counted(serving, 'process')} consume{'s' * (serving == 1)}\n")
             except OSError as error:
                 self._log.error("Can't write the health file: %s", error)
         return self._health_at if self._health_at > now else math.inf
 
-    def _staff(self, now: float) -> list[float]:
+    def _scale(self, now: float) -> list[float]:
         """Have as many processes as wanted; returns times at which to look again."""
         children = list(self._children.values())
         wanted = self._settings.get("WORKER_PROCESSES", 1)  # not known before one has loaded
-        ended, worn, to_retire = _plan(children, wanted, now)
+        ended, degraded, to_retire = _plan(children, wanted, now)
         for child in to_retire:
             child.retiring = True
-            child.wire.send("retire", "another process has taken its place")
+            child.pipe.send("retire", "another process has taken its place")
         restart_at = max(self._start_at, self._restarted_at + RESTART_INTERVAL)
-        if worn and now >= restart_at:
+        if degraded and now >= restart_at:
             self._restarted_at = now
-            self._start(worn)
+            self._start(degraded)
         if ended and now >= self._start_at:
             self._start(ended)
-        times = [self._start_at] * ended + [restart_at] * worn
+        times = [self._start_at] * ended + [restart_at] * degraded
         times += [child.alone_since + ALONE_TOLERANCE for child in children if child.alone_since]
         return [at for at in times if at > now]
 
@@ -1187,7 +1287,7 @@ class _Supervisor:
 
     def _fork(self) -> None:
         with contextlib.ExitStack() as undo:
-            ours, theirs = _Wire.make_pair()
+            ours, theirs = _Pipe.make_pair()
             undo.callback(ours.close)
             undo.callback(theirs.close)
             journal = self._state.make_journal()
@@ -1209,10 +1309,10 @@ class _Supervisor:
         self._signals.unblock()  # not before: SIGQUIT is for all children
         theirs.close()
 
-    def _be_child(self, wire: _Wire, journal: _Journal) -> int:
+    def _be_child(self, pipe: _Pipe, journal: _Journal) -> int:
         """Returns the exit code."""
         for child in self._children.values():
-            child.wire.close()  # else it wouldn't notice that the supervisor is gone
+            child.pipe.close()  # else it wouldn't notice that the supervisor is gone
             child.journal.close()
         self._signals.close()
         signal.signal(signal.SIGCHLD, self._signals.before[signal.SIGCHLD])
@@ -1225,7 +1325,7 @@ class _Supervisor:
 
         signals.quit = quit
         journal.hold()
-        return _be_worker(self._args, signals, wire, journal)
+        return _be_worker(self._args, signals, pipe, journal)
 
 
 def _last_code(child: _Child, code: int | None) -> int:

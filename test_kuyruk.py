@@ -20,6 +20,7 @@ import collections
 import configparser
 import contextlib
 import datetime
+import errno
 import faulthandler
 import gc
 import importlib
@@ -318,9 +319,11 @@ def start():
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_are_not_ignored():
-    """As they are in what a shell runs in the background: workers that are started would ignore them, too."""
+    """As they are in what a shell runs in the background, or nohup: workers that are started would
+    ignore them, too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup
 
 
 @pytest.fixture(autouse=True)
@@ -3518,7 +3521,7 @@ def stuck():
     begin("stuck")
     time.sleep(600)
 
-limited = app.task(queue=__name__, max_run_time=1)(stuck.f)
+limited = app.task(queue=__name__, max_run_time=3)(stuck.f)
 
 @app.task(queue=__name__)
 def stubborn():
@@ -3660,7 +3663,7 @@ def test_sigusr2_drops_the_running_tasks(shared):
     project.tasks.hold("dropped")
     project.begun("dropped")
     worker.send(signal.SIGUSR2)
-    worker.wait_for("SIGUSR2: dropping 1 running tasks", "discarded")
+    worker.wait_for("SIGUSR2: dropping 1 running task\n", "discarded")
     assert project.tasks.note.send_to_queue(["after"], wait_result=PATIENCE) == "after"
     assert "dropped" not in project.notes() and project.waiting() == 0
 
@@ -3687,8 +3690,9 @@ def test_the_second_signal_to_stop_interrupts_and_requeues_what_runs(project, nu
     project.begun("a")
     worker.send(number)
     worker.wait_for(f"{number.name}: stopping when")
+    time.sleep(kuyruk_worker.ONE_WISH + 0.2)  # what comes sooner is the same wish
     worker.send(number)
-    worker.wait_for(f"{number.name} again: interrupting 1 running tasks")
+    worker.wait_for(f"{number.name} again: interrupting 1 running task\n")
     assert worker.exit_code() == 3, worker.text
     assert project.notes() == []
     assert project.waiting() == 1
@@ -3701,6 +3705,7 @@ def test_a_process_ends_although_a_task_is_stuck(project, monkeypatch):
     project.begun("stuck")
     worker.send(signal.SIGTERM)
     worker.wait_for("SIGTERM: stopping when")
+    time.sleep(kuyruk_worker.ONE_WISH + 0.2)  # what comes sooner is the same wish
     worker.send(signal.SIGTERM)
     assert worker.exit_code() == 3, worker.text
     assert f"{project.name}.stuck" in worker.text.partition("again: interrupting")[2]
@@ -3767,6 +3772,7 @@ threading.Thread(target=time.sleep, args=[600]).start()
 """)
     worker = cli_worker(tmp_path, "tasks", "--max-run-time", "0.01", url=NOWHERE)
     worker.wait_for("kuyruk-supervisor: Stopped")
+    time.sleep(kuyruk_worker.ONE_WISH + 0.2)  # what comes sooner is the same wish
     worker.stop()
 
 
@@ -3907,6 +3913,7 @@ def test_the_second_signal_to_the_whole_group_interrupts_every_process(project):
     wait_until(lambda: worker.text.count("SIGINT: stopping when what runs") == 2)
     worker.send(signal.SIGUSR1)  # when that is passed on, the first has been, too
     worker.wait_for(*(f"--- process {pid}: " for pid in worker.pids))
+    time.sleep(kuyruk_worker.ONE_WISH + 0.2)  # what comes sooner is the same wish
     worker.send_all(signal.SIGINT)
     assert worker.exit_code() == 3, worker.text
     assert worker.text.count("SIGINT again: interrupting 2 running tasks") == 2
@@ -4296,6 +4303,7 @@ def test_a_process_that_runs_no_python_code_is_killed_at_the_end(project):
     [pid] = project.begun("lock")
     worker.send(signal.SIGTERM)
     worker.wait_for("kuyruk-supervisor: Stopped")  # the other process
+    time.sleep(kuyruk_worker.ONE_WISH + 0.2)  # what comes sooner is the same wish
     worker.send(signal.SIGTERM)
     assert worker.exit_code() == 3, worker.text
     assert f"Process {pid} is killed, what it runs will run again: it doesn't end" in worker.text
@@ -4317,18 +4325,18 @@ def test_a_process_that_is_due_when_the_run_time_is_over_is_not_started(project)
 
 
 def worker_process(state):
-    """As the supervisor sees it. s: serves; w: worn; a: serves what runs alone, for long; r: retires; .: starts."""
+    """As the supervisor sees it. s: serves; w: degraded; a: serves what runs alone, for long; r: retires; .: starts."""
     child = kuyruk_worker._Child(0, None, None)
-    child.serving, child.worn, child.retiring = state in "sa", state == "w", state == "r"
+    child.serving, child.degraded, child.retiring = state in "sa", state == "w", state == "r"
     child.alone_since = -math.inf if state == "a" else None
     return child
 
 
 @pytest.mark.parametrize(
-    ("states", "wanted", "ended", "worn", "to_retire"),
+    ("states", "wanted", "ended", "degraded", "to_retire"),
     [
         ("", 2, 2, 0, []), ("s", 2, 1, 0, []), ("s.", 2, 0, 0, []), ("..", 2, 0, 0, []), ("r", 1, 1, 0, []),
-        # In the place of a worn one another serves before it retires.
+        # In the place of a degraded one another serves before it retires.
         ("w", 1, 0, 1, []), ("w.", 1, 0, 0, []), ("ws", 1, 0, 0, [0]), ("rs", 1, 0, 0, []), ("wr", 1, 0, 1, []),
         ("ws", 2, 0, 1, []), ("ws.", 2, 0, 0, []), ("wss", 2, 0, 0, [0]), ("wws", 2, 0, 1, [0]), ("ww", 2, 0, 2, []),
         # For one that runs something alone another stands in, and when it is back the older one retires.
@@ -4336,9 +4344,9 @@ def worker_process(state):
         ("s..", 2, 0, 0, []),
     ],
 )  # fmt: skip
-def test_the_plan(states, wanted, ended, worn, to_retire):
+def test_the_plan(states, wanted, ended, degraded, to_retire):
     children = [worker_process(state) for state in states]
-    assert kuyruk_worker._plan(children, wanted, now=0) == (ended, worn, [children[n] for n in to_retire])
+    assert kuyruk_worker._plan(children, wanted, now=0) == (ended, degraded, [children[n] for n in to_retire])
 
 
 @given(st.text("swar.", max_size=6), st.integers(1, 4))
@@ -4351,17 +4359,17 @@ def test_the_plan_never_leaves_fewer_processes_at_work(states, wanted):
 
 
 @pytest.fixture
-def wires():
+def pipes():
     """Both ends of one."""
-    ends = kuyruk_worker._Wire.make_pair()
+    ends = kuyruk_worker._Pipe.make_pair()
     yield ends
     for end in ends:
         with contextlib.suppress(OSError):
             end.close()
 
 
-def test_a_wire_carries_messages_both_ways_and_tells_when_the_other_end_is_gone(wires):
-    here, there = wires
+def test_a_pipe_carries_messages_both_ways_and_tells_when_the_other_end_is_gone(pipes):
+    here, there = pipes
     assert here.receive() == there.receive() == []
     here.send("one", {"ä": [None, 1.5]})
     here.send("two", "\n")
@@ -4372,8 +4380,8 @@ def test_a_wire_carries_messages_both_ways_and_tells_when_the_other_end_is_gone(
     here.send("to nobody")
 
 
-def test_a_wire_survives_messages_that_are_cut_or_no_messages(wires):
-    here, there = wires
+def test_a_pipe_survives_messages_that_are_cut_or_no_messages(pipes):
+    here, there = pipes
     for data, received in [
         (b'["on', []), (b'e"]\n["tw', [["one"]]), (b'["three"]\n\n\xff\x00\n["four"]\n', [["four"]]), (b"\n", []),
     ]:  # fmt: skip
@@ -4381,8 +4389,8 @@ def test_a_wire_survives_messages_that_are_cut_or_no_messages(wires):
         assert there.receive() == received
 
 
-def test_a_wire_that_nobody_reads_does_not_block(wires):
-    here, there = wires
+def test_a_pipe_that_nobody_reads_does_not_block(pipes):
+    here, there = pipes
     for n in range(2000):
         here.send(n, "x" * 100)
     received = list(itertools.chain.from_iterable(iter(there.receive, [])))
@@ -4785,6 +4793,137 @@ def test_a_health_file_is_fresh_only_while_all_processes_consume(project, proxy)
     wait_until(is_fresh)
     worker.stop()
     assert not health.exists()
+
+
+# -- signals that express one wish, trouble with --state, many descriptors, odd ids
+
+
+@pytest.mark.parametrize("pair", [("SIGHUP", "SIGHUP"), ("SIGTERM", "SIGHUP"), ("SIGINT", "SIGINT")])
+def test_signals_to_stop_within_a_second_are_one(project, pair):
+    """A terminal that closes sends SIGHUP twice, systemd SIGTERM and SIGHUP (SendSIGHUP=)."""
+    worker = project.worker("-t", "1", "--grace", "0.1")
+    project.tasks.hold("a")
+    project.begun("a")
+    for name in pair:
+        worker.send_all(signal.Signals[name])
+    worker.wait_for(": stopping when what runs has ended")
+    time.sleep(0.5)  # for what must not come
+    project.go()
+    assert worker.exit_code() == 0, worker.text
+    assert project.notes() == ["a"] and " again: " not in worker.text
+
+
+def test_the_same_signal_counts_again_after_a_second():
+    signals = object.__new__(kuyruk_worker._Signals)
+    signals._counted_at = {}
+    came = [("SIGHUP", 10.0), ("SIGHUP", 10.9), ("SIGTERM", 10.99), ("SIGUSR2", 10.99), ("SIGUSR2", 11.0)]
+    came += [("SIGINT", 11.01), ("SIGTERM", 12.0), ("SIGTERM", 12.02), ("SIGCHLD", 12.0), ("SIGCHLD", 12.0)]
+    counted = [(name, at) for name, at in came if signals._counts(name, at)]
+    assert counted == [came[n] for n in (0, 3, 5, 7, 8, 9)]
+
+
+def test_signals_are_waited_for_with_more_descriptors_than_select_takes():
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard[1] != resource.RLIM_INFINITY and hard[1] < 1200:
+        pytest.fail(f"this needs 1200 descriptors: ulimit -Hn is {hard[1]}")
+    code = """
+import fcntl, os, resource, time, kuyruk_worker
+resource.setrlimit(resource.RLIMIT_NOFILE, (1200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+signals = kuyruk_worker._Signals()
+here, there = kuyruk_worker._Pipe.make_pair()
+high = kuyruk_worker._Pipe(fcntl.fcntl(there.fileno(), fcntl.F_DUPFD, 1100), there._writer)
+began = time.monotonic()
+signals.wait([high], began + 0.3)
+assert 0.2 < time.monotonic() - began < 5
+here.send("hello")
+signals.wait([high])
+print(high.fileno(), high.receive())
+"""
+    assert run_python("-c", code) == "1100 [['hello']]\n"
+
+
+@pytest.mark.parametrize("trouble", ["removed", "cut", "the folder is gone"])
+def test_a_worker_goes_on_when_somebody_tampers_with_its_state(project, broker, trouble):
+    folder = project.folder / "state"
+    worker = project.worker("-t", "1", "--state", "state", "--max-crashes", "2", entry=QUICK)
+    worker.wait_for_processes(1)
+    [journal] = folder.glob("journal-*")
+    if trouble == "cut":
+        os.truncate(journal, 0)
+    else:
+        journal.unlink()
+    if trouble == "the folder is gone":
+        shutil.rmtree(folder)
+    project.tasks.die("SIGKILL")
+    project.tasks.note("after")
+    wait_until(lambda: broker.count(f"{project.name}.failed") and project.notes() == ["after"])
+    assert crashed(project, broker) == {"SIGKILL"}
+    gone = "--state state can't be written, what the next process runs isn't noted there: [Errno 2]"
+    assert (gone in worker.text) is (trouble == "the folder is gone")
+    worker.stop()
+
+
+def no_room(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_costs_the_state_and_nothing_else(tmp_path, monkeypatch, caplog):
+    state = kuyruk_worker._State(str(tmp_path), logging.getLogger("kuyruk"))
+    begun_before = state.make_journal()
+    monkeypatch.setattr(os, "pwrite", no_room)
+    begun_after = state.make_journal()
+    for journal in (begun_before, begun_after):
+        journal.begin("a")
+        journal.begin("b")
+        journal.end("a")
+        assert journal.running == ["b"] and journal.exit_code is None
+        state.drop_journal(journal)
+    assert "isn't noted there: [Errno 28] No space left on device" in caplog.text
+    monkeypatch.setattr(json, "dump", no_room)
+    assert state.blame(["b"]) == {"b": (1, True)}
+    assert "is forgotten when this worker ends: [Errno 28]" in caplog.text
+    assert not list(tmp_path.glob("journal-*")) and not (tmp_path / "crashes.json").exists()
+    state._lock.close()
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 300, os.urandom(5000), None])
+def test_a_state_that_holds_nonsense_is_taken_over(tmp_path, left):
+    for name in ("journal-1-1", "crashes.json"):
+        if left is None:
+            (tmp_path / name).mkdir()
+        else:
+            (tmp_path / name).write_bytes(left)
+    state = kuyruk_worker._State(str(tmp_path), logging.getLogger("kuyruk"))
+    with contextlib.closing(state.make_journal()) as journal:
+        journal.begin("a")
+        assert journal.running == ["a"]
+    state._lock.close()
+
+
+@pytest.mark.parametrize(("id", "shown", "noted"), [
+    ("x\nINFO it is well\x1b[2J", r"x\nINFO it is well\x1b[2J", True),
+    ("y" * 5000, "y" * 300 + "...", False),
+])  # fmt: skip
+def test_what_a_message_brings_is_written_to_the_log_in_one_line(project, broker, id, shown, noted):
+    broker.declare(project.name)
+    message = body(id=id, module=project.name, function="hold", args=["odd"], kwargs={})
+    broker.publish(project.name, message)
+    worker = project.worker("-t", "1", entry=QUICK)
+    [pid] = project.begun("odd")
+    worker.send(signal.SIGUSR1)
+    worker.wait_for("\n---\n")
+    assert f"Task {project.name}.hold [{shown}] for " in worker.text
+    os.kill(pid, signal.SIGKILL)
+    worker.wait_for(f"died while it ran {shown if noted else 'nothing'}: killed by SIGKILL")
+    assert "\x1b" not in worker.text and "\nINFO it" not in worker.text
+
+
+@pytest.mark.parametrize(("count", "noun", "text"), [
+    (0, "message", "0 messages"), (1, "message", "1 message"), (2, "message", "2 messages"),
+    (1, "process", "1 process"), (2, "process", "2 processes"),
+])  # fmt: skip
+def test_counts_are_words_that_fit(count, noun, text):
+    assert kuyruk_worker._counted(count, noun) == text
 
 
 # --- Quorum queues, and a cluster ----------------------------------------------
