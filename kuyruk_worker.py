@@ -26,8 +26,9 @@ the pipe is closed).
 Nobody waits for the other: what is sent over a pipe doesn't block, and an order that comes late does no harm.
 Where there is no fork (Windows) the worker runs in the first process, and nothing replaces it.
 
-A process with a stuck thread is *degraded*: another is started, and when that consumes, the degraded
-one retires, that is, it stops gracefully, without a limit. So a restart costs no task anything.
+A process with a stuck thread, or above --max-memory, is *degraded*: another is started, and when that
+consumes, the degraded one retires, that is, it stops gracefully, without a limit. So a restart costs no
+task anything.
 A process that dies leaves its journal, which says what it was running. One of these messages is to blame. They are
 *suspects*: each runs alone, in a process that does nothing else meanwhile (another one stands in for it). The one
 during which a process dies again is the culprit.
@@ -39,6 +40,8 @@ import argparse
 import collections
 import contextlib
 import importlib
+import importlib.util
+import io
 import itertools
 import json
 import logging
@@ -59,7 +62,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, NoReturn
 
-    from kuyruk import Kuyruk, Worker
+    from kuyruk import FailedMessage, Kuyruk, Worker
 
 logger = logging.getLogger("kuyruk")
 
@@ -117,6 +120,11 @@ def _shown(value: object) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
+def _without_password(text: str) -> str:
+    """Return the text with "..." for the user and the password of each URL in it."""
+    return re.sub(r"//\S*@", "//...@", text)
+
+
 def _counted(count: int, noun: str) -> str:
     """Return "1 message", or "2 messages"."""
     plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
@@ -165,8 +173,23 @@ _OPTIONS = {
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+            meant = [_did_you_mean(option, self._option_string_actions) for option in options]
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{next(filter(None, meant), '')}")
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{' '.join(message.splitlines())} (--help explains)")
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    return f": did you mean {close[0]!r}?" if close else ""
 
 
 class _Version(argparse.Action):
@@ -197,6 +220,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for key, (flags, metavar, text) in _OPTIONS.items():
         read = str.upper if metavar == "LEVEL" else _number
         parser.add_argument(*flags, dest=key, type=read, metavar=metavar, help=f"{text} [{key}]")
+    text = "the broker's, as amqp://user:password@host:port/vhost (a password is better kept in the"
+    text += " configuration: others can read the command line)"
+    parser.add_argument("--broker", metavar="URL", help=f"{text} [RABBIT_URL]")
+    text = "replace a process that uses more megabytes, when another consumes in its place"
+    parser.add_argument("--max-memory", type=_number, metavar="MB", help=text)
     text = "remember there what brought processes down, across restarts of the whole worker, too"
     parser.add_argument("--state", metavar="FOLDER", help=text)
     text = "touch it every few seconds, but only while all processes consume: for liveness probes"
@@ -204,12 +232,35 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     text = "don't run tasks: look at the messages in <queue>.failed, send them again, or delete them"
     parser.add_argument("--failed", choices=["list", "requeue", "purge"], help=text)
     parser.add_argument("--id", metavar="ID", help="with --failed: only the message with this id")
-    parser.add_argument("--json", action="store_true", help="with --failed list: all of it, an object in each line")
+    text = "don't run tasks: what is in the queues; exit code 1 if one has messages and no consumer"
+    parser.add_argument("--status", action="store_true", help=text)
+    text = "with --failed list and --status: all of it, an object in each line"
+    parser.add_argument("--json", action="store_true", help=text)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    args = parser.parse_args(argv)
-    if args.failed is None and (args.id is not None or args.json):
-        parser.error("--id and --json go with --failed")
+    args: argparse.Namespace = parser.parse_args(argv)
+    _check_combination(parser, args)
     return args
+
+
+def _check_combination(parser: _Parser, args: argparse.Namespace) -> None:
+    """Raises UsageError for what can't have an effect, before anything is started or imported."""
+    if args.failed is not None and args.status:
+        parser.error("--failed and --status don't go together")
+    if args.failed is None and args.id is not None:
+        parser.error("--id goes with --failed")
+    if args.json and args.failed != "list" and not args.status:
+        parser.error("--json goes with --failed list and with --status")
+    if args.max_memory is not None and not (isinstance(args.max_memory, int | float) and args.max_memory > 0):
+        parser.error(f"--max-memory takes megabytes, more than 0: not {args.max_memory!r}")
+    if args.health is not None:
+        folder = os.path.dirname(os.path.abspath(args.health))
+        if not os.path.isdir(folder):
+            parser.error(f"--health: there is no folder {folder!r}")
+        if os.path.isdir(args.health) or not os.access(folder, os.W_OK):
+            parser.error(f"--health: {args.health!r} can't be written")
+    for option in ("max_memory", "state", "health"):
+        if not hasattr(os, "fork") and getattr(args, option) is not None:
+            parser.error(f"--{option.replace('_', '-')} needs a process that watches over others: no fork here")
 
 
 def _number(text: str) -> object:
@@ -229,14 +280,36 @@ def _check(args: argparse.Namespace) -> None:
                 setattr(config, key, getattr(args, key))
         except ValueError as error:
             raise UsageError(str(error).replace(key, "/".join(flags))) from None
+    if args.broker is not None:
+        try:
+            config.RABBIT_URL = args.broker
+        except ValueError as error:
+            raise UsageError(str(error).replace("RABBIT_URL", "--broker")) from None
 
 
 # --- Finding the application ---------------------------------------------------
 
 
 def _library() -> ModuleType:
-    """kuyruk.py: in a vendored copy, the one beside this file."""
-    return _locate(f"{__package__}.kuyruk" if __package__ else "kuyruk")[0]
+    """kuyruk.py: in a vendored copy, the one beside this file. Raises UsageError if it is another
+    project's, as PyPI's "kuyruk", a package, which Python finds before a module beside it."""
+    name = f"{__package__}.kuyruk" if __package__ else "kuyruk"
+    if name not in sys.modules:
+        spec = importlib.util.find_spec(name)  # imports nothing but the packages that hold it
+        if spec is not None and spec.submodule_search_locations is not None:
+            raise UsageError(_why_no_library(spec.origin or next(iter(spec.submodule_search_locations), None)))
+    module = _locate(name)[0]
+    if not hasattr(module, "Kuyruk") or not hasattr(module, "Journal"):
+        raise UsageError(_why_no_library(module.__file__))
+    return module
+
+
+def _why_no_library(found: str | None) -> str:
+    ours = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kuyruk.py")
+    return (
+        f"'import kuyruk' finds another project's library, {found}, and not the one of this worker, {ours}:"
+        " uninstall or rename the other one (PyPI's 'kuyruk' is another project; this one is 'kuyruk-amqpstorm')"
+    )
 
 
 def find_app(spec: str) -> tuple[str, Kuyruk]:
@@ -517,14 +590,14 @@ class _Journal:
     Its first byte is 1 + the exit code, once the process ends as it should; its second is 1 from when
     it was told to; bytes 8 to 15 are the time of its last pulse (time.monotonic(), whole seconds; 0:
     none yet); 16 to 23 the number of slots in use so far. The slots come then: each has a message's
-    id, and begins with its length. What has no id, or one of more than 255 bytes, isn't noted.
+    id, and begins with its length, two bytes (an id has at most 255 characters, that is, 1020 bytes).
 
     With --state there is a copy in a file, for a supervisor that takes over when all have been killed
     at once. It is written, never mapped: a disk that is full, or a file that somebody removes or cuts,
     ends no process (a store into a mapped page without a block is SIGBUS); the copy is lost, no more.
     """
 
-    SLOT, SLOTS = 256, 4096
+    SLOT, SLOTS = 1024, 4096
     SIZE = SLOT * (1 + SLOTS)
 
     def __init__(self, crashes: Mapping[str, tuple[int, bool]], file: int = -1) -> None:
@@ -560,19 +633,20 @@ class _Journal:
     def begin(self, id: str) -> None:
         data = id.encode("utf-8", "surrogatepass")
         slot = self._free.pop() if self._free else self._used + 1
-        if slot <= self.SLOTS and len(data) < self.SLOT:
+        if slot <= self.SLOTS and len(data) <= self.SLOT - 2:
             self._taken[id] = slot
             at = slot * self.SLOT
             if slot > self._used:
                 self._used = slot
                 self._write(16, slot.to_bytes(8, "little"))
-            self._memory[at + 1 : at + 1 + len(data)] = data
-            self._write(at, bytes([len(data)]) + data)  # the length last: from here on it counts
+            self._memory[at + 2 : at + 2 + len(data)] = data
+            # The length last: from here on it counts.
+            self._write(at, len(data).to_bytes(2, "little") + data)
 
     def end(self, id: str) -> None:
         slot = self._taken.pop(id, None)
         if slot is not None:
-            self._write(slot * self.SLOT, b"\0")
+            self._write(slot * self.SLOT, b"\0\0")
             self._free.append(slot)
 
     def count(self, id: str) -> tuple[int, bool]:
@@ -624,9 +698,12 @@ class _Journal:
     @property
     def running(self) -> list[str]:
         used = min(int.from_bytes(self._memory[16:24], "little"), self.SLOTS)
-        starts = range(self.SLOT, self.SLOT * (1 + used), self.SLOT)
-        slots = (self._memory[at + 1 : at + 1 + self._memory[at]] for at in starts if self._memory[at])
-        return [slot.decode("utf-8", "surrogatepass") for slot in slots]
+        ids = []
+        for at in range(self.SLOT, self.SLOT * (1 + used), self.SLOT):
+            length = int.from_bytes(self._memory[at : at + 2], "little")
+            if length:
+                ids.append(self._memory[at + 2 : at + 2 + length].decode("utf-8", "surrogatepass"))
+        return ids
 
     def hold(self) -> None:
         """Let other supervisors see that this process, whose journal it is, lives."""
@@ -766,13 +843,22 @@ class _State:
 class _Process:
     """Runs a worker in its threads, and meanwhile does what the signals and the supervisor say."""
 
-    def __init__(self, worker: Worker, signals: _Signals, pipe: _Pipe | None, journal: _Journal | None) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        signals: _Signals,
+        pipe: _Pipe | None,
+        journal: _Journal | None,
+        max_memory: float | None = None,
+    ) -> None:
         self._worker = worker
+        self._max_memory = max_memory  # megabytes
+        self._too_large = False
         self._journal = journal
         self._signals = signals
         self._pipe = pipe  # None: there is no supervisor
         self._stops = 0
-        self._reported: dict[str, bool] = {}
+        self._reported: dict[str, Any] = {}
 
     def run(self) -> int:
         """Returns the exit code."""
@@ -834,9 +920,20 @@ class _Process:
         """The supervisor, what has changed."""
         stats = self._worker.stats
         state = {"serving": self._worker.healthy, "alone": stats["suspect"] > 0, "degraded": stats["stuck"] > 0}
+        if not state["degraded"] and self._max_memory is not None:
+            # What it was once above it will be above again: so it is never taken back.
+            self._too_large = self._too_large or self._is_too_large(self._max_memory)
+            state["degraded"] = self._too_large
         if state != self._reported and self._pipe is not None:
             self._pipe.send("state", state)
             self._reported = state
+
+    def _is_too_large(self, limit: float) -> bool:
+        used = _memory_used()
+        if used > limit:
+            text = "This process uses %.0f MB (--max-memory %g): another takes its place"
+            logger.warning(text, used, limit)
+        return used > limit
 
     def _stop(self, name: str) -> None:
         self._stops += 1
@@ -854,6 +951,18 @@ class _Process:
         running = _counted(len(self._worker.stats["running"]), "running task")
         logger.warning("%s again: interrupting %s", name, running)
         self._worker.stop(timeout=0, wait=False)
+
+
+def _memory_used() -> float:
+    """Megabytes that this process has in memory; where the system doesn't tell: that it has had at most."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / 1e6 if sys.platform == "darwin" else most / 1e3
 
 
 def _describe(run: dict[str, Any]) -> str:
@@ -877,6 +986,7 @@ def _report(worker: Worker) -> str:
 def _set_up_logging(level: str | None, default: str) -> None:
     """level: the command line's. An application that has set up logging itself keeps its handlers."""
     root = logging.getLogger()
+    default = default.upper()
     if not root.handlers:
         form = "%(asctime)s %(levelname)-7s %(process)d %(threadName)s: %(message)s"
         logging.basicConfig(level=level or default, format=form)
@@ -894,8 +1004,12 @@ def _load(args: argparse.Namespace, supervised: bool) -> tuple[Worker, dict[str,
     _check(args)
     where, app = find_app(args.modules[0])
     app.packages.add(where.partition(":")[0].partition(".")[0])
-    for module in args.modules[1:]:
-        app.packages.add(_locate(module)[0].__name__.partition(".")[0])
+    for spec in args.modules[1:]:
+        module, name = _locate(spec)
+        _check_more_tasks(app, where, module, name)
+        app.packages.add(module.__name__.partition(".")[0])
+    if args.broker is not None:
+        app.config.RABBIT_URL = args.broker
     given = {key: getattr(args, key) for key in _OPTIONS}
     settings = {key: getattr(app.config, key) if value is None else value for key, value in given.items()}
     _set_up_logging(given["WORKER_LOGGING_LEVEL"], settings["WORKER_LOGGING_LEVEL"])
@@ -909,13 +1023,80 @@ def _load(args: argparse.Namespace, supervised: bool) -> tuple[Worker, dict[str,
         raise UsageError(f"-q/--queue: {error}") from None
     version, queues = _library().__version__, ", ".join(map(repr, worker.queues))
     threads = settings["WORKER_THREADS"]
-    logger.info("kuyruk %s: worker of %s for %s with %d threads", version, where, queues, threads)
+    warnings = [*_unread_variables(app, args)]
+    if args.failed is None and not args.status:
+        warnings += _names_that_lead_nowhere(app, where, worker.queues)
+    for warning in warnings:
+        logger.warning("%s", warning)
+    text = "kuyruk %s: worker of %s for %s with %s"
+    logger.info(text, version, where, queues, _counted(threads, "thread"))
     return worker, settings
 
 
-def _complain(error: UsageError) -> int:
-    print(*error.args[1:], f"{_program()}: error: {error.args[0]}", sep="", file=sys.stderr)
-    return USAGE
+def _check_more_tasks(app: Kuyruk, where: str, module: ModuleType, name: str | None) -> None:
+    """Raises UsageError if a further module of the command line has its tasks for another application."""
+    here = module.__name__
+    if name is not None and getattr(module, name, None) is not app:
+        raise UsageError(f"{here}:{name} isn't {where}: only the first MODULE names the Kuyruk object")
+    owners = [_owner(value, here) for value in list(vars(module).values())]
+    if not any(owner is app for owner, _ in owners) and any(is_made_here for _, is_made_here in owners):
+        raise UsageError(
+            f"module {here!r} belongs to another Kuyruk object than {where}: its tasks wouldn't run here."
+            f" Start another worker for it ({_program()} {here}), or let it use {where}"
+        )
+
+
+def _owner(value: object, module: str) -> tuple[object, bool]:
+    """The Kuyruk object that a module's value is, or that it is a task of (None: neither), also one of
+    another copy of the library; and whether it can't have come there by importing a task to send it."""
+    kinds = {kind.__name__ for kind in type(value).__mro__}
+    if "Kuyruk" in kinds:
+        return value, True
+    owner = getattr(value, "kuyruk", None) if "Task" in kinds else None
+    made_in = getattr(getattr(value, "f", None), "__module__", None) if owner is not None else None
+    return owner, made_in is not None and f"{made_in}.".startswith(f"{module}.")
+
+
+def _unread_variables(app: Kuyruk, args: argparse.Namespace) -> Iterator[str]:
+    """Yield a warning if the environment has settings that the application's configuration hasn't."""
+    kind = _library().Config
+    given = {key for key in _OPTIONS if getattr(args, key) is not None}
+    given |= {"RABBIT_URL"} if args.broker is not None else set()
+    keys = [name.removeprefix("KUYRUK_") for name in os.environ if name.startswith("KUYRUK_")]
+    keys = [key for key in keys if key.isupper() and hasattr(kind, key) and key not in given]
+    read = kind()
+    try:
+        read.from_env_vars()
+    except ValueError as error:  # had it been read, the application couldn't have started
+        yield f"KUYRUK_ variables are set in the environment, which the application hasn't read: {error}"
+        return
+    unread = [f"KUYRUK_{key}" for key in keys if getattr(read, key) != getattr(app.config, key, None)]
+    if unread:
+        yield (
+            f"{', '.join(sorted(unread))} {'is' if len(unread) == 1 else 'are'} set in the environment, but the"
+            " application's configuration has another value: config.from_env_vars() isn't called, or not last"
+        )
+
+
+def _names_that_lead_nowhere(app: Kuyruk, where: str, queues: Iterable[str]) -> Iterator[str]:
+    """Yield warnings about queues that no task names: nobody sends there, perhaps."""
+    known = list(app._queues)
+    if not known:
+        yield (
+            f"{where} has no tasks yet: name the modules that have them, too, as in:"
+            f" {_program()} {where.partition(':')[0]} package.tasks"
+        )
+        return
+    for queue in queues:
+        if not any(queue == name or queue.startswith(f"{name}.") for name in known):
+            names = ", ".join(map(repr, known[:10])) + (", ..." if len(known) > 10 else "")
+            yield f"no task of {where} names the queue {queue!r}{_did_you_mean(queue, known)} (they name {names})"
+
+
+def _complain(error: UsageError, code: int = USAGE) -> int:
+    text = _without_password(str(error.args[0]))
+    print(*error.args[1:], f"{_program()}: error: {text}", sep="", file=sys.stderr)
+    return code
 
 
 def _be_worker(
@@ -944,7 +1125,7 @@ def _be_worker(
         journal.pipe = pipe
         worker.journal = journal  # type: ignore[assignment]  # it is one, though the library wasn't there to say so
         pipe.send("loaded", settings | {"RABBIT_HEARTBEAT": worker.app.config.RABBIT_HEARTBEAT})
-    signals.code = code = _Process(worker, signals, pipe, journal).run()
+    signals.code = code = _Process(worker, signals, pipe, journal, args.max_memory).run()
     if journal is not None:
         journal.exit_code = code
     if worker.stats["stuck"]:
@@ -952,45 +1133,88 @@ def _be_worker(
     return code
 
 
-# --- Failed messages -----------------------------------------------------------
+# --- Looking at queues, and at failed messages ---------------------------------
+
+#: What `--failed` shows of a message: attributes of kuyruk.FailedMessage.
+_FACTS = ["id", "task", "args", "kwargs", "failed_at", "failed_on", "failures", "queue"]
+_FACTS += ["exception", "value", "traceback"]
 
 
-def _do_with_failed(args: argparse.Namespace) -> int:
-    """`--failed list`, `requeue` or `purge`. Returns the exit code."""
+def _do_without_worker(args: argparse.Namespace) -> int:
+    """`--failed list`, `requeue` or `purge`, or `--status`. Returns the exit code."""
     args.WORKER_LOGGING_LEVEL = args.WORKER_LOGGING_LEVEL or "WARNING"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what its encoding lacks
     try:
         worker, _ = _load(args, supervised=False)
-        for queue in worker.queues:
-            _do_with_queue(worker.app, f"{queue}.failed", args)
+        stats = worker.app.queue_stats(worker.queues) if args.status or args.queue else {}
+        for queue in stats if args.queue else ():
+            if stats[queue].waiting is None and not stats[queue].failed:
+                raise UsageError(f"-q/--queue: there is no queue {queue!r} at the broker")
+        if args.failed is None:
+            return _print_status(stats, args.json)
+        codes = [_do_with_failed(worker.app, queue, args) for queue in worker.queues]
     except UsageError as error:
         return _complain(error)
-    except OSError as error:  # amqpstorm's, too
-        print(f"{_program()}: error: {error}", file=sys.stderr)
-        return FAILED
+    except (OSError, ValueError) as error:  # amqpstorm's, too
+        return _complain(UsageError(str(error)), FAILED)
     except KeyboardInterrupt:
         print("Interrupted: what wasn't dealt with is still there", file=sys.stderr)
         return FAILED
-    return STOPPED
+    return max(codes)
 
 
-def _do_with_queue(app: Kuyruk, queue: str, args: argparse.Namespace) -> None:
-    count, told_at = 0, time.monotonic()
-    done = {"list": "", "requeue": " sent again", "purge": " deleted"}[args.failed]
-    for count, facts in enumerate(app._failed_messages(queue, args.id, args.failed), 1):
-        if args.failed == "list":
-            print(json.dumps(facts) if args.json else _line_about(facts))
-        elif time.monotonic() > told_at + PROGRESS_INTERVAL:
-            told_at = time.monotonic()
-            print(f"{count}{done}...", file=sys.stderr, flush=True)
+def _print_status(stats: Mapping[str, Any], as_json: bool) -> int:
+    """Print what is in the queues. Returns FAILED if a queue has messages and no consumer."""
+    if as_json:
+        for queue, each in stats.items():
+            print(json.dumps({"queue": queue, **each._asdict()}))
+    else:
+        rows = [["queue", "waiting", "consumers", "failed"]]
+        rows += [[_shown(q), *("-" if n is None else str(n) for n in each)] for q, each in stats.items()]
+        width = max(len(row[0]) for row in rows)
+        for name, *counts in rows:
+            print(f"{name:{width}}", *(f"{count:>10}" for count in counts))
+    return FAILED if any(each.waiting and not each.consumers for each in stats.values()) else STOPPED
+
+
+def _do_with_failed(app: Kuyruk, queue: str, args: argparse.Namespace) -> int:
+    """List, requeue or purge what is in the queue's ".failed". Returns the exit code."""
+    done, stay, reported_at = 0, 0, time.monotonic()
+    how = {"list": "", "requeue": " sent again", "purge": " deleted"}[args.failed]
+    for message in app.failed_messages(queue):
+        if args.id not in (None, message.id):
+            continue
+        try:
+            if args.failed == "list":
+                print(json.dumps(_facts(message)) if args.json else _line_about(message))
+            else:
+                message.requeue() if args.failed == "requeue" else message.delete()
+        except Exception as error:  # whatever is wrong with one message, the others go on
+            if isinstance(error, OSError) and not isinstance(error, _library().KuyrukError):
+                raise  # the connection is lost, or nobody reads what is printed
+            stay += 1
+            print(f"{_shown(message.id)} stays in {queue}.failed: {_shown(error)}", file=sys.stderr)
+            continue
+        done += 1
+        if args.failed != "list" and time.monotonic() > reported_at + PROGRESS_INTERVAL:
+            reported_at = time.monotonic()
+            print(f"{done}{how}...", file=sys.stderr, flush=True)
     if not args.json:
-        print(f"{queue}: {count} messages{done}")
+        print(f"{_shown(queue)}.failed: {_counted(done, 'message')}{how}")
+    return FAILED if stay else STOPPED
 
 
-def _line_about(facts: dict[str, Any]) -> str:
-    first_line = str(facts["value"] or "").partition("\n")[0]
-    text = f"{facts['id']}  {facts['task'] or '(no task)'}  {facts['failed_at']}  {facts['failed_on']}"
-    text = f"{text}  {facts['failures']}x  {facts['exception']}: {first_line:.100}"
-    return text if text.isprintable() else repr(text)[1:-1]  # no lines and no control codes of the message's
+def _facts(message: FailedMessage) -> dict[str, Any]:
+    return {key: getattr(message, key) for key in _FACTS}
+
+
+def _line_about(message: FailedMessage) -> str:
+    first_line = str(message.value or "").partition("\n")[0]
+    text = f"{_shown(message.id)}  {_shown(message.task or '(no task)')}  {_shown(message.failed_at)}"
+    text += f"  {_shown(message.failed_on)}  {message.failures}x"
+    return f"{text}  {_shown(message.exception)}: {_shown(first_line[:100])}"
 
 
 # --- The supervisor ------------------------------------------------------------
@@ -1007,7 +1231,7 @@ class _Child:
         self.loaded = False
         #: It consumes.
         self.serving = False
-        #: It has a stuck thread.
+        #: It has a stuck thread, or uses too much memory.
         self.degraded = False
         #: time.monotonic() since when it has run suspects only; None: it doesn't.
         self.alone_since: float | None = None
@@ -1363,8 +1587,10 @@ def main(argv: list[str] | None = None) -> int:
         args = _parse(argv)
     except UsageError as error:
         return _complain(error)
-    if args.failed is not None:
-        return _do_with_failed(args)
+    if args.broker is not None:  # what the tasks send says by which command: not with the password
+        sys.argv[1:] = [_without_password(word) for word in sys.argv[1:]]
+    if args.failed is not None or args.status:
+        return _do_without_worker(args)
     if not hasattr(os, "fork"):
         return _be_worker(args, _Signals())
     try:
