@@ -140,17 +140,19 @@ example:
                                 def send_mail(address): ...
   a worker for its queues:      %(prog)s tasks
   one queue, 4 tasks at once:   %(prog)s tasks -q mail -t 4
+  what is in the queues:        %(prog)s tasks --status
 
 signals:
   SIGINT (Ctrl-C), SIGTERM,     stop when the running tasks have ended, or after the shutdown timeout;
-  SIGHUP (the terminal closes)  the second one interrupts them: their messages go back
+  SIGHUP (the terminal closes)  another one, more than a second later, interrupts them: their
+                                messages go back
   SIGQUIT (Ctrl-\\)              end at once; the running tasks will run again
   SIGUSR1                       print the running tasks and the stack of every thread
   SIGUSR2                       drop the running tasks: they are interrupted and don't run again
 
 exit codes:
   0    stopped, and no task had to be interrupted for it
-  1    the worker failed unexpectedly
+  1    the worker failed unexpectedly; --failed: something couldn't be done; --status: nobody consumes
   2    wrong command line or configuration, or the application can't be imported
   3    stopped, but running tasks had to be interrupted
   4    ended because of stuck threads (where it isn't restarted: Windows)
@@ -252,12 +254,6 @@ def _check_combination(parser: _Parser, args: argparse.Namespace) -> None:
         parser.error("--json goes with --failed list and with --status")
     if args.max_memory is not None and not (isinstance(args.max_memory, int | float) and args.max_memory > 0):
         parser.error(f"--max-memory takes megabytes, more than 0: not {args.max_memory!r}")
-    if args.health is not None:
-        folder = os.path.dirname(os.path.abspath(args.health))
-        if not os.path.isdir(folder):
-            parser.error(f"--health: there is no folder {folder!r}")
-        if os.path.isdir(args.health) or not os.access(folder, os.W_OK):
-            parser.error(f"--health: {args.health!r} can't be written")
     for option in ("max_memory", "state", "health"):
         if not hasattr(os, "fork") and getattr(args, option) is not None:
             parser.error(f"--{option.replace('_', '-')} needs a process that watches over others: no fork here")
@@ -1274,6 +1270,7 @@ class _Supervisor:
         self._start_at = -PROVED  # no process is started before
         self._restarted_at = -RESTART_INTERVAL
         self._state = _State(args.state, self._log)
+        _check_health(args.health)  # now, since it may be in the folder of the state
         self._asks: list[tuple[_Child, str]] = []
         self._last_pause = 0.0
         self._failed_starts = 0  # in a row
@@ -1550,6 +1547,17 @@ class _Supervisor:
         signals.quit = quit
         journal.hold()
         return _be_worker(self._args, signals, pipe, journal)
+
+
+def _check_health(path: str | None) -> None:
+    """Raises UsageError if a health file can't be written there."""
+    if path is None:
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UsageError(f"--health {path}: there is no folder {folder!r}")
+    if os.path.isdir(path) or not os.access(folder, os.W_OK):
+        raise UsageError(f"--health {path}: it can't be written")
 
 
 def _last_code(child: _Child, code: int | None) -> int:
