@@ -2285,6 +2285,13 @@ AnyTask = Task[..., Any]
 # --- Failed messages ---------------------------------------------------------
 
 
+def _request(channel: Channel, kind: Any, **values: Any) -> Any:
+    """Make a request of an amqpstorm channel, without pamqp's check of names: it is narrower than
+    RabbitMQ's, and refuses "mails für alle"."""
+    unchecked = type(kind.__name__, (kind,), {"__slots__": kind.__slots__, "validate": lambda self: None})
+    return channel.rpc_request(unchecked(**values))
+
+
 def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
     """Yield the messages that are in a queue now: amqpstorm's, not acknowledged.
 
@@ -2292,7 +2299,7 @@ def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
     not acknowledged counts against that: so each has a share of the messages, and then another follows.
     """
     try:
-        left = channel.queue.declare(queue, passive=True)["message_count"]
+        left = _request(channel, commands.Queue.Declare, queue=queue, passive=True)["message_count"]
     except AMQPChannelError as error:
         if error.error_code != 404:
             raise
@@ -2300,7 +2307,8 @@ def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
     share, largest = FIRST_SHARE, 1
     while left > 0:
         channel.basic.qos(share)
-        tag = channel.basic.consume(queue=queue)
+        tag = _request(channel, commands.Basic.Consume, queue=queue)["consumer_tag"]
+        channel.add_consumer_tag(tag)
         came = 0
         # It ends when nothing has come for a while, too: another has taken the rest.
         messages = channel.build_inbound_messages(break_on_empty=True, auto_decode=False, empty_timeout=QUIET)
@@ -2337,7 +2345,9 @@ class FailedMessage:
         self.failed_on = facts["failed-on"]  #: "<host>:<pid>" of the worker.
         times = headers.get("x-kuyruk-failures")
         self.failures: int | None = times if type(times) is int else None  #: How often it has failed.
-        self.queue = facts["queue"] or source  #: In which it was, and to which `requeue` sends it.
+        was_in = headers.get("x-kuyruk-queue")
+        #: In which it was, and to which `requeue` sends it.
+        self.queue: str = was_in if was_in and isinstance(was_in, str) else source
         self.exception = facts["exception"]  #: Its dotted name.
         self.value = facts["value"]  #: Its text.
         self.traceback = facts["traceback"]  #: Formatted.
@@ -2455,7 +2465,7 @@ def _look_at(connection: Connection, queues: Iterable[str]) -> Iterator[tuple[in
         if channel is None or not channel.is_open:
             channel = connection.channel()
         try:
-            answer = channel.queue.declare(queue, passive=True)
+            answer = _request(channel, commands.Queue.Declare, queue=queue, passive=True)
         except AMQPChannelError as error:  # the broker has closed the channel
             if error.error_code != 404:
                 raise

@@ -5105,6 +5105,26 @@ def test_failed_messages_are_requeued_and_deleted_one_by_one(project, broker, wh
         left[0].delete()
 
 
+def test_failed_messages_and_counts_of_queues_with_any_name(app, broker):
+    """pamqp's check of names is narrower than RabbitMQ's. The test makes it with its bytes."""
+    name = f"mails für alle*% {uuid.uuid4().hex[:8]}"
+    assert app.queue_stats([name]) == {name: (None, None, 0)} and list(app.failed_messages(name)) == []
+    plain = "x" * len(f"{name}.failed".encode())
+    number, data = int(broker.channel), f"{name}.failed".encode()
+    for request in (
+        commands.Queue.Declare(queue=plain, durable=True, nowait=True),
+        commands.Queue.Bind(queue=plain, exchange="amq.fanout", nowait=True),
+    ):
+        broker.connection.socket.sendall(frame.marshal(request, number).replace(plain.encode(), data))
+    broker.channel.basic.publish(body(id="a"), "", exchange="amq.fanout")
+    wait_until(lambda: app.queue_stats([name])[name] == (None, None, 1))
+    [message] = app.failed_messages(name)
+    message.delete()
+    wait_until(lambda: app.queue_stats([name])[name].failed == 0)
+    delete = frame.marshal(commands.Queue.Delete(queue=plain, nowait=True), number)
+    broker.connection.socket.sendall(delete.replace(plain.encode(), data))
+
+
 def test_an_iteration_over_failed_messages_may_end_early(project, broker, caplog):
     fail_by_hand(project, broker, 30)
     for message in project.tasks.app.failed_messages(project.name):
