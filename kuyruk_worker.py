@@ -86,6 +86,8 @@ ANSWER_TIMEOUT = 1.0
 #: of RabbitMQ: by then its connection is lost, and its messages are delivered to others.
 PULSE = 5.0
 FROZEN = 1.5
+#: Seconds until the supervisor looks again, after an unexpected exception.
+DEFECT_PAUSE = 1.0
 #: How many processes in a row may fail to start before the supervisor gives up.
 MAX_FAILED_STARTS = 3
 #: Seconds between two looks at what has come, where a wait can't be ended.
@@ -254,9 +256,11 @@ def _check_combination(parser: _Parser, args: argparse.Namespace) -> None:
         parser.error("--json goes with --failed list and with --status")
     if args.max_memory is not None and not (isinstance(args.max_memory, int | float) and args.max_memory > 0):
         parser.error(f"--max-memory takes megabytes, more than 0: not {args.max_memory!r}")
-    for option in ("max_memory", "state", "health"):
-        if not hasattr(os, "fork") and getattr(args, option) is not None:
-            parser.error(f"--{option.replace('_', '-')} needs a process that watches over others: no fork here")
+    given = {"--state": args.state, "--health": args.health, "--max-memory": args.max_memory}
+    given["-p/--processes"] = None if args.WORKER_PROCESSES == 1 else args.WORKER_PROCESSES
+    for option, value in given.items():
+        if value is not None and not hasattr(os, "fork"):
+            parser.error(f"{option} needs a process that watches over others, which this system can't fork")
 
 
 def _number(text: str) -> object:
@@ -971,7 +975,7 @@ def _report(worker: Worker) -> str:
     running = stats.pop("running")
     counts = ", ".join(f"{count} {name}" for name, count in stats.items())
     lines = [f"--- process {os.getpid()}: {counts}, {len(running)} running"]
-    lines += [f"Task {_describe(run)}, from {_shown(run['queue'])!r}" for run in running]
+    lines += [f"Task {_describe(run)}, from '{_shown(run['queue'])}'" for run in running]
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for ident, frame in sys._current_frames().items():
         lines.append(f"\nThread {names.get(ident, 'of unknown name')} ({ident}):")
@@ -1285,17 +1289,30 @@ class _Supervisor:
     def run(self) -> int:
         """Returns the exit code. Forks: in the child it doesn't return, but raises SystemExit."""
         while True:
-            self._reap()
-            self._answer()
+            with self._guard():
+                self._reap()
+                self._answer()
             if self._stopping and not self._children:
                 self._remove_health()
                 return max(self._codes, key=[STOPPED, INTERRUPTED, FAILED, USAGE].index, default=STOPPED)
-            due = self._manage(time.monotonic())
-            self._signals.wait([child.pipe for child in self._children.values()], due)
-            while self._signals.names:
-                self._react(self._signals.names.popleft())
-            for child in list(self._children.values()):
-                self._listen(child)
+            due = time.monotonic() + DEFECT_PAUSE  # if the next step fails
+            with self._guard():
+                due = self._manage(time.monotonic())
+            with self._guard():
+                self._signals.wait([child.pipe for child in self._children.values()], due)
+                while self._signals.names:
+                    self._react(self._signals.names.popleft())
+                for child in list(self._children.values()):
+                    self._listen(child)
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Log an unexpected exception instead of ending the worker with it: what it has left undone is
+        looked at again in the next turn. SystemExit passes: a child's end."""
+        try:
+            yield
+        except Exception:
+            self._log.exception("Defect in the supervising process; it goes on")
 
     # -- what happens
 

@@ -4966,7 +4966,36 @@ def test_counts_are_words_that_fit(count, noun, text):
     assert kuyruk_worker._counted(count, noun) == text
 
 
+def test_an_unexpected_exception_does_not_end_the_supervisor(project):
+    code = """
+import os, sys, kuyruk_worker as module
+module.DEFECT_PAUSE, scale, turns = 0.1, module._Supervisor._scale, []
+def fail(self, now):
+    turns.append(now)
+    if len(turns) % 2:
+        raise RuntimeError("no luck")
+    return scale(self, now)
+module._Supervisor._scale = fail
+sys.exit(module.main())
+"""
+    worker = project.worker("-t", "1", entry=("-c", code))
+    os.kill(worker.wait_for_processes(1), signal.SIGKILL)
+    worker.wait_for_processes(2)
+    assert project.tasks.note.send_to_queue(["on"], wait_result=PATIENCE) == "on"
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0, worker.text
+    assert worker.text.count("Defect in the supervising process; it goes on") == worker.text.count("no luck\n")
+
+
 # -- what would be ignored without a word
+
+
+@pytest.mark.parametrize("args", ["--state x", "--health x", "--max-memory 9", "-p 2"])
+def test_options_that_need_processes_are_refused_where_there_are_none(args, monkeypatch):
+    kuyruk_worker._parse(["tasks", *args.split()])
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(kuyruk_worker.UsageError, match="needs a process that watches over others"):
+        kuyruk_worker._parse(["tasks", *args.split()])
 
 
 def test_a_health_file_that_cannot_be_written_is_refused_before_anything_starts(tmp_path):
