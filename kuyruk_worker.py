@@ -453,7 +453,7 @@ class _Signals:
         name = signal.Signals(number).name
         if name == "SIGQUIT":
             self.quit()
-        if not self._counts(name, time.monotonic()):
+        if not self.counts(name, time.monotonic()):
             return
         self.names.append(name)
         if self.code is not None and name in self.TO_STOP:
@@ -462,8 +462,9 @@ class _Signals:
             self.loading = False  # once
             raise _Stopped(name)
 
-    def _counts(self, name: str, now: float) -> bool:
-        """Whether a signal that comes now is a wish of its own (see ONE_WISH)."""
+    def counts(self, name: str, now: float) -> bool:
+        """Whether a signal that comes now is a wish of its own (see ONE_WISH). If it is, those of its
+        kind that come soon aren't."""
         kind = "stop" if name in self.TO_STOP else name
         if kind != "SIGCHLD" and now - self._counted_at.get(kind, -math.inf) < ONE_WISH:
             return False
@@ -891,6 +892,7 @@ class _Process:
         if orders is None:
             logger.warning("The supervising process is gone")
             self._pipe = None
+            self._signals.counts("SIGTERM", time.monotonic())  # systemd sends it to those that are left
             self._stop("Stopping")
         for order in orders or []:
             self._on_order(*order)

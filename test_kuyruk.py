@@ -4854,12 +4854,27 @@ def test_signals_to_stop_within_a_second_are_one(project, pair):
     assert project.notes() == ["a"] and " again: " not in worker.text
 
 
+def test_a_signal_right_after_the_supervisor_has_died_interrupts_nothing(project):
+    """systemd sends SIGTERM to what is left of a service whose main process has died."""
+    worker = project.worker("-t", "1", "--grace", "0.1")
+    project.tasks.hold("a")
+    [pid] = project.begun("a")
+    worker.send(signal.SIGKILL)
+    worker.wait_for("The supervising process is gone")
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(0.5)  # for what must not come
+    project.go()
+    worker.process.wait()
+    wait_until(lambda: not worker.lives)
+    assert project.notes() == ["a"] and " again: " not in worker.text
+
+
 def test_the_same_signal_counts_again_after_a_second():
     signals = object.__new__(kuyruk_worker._Signals)
     signals._counted_at = {}
     came = [("SIGHUP", 10.0), ("SIGHUP", 10.9), ("SIGTERM", 10.99), ("SIGUSR2", 10.99), ("SIGUSR2", 11.0)]
     came += [("SIGINT", 11.01), ("SIGTERM", 12.0), ("SIGTERM", 12.02), ("SIGCHLD", 12.0), ("SIGCHLD", 12.0)]
-    counted = [(name, at) for name, at in came if signals._counts(name, at)]
+    counted = [(name, at) for name, at in came if signals.counts(name, at)]
     assert counted == [came[n] for n in (0, 3, 5, 7, 8, 9)]
 
 
