@@ -114,7 +114,8 @@ from pamqp import heartbeat as amqp_heartbeat
 
 __all__ = ["Config", "Journal", "Kuyruk", "Run", "SubTask", "Task", "Worker", "current_task", "exceptions"]
 __all__ += ["BrokerError", "Crashed", "Discard", "HeartbeatError", "InvalidMessage", "KuyrukError", "Reject"]
-__all__ += ["FailedMessage", "QueueStats", "RemoteException", "ResultTimeout", "Shutdown", "Timeout"]
+__all__ += ["FailedMessage", "QueueStats", "RemoteException", "ResultTimeout", "Shutdown"]
+__all__ += ["Timeout"]
 
 __version__ = "1.0.0"
 
@@ -159,8 +160,8 @@ DELIVERY_LIMIT = 1_000_000  #: Of quorum queues that it declares. RabbitMQ 4 dro
 REFUSAL_PAUSE = 0.2  #: Seconds after which what a queue has refused is sent again.
 FORWARD_PAUSE = 1.0  #: Seconds that a message is kept before it goes back because it can't be forwarded.
 POOL_SLICE = 0.05  #: Seconds that a pool thread goes on with what waits before it asks the pool again.
-FIRST_SHARE = 10  #: Failed messages that are fetched at once at first. Then as many as their size allows:
-MAX_SHARE, SHARE_BYTES = 500, 4_000_000  #: so many, or so many bytes.
+FIRST_SHARE = 10  #: Failed messages that are fetched at once at first. Then as their size allows,
+MAX_SHARE, SHARE_BYTES = 500, 4_000_000  #: at most so many, or so many bytes.
 FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; then twice as long, and so on.
 
 
@@ -2288,8 +2289,8 @@ AnyTask = Task[..., Any]
 def _request(channel: Channel, kind: Any, **values: Any) -> Any:
     """Make a request of an amqpstorm channel, without pamqp's check of names: it is narrower than
     RabbitMQ's, and refuses "mails für alle"."""
-    unchecked = type(kind.__name__, (kind,), {"__slots__": kind.__slots__, "validate": lambda self: None})
-    return channel.rpc_request(unchecked(**values))
+    changes = {"__slots__": kind.__slots__, "validate": lambda self: None}
+    return channel.rpc_request(type(kind.__name__, (kind,), changes)(**values))
 
 
 def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
@@ -2311,7 +2312,9 @@ def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
         channel.add_consumer_tag(tag)
         came = 0
         # It ends when nothing has come for a while, too: another has taken the rest.
-        messages = channel.build_inbound_messages(break_on_empty=True, auto_decode=False, empty_timeout=QUIET)
+        messages = channel.build_inbound_messages(
+            break_on_empty=True, auto_decode=False, empty_timeout=QUIET
+        )
         for message in itertools.islice(messages, min(share, left)):
             came, largest = came + 1, max(largest, len(message._body))
             yield message
@@ -2344,7 +2347,8 @@ class FailedMessage:
         self.failed_at = facts["failed-at"]  #: "2026-01-31T12:00:00+00:00"
         self.failed_on = facts["failed-on"]  #: "<host>:<pid>" of the worker.
         times = headers.get("x-kuyruk-failures")
-        self.failures: int | None = times if type(times) is int else None  #: How often it has failed.
+        #: How often it has failed.
+        self.failures: int | None = times if type(times) is int else None
         was_in = headers.get("x-kuyruk-queue")
         #: In which it was, and to which `requeue` sends it.
         self.queue: str = was_in if was_in and isinstance(was_in, str) else source
@@ -2364,8 +2368,10 @@ class FailedMessage:
         """
         with self._held() as message:
             headers = message.properties.get("headers") or {}
-            kept = {k: v for k, v in headers.items() if k == "x-kuyruk-failures" or not k.startswith("x-kuyruk-")}
-            properties = _copied(message.properties.items(), kept, (*_LEFT_BEHIND, "reply_to", "correlation_id"))
+            ours = _headers_of_ours(message).keys() - {"x-kuyruk-failures"}
+            kept = {key: value for key, value in headers.items() if key not in ours}
+            gone = (*_LEFT_BEHIND, "reply_to", "correlation_id")
+            properties = _copied(message.properties.items(), kept, gone)
             queue = _check_queue_name(self.queue)
             copy = _Message(queue, message._body, properties, self._app._queue_arguments(queue))
             self._app._publisher.send([copy])
@@ -2388,15 +2394,19 @@ class FailedMessage:
             with contextlib.closing(self._app.failed_messages(self._source)) as messages:
                 same = next((other for other in messages if other._is_same(self)), None)
                 if same is None:
-                    raise KuyrukError(f"message {self.id!r} isn't in {self._source + '.failed'!r} any more")
+                    there = f"{self._source}.failed"
+                    raise KuyrukError(f"message {self.id!r} isn't in {there!r} any more")
                 yield same._message
         self._gone = True
 
     def _is_same(self, other: FailedMessage) -> bool:
         mine, others = self._message, other._message
-        hers = others.properties.get("headers") or {}
-        ours = {k: v for k, v in (mine.properties.get("headers") or {}).items() if k.startswith("x-kuyruk-")}
-        return mine._body == others._body and ours == {k: v for k, v in hers.items() if k.startswith("x-kuyruk-")}
+        return mine._body == others._body and _headers_of_ours(mine) == _headers_of_ours(others)
+
+
+def _headers_of_ours(message: Any) -> dict[str, Any]:
+    headers = message.properties.get("headers") or {}
+    return {key: value for key, value in headers.items() if key.startswith("x-kuyruk-")}
 
 
 def _plain(value: Any) -> str | None:
@@ -2586,7 +2596,8 @@ class Kuyruk:
         return self._iterate_failed(_resolve_host(_check_queue_name(queue)))
 
     def _iterate_failed(self, queue: str) -> Generator[FailedMessage, None, None]:
-        with self.channel() as channel, contextlib.suppress(GeneratorExit):  # amqpstorm would log that as an error
+        # A GeneratorExit doesn't reach amqpstorm, which would log it as an error.
+        with self.channel() as channel, contextlib.suppress(GeneratorExit):
             for message in _read_all(channel, f"{queue}.failed"):
                 yield FailedMessage(self, queue, message, channel)
 
@@ -2596,10 +2607,11 @@ class Kuyruk:
         "name.localhost" stands for "name.<hostname>". Raises ValueError (no queue's name) and amqpstorm's
         errors.
         """
-        names = list(self._queues) if queues is None else [queues] if isinstance(queues, str) else list(queues)
-        names = [_resolve_host(_check_queue_name(name)) for name in names]
+        given = self._queues if queues is None else [queues] if isinstance(queues, str) else queues
+        names = [_resolve_host(_check_queue_name(name)) for name in given]
+        looked_at = [each for name in names for each in (name, f"{name}.failed")]
         with self.connection() as connection:
-            seen = list(_look_at(connection, [each for name in names for each in (name, f"{name}.failed")]))
+            seen = list(_look_at(connection, looked_at))
         stats = {}
         for name, there, failed in zip(names, seen[::2], seen[1::2], strict=True):
             waiting, consumers = there or (None, None)

@@ -1,4 +1,4 @@
-"""Run kuyruk workers as processes: command line, signals of the operating system, supervision, exit codes.
+"""Run kuyruk workers as processes: command line, signals, supervision, exit codes.
 
     $ python -m kuyruk_worker app.tasks                # or: kuyruk-worker app.tasks
 
@@ -8,30 +8,32 @@ Beside a vendored `pkg/vendor/kuyruk.py`: `python -m pkg.vendor.kuyruk_worker pk
 The processes, and what each owns
 =================================
 
-      supervisor (one thread)                       worker process (1..WORKER_PROCESSES, forked)
-      -----------------------                       --------------------------------------------
-      signals  ------------- passed on ---------->  main thread: signals, orders, the worker's changes
+      supervisor (one thread)                     worker process (1..WORKER_PROCESSES, forked)
+      -----------------------                     --------------------------------------------
+      signals  ------------ passed on --------->  main thread: signals, orders, what has changed
       the plan: who serves, retires, is replaced       |
           |  ^                                         v
           |  '-- state: serving, alone, degraded --  kuyruk.Worker, with its threads
           '----- orders: retire, again, crashes ->     | begin, end
       deaths <------- journal (shared memory) <--------'
 
-*The supervisor* imports neither the library nor the application. It waits in `_Signals.wait` for signals (SIGCHLD
-among them), for what its children tell, and for the time when something is due. It ends when its children have.
-*A worker process* imports the application. Its main thread then waits in `_Signals.wait`, too; the worker runs in
-threads of its own. It ends when the worker has, and stops as at SIGTERM when its supervisor is gone (its end of
-the pipe is closed).
+*The supervisor* imports neither the library nor the application. It waits in `_Signals.wait` for
+signals (SIGCHLD among them), for what its children tell, and for the time when something is due. It
+ends when its children have.
+*A worker process* imports the application. Its main thread then waits in `_Signals.wait`, too; the
+worker runs in threads of its own. It ends when the worker has, and stops as at SIGTERM when its
+supervisor is gone (its end of the pipe is closed).
 
-Nobody waits for the other: what is sent over a pipe doesn't block, and an order that comes late does no harm.
-Where there is no fork (Windows) the worker runs in the first process, and nothing replaces it.
+Nobody waits for the other: what is sent over a pipe doesn't block, and an order that comes late
+does no harm. Where there is no fork (Windows) the worker runs in the first process, and nothing
+replaces it.
 
-A process with a stuck thread, or above --max-memory, is *degraded*: another is started, and when that
-consumes, the degraded one retires, that is, it stops gracefully, without a limit. So a restart costs no
-task anything.
-A process that dies leaves its journal, which says what it was running. One of these messages is to blame. They are
-*suspects*: each runs alone, in a process that does nothing else meanwhile (another one stands in for it). The one
-during which a process dies again is the culprit.
+A process with a stuck thread, or above --max-memory, is *degraded*: another is started, and when
+that consumes, the degraded one retires, that is, it stops gracefully, without a limit. So a restart
+costs no task anything.
+A process that dies leaves its journal, which says what it was running. One of these messages is to
+blame. They are *suspects*: each runs alone, in a process that does nothing else meanwhile (another
+one stands in for it). The one during which a process dies again is the culprit.
 """
 
 from __future__ import annotations
@@ -74,16 +76,17 @@ FLUSH_TIMEOUT = 1.0
 KILL_MARGIN = 15.0
 #: Seconds before a process that died is replaced: at first, and at last (twice as long each time).
 FIRST_PAUSE, LAST_PAUSE = 0.2, 10.0
-#: Seconds without a death after which the pauses begin anew. And the least between two restarts because of stuck
-#: threads.
+#: Seconds without a death after which the pauses begin anew. And the least between two restarts
+#: because of stuck threads.
 PROVED = 10.0
 RESTART_INTERVAL = 5.0
 #: Seconds that a process may run suspects only before another stands in for it.
 ALONE_TOLERANCE = 1.0
 #: Seconds that a worker process waits for its supervisor's answer.
 ANSWER_TIMEOUT = 1.0
-#: Seconds between two pulses of a worker process. It may be without one for three of them, and for so many heartbeats
-#: of RabbitMQ: by then its connection is lost, and its messages are delivered to others.
+#: Seconds between two pulses of a worker process. It may be without one for three of them, and for
+#: so many heartbeats of RabbitMQ: by then its connection is lost, and its messages are delivered to
+#: others.
 PULSE = 5.0
 FROZEN = 1.5
 #: Seconds until the supervisor looks again, after an unexpected exception.
@@ -97,8 +100,8 @@ PROGRESS_INTERVAL = 2.0
 #: How many suspects are remembered.
 MAX_SUSPECTS = 10_000
 #: Seconds within which several signals of one kind express one wish. A terminal that closes sends
-#: SIGHUP twice (kernel and shell), systemd SIGTERM and SIGHUP (SendSIGHUP=), Ctrl-C reaches a process
-#: of the group directly and by its supervisor.
+#: SIGHUP twice (kernel and shell), systemd SIGTERM and SIGHUP (SendSIGHUP=), Ctrl-C reaches a
+#: process of the group directly and by its supervisor.
 ONE_WISH = 1.0
 #: Characters of an id or a name that are shown.
 MAX_SHOWN = 300
@@ -145,7 +148,7 @@ example:
   what is in the queues:        %(prog)s tasks --status
 
 signals:
-  SIGINT (Ctrl-C), SIGTERM,     stop when the running tasks have ended, or after the shutdown timeout;
+  SIGINT (Ctrl-C), SIGTERM,     stop when the running tasks have ended, or after the shutdown time;
   SIGHUP (the terminal closes)  another one, more than a second later, interrupts them: their
                                 messages go back
   SIGQUIT (Ctrl-\\)              end at once; the running tasks will run again
@@ -154,7 +157,8 @@ signals:
 
 exit codes:
   0    stopped, and no task had to be interrupted for it
-  1    the worker failed unexpectedly; --failed: something couldn't be done; --status: nobody consumes
+  1    the worker failed unexpectedly; --failed: something couldn't be done; --status: messages
+       and no consumer
   2    wrong command line or configuration, or the application can't be imported
   3    stopped, but running tasks had to be interrupted
   4    ended because of stuck threads (where it isn't restarted: Windows)
@@ -166,11 +170,23 @@ _OPTIONS = {
     "WORKER_THREADS": (["-t", "--threads"], "N", "tasks to run at once"),
     "WORKER_PROCESSES": (["-p", "--processes"], "N", "processes to run, each with its threads"),
     "WORKER_PREFETCH": (["--prefetch"], "N", "messages of each queue to hold unacknowledged"),
-    "WORKER_MAX_LOAD": (["--max-load"], "L", "pause above this load average; -1: the number of CPUs"),
+    "WORKER_MAX_LOAD": (
+        ["--max-load"],
+        "L",
+        "pause above this load average; -1: the number of CPUs",
+    ),
     "WORKER_MAX_RUN_TIME": (["--max-run-time"], "S", "stop after S seconds, as SIGTERM does"),
     "WORKER_GRACE": (["--grace"], "S", "seconds that an interrupted task gets to end"),
-    "WORKER_SHUTDOWN_TIMEOUT": (["--shutdown-timeout"], "S", "seconds that running tasks get when it stops"),
-    "WORKER_MAX_CRASHES": (["--max-crashes"], "N", "deaths of processes after which a message has failed"),
+    "WORKER_SHUTDOWN_TIMEOUT": (
+        ["--shutdown-timeout"],
+        "S",
+        "seconds that running tasks get when it stops",
+    ),
+    "WORKER_MAX_CRASHES": (
+        ["--max-crashes"],
+        "N",
+        "deaths of processes after which a message has failed",
+    ),
     "WORKER_PRIORITY": (["--priority"], "P", "larger ones are served first by the broker"),
     "WORKER_LOGGING_LEVEL": (["-l", "--logging-level"], "LEVEL", "DEBUG, INFO, WARNING or ERROR"),
 }
@@ -182,7 +198,9 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
             meant = [_did_you_mean(option, self._option_string_actions) for option in options]
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{next(filter(None, meant), '')}")
+            self.error(
+                f"unrecognized arguments: {' '.join(unknown)}{next(filter(None, meant), '')}"
+            )
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -205,7 +223,11 @@ class _Version(argparse.Action):
 def _program() -> str:
     """As the user has called it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {spec.name}" if __name__ == "__main__" and spec else os.path.basename(sys.argv[0])
+    return (
+        f"python -m {spec.name}"
+        if __name__ == "__main__" and spec
+        else os.path.basename(sys.argv[0])
+    )
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -217,9 +239,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    text = "to import; the first holds the Kuyruk object (MODULE:NAME if it holds several), others more tasks"
+    text = "to import; the first holds the Kuyruk object (MODULE:NAME if it holds several), others"
+    text += " more tasks"
     parser.add_argument("modules", nargs="+", metavar="MODULE", help=text)
-    text = "consume this one, not all that the tasks name; repeatable; NAME.localhost: this machine's"
+    text = (
+        "consume this one, not all that the tasks name; repeatable; NAME.localhost: this machine's"
+    )
     parser.add_argument("-q", "--queue", action="append", help=text)
     for key, (flags, metavar, text) in _OPTIONS.items():
         read = str.upper if metavar == "LEVEL" else _number
@@ -233,7 +258,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--state", metavar="FOLDER", help=text)
     text = "touch it every few seconds, but only while all processes consume: for liveness probes"
     parser.add_argument("--health", metavar="FILE", help=text)
-    text = "don't run tasks: look at the messages in <queue>.failed, send them again, or delete them"
+    text = (
+        "don't run tasks: look at the messages in <queue>.failed, send them again, or delete them"
+    )
     parser.add_argument("--failed", choices=["list", "requeue", "purge"], help=text)
     parser.add_argument("--id", metavar="ID", help="with --failed: only the message with this id")
     text = "don't run tasks: what is in the queues; exit code 1 if one has messages and no consumer"
@@ -254,13 +281,17 @@ def _check_combination(parser: _Parser, args: argparse.Namespace) -> None:
         parser.error("--id goes with --failed")
     if args.json and args.failed != "list" and not args.status:
         parser.error("--json goes with --failed list and with --status")
-    if args.max_memory is not None and not (isinstance(args.max_memory, int | float) and args.max_memory > 0):
+    if args.max_memory is not None and not (
+        isinstance(args.max_memory, int | float) and args.max_memory > 0
+    ):
         parser.error(f"--max-memory takes megabytes, more than 0: not {args.max_memory!r}")
     given = {"--state": args.state, "--health": args.health, "--max-memory": args.max_memory}
     given["-p/--processes"] = None if args.WORKER_PROCESSES == 1 else args.WORKER_PROCESSES
     for option, value in given.items():
         if value is not None and not hasattr(os, "fork"):
-            parser.error(f"{option} needs a process that watches over others, which this system can't fork")
+            parser.error(
+                f"{option} needs a process that watches over others, which this system can't fork"
+            )
 
 
 def _number(text: str) -> object:
@@ -297,7 +328,9 @@ def _library() -> ModuleType:
     if name not in sys.modules:
         spec = importlib.util.find_spec(name)  # imports nothing but the packages that hold it
         if spec is not None and spec.submodule_search_locations is not None:
-            raise UsageError(_why_no_library(spec.origin or next(iter(spec.submodule_search_locations), None)))
+            raise UsageError(
+                _why_no_library(spec.origin or next(iter(spec.submodule_search_locations), None))
+            )
     module = _locate(name)[0]
     if not hasattr(module, "Kuyruk") or not hasattr(module, "Journal"):
         raise UsageError(_why_no_library(module.__file__))
@@ -307,8 +340,9 @@ def _library() -> ModuleType:
 def _why_no_library(found: str | None) -> str:
     ours = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kuyruk.py")
     return (
-        f"'import kuyruk' finds another project's library, {found}, and not the one of this worker, {ours}:"
-        " uninstall or rename the other one (PyPI's 'kuyruk' is another project; this one is 'kuyruk-amqpstorm')"
+        f"'import kuyruk' finds another project's library, {found}, and not the one of this worker,"
+        f" {ours}: uninstall or rename the other one (PyPI's 'kuyruk' is another project; this one"
+        " is 'kuyruk-amqpstorm')"
     )
 
 
@@ -329,18 +363,23 @@ def find_app(spec: str) -> tuple[str, Kuyruk]:
 def _apps(module: ModuleType) -> dict[str, Kuyruk]:
     # Not isinstance: it asks lazy objects (Flask's, Django's) for a class that they can't tell yet.
     kind = _library().Kuyruk
-    return {name: value for name, value in list(vars(module).items()) if issubclass(type(value), kind)}
+    return {
+        name: value for name, value in list(vars(module).items()) if issubclass(type(value), kind)
+    }
 
 
 def _why_no_app(module: ModuleType, name: str | None) -> str:
     here, library = module.__name__, _library().__name__
     found = {key: value for key, value in vars(module).items() if name in (None, key)}
     for key, value in found.items():
-        other = next((kind.__module__ for kind in type(value).__mro__ if kind.__name__ == "Kuyruk"), library)
+        other = next(
+            (kind.__module__ for kind in type(value).__mro__ if kind.__name__ == "Kuyruk"), library
+        )
         if other != library:
             return (
-                f"{here}:{key} is a Kuyruk object of another copy of the library, {other!r}; this is the"
-                f" worker of {library!r}. Put kuyruk_worker.py beside that copy: python -m {other}_worker"
+                f"{here}:{key} is a Kuyruk object of another copy of the library, {other!r}; this"
+                f" is the worker of {library!r}. Put kuyruk_worker.py beside that copy:"
+                f" python -m {other}_worker"
             )
     if name is not None and found:
         text = f"{here}:{name} isn't a Kuyruk object but a {type(found[name]).__name__}"
@@ -350,7 +389,11 @@ def _why_no_app(module: ModuleType, name: str | None) -> str:
         text = f"module {here!r} has several Kuyruk objects: say which"
     else:
         text = f"module {here!r} has no Kuyruk object, as in: app = kuyruk.Kuyruk()"
-    modules = [module] if _apps(module) else [m for m in sys.modules.values() if isinstance(m, ModuleType)]
+    modules = (
+        [module]
+        if _apps(module)
+        else [m for m in sys.modules.values() if isinstance(m, ModuleType)]
+    )
     there = [f"{m.__name__}:{key}" for m in modules for key in _apps(m)]
     return f"{text} (there is {', '.join(there)})" if there else text
 
@@ -361,14 +404,20 @@ def _locate(spec: str) -> tuple[ModuleType, str | None]:
         name = os.path.relpath(spec).removesuffix(".py").replace(os.sep, ".").lstrip(".")
         raise UsageError(f"{spec!r} is a file: name the module, as {name!r}")
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*)?", spec):
-        raise UsageError(f"{spec!r} is no module's name, as 'app.tasks', and no object's, as 'app.tasks:app'")
+        raise UsageError(
+            f"{spec!r} is no module's name, as 'app.tasks', and no object's, as 'app.tasks:app'"
+        )
     path, _, name = spec.partition(":")
     module = _import(path)
     if module is not None:
         return module, name or None
     parent, _, last = path.rpartition(".")
     module = sys.modules.get(parent)
-    if module is not None and not name and (hasattr(module, last) or not hasattr(module, "__path__")):
+    if (
+        module is not None
+        and not name
+        and (hasattr(module, last) or not hasattr(module, "__path__"))
+    ):
         return module, last
     raise UsageError(_no_module(path))
 
@@ -387,11 +436,15 @@ def _import(name: str) -> ModuleType | None:
         if isinstance(error, ModuleNotFoundError) and trace is None:
             return None
         shown = "".join(traceback.format_exception(type(error), error, trace))
-        raise UsageError(f"module {name!r} can't be imported (see above): {error!r}", shown) from None
+        raise UsageError(
+            f"module {name!r} can't be imported (see above): {error!r}", shown
+        ) from None
 
 
 def _is_ours(file: str) -> bool:
-    return file in (_is_ours.__code__.co_filename, importlib.__file__) or file.startswith("<frozen importlib")
+    return file in (_is_ours.__code__.co_filename, importlib.__file__) or file.startswith(
+        "<frozen importlib"
+    )
 
 
 def _no_module(path: str) -> str:
@@ -401,10 +454,15 @@ def _no_module(path: str) -> str:
     *parents, name = path.split(".")
     while parents and ".".join(parents) not in sys.modules:
         name = parents.pop()
-    folders = list(getattr(sys.modules[".".join(parents)], "__path__", [])) if parents else [os.getcwd()]
-    text = f"there is no module {'.'.join([*parents, name])!r} in {', '.join(folders) or '.'.join(parents)}"
+    folders = (
+        list(getattr(sys.modules[".".join(parents)], "__path__", [])) if parents else [os.getcwd()]
+    )
+    where = ", ".join(folders) or ".".join(parents)
+    text = f"there is no module {'.'.join([*parents, name])!r} in {where}"
     text += "" if parents else ", nor elsewhere on Python's path"
-    known = [entry.removesuffix(".py") for f in folders if os.path.isdir(f) for entry in os.listdir(f)]
+    known = [
+        entry.removesuffix(".py") for f in folders if os.path.isdir(f) for entry in os.listdir(f)
+    ]
     close = difflib.get_close_matches(name, known, n=1)
     return f"{text}: did you mean {'.'.join([*parents, *close])!r}?" if close else text
 
@@ -417,8 +475,8 @@ class _Stopped(BaseException):
 
 
 class _Signals:
-    """The signals that have come. Its owner, the main thread, waits for them and for others. Those that the platform
-    lacks never come."""
+    """The signals that have come. Its owner, the main thread, waits for them and for others. Those
+    that the platform lacks never come."""
 
     TO_STOP = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")
     NAMES = (*TO_STOP, "SIGQUIT", "SIGUSR1", "SIGUSR2")
@@ -431,16 +489,24 @@ class _Signals:
         self._counted_at: dict[str, float] = {}
         #: The main thread imports the application: a signal to stop ends that.
         self.loading = False
-        #: The exit code, when nobody takes them any more: one to stop ends what is left of the process.
+        #: The exit code, when nobody takes them any more: one to stop ends what is left of the
+        #: process.
         self.code: int | None = None
         #: What SIGQUIT does, in its handler, because it is for when nothing else helps.
         self.quit: Callable[[], object] = _quit
-        #: Why this, and not only the handlers: one that comes just before a wait begins must end it.
+        #: Why this, and not only the handlers: one that comes just before a wait begins must end
+        #: it.
         self._reader, self._writer = _make_pipe()
-        numbers = {name: getattr(signal, name) for name in (*self.NAMES, *more) if hasattr(signal, name)}
-        self.before = {n: signal.getsignal(n) for n in numbers.values()} if before is None else before
+        numbers = {
+            name: getattr(signal, name) for name in (*self.NAMES, *more) if hasattr(signal, name)
+        }
+        self.before = (
+            {n: signal.getsignal(n) for n in numbers.values()} if before is None else before
+        )
         # What was ignored when the program began stays so: nohup. But not what we can't do without.
-        self._numbers = [n for name, n in numbers.items() if name in more or self.before[n] != signal.SIG_IGN]
+        self._numbers = [
+            n for name, n in numbers.items() if name in more or self.before[n] != signal.SIG_IGN
+        ]
         self.install()
 
     def install(self) -> None:
@@ -463,8 +529,8 @@ class _Signals:
             raise _Stopped(name)
 
     def counts(self, name: str, now: float) -> bool:
-        """Whether a signal that comes now is a wish of its own (see ONE_WISH). If it is, those of its
-        kind that come soon aren't."""
+        """Whether a signal that comes now is a wish of its own (see ONE_WISH). If it is, those of
+        its kind that come soon aren't."""
         kind = "stop" if name in self.TO_STOP else name
         if kind != "SIGCHLD" and now - self._counted_at.get(kind, -math.inf) < ONE_WISH:
             return False
@@ -477,7 +543,8 @@ class _Signals:
             os.write(self._writer, b"!")
 
     def wait(self, pipes: Iterable[_Pipe], until: float = math.inf) -> None:
-        """Until a signal comes, or `wake` is called, or a pipe can be read, or that time (monotonic)."""
+        """Until a signal comes, or `wake` is called, or a pipe can be read, or that time
+        (monotonic)."""
         if os.name == "nt":  # its select takes sockets only, and no handler is called during a wait
             return time.sleep(WINDOWS_TICK)
         poll = select.poll()  # not select.select: that takes no descriptor above 1023
@@ -489,7 +556,8 @@ class _Signals:
             os.read(self._reader, 4096)
 
     def block(self) -> None:
-        """None comes until `unblock`: for a fork, after which the new process has handlers of its own to install."""
+        """None comes until `unblock`: for a fork, after which the new process has handlers of its
+        own to install."""
         signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
 
     def unblock(self) -> None:
@@ -497,9 +565,12 @@ class _Signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
 
     def guard_forks(self) -> None:
-        """A process that a task forks has nothing to do with us, and loses none that comes meanwhile."""
+        """A process that a task forks has nothing to do with us, and loses none that comes
+        meanwhile."""
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(before=self.block, after_in_parent=self.unblock, after_in_child=self._forked)
+            os.register_at_fork(
+                before=self.block, after_in_parent=self.unblock, after_in_child=self._forked
+            )
 
     def _forked(self) -> None:
         signal.set_wakeup_fd(-1)
@@ -544,7 +615,8 @@ def _make_pipe() -> tuple[int, int]:
 
 
 class _Pipe:
-    """One end of the connection between the supervisor and a worker process. Messages are lists, as lines of JSON."""
+    """One end of the connection between the supervisor and a worker process. Messages are lists, as
+    lines of JSON."""
 
     def __init__(self, reader: int, writer: int) -> None:
         self._reader, self._writer = reader, writer
@@ -588,14 +660,16 @@ class _Journal:
     """Which messages a worker process runs, in memory that its supervisor reads when it has died
     (`kuyruk.Journal`).
 
-    Its first byte is 1 + the exit code, once the process ends as it should; its second is 1 from when
-    it was told to; bytes 8 to 15 are the time of its last pulse (time.monotonic(), whole seconds; 0:
-    none yet); 16 to 23 the number of slots in use so far. The slots come then: each has a message's
-    id, and begins with its length, two bytes (an id has at most 255 characters, that is, 1020 bytes).
+    Its first byte is 1 + the exit code, once the process ends as it should; its second is 1 from
+    when it was told to; bytes 8 to 15 are the time of its last pulse (time.monotonic(), whole
+    seconds; 0: none yet); 16 to 23 the number of slots in use so far. The slots come then: each has
+    a message's id, and begins with its length, two bytes (an id has at most 255 characters, that
+    is, 1020 bytes).
 
-    With --state there is a copy in a file, for a supervisor that takes over when all have been killed
-    at once. It is written, never mapped: a disk that is full, or a file that somebody removes or cuts,
-    ends no process (a store into a mapped page without a block is SIGBUS); the copy is lost, no more.
+    With --state there is a copy in a file, for a supervisor that takes over when all have been
+    killed at once. It is written, never mapped: a disk that is full, or a file that somebody
+    removes or cuts, ends no process (a store into a mapped page without a block is SIGBUS); the
+    copy is lost, no more.
     """
 
     SLOT, SLOTS = 1024, 4096
@@ -651,7 +725,8 @@ class _Journal:
             self._free.append(slot)
 
     def count(self, id: str) -> tuple[int, bool]:
-        """A process that died just now may have had it: the broker can be faster than the news. So ask for them."""
+        """A process that died just now may have had it: the broker can be faster than the news. So
+        ask for them."""
         answered = self._asked[id] = threading.Event()
         if self.pipe is not None:
             self.pipe.send("ask", id)
@@ -735,9 +810,10 @@ def _try_lock(file: int) -> bool:
 
 
 class _State:
-    """The supervisor's memory of crashes. With a folder (--state) it outlives the supervisor, and what
-    its processes ran when all were killed at once counts, too: a container that exceeds its memory
-    limit, say. Trouble with the folder while the worker runs costs that memory, and nothing else."""
+    """The supervisor's memory of crashes. With a folder (--state) it outlives the supervisor, and
+    what its processes ran when all were killed at once counts, too: a container that exceeds its
+    memory limit, say. Trouble with the folder while the worker runs costs that memory, and nothing
+    else."""
 
     def __init__(self, folder: str | None, log: logging.Logger) -> None:
         """Raises UsageError if the folder can't be used when the worker begins."""
@@ -892,7 +968,8 @@ class _Process:
         if orders is None:
             logger.warning("The supervising process is gone")
             self._pipe = None
-            self._signals.counts("SIGTERM", time.monotonic())  # systemd sends it to those that are left
+            # systemd sends SIGTERM to the processes that are left: the same wish.
+            self._signals.counts("SIGTERM", time.monotonic())
             self._stop("Stopping")
         for order in orders or []:
             self._on_order(*order)
@@ -921,7 +998,11 @@ class _Process:
     def _report_state(self) -> None:
         """The supervisor, what has changed."""
         stats = self._worker.stats
-        state = {"serving": self._worker.healthy, "alone": stats["suspect"] > 0, "degraded": stats["stuck"] > 0}
+        state = {
+            "serving": self._worker.healthy,
+            "alone": stats["suspect"] > 0,
+            "degraded": stats["stuck"] > 0,
+        }
         if not state["degraded"] and self._max_memory is not None:
             # What it was once above it will be above again: so it is never taken back.
             self._too_large = self._too_large or self._is_too_large(self._max_memory)
@@ -944,7 +1025,9 @@ class _Process:
         running = self._worker.stats["running"]
         if running:
             tasks = ", ".join(map(_describe, running[:5])) + (", ..." if len(running) > 5 else "")
-            logger.info("%s: stopping when what runs has ended (again: interrupts it): %s", name, tasks)
+            logger.info(
+                "%s: stopping when what runs has ended (again: interrupts it): %s", name, tasks
+            )
         else:
             logger.info("%s: stopping", name)
         self._worker.stop(wait=False)
@@ -956,7 +1039,8 @@ class _Process:
 
 
 def _memory_used() -> float:
-    """Megabytes that this process has in memory; where the system doesn't tell: that it has had at most."""
+    """Megabytes that this process has in memory; where the system doesn't tell: that it has had at
+    most."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -986,7 +1070,8 @@ def _report(worker: Worker) -> str:
 
 
 def _set_up_logging(level: str | None, default: str) -> None:
-    """level: the command line's. An application that has set up logging itself keeps its handlers."""
+    """level: the command line's. An application that has set up logging itself keeps its
+    handlers."""
     root = logging.getLogger()
     default = default.upper()
     if not root.handlers:
@@ -1013,7 +1098,9 @@ def _load(args: argparse.Namespace, supervised: bool) -> tuple[Worker, dict[str,
     if args.broker is not None:
         app.config.RABBIT_URL = args.broker
     given = {key: getattr(args, key) for key in _OPTIONS}
-    settings = {key: getattr(app.config, key) if value is None else value for key, value in given.items()}
+    settings = {
+        key: getattr(app.config, key) if value is None else value for key, value in given.items()
+    }
     _set_up_logging(given["WORKER_LOGGING_LEVEL"], settings["WORKER_LOGGING_LEVEL"])
     options = {key.removeprefix("WORKER_").lower(): value for key, value in given.items()}
     del options["logging_level"], options["processes"]
@@ -1036,21 +1123,27 @@ def _load(args: argparse.Namespace, supervised: bool) -> tuple[Worker, dict[str,
 
 
 def _check_more_tasks(app: Kuyruk, where: str, module: ModuleType, name: str | None) -> None:
-    """Raises UsageError if a further module of the command line has its tasks for another application."""
+    """Raises UsageError if a further module of the command line has its tasks for another
+    application."""
     here = module.__name__
     if name is not None and getattr(module, name, None) is not app:
-        raise UsageError(f"{here}:{name} isn't {where}: only the first MODULE names the Kuyruk object")
-    owners = [_owner(value, here) for value in list(vars(module).values())]
-    if not any(owner is app for owner, _ in owners) and any(is_made_here for _, is_made_here in owners):
         raise UsageError(
-            f"module {here!r} belongs to another Kuyruk object than {where}: its tasks wouldn't run here."
-            f" Start another worker for it ({_program()} {here}), or let it use {where}"
+            f"{here}:{name} isn't {where}: only the first MODULE names the Kuyruk object"
+        )
+    owners = [_owner(value, here) for value in list(vars(module).values())]
+    if not any(owner is app for owner, _ in owners) and any(
+        is_made_here for _, is_made_here in owners
+    ):
+        raise UsageError(
+            f"module {here!r} belongs to another Kuyruk object than {where}: its tasks wouldn't run"
+            f" here. Start another worker for it ({_program()} {here}), or let it use {where}"
         )
 
 
 def _owner(value: object, module: str) -> tuple[object, bool]:
-    """The Kuyruk object that a module's value is, or that it is a task of (None: neither), also one of
-    another copy of the library; and whether it can't have come there by importing a task to send it."""
+    """The Kuyruk object that a module's value is, or that it is a task of (None: neither), also one
+    of another copy of the library; and whether it can't have come there by importing a task to send
+    it."""
     kinds = {kind.__name__ for kind in type(value).__mro__}
     if "Kuyruk" in kinds:
         return value, True
@@ -1060,7 +1153,8 @@ def _owner(value: object, module: str) -> tuple[object, bool]:
 
 
 def _unread_variables(app: Kuyruk, args: argparse.Namespace) -> Iterator[str]:
-    """Yield a warning if the environment has settings that the application's configuration hasn't."""
+    """Yield a warning if the environment has settings that the application's configuration
+    hasn't."""
     kind = _library().Config
     given = {key for key in _OPTIONS if getattr(args, key) is not None}
     given |= {"RABBIT_URL"} if args.broker is not None else set()
@@ -1070,13 +1164,16 @@ def _unread_variables(app: Kuyruk, args: argparse.Namespace) -> Iterator[str]:
     try:
         read.from_env_vars()
     except ValueError as error:  # had it been read, the application couldn't have started
-        yield f"KUYRUK_ variables are set in the environment, which the application hasn't read: {error}"
+        yield f"the environment has KUYRUK_ variables that the application hasn't read: {error}"
         return
-    unread = [f"KUYRUK_{key}" for key in keys if getattr(read, key) != getattr(app.config, key, None)]
+    unread = [
+        f"KUYRUK_{key}" for key in keys if getattr(read, key) != getattr(app.config, key, None)
+    ]
     if unread:
+        names = f"{', '.join(sorted(unread))} {'is' if len(unread) == 1 else 'are'}"
         yield (
-            f"{', '.join(sorted(unread))} {'is' if len(unread) == 1 else 'are'} set in the environment, but the"
-            " application's configuration has another value: config.from_env_vars() isn't called, or not last"
+            f"{names} set in the environment, but the application's configuration has another value:"
+            " config.from_env_vars() isn't called, or not last"
         )
 
 
@@ -1092,7 +1189,8 @@ def _names_that_lead_nowhere(app: Kuyruk, where: str, queues: Iterable[str]) -> 
     for queue in queues:
         if not any(queue == name or queue.startswith(f"{name}.") for name in known):
             names = ", ".join(map(repr, known[:10])) + (", ..." if len(known) > 10 else "")
-            yield f"no task of {where} names the queue {queue!r}{_did_you_mean(queue, known)} (they name {names})"
+            meant = _did_you_mean(queue, known)
+            yield f"no task of {where} names the queue {queue!r}{meant} (they name {names})"
 
 
 def _complain(error: UsageError, code: int = USAGE) -> int:
@@ -1102,16 +1200,21 @@ def _complain(error: UsageError, code: int = USAGE) -> int:
 
 
 def _be_worker(
-    args: argparse.Namespace, signals: _Signals, pipe: _Pipe | None = None, journal: _Journal | None = None
+    args: argparse.Namespace,
+    signals: _Signals,
+    pipe: _Pipe | None = None,
+    journal: _Journal | None = None,
 ) -> int:
-    """What a worker process does. Returns the exit code, but ends the process itself if a thread is stuck."""
+    """What a worker process does. Returns the exit code, but ends the process itself if a thread is
+    stuck."""
     try:
         try:
             signals.loading = True
             signals.unblock()
             worker, settings = _load(args, supervised=pipe is not None)
         except UsageError as error:
-            if not signals.loading:  # a signal to stop has ended the import, in whatever form it came out
+            # Or a signal to stop has ended the import, in whatever form it came out.
+            if not signals.loading:
                 raise _Stopped("signal") from None
             signals.code = _complain(error)
         finally:
@@ -1174,11 +1277,15 @@ def _print_status(stats: Mapping[str, Any], as_json: bool) -> int:
             print(json.dumps({"queue": queue, **each._asdict()}))
     else:
         rows = [["queue", "waiting", "consumers", "failed"]]
-        rows += [[_shown(q), *("-" if n is None else str(n) for n in each)] for q, each in stats.items()]
+        rows += [
+            [_shown(q), *("-" if n is None else str(n) for n in each)] for q, each in stats.items()
+        ]
         width = max(len(row[0]) for row in rows)
         for name, *counts in rows:
             print(f"{name:{width}}", *(f"{count:>10}" for count in counts))
-    return FAILED if any(each.waiting and not each.consumers for each in stats.values()) else STOPPED
+    return (
+        FAILED if any(each.waiting and not each.consumers for each in stats.values()) else STOPPED
+    )
 
 
 def _do_with_failed(app: Kuyruk, queue: str, args: argparse.Namespace) -> int:
@@ -1214,7 +1321,9 @@ def _facts(message: FailedMessage) -> dict[str, Any]:
 
 def _line_about(message: FailedMessage) -> str:
     first_line = str(message.value or "").partition("\n")[0]
-    text = f"{_shown(message.id)}  {_shown(message.task or '(no task)')}  {_shown(message.failed_at)}"
+    text = (
+        f"{_shown(message.id)}  {_shown(message.task or '(no task)')}  {_shown(message.failed_at)}"
+    )
     text += f"  {_shown(message.failed_on)}  {message.failures}x"
     return f"{text}  {_shown(message.exception)}: {_shown(first_line[:100])}"
 
@@ -1248,9 +1357,9 @@ class _Child:
 
 
 def _plan(children: Iterable[_Child], wanted: int, now: float) -> tuple[int, int, list[_Child]]:
-    """What to do so that as many processes as wanted serve, at any time: how many to start in the place
-    of such that have ended, how many in the place of such that are degraded, and which to retire,
-    because others serve in their place.
+    """What to do so that as many processes as wanted serve, at any time: how many to start in the
+    place of such that have ended, how many in the place of such that are degraded, and which to
+    retire, because others serve in their place.
     """
     staying = [child for child in children if not child.retiring]
     degraded = [child for child in staying if child.degraded]
@@ -1296,7 +1405,9 @@ class _Supervisor:
                 self._answer()
             if self._stopping and not self._children:
                 self._remove_health()
-                return max(self._codes, key=[STOPPED, INTERRUPTED, FAILED, USAGE].index, default=STOPPED)
+                return max(
+                    self._codes, key=[STOPPED, INTERRUPTED, FAILED, USAGE].index, default=STOPPED
+                )
             due = time.monotonic() + DEFECT_PAUSE  # if the next step fails
             with self._guard():
                 due = self._manage(time.monotonic())
@@ -1309,8 +1420,8 @@ class _Supervisor:
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
-        """Log an unexpected exception instead of ending the worker with it: what it has left undone is
-        looked at again in the next turn. SystemExit passes: a child's end."""
+        """Log an unexpected exception instead of ending the worker with it: what it has left undone
+        is looked at again in the next turn. SystemExit passes: a child's end."""
         try:
             yield
         except Exception:
@@ -1319,7 +1430,8 @@ class _Supervisor:
     # -- what happens
 
     def _react(self, name: str) -> None:
-        """To a signal. They come before the deaths that they have caused: a child that Ctrl-C ends isn't replaced."""
+        """To a signal. They come before the deaths that they have caused: a child that Ctrl-C ends
+        isn't replaced."""
         if name == "SIGCHLD":
             return
         if name in _Signals.TO_STOP:
@@ -1372,7 +1484,9 @@ class _Supervisor:
             elif kind == "state":
                 child.serving, child.degraded = content["serving"], content["degraded"]
                 self._failed_starts = 0 if child.serving else self._failed_starts
-                child.alone_since = (child.alone_since or time.monotonic()) if content["alone"] else None
+                child.alone_since = (
+                    (child.alone_since or time.monotonic()) if content["alone"] else None
+                )
             elif kind == "ask":
                 self._asks.append((child, content))
             elif kind == "clear":
@@ -1415,12 +1529,19 @@ class _Supervisor:
         self._failed_starts += 1
         if code == USAGE and not self._settings:  # the first, which has said why
             self._give_up(code)
-        elif self._failed_starts >= MAX_FAILED_STARTS and not any(each.serving for each in self._children.values()):
+        elif self._failed_starts >= MAX_FAILED_STARTS and not any(
+            each.serving for each in self._children.values()
+        ):
             text = "Giving up: %d processes in a row couldn't start (%s)"
             self._log.critical(text, self._failed_starts, how)
             self._give_up(code)
         else:
-            self._log.error("Process %d couldn't start: %s; trying again in %.1f s", child.pid, how, self._pause())
+            self._log.error(
+                "Process %d couldn't start: %s; trying again in %.1f s",
+                child.pid,
+                how,
+                self._pause(),
+            )
 
     def _give_up(self, code: int) -> None:
         self._codes.append(code)
@@ -1428,16 +1549,28 @@ class _Supervisor:
 
     def _on_death(self, child: _Child, how: str) -> None:
         suspects = child.journal.running
-        if any(id in self._state.crashes for id in suspects):  # to be expected, and not for long: it has a limit
+        # Of a suspect it is to be expected, and not for long: it has a limit.
+        if any(id in self._state.crashes for id in suspects):
             self._last_pause = 0
         news = self._state.blame(suspects)
         for other in self._children.values():
             other.pipe.send("crashes", news)
-        what = f"while it ran {', '.join(map(_shown, suspects))}" if suspects else "while it ran nothing"
-        self._log.error("Process %d died %s: %s; starting another in %.1f s", child.pid, what, how, self._pause())
+        what = (
+            f"while it ran {', '.join(map(_shown, suspects))}"
+            if suspects
+            else "while it ran nothing"
+        )
+        self._log.error(
+            "Process %d died %s: %s; starting another in %.1f s",
+            child.pid,
+            what,
+            how,
+            self._pause(),
+        )
 
     def _pause(self) -> float:
-        """Seconds until the next is started: more and more of them, unless all goes well for a while."""
+        """Seconds until the next is started: more and more of them, unless all goes well for a
+        while."""
         now = time.monotonic()
         if now - self._start_at >= PROVED:
             self._last_pause = 0
@@ -1448,7 +1581,8 @@ class _Supervisor:
     # -- what is to be done
 
     def _manage(self, now: float) -> float:
-        """Start, retire and kill; returns when there is something to do again if nothing happens."""
+        """Start, retire and kill; returns when there is something to do again if nothing
+        happens."""
         look_at = self._kill_frozen(now)
         look_at = min(look_at, self._report_health(now))
         if self._stopping:
@@ -1466,16 +1600,25 @@ class _Supervisor:
         return min([end, look_at, *self._scale(now)])
 
     def _kill_frozen(self, now: float) -> float:
-        """Kill those that have had no pulse for so long that their connection is lost; returns when to look again."""
+        """Kill those that have had no pulse for so long that their connection is lost; returns when
+        to look again."""
         heartbeat = self._settings.get("RABBIT_HEARTBEAT", 0)
         limit = max(FROZEN * heartbeat, 3 * PULSE)
-        late = now - self._looked_at > 2 * PULSE  # stopped by Ctrl-Z, say, as its children were: they get time anew
+        # Stopped by Ctrl-Z, say, as its children were: they get time anew.
+        late = now - self._looked_at > 2 * PULSE
         self._looked_at = now
         for child in self._children.values() if heartbeat else ():
             child.pulse = now if late else max(child.pulse, child.journal.pulse)
-            if child.journal.pulse and child.journal.exit_code is None and now - child.pulse > limit:
+            if (
+                child.journal.pulse
+                and child.journal.exit_code is None
+                and now - child.pulse > limit
+            ):
                 child.pulse = math.inf  # once
-                self._kill(child, f"no Python code has run for {limit:g} seconds (C code holds Python's lock?)")
+                self._kill(
+                    child,
+                    f"no Python code has run for {limit:g} seconds (C code holds Python's lock?)",
+                )
         return now + PULSE if heartbeat else math.inf
 
     def _remove_health(self) -> None:
@@ -1487,7 +1630,10 @@ class _Supervisor:
         path = self._args.health
         if path is None:
             return math.inf
-        serving = sum(child.serving and now - child.journal.pulse < 3 * PULSE for child in self._children.values())
+        serving = sum(
+            child.serving and now - child.journal.pulse < 3 * PULSE
+            for child in self._children.values()
+        )
         if self._stopping or serving < self._settings.get("WORKER_PROCESSES", 1):
             self._health_at = -math.inf  # at once, when it is well again
         elif now >= self._health_at:
@@ -1522,7 +1668,9 @@ class _Supervisor:
             try:
                 self._fork()
             except OSError as error:  # no memory, no descriptors...; the child doesn't come here
-                self._log.error("Can't start a process: %s; trying again in %.1f s", error, self._pause())
+                self._log.error(
+                    "Can't start a process: %s; trying again in %.1f s", error, self._pause()
+                )
                 return
 
     def _fork(self) -> None:
@@ -1541,7 +1689,8 @@ class _Supervisor:
             try:
                 ours.close()
                 code = self._be_child(theirs, journal)
-            except BaseException:  # whatever it is, it must not get out of here: the child would be a supervisor, too
+            # Whatever it is, it must not get out of here: the child would be a supervisor, too.
+            except BaseException:
                 with contextlib.suppress(OSError):  # nobody reads it
                     traceback.print_exc()
             sys.exit(code)
@@ -1600,7 +1749,9 @@ def _make_log(level: str | None) -> logging.Logger:
     """The supervisor's own: the application sets up logging for its worker processes."""
     log = logging.getLogger("kuyruk.supervisor")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(process)d supervisor: %(message)s"))
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)-7s %(process)d supervisor: %(message)s")
+    )
     log.addHandler(handler)
     log.propagate = False
     with contextlib.suppress(ValueError):  # a worker process explains it

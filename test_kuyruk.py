@@ -4839,7 +4839,9 @@ def test_a_health_file_is_fresh_only_while_all_processes_consume(project, proxy)
 # -- signals that express one wish, trouble with --state, many descriptors, odd ids
 
 
-@pytest.mark.parametrize("pair", [("SIGHUP", "SIGHUP"), ("SIGTERM", "SIGHUP"), ("SIGINT", "SIGINT")])
+@pytest.mark.parametrize(
+    "pair", [("SIGHUP", "SIGHUP"), ("SIGTERM", "SIGHUP"), ("SIGINT", "SIGINT")]
+)
 def test_signals_to_stop_within_a_second_are_one(project, pair):
     """A terminal that closes sends SIGHUP twice, systemd SIGTERM and SIGHUP (SendSIGHUP=)."""
     worker = project.worker("-t", "1", "--grace", "0.1")
@@ -4872,8 +4874,20 @@ def test_a_signal_right_after_the_supervisor_has_died_interrupts_nothing(project
 def test_the_same_signal_counts_again_after_a_second():
     signals = object.__new__(kuyruk_worker._Signals)
     signals._counted_at = {}
-    came = [("SIGHUP", 10.0), ("SIGHUP", 10.9), ("SIGTERM", 10.99), ("SIGUSR2", 10.99), ("SIGUSR2", 11.0)]
-    came += [("SIGINT", 11.01), ("SIGTERM", 12.0), ("SIGTERM", 12.02), ("SIGCHLD", 12.0), ("SIGCHLD", 12.0)]
+    came = [
+        ("SIGHUP", 10.0),
+        ("SIGHUP", 10.9),
+        ("SIGTERM", 10.99),
+        ("SIGUSR2", 10.99),
+        ("SIGUSR2", 11.0),
+    ]
+    came += [
+        ("SIGINT", 11.01),
+        ("SIGTERM", 12.0),
+        ("SIGTERM", 12.02),
+        ("SIGCHLD", 12.0),
+        ("SIGCHLD", 12.0),
+    ]
     counted = [(name, at) for name, at in came if signals.counts(name, at)]
     assert counted == [came[n] for n in (0, 3, 5, 7, 8, 9)]
 
@@ -4957,7 +4971,8 @@ def test_a_state_that_holds_nonsense_is_taken_over(tmp_path, left):
 
 
 @pytest.mark.parametrize(
-    ("id", "shown"), [("x\nINFO it is well\x1b[2J", r"x\nINFO it is well\x1b[2J"), ("ü" * 5000, "ü" * 255)]
+    ("id", "shown"),
+    [("x\nINFO it is well\x1b[2J", r"x\nINFO it is well\x1b[2J"), ("ü" * 5000, "ü" * 255)],
 )
 def test_what_a_message_brings_is_written_to_the_log_in_one_line(project, broker, id, shown):
     broker.declare(project.name)
@@ -4999,7 +5014,9 @@ sys.exit(module.main())
     assert project.tasks.note.send_to_queue(["on"], wait_result=PATIENCE) == "on"
     worker.send(signal.SIGTERM)
     assert worker.exit_code() == 0, worker.text
-    assert worker.text.count("Defect in the supervising process; it goes on") == worker.text.count("no luck\n")
+    assert worker.text.count("Defect in the supervising process; it goes on") == worker.text.count(
+        "no luck\n"
+    )
 
 
 # -- what would be ignored without a word
@@ -5015,7 +5032,10 @@ def test_options_that_need_processes_are_refused_where_there_are_none(args, monk
 
 def test_a_health_file_that_cannot_be_written_is_refused_before_anything_starts(tmp_path):
     (tmp_path / "tasks.py").write_text("raise SystemExit('imported')")
-    for path, words in (("no/such/file", f"there is no folder '{tmp_path}/no/such'"), (".", "it can't be written")):
+    for path, words in (
+        ("no/such/file", f"there is no folder '{tmp_path}/no/such'"),
+        (".", "it can't be written"),
+    ):
         ended = run_cli(tmp_path, "tasks", "--health", path)
         assert ended.returncode == 2
         assert ended.stderr == f"python -m kuyruk_worker: error: --health {path}: {words}\n"
@@ -5054,15 +5074,32 @@ READS = "config = kuyruk.Config()\nconfig.from_env_vars()\n"
 @pytest.mark.parametrize(
     ("code", "env", "args", "named"),
     [
-        ("config = None", {"RABBIT_URL": NOWHERE, "WORKER_THREADS": "3"}, [], "RABBIT_URL, KUYRUK_WORKER_THREADS are"),
+        (
+            "config = None",
+            {"RABBIT_URL": NOWHERE, "WORKER_THREADS": "3"},
+            [],
+            "RABBIT_URL, KUYRUK_WORKER_THREADS are",
+        ),
         ("config = None", {"RABBIT_URL": NOWHERE}, [], "RABBIT_URL is"),
-        ("config = None", {"RABBIT_URL": NOWHERE, "WORKER_THREADS": "3"}, ["--broker", NOWHERE, "-t", "1"], None),
+        (
+            "config = None",
+            {"RABBIT_URL": NOWHERE, "WORKER_THREADS": "3"},
+            ["--broker", NOWHERE, "-t", "1"],
+            None,
+        ),
         (READS, {"RABBIT_URL": NOWHERE, "WORKER_THREADS": "3"}, [], None),
-        (READS + "config.WORKER_GRACE = 1", {"WORKER_GRACE": "2", "WORKER_THREADS": "3"}, [], "WORKER_GRACE is"),
+        (
+            READS + "config.WORKER_GRACE = 1",
+            {"WORKER_GRACE": "2", "WORKER_THREADS": "3"},
+            [],
+            "WORKER_GRACE is",
+        ),
         ("config = None", {"WORKER_GRACE": "5", "TEST_URL": "x"}, [], None),
     ],
 )
-def test_settings_in_the_environment_that_are_not_read_are_warned_of(tmp_path, code, env, args, named, monkeypatch):
+def test_settings_in_the_environment_that_are_not_read_are_warned_of(
+    tmp_path, code, env, args, named, monkeypatch
+):
     for key, value in env.items():
         monkeypatch.setenv(f"KUYRUK_{key}", value)
     code += "\napp = kuyruk.Kuyruk(config)\n@app.task\ndef f(): pass\n"
@@ -5076,7 +5113,9 @@ def test_settings_in_the_environment_that_are_not_read_are_warned_of(tmp_path, c
     assert "amqp://" not in "".join(warned)
 
 
-def test_the_broker_of_the_command_line_wins_and_its_password_is_shown_to_nobody(project, broker, url):
+def test_the_broker_of_the_command_line_wins_and_its_password_is_shown_to_nobody(
+    project, broker, url
+):
     with_password = url.replace("amqp://", "amqp://guest:guest@") if "@" not in url else url
     assert "guest:guest@" in with_password
     worker = project.worker("--broker", with_password, url=NOWHERE)
@@ -5085,7 +5124,11 @@ def test_the_broker_of_the_command_line_wins_and_its_password_is_shown_to_nobody
     worker.stop()
     assert "guest:guest" not in worker.text
     ended = run_cli(project.folder, project.name, "--brokr", with_password)
-    assert ended.returncode == 2 and "did you mean '--broker'?" in ended.stderr and "guest:guest" not in ended.stderr
+    assert (
+        ended.returncode == 2
+        and "did you mean '--broker'?" in ended.stderr
+        and "guest:guest" not in ended.stderr
+    )
 
 
 def test_another_library_of_the_same_name_is_named_before_the_application_is_imported(tmp_path):
@@ -5106,7 +5149,9 @@ def test_a_module_of_the_same_name_that_is_no_library_is_named(tmp_path):
     shutil.copy(HERE / "kuyruk_worker.py", tmp_path)
     (tmp_path / "kuyruk.py").write_text("app = 1\n")
     ended = run_cli(tmp_path, "tasks")
-    assert ended.returncode == 2 and f"another project's library, {tmp_path}/kuyruk.py" in ended.stderr
+    assert (
+        ended.returncode == 2 and f"another project's library, {tmp_path}/kuyruk.py" in ended.stderr
+    )
 
 
 # -- failed messages and queues, looked at from a program
@@ -5116,11 +5161,28 @@ def test_failed_messages_are_objects_with_what_is_known_of_them(project, broker)
     app = project.tasks.app
     assert list(app.failed_messages(project.name)) == []  # there is no such queue
     fail_by_hand(project, broker, 1)
-    broker.publish(f"{project.name}.failed", b"\x00", headers={"x-kuyruk-value": [1], "x-kuyruk-failures": "many"})
+    broker.publish(
+        f"{project.name}.failed",
+        b"\x00",
+        headers={"x-kuyruk-value": [1], "x-kuyruk-failures": "many"},
+    )
     task, odd = app.failed_messages(project.name)
-    assert (task.id, task.task, task.args, task.kwargs) == ("id0", f"{project.name}.note", ["n0"], {})
-    assert (task.exception, task.value, task.traceback) == ("builtins.ValueError", "no\nsecond line", None)
-    assert (task.failed_at, task.failures, task.queue) == ("2026-01-31T12:00:00+00:00", 2, project.name)
+    assert (task.id, task.task, task.args, task.kwargs) == (
+        "id0",
+        f"{project.name}.note",
+        ["n0"],
+        {},
+    )
+    assert (task.exception, task.value, task.traceback) == (
+        "builtins.ValueError",
+        "no\nsecond line",
+        None,
+    )
+    assert (task.failed_at, task.failures, task.queue) == (
+        "2026-01-31T12:00:00+00:00",
+        2,
+        project.name,
+    )
     assert (odd.id, odd.task, odd.args, odd.value, odd.failures, odd.queue) == (
         None, None, None, "[1]", None, project.name
     )  # fmt: skip
@@ -5140,26 +5202,32 @@ def test_failed_messages_are_requeued_and_deleted_one_by_one(project, broker, wh
             message.delete()
             with pytest.raises(kuyruk.KuyrukError, match="was requeued or deleted already"):
                 message.requeue()
-    assert [args for args, in arguments_in(broker.take_all(project.name))] == ["n3", "n17"]
+    assert [args for (args,) in arguments_in(broker.take_all(project.name))] == ["n3", "n17"]
     gone = {"id3", "id17", "id4", "id29"}
     left = list(project.tasks.app.failed_messages(project.name))
     assert [message.id for message in left] == [f"id{n}" for n in range(30) if f"id{n}" not in gone]
     broker.channel.queue.purge(f"{project.name}.failed")
-    with pytest.raises(kuyruk.KuyrukError, match=f"message 'id0' isn't in '{project.name}.failed' any more"):
+    with pytest.raises(
+        kuyruk.KuyrukError, match=f"message 'id0' isn't in '{project.name}.failed' any more"
+    ):
         left[0].delete()
 
 
 def test_failed_messages_and_counts_of_queues_with_any_name(app, broker):
     """pamqp's check of names is narrower than RabbitMQ's. The test makes it with its bytes."""
     name = f"mails für alle*% {uuid.uuid4().hex[:8]}"
-    assert app.queue_stats([name]) == {name: (None, None, 0)} and list(app.failed_messages(name)) == []
+    assert (
+        app.queue_stats([name]) == {name: (None, None, 0)} and list(app.failed_messages(name)) == []
+    )
     plain = "x" * len(f"{name}.failed".encode())
     number, data = int(broker.channel), f"{name}.failed".encode()
     for request in (
         commands.Queue.Declare(queue=plain, durable=True, nowait=True),
         commands.Queue.Bind(queue=plain, exchange="amq.fanout", nowait=True),
     ):
-        broker.connection.socket.sendall(frame.marshal(request, number).replace(plain.encode(), data))
+        broker.connection.socket.sendall(
+            frame.marshal(request, number).replace(plain.encode(), data)
+        )
     broker.channel.basic.publish(body(id="a"), "", exchange="amq.fanout")
     wait_until(lambda: app.queue_stats([name])[name] == (None, None, 1))
     [message] = app.failed_messages(name)
@@ -5189,7 +5257,9 @@ def test_failed_messages_are_fetched_a_few_at_a_time(project, broker):
     wait_until(lambda: broker.count(f"{project.name}.failed") == 600)
 
 
-def test_an_odd_failed_message_is_named_and_keeps_no_other_from_being_sent_again(project, broker, monkeypatch):
+def test_an_odd_failed_message_is_named_and_keeps_no_other_from_being_sent_again(
+    project, broker, monkeypatch
+):
     monkeypatch.setenv("KUYRUK_RABBIT_PUBLISH_TIMEOUT", "1")
     fail_by_hand(project, broker, 5)
     full = f"{project.name}.{HOSTNAME}"
@@ -5201,7 +5271,9 @@ def test_an_odd_failed_message_is_named_and_keeps_no_other_from_being_sent_again
     wait_until(lambda: broker.count(f"{project.name}.failed") == 9)
     ended = run_cli(project.folder, project.name, "--failed", "requeue", url=project.url)
     assert ended.returncode == 1
-    named = re.findall(rf"^(\S+) stays in {project.name}.failed: (.{{10}})", ended.stderr, re.MULTILINE)
+    named = re.findall(
+        rf"^(\S+) stays in {project.name}.failed: (.{{10}})", ended.stderr, re.MULTILINE
+    )
     assert [id for id, _ in named] == [r"lo\nng", "full"]
     assert ended.stdout == f"{project.name}.failed: 7 messages sent again\n"
     assert sorted(args[0] for args in arguments_in(broker.take_all(project.name)) if args) == (
@@ -5213,7 +5285,10 @@ def test_failed_messages_of_a_queue_that_is_not_there_are_an_error(project, brok
     for args in (["--failed", "list"], ["--failed", "purge"], ["--status"]):
         ended = run_cli(project.folder, project.name, *args, "-q", "nosuch", url=project.url)
         assert ended.returncode == 2 and not ended.stdout
-        assert ended.stderr == "python -m kuyruk_worker: error: -q/--queue: there is no queue 'nosuch' at the broker\n"
+        assert (
+            ended.stderr
+            == "python -m kuyruk_worker: error: -q/--queue: there is no queue 'nosuch' at the broker\n"
+        )
     broker.declare(project.name)
     assert run_failed(project, "list", "-q", project.name) == f"{project.name}.failed: 0 messages\n"
 
@@ -5221,7 +5296,9 @@ def test_failed_messages_of_a_queue_that_is_not_there_are_an_error(project, brok
 def test_failed_messages_are_listed_on_a_terminal_that_lacks_letters(project, broker, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     broker.declare(f"{project.name}.failed")
-    broker.publish(f"{project.name}.failed", body(id="ü\U0001f600"), headers={"x-kuyruk-value": "nö"})
+    broker.publish(
+        f"{project.name}.failed", body(id="ü\U0001f600"), headers={"x-kuyruk-value": "nö"}
+    )
     line, total = run_failed(project, "list").splitlines()
     assert line.startswith(r"\xfc\U0001f600  ") and line.endswith(r"None: n\xf6")
     assert total == f"{project.name}.failed: 1 message"
@@ -5257,7 +5334,9 @@ def test_a_process_that_uses_too_much_memory_is_replaced_when_another_consumes(p
     project.begun("long")
     assert project.tasks.grow.send_to_queue([150], wait_result=PATIENCE) == first
     second = worker.wait_for_processes(2)
-    worker.wait_for("(--max-memory 120): another takes its place", "another process has taken its place")
+    worker.wait_for(
+        "(--max-memory 120): another takes its place", "another process has taken its place"
+    )
     assert project.tasks.tell_process.send_to_queue(wait_result=PATIENCE) == second
     project.go()
     wait_until(lambda: project.notes() == ["long"])  # in the old one, to its end
