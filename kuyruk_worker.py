@@ -1172,7 +1172,7 @@ def _unread_variables(app: Kuyruk, args: argparse.Namespace) -> Iterator[str]:
     if unread:
         names = f"{', '.join(sorted(unread))} {'is' if len(unread) == 1 else 'are'}"
         yield (
-            f"{names} set in the environment, but the application's configuration has another value:"
+            f"{names} set in the environment, but the configuration has another value:"
             " config.from_env_vars() isn't called, or not last"
         )
 

@@ -5107,7 +5107,7 @@ def test_settings_in_the_environment_that_are_not_read_are_warned_of(
     ended = run_cli(tmp_path, "tasks", "--max-run-time", "0.01", *args, url=None)
     assert ended.returncode == 0, ended.stderr
     warned = warnings_of(ended.stderr)
-    assert [line.split(" set in the environment, but the application's")[0] for line in warned] == (
+    assert [line.split(" set in the environment, but the configuration")[0] for line in warned] == (
         [f"KUYRUK_{named}"] if named else []
     )
     assert "amqp://" not in "".join(warned)
