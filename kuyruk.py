@@ -99,7 +99,7 @@ import traceback
 import types
 import urllib.parse
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 from amqpstorm.base import Stateful
@@ -114,7 +114,8 @@ from pamqp import header as amqp_header
 
 __all__ = ["Config", "Journal", "Kuyruk", "Run", "SubTask", "Task", "Worker", "current_task", "exceptions"]
 __all__ += ["BrokerError", "Crashed", "Discard", "HeartbeatError", "InvalidMessage", "KuyrukError", "Reject"]
-__all__ += ["RemoteException", "ResultTimeout", "Shutdown", "Timeout"]
+__all__ += ["FailedMessage", "QueueStats", "RemoteException", "ResultTimeout", "Shutdown"]
+__all__ += ["Timeout"]
 
 __version__ = "1.0.0"
 
@@ -159,6 +160,8 @@ DELIVERY_LIMIT = 1_000_000  #: Of quorum queues that it declares. RabbitMQ 4 dro
 REFUSAL_PAUSE = 0.2  #: Seconds after which what a queue has refused is sent again.
 FORWARD_PAUSE = 1.0  #: Seconds that a message is kept before it goes back because it can't be forwarded.
 POOL_SLICE = 0.05  #: Seconds that a pool thread goes on with what waits before it asks the pool again.
+FIRST_SHARE = 10  #: Failed messages that are fetched at once at first. Then as their size allows,
+MAX_SHARE, SHARE_BYTES = 500, 4_000_000  #: at most so many, or so many bytes.
 FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; then twice as long, and so on.
 
 
@@ -2696,36 +2699,137 @@ AnyTask = Task[..., Any]
 # --- Failed messages ---------------------------------------------------------
 
 
+def _request(channel: Channel, kind: Any, **values: Any) -> Any:
+    """Make a request of an amqpstorm channel, without pamqp's check of names: it is narrower than
+    RabbitMQ's, and refuses "mails für alle"."""
+    changes = {"__slots__": kind.__slots__, "validate": lambda self: None}
+    return channel.rpc_request(type(kind.__name__, (kind,), changes)(**values))
+
+
 def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
-    """The messages that are in a queue now. They are amqpstorm's, and to be acknowledged."""
+    """Yield the messages that are in a queue now: amqpstorm's, not acknowledged.
+
+    A consumer brings no more than its prefetch allows, so that memory is bounded. What is looked at and
+    not acknowledged counts against that: so each has a share of the messages, and then another follows.
+    """
     try:
-        left = channel.queue.declare(queue, passive=True)["message_count"]
+        left = _request(channel, commands.Queue.Declare, queue=queue, passive=True)["message_count"]
     except AMQPChannelError as error:
         if error.error_code != 404:
             raise
         return
-    came: collections.deque[Any] = collections.deque()
-    channel.basic.consume(came.append, queue)
-    patience = time.monotonic() + QUIET
-    while left and time.monotonic() < patience:  # else another has taken the rest
-        channel.process_data_events(auto_decode=False)
-        while came and left:
-            left, patience = left - 1, time.monotonic() + QUIET
-            yield came.popleft()
+    share, largest = FIRST_SHARE, 1
+    while left > 0:
+        channel.basic.qos(share)
+        tag = _request(channel, commands.Basic.Consume, queue=queue)["consumer_tag"]
+        channel.add_consumer_tag(tag)
+        came = 0
+        # It ends when nothing has come for a while, too: another has taken the rest.
+        messages = channel.build_inbound_messages(
+            break_on_empty=True, auto_decode=False, empty_timeout=QUIET
+        )
+        for message in itertools.islice(messages, min(share, left)):
+            came, largest = came + 1, max(largest, len(message._body))
+            yield message
+        channel.basic.cancel(tag)
+        left = left - came if came else 0
+        share = max(1, min(MAX_SHARE, SHARE_BYTES // largest))
 
 
-def _facts_about(message: Any) -> dict[str, Any]:
-    """What can be told of a failed message: it may be no task's at all."""
+class FailedMessage:
+    """A message in "<queue>.failed", from `Kuyruk.failed_messages`. It may be no task's at all: what
+    isn't known of it is None."""
+
+    def __init__(self, app: Kuyruk, source: str, message: Any, channel: Channel) -> None:
+        """source: the queue whose ".failed" queue it is in. message: amqpstorm's, of this channel."""
+        self._app = app
+        self._source = source
+        self._message = message
+        self._channel = channel
+        self._gone = False
+        headers = message.properties.get("headers") or {}
+        facts = {key: _plain(headers.get(f"x-kuyruk-{key}")) for key in _OUR_HEADERS}
+        self.id: str | None = message.properties.get("message_id") or None
+        self.task: str | None = None  #: "<module>.<function>"
+        self.args: list[Any] | None = None
+        self.kwargs: dict[str, Any] | None = None
+        with contextlib.suppress(InvalidMessage):
+            task = _decode_task(message._body)
+            self.id, self.task = task.id or self.id, f"{task.module}.{task.function}"
+            self.args, self.kwargs = task.args, task.kwargs
+        self.failed_at = facts["failed-at"]  #: "2026-01-31T12:00:00+00:00"
+        self.failed_on = facts["failed-on"]  #: "<host>:<pid>" of the worker.
+        times = headers.get("x-kuyruk-failures")
+        #: How often it has failed.
+        self.failures: int | None = times if type(times) is int else None
+        was_in = headers.get("x-kuyruk-queue")
+        #: In which it was, and to which `requeue` sends it.
+        self.queue: str = was_in if was_in and isinstance(was_in, str) else source
+        self.exception = facts["exception"]  #: Its dotted name.
+        self.value = facts["value"]  #: Its text.
+        self.traceback = facts["traceback"]  #: Formatted.
+
+    def __repr__(self) -> str:
+        return f"<FailedMessage {self.id!r} of task {self.task!r} in {self._source + '.failed'!r}>"
+
+    def requeue(self) -> None:
+        """Send it to its queue again as its sender has sent it, as far as that can be known, and then
+        take it from "<queue>.failed". Nobody waits for its reply any more.
+
+        If the connection is lost in between it is in both queues. Raises BrokerError and ValueError (it
+        can't be sent: it stays), and KuyrukError (it isn't there any more).
+        """
+        with self._held() as message:
+            headers = message.properties.get("headers") or {}
+            ours = _headers_of_ours(message).keys() - {"x-kuyruk-failures"}
+            kept = {key: value for key, value in headers.items() if key not in ours}
+            gone = (*_LEFT_BEHIND, "reply_to", "correlation_id")
+            properties = _copied(message.properties.items(), kept, gone)
+            queue = _check_queue_name(self.queue)
+            copy = _Message(queue, message._body, properties, self._app._queue_arguments(queue))
+            self._app._publisher.send([copy])
+            message.ack()
+
+    def delete(self) -> None:
+        """Take it from "<queue>.failed". Raises KuyrukError (it isn't there any more)."""
+        with self._held() as message:
+            message.ack()
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[Any]:
+        """amqpstorm's message on an open channel. After the iteration that has brought it, it is back in
+        its queue, and looked for there."""
+        if self._gone:
+            raise KuyrukError(f"message {self.id!r} was requeued or deleted already")
+        if self._channel.is_open:
+            yield self._message
+        else:
+            with contextlib.closing(self._app.failed_messages(self._source)) as messages:
+                same = next((other for other in messages if other._is_same(self)), None)
+                if same is None:
+                    there = f"{self._source}.failed"
+                    raise KuyrukError(f"message {self.id!r} isn't in {there!r} any more")
+                yield same._message
+        self._gone = True
+
+    def _is_same(self, other: FailedMessage) -> bool:
+        mine, others = self._message, other._message
+        return mine._body == others._body and _headers_of_ours(mine) == _headers_of_ours(others)
+
+
+def _headers_of_ours(message: Any) -> dict[str, Any]:
     headers = message.properties.get("headers") or {}
-    facts: dict[str, Any] = {"id": message.properties.get("message_id") or None, "task": None}
-    with contextlib.suppress(InvalidMessage):
-        task = _decode_task(message._body)
-        facts |= {"id": task.id or facts["id"], "task": f"{task.module}.{task.function}"}
-        facts |= {"args": task.args, "kwargs": task.kwargs}
-    for key in _OUR_HEADERS:
-        value = headers.get(f"x-kuyruk-{key}")
-        facts[key.replace("-", "_")] = value if isinstance(value, str | int | None) else repr(value)
-    return facts
+    return {key: value for key, value in headers.items() if key.startswith("x-kuyruk-")}
+
+
+def _plain(value: Any) -> str | None:
+    """A header's value as text that can be shown, whatever it is."""
+    if value is None:
+        return None
+    try:
+        return _bounded(str(value), 2 * HEADER_TEXT)
+    except Exception as error:
+        return f"<no text: str() raised {type(error).__name__}>"
 
 
 def _undropped(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -2760,21 +2864,37 @@ def _copied(
     return kept
 
 
-def _requeued(message: Any, queue: str, arguments: Callable[[str], dict[str, Any]]) -> _Message:
-    """A failed message as its sender has sent it, as far as that can be known. Nobody waits for its reply any more."""
-    headers = message.properties.get("headers") or {}
-    kept = {k: v for k, v in headers.items() if not k.startswith("x-kuyruk-") or k == "x-kuyruk-failures"}
-    gone = (*_LEFT_BEHIND, "reply_to", "correlation_id")
-    properties = _copied(message.properties.items(), kept, gone)
-    target = headers.get("x-kuyruk-queue")
-    target = target if isinstance(target, str) else queue.removesuffix(".failed")
-    return _Message(target, message._body, properties, arguments(target))
-
-
 _OUR_HEADERS = ("failed-at", "failed-on", "failures", "queue", "exception", "value", "traceback")
 
 
 # --- Kuyruk ------------------------------------------------------------------
+
+
+class QueueStats(NamedTuple):
+    """What `Kuyruk.queue_stats` has seen of a queue."""
+
+    #: Messages that no worker has yet; None: there is no such queue.
+    waiting: int | None
+    #: Workers' subscriptions; None: there is no such queue.
+    consumers: int | None
+    #: Messages in "<queue>.failed".
+    failed: int
+
+
+def _look_at(connection: Connection, queues: Iterable[str]) -> Iterator[tuple[int, int] | None]:
+    """Yield messages and consumers of each queue; None if there is no such queue."""
+    channel = None
+    for queue in queues:
+        if channel is None or not channel.is_open:
+            channel = connection.channel()
+        try:
+            answer = _request(channel, commands.Queue.Declare, queue=queue, passive=True)
+        except AMQPChannelError as error:  # the broker has closed the channel
+            if error.error_code != 404:
+                raise
+            yield None
+        else:
+            yield int(answer["message_count"]), int(answer["consumer_count"])
 
 
 class Kuyruk:
@@ -2879,19 +2999,37 @@ class Kuyruk:
         """A `Worker` for this application, with the worker's options."""
         return Worker(self, queues, **options)
 
-    def _failed_messages(self, queue: str, id: str | None, then: str) -> Iterator[dict[str, Any]]:
-        """What is in a "<queue>.failed" (of one message id, or all), in its order. then: "list", "requeue" or "purge"
-        each. What isn't dealt with stays. Raises amqpstorm's errors, and BrokerError."""
-        with self.channel() as channel:
-            messages = (message for message in _read_all(channel, queue) if id in (None, _facts_about(message)["id"]))
-            # Acknowledged only after the broker has the copies on record: rather twice than never.
-            while batch := list(itertools.islice(messages, 500)):
-                if then == "requeue":
-                    self._publisher.send([_requeued(message, queue, self._queue_arguments) for message in batch])
-                for message in batch:
-                    if then != "list":
-                        message.ack()
-                    yield _facts_about(message)
+    def failed_messages(self, queue: str) -> Generator[FailedMessage, None, None]:
+        """Iterate over the messages that are in "<queue>.failed" now, in their order.
+
+        What isn't requeued or deleted stays; until the iteration ends nobody else sees what it has
+        brought. Memory is bounded, however many there are. "name.localhost" stands for "name.<hostname>".
+        Raises ValueError (no queue's name) and amqpstorm's errors.
+        """
+        return self._iterate_failed(_resolve_host(_check_queue_name(queue)))
+
+    def _iterate_failed(self, queue: str) -> Generator[FailedMessage, None, None]:
+        # A GeneratorExit doesn't reach amqpstorm, which would log it as an error.
+        with self.channel() as channel, contextlib.suppress(GeneratorExit):
+            for message in _read_all(channel, f"{queue}.failed"):
+                yield FailedMessage(self, queue, message, channel)
+
+    def queue_stats(self, queues: Iterable[str] | None = None) -> dict[str, QueueStats]:
+        """Look what is in the queues of the tasks, or in those named. By passive declaration alone.
+
+        "name.localhost" stands for "name.<hostname>". Raises ValueError (no queue's name) and amqpstorm's
+        errors.
+        """
+        given = self._queues if queues is None else [queues] if isinstance(queues, str) else queues
+        names = [_resolve_host(_check_queue_name(name)) for name in given]
+        looked_at = [each for name in names for each in (name, f"{name}.failed")]
+        with self.connection() as connection:
+            seen = list(_look_at(connection, looked_at))
+        stats = {}
+        for name, there, failed in zip(names, seen[::2], seen[1::2], strict=True):
+            waiting, consumers = there or (None, None)
+            stats[name] = QueueStats(waiting, consumers, failed[0] if failed else 0)
+        return stats
 
     def _queue_arguments(self, queue: str) -> dict[str, Any]:
         """With which it is declared if it is missing. If its tasks may take long, but not for ever, RabbitMQ is told

@@ -1,4 +1,4 @@
-"""Run kuyruk workers as processes: command line, signals of the operating system, supervision, exit codes.
+"""Run kuyruk workers as processes: command line, signals, supervision, exit codes.
 
     $ python -m kuyruk_worker app.tasks                # or: kuyruk-worker app.tasks
 
@@ -8,29 +8,32 @@ Beside a vendored `pkg/vendor/kuyruk.py`: `python -m pkg.vendor.kuyruk_worker pk
 The processes, and what each owns
 =================================
 
-      supervisor (one thread)                       worker process (1..WORKER_PROCESSES, forked)
-      -----------------------                       --------------------------------------------
-      signals  ------------- passed on ---------->  main thread: signals, orders, the worker's changes
+      supervisor (one thread)                     worker process (1..WORKER_PROCESSES, forked)
+      -----------------------                     --------------------------------------------
+      signals  ------------ passed on --------->  main thread: signals, orders, what has changed
       the plan: who serves, retires, is replaced       |
           |  ^                                         v
-          |  '-- state: serving, alone, worn -----  kuyruk.Worker, with its threads
+          |  '-- state: serving, alone, degraded --  kuyruk.Worker, with its threads
           '----- orders: retire, again, crashes ->     | begin, end
       deaths <------- journal (shared memory) <--------'
 
-*The supervisor* imports neither the library nor the application. It waits in `_Signals.wait` for signals (SIGCHLD
-among them), for what its children tell, and for the time when something is due. It ends when its children have.
-*A worker process* imports the application. Its main thread then waits in `_Signals.wait`, too; the worker runs in
-threads of its own. It ends when the worker has, and stops as at SIGTERM when its supervisor is gone (its end of
-the wire is closed).
+*The supervisor* imports neither the library nor the application. It waits in `_Signals.wait` for
+signals (SIGCHLD among them), for what its children tell, and for the time when something is due. It
+ends when its children have.
+*A worker process* imports the application. Its main thread then waits in `_Signals.wait`, too; the
+worker runs in threads of its own. It ends when the worker has, and stops as at SIGTERM when its
+supervisor is gone (its end of the pipe is closed).
 
-Nobody waits for the other: what is sent over a wire doesn't block, and an order that comes late does no harm.
-Where there is no fork (Windows) the worker runs in the first process, and nothing replaces it.
+Nobody waits for the other: what is sent over a pipe doesn't block, and an order that comes late
+does no harm. Where there is no fork (Windows) the worker runs in the first process, and nothing
+replaces it.
 
-A process with a stuck thread is *worn*: another is started, and when that consumes, the worn one retires, that is, it
-stops gracefully, without a limit. So a restart costs no task anything.
-A process that dies leaves its journal, which says what it was running. One of these messages is to blame. They are
-*suspects*: each runs alone, in a process that does nothing else meanwhile (another one stands in for it). The one
-during which a process dies again is the culprit.
+A process with a stuck thread, or above --max-memory, is *degraded*: another is started, and when
+that consumes, the degraded one retires, that is, it stops gracefully, without a limit. So a restart
+costs no task anything.
+A process that dies leaves its journal, which says what it was running. One of these messages is to
+blame. They are *suspects*: each runs alone, in a process that does nothing else meanwhile (another
+one stands in for it). The one during which a process dies again is the culprit.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ import argparse
 import collections
 import contextlib
 import importlib
+import importlib.util
+import io
 import itertools
 import json
 import logging
@@ -59,7 +64,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, NoReturn
 
-    from kuyruk import Kuyruk, Worker
+    from kuyruk import FailedMessage, Kuyruk, Worker
 
 logger = logging.getLogger("kuyruk")
 
@@ -71,18 +76,21 @@ FLUSH_TIMEOUT = 1.0
 KILL_MARGIN = 15.0
 #: Seconds before a process that died is replaced: at first, and at last (twice as long each time).
 FIRST_PAUSE, LAST_PAUSE = 0.2, 10.0
-#: Seconds without a death after which the pauses begin anew. And the least between two restarts because of stuck
-#: threads.
+#: Seconds without a death after which the pauses begin anew. And the least between two restarts
+#: because of stuck threads.
 PROVED = 10.0
 RESTART_INTERVAL = 5.0
 #: Seconds that a process may run suspects only before another stands in for it.
 ALONE_TOLERANCE = 1.0
 #: Seconds that a worker process waits for its supervisor's answer.
 ANSWER_TIMEOUT = 1.0
-#: Seconds between two pulses of a worker process. It may be without one for three of them, and for so many heartbeats
-#: of RabbitMQ: by then its connection is lost, and its messages are delivered to others.
+#: Seconds between two pulses of a worker process. It may be without one for three of them, and for
+#: so many heartbeats of RabbitMQ: by then its connection is lost, and its messages are delivered to
+#: others.
 PULSE = 5.0
 FROZEN = 1.5
+#: Seconds until the supervisor looks again, after an unexpected exception.
+DEFECT_PAUSE = 1.0
 #: How many processes in a row may fail to start before the supervisor gives up.
 MAX_FAILED_STARTS = 3
 #: Seconds between two looks at what has come, where a wait can't be ended.
@@ -91,10 +99,41 @@ WINDOWS_TICK = 0.2
 PROGRESS_INTERVAL = 2.0
 #: How many suspects are remembered.
 MAX_SUSPECTS = 10_000
+#: Seconds within which several signals of one kind express one wish. A terminal that closes sends
+#: SIGHUP twice (kernel and shell), systemd SIGTERM and SIGHUP (SendSIGHUP=), Ctrl-C reaches a
+#: process of the group directly and by its supervisor.
+ONE_WISH = 1.0
+#: Characters of an id or a name that are shown.
+MAX_SHOWN = 300
+#: Milliseconds: the longest wait that `poll` takes.
+MAX_POLL = 0x7FFFFFFF
 
 
 class UsageError(Exception):
     """The command line or the application can't be used as it is; the text tells the user why."""
+
+
+# --- Texts ---------------------------------------------------------------------
+
+
+def _shown(value: object) -> str:
+    """Return an id, a name or a text that a message brought, as it may be written to a log or a
+    terminal: bounded, and without line ends or control codes of its own."""
+    text = str(value)
+    if len(text) > MAX_SHOWN:
+        text = f"{text[:MAX_SHOWN]}..."
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _without_password(text: str) -> str:
+    """Return the text with "..." for the user and the password of each URL in it."""
+    return re.sub(r"//\S*@", "//...@", text)
+
+
+def _counted(count: int, noun: str) -> str:
+    """Return "1 message", or "2 messages"."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
 
 
 # --- The command line ----------------------------------------------------------
@@ -106,17 +145,20 @@ example:
                                 def send_mail(address): ...
   a worker for its queues:      %(prog)s tasks
   one queue, 4 tasks at once:   %(prog)s tasks -q mail -t 4
+  what is in the queues:        %(prog)s tasks --status
 
 signals:
-  SIGINT (Ctrl-C), SIGTERM,     stop when the running tasks have ended, or after the shutdown timeout;
-  SIGHUP (the terminal closes)  the second one interrupts them: their messages go back
+  SIGINT (Ctrl-C), SIGTERM,     stop when the running tasks have ended, or after the shutdown time;
+  SIGHUP (the terminal closes)  another one, more than a second later, interrupts them: their
+                                messages go back
   SIGQUIT (Ctrl-\\)              end at once; the running tasks will run again
   SIGUSR1                       print the running tasks and the stack of every thread
   SIGUSR2                       drop the running tasks: they are interrupted and don't run again
 
 exit codes:
   0    stopped, and no task had to be interrupted for it
-  1    the worker failed unexpectedly
+  1    the worker failed unexpectedly; --failed: something couldn't be done; --status: messages
+       and no consumer
   2    wrong command line or configuration, or the application can't be imported
   3    stopped, but running tasks had to be interrupted
   4    ended because of stuck threads (where it isn't restarted: Windows)
@@ -128,19 +170,48 @@ _OPTIONS = {
     "WORKER_THREADS": (["-t", "--threads"], "N", "tasks to run at once"),
     "WORKER_PROCESSES": (["-p", "--processes"], "N", "processes to run, each with its threads"),
     "WORKER_PREFETCH": (["--prefetch"], "N", "messages of each queue to hold unacknowledged"),
-    "WORKER_MAX_LOAD": (["--max-load"], "L", "pause above this load average; -1: the number of CPUs"),
+    "WORKER_MAX_LOAD": (
+        ["--max-load"],
+        "L",
+        "pause above this load average; -1: the number of CPUs",
+    ),
     "WORKER_MAX_RUN_TIME": (["--max-run-time"], "S", "stop after S seconds, as SIGTERM does"),
     "WORKER_GRACE": (["--grace"], "S", "seconds that an interrupted task gets to end"),
-    "WORKER_SHUTDOWN_TIMEOUT": (["--shutdown-timeout"], "S", "seconds that running tasks get when it stops"),
-    "WORKER_MAX_CRASHES": (["--max-crashes"], "N", "deaths of processes after which a message has failed"),
+    "WORKER_SHUTDOWN_TIMEOUT": (
+        ["--shutdown-timeout"],
+        "S",
+        "seconds that running tasks get when it stops",
+    ),
+    "WORKER_MAX_CRASHES": (
+        ["--max-crashes"],
+        "N",
+        "deaths of processes after which a message has failed",
+    ),
     "WORKER_PRIORITY": (["--priority"], "P", "larger ones are served first by the broker"),
     "WORKER_LOGGING_LEVEL": (["-l", "--logging-level"], "LEVEL", "DEBUG, INFO, WARNING or ERROR"),
 }
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+            meant = [_did_you_mean(option, self._option_string_actions) for option in options]
+            self.error(
+                f"unrecognized arguments: {' '.join(unknown)}{next(filter(None, meant), '')}"
+            )
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{' '.join(message.splitlines())} (--help explains)")
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    return f": did you mean {close[0]!r}?" if close else ""
 
 
 class _Version(argparse.Action):
@@ -152,7 +223,11 @@ class _Version(argparse.Action):
 def _program() -> str:
     """As the user has called it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {spec.name}" if __name__ == "__main__" and spec else os.path.basename(sys.argv[0])
+    return (
+        f"python -m {spec.name}"
+        if __name__ == "__main__" and spec
+        else os.path.basename(sys.argv[0])
+    )
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -164,26 +239,59 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    text = "to import; the first holds the Kuyruk object (MODULE:NAME if it holds several), others more tasks"
+    text = "to import; the first holds the Kuyruk object (MODULE:NAME if it holds several), others"
+    text += " more tasks"
     parser.add_argument("modules", nargs="+", metavar="MODULE", help=text)
-    text = "consume this one, not all that the tasks name; repeatable; NAME.localhost: this machine's"
+    text = (
+        "consume this one, not all that the tasks name; repeatable; NAME.localhost: this machine's"
+    )
     parser.add_argument("-q", "--queue", action="append", help=text)
     for key, (flags, metavar, text) in _OPTIONS.items():
         read = str.upper if metavar == "LEVEL" else _number
         parser.add_argument(*flags, dest=key, type=read, metavar=metavar, help=f"{text} [{key}]")
+    text = "the broker's, as amqp://user:password@host:port/vhost (a password is better kept in the"
+    text += " configuration: others can read the command line)"
+    parser.add_argument("--broker", metavar="URL", help=f"{text} [RABBIT_URL]")
+    text = "replace a process that uses more megabytes, when another consumes in its place"
+    parser.add_argument("--max-memory", type=_number, metavar="MB", help=text)
     text = "remember there what brought processes down, across restarts of the whole worker, too"
     parser.add_argument("--state", metavar="FOLDER", help=text)
     text = "touch it every few seconds, but only while all processes consume: for liveness probes"
     parser.add_argument("--health", metavar="FILE", help=text)
-    text = "don't run tasks: look at the messages in <queue>.failed, send them again, or delete them"
+    text = (
+        "don't run tasks: look at the messages in <queue>.failed, send them again, or delete them"
+    )
     parser.add_argument("--failed", choices=["list", "requeue", "purge"], help=text)
     parser.add_argument("--id", metavar="ID", help="with --failed: only the message with this id")
-    parser.add_argument("--json", action="store_true", help="with --failed list: all of it, an object in each line")
+    text = "don't run tasks: what is in the queues; exit code 1 if one has messages and no consumer"
+    parser.add_argument("--status", action="store_true", help=text)
+    text = "with --failed list and --status: all of it, an object in each line"
+    parser.add_argument("--json", action="store_true", help=text)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    args = parser.parse_args(argv)
-    if args.failed is None and (args.id is not None or args.json):
-        parser.error("--id and --json go with --failed")
+    args: argparse.Namespace = parser.parse_args(argv)
+    _check_combination(parser, args)
     return args
+
+
+def _check_combination(parser: _Parser, args: argparse.Namespace) -> None:
+    """Raises UsageError for what can't have an effect, before anything is started or imported."""
+    if args.failed is not None and args.status:
+        parser.error("--failed and --status don't go together")
+    if args.failed is None and args.id is not None:
+        parser.error("--id goes with --failed")
+    if args.json and args.failed != "list" and not args.status:
+        parser.error("--json goes with --failed list and with --status")
+    if args.max_memory is not None and not (
+        isinstance(args.max_memory, int | float) and args.max_memory > 0
+    ):
+        parser.error(f"--max-memory takes megabytes, more than 0: not {args.max_memory!r}")
+    given = {"--state": args.state, "--health": args.health, "--max-memory": args.max_memory}
+    given["-p/--processes"] = None if args.WORKER_PROCESSES == 1 else args.WORKER_PROCESSES
+    for option, value in given.items():
+        if value is not None and not hasattr(os, "fork"):
+            parser.error(
+                f"{option} needs a process that watches over others, which this system can't fork"
+            )
 
 
 def _number(text: str) -> object:
@@ -203,14 +311,39 @@ def _check(args: argparse.Namespace) -> None:
                 setattr(config, key, getattr(args, key))
         except ValueError as error:
             raise UsageError(str(error).replace(key, "/".join(flags))) from None
+    if args.broker is not None:
+        try:
+            config.RABBIT_URL = args.broker
+        except ValueError as error:
+            raise UsageError(str(error).replace("RABBIT_URL", "--broker")) from None
 
 
 # --- Finding the application ---------------------------------------------------
 
 
 def _library() -> ModuleType:
-    """kuyruk.py: in a vendored copy, the one beside this file."""
-    return _locate(f"{__package__}.kuyruk" if __package__ else "kuyruk")[0]
+    """kuyruk.py: in a vendored copy, the one beside this file. Raises UsageError if it is another
+    project's, as PyPI's "kuyruk", a package, which Python finds before a module beside it."""
+    name = f"{__package__}.kuyruk" if __package__ else "kuyruk"
+    if name not in sys.modules:
+        spec = importlib.util.find_spec(name)  # imports nothing but the packages that hold it
+        if spec is not None and spec.submodule_search_locations is not None:
+            raise UsageError(
+                _why_no_library(spec.origin or next(iter(spec.submodule_search_locations), None))
+            )
+    module = _locate(name)[0]
+    if not hasattr(module, "Kuyruk") or not hasattr(module, "Journal"):
+        raise UsageError(_why_no_library(module.__file__))
+    return module
+
+
+def _why_no_library(found: str | None) -> str:
+    ours = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kuyruk.py")
+    return (
+        f"'import kuyruk' finds another project's library, {found}, and not the one of this worker,"
+        f" {ours}: uninstall or rename the other one (PyPI's 'kuyruk' is another project; this one"
+        " is 'kuyruk-amqpstorm')"
+    )
 
 
 def find_app(spec: str) -> tuple[str, Kuyruk]:
@@ -230,18 +363,23 @@ def find_app(spec: str) -> tuple[str, Kuyruk]:
 def _apps(module: ModuleType) -> dict[str, Kuyruk]:
     # Not isinstance: it asks lazy objects (Flask's, Django's) for a class that they can't tell yet.
     kind = _library().Kuyruk
-    return {name: value for name, value in list(vars(module).items()) if issubclass(type(value), kind)}
+    return {
+        name: value for name, value in list(vars(module).items()) if issubclass(type(value), kind)
+    }
 
 
 def _why_no_app(module: ModuleType, name: str | None) -> str:
     here, library = module.__name__, _library().__name__
     found = {key: value for key, value in vars(module).items() if name in (None, key)}
     for key, value in found.items():
-        other = next((kind.__module__ for kind in type(value).__mro__ if kind.__name__ == "Kuyruk"), library)
+        other = next(
+            (kind.__module__ for kind in type(value).__mro__ if kind.__name__ == "Kuyruk"), library
+        )
         if other != library:
             return (
-                f"{here}:{key} is a Kuyruk object of another copy of the library, {other!r}; this is the"
-                f" worker of {library!r}. Put kuyruk_worker.py beside that copy: python -m {other}_worker"
+                f"{here}:{key} is a Kuyruk object of another copy of the library, {other!r}; this"
+                f" is the worker of {library!r}. Put kuyruk_worker.py beside that copy:"
+                f" python -m {other}_worker"
             )
     if name is not None and found:
         text = f"{here}:{name} isn't a Kuyruk object but a {type(found[name]).__name__}"
@@ -251,7 +389,11 @@ def _why_no_app(module: ModuleType, name: str | None) -> str:
         text = f"module {here!r} has several Kuyruk objects: say which"
     else:
         text = f"module {here!r} has no Kuyruk object, as in: app = kuyruk.Kuyruk()"
-    modules = [module] if _apps(module) else [m for m in sys.modules.values() if isinstance(m, ModuleType)]
+    modules = (
+        [module]
+        if _apps(module)
+        else [m for m in sys.modules.values() if isinstance(m, ModuleType)]
+    )
     there = [f"{m.__name__}:{key}" for m in modules for key in _apps(m)]
     return f"{text} (there is {', '.join(there)})" if there else text
 
@@ -262,14 +404,20 @@ def _locate(spec: str) -> tuple[ModuleType, str | None]:
         name = os.path.relpath(spec).removesuffix(".py").replace(os.sep, ".").lstrip(".")
         raise UsageError(f"{spec!r} is a file: name the module, as {name!r}")
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*)?", spec):
-        raise UsageError(f"{spec!r} is no module's name, as 'app.tasks', and no object's, as 'app.tasks:app'")
+        raise UsageError(
+            f"{spec!r} is no module's name, as 'app.tasks', and no object's, as 'app.tasks:app'"
+        )
     path, _, name = spec.partition(":")
     module = _import(path)
     if module is not None:
         return module, name or None
     parent, _, last = path.rpartition(".")
     module = sys.modules.get(parent)
-    if module is not None and not name and (hasattr(module, last) or not hasattr(module, "__path__")):
+    if (
+        module is not None
+        and not name
+        and (hasattr(module, last) or not hasattr(module, "__path__"))
+    ):
         return module, last
     raise UsageError(_no_module(path))
 
@@ -288,11 +436,15 @@ def _import(name: str) -> ModuleType | None:
         if isinstance(error, ModuleNotFoundError) and trace is None:
             return None
         shown = "".join(traceback.format_exception(type(error), error, trace))
-        raise UsageError(f"module {name!r} can't be imported (see above): {error!r}", shown) from None
+        raise UsageError(
+            f"module {name!r} can't be imported (see above): {error!r}", shown
+        ) from None
 
 
 def _is_ours(file: str) -> bool:
-    return file in (_is_ours.__code__.co_filename, importlib.__file__) or file.startswith("<frozen importlib")
+    return file in (_is_ours.__code__.co_filename, importlib.__file__) or file.startswith(
+        "<frozen importlib"
+    )
 
 
 def _no_module(path: str) -> str:
@@ -302,10 +454,15 @@ def _no_module(path: str) -> str:
     *parents, name = path.split(".")
     while parents and ".".join(parents) not in sys.modules:
         name = parents.pop()
-    folders = list(getattr(sys.modules[".".join(parents)], "__path__", [])) if parents else [os.getcwd()]
-    text = f"there is no module {'.'.join([*parents, name])!r} in {', '.join(folders) or '.'.join(parents)}"
+    folders = (
+        list(getattr(sys.modules[".".join(parents)], "__path__", [])) if parents else [os.getcwd()]
+    )
+    where = ", ".join(folders) or ".".join(parents)
+    text = f"there is no module {'.'.join([*parents, name])!r} in {where}"
     text += "" if parents else ", nor elsewhere on Python's path"
-    known = [entry.removesuffix(".py") for f in folders if os.path.isdir(f) for entry in os.listdir(f)]
+    known = [
+        entry.removesuffix(".py") for f in folders if os.path.isdir(f) for entry in os.listdir(f)
+    ]
     close = difflib.get_close_matches(name, known, n=1)
     return f"{text}: did you mean {'.'.join([*parents, *close])!r}?" if close else text
 
@@ -318,8 +475,8 @@ class _Stopped(BaseException):
 
 
 class _Signals:
-    """The signals that have come. Its owner, the main thread, waits for them and for others. Those that the platform
-    lacks never come."""
+    """The signals that have come. Its owner, the main thread, waits for them and for others. Those
+    that the platform lacks never come."""
 
     TO_STOP = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")
     NAMES = (*TO_STOP, "SIGQUIT", "SIGUSR1", "SIGUSR2")
@@ -328,18 +485,28 @@ class _Signals:
         """more: names of other signals. before: what the handlers were when the program began."""
         #: Names of signals, in their order.
         self.names: collections.deque[str] = collections.deque()
+        #: By kind of signal: when one last counted (time.monotonic()). Only the handler uses it.
+        self._counted_at: dict[str, float] = {}
         #: The main thread imports the application: a signal to stop ends that.
         self.loading = False
-        #: The exit code, when nobody takes them any more: one to stop ends what is left of the process.
+        #: The exit code, when nobody takes them any more: one to stop ends what is left of the
+        #: process.
         self.code: int | None = None
         #: What SIGQUIT does, in its handler, because it is for when nothing else helps.
         self.quit: Callable[[], object] = _quit
-        #: Why this, and not only the handlers: one that comes just before a wait begins must end it.
+        #: Why this, and not only the handlers: one that comes just before a wait begins must end
+        #: it.
         self._reader, self._writer = _make_pipe()
-        numbers = {name: getattr(signal, name) for name in (*self.NAMES, *more) if hasattr(signal, name)}
-        self.before = {n: signal.getsignal(n) for n in numbers.values()} if before is None else before
+        numbers = {
+            name: getattr(signal, name) for name in (*self.NAMES, *more) if hasattr(signal, name)
+        }
+        self.before = (
+            {n: signal.getsignal(n) for n in numbers.values()} if before is None else before
+        )
         # What was ignored when the program began stays so: nohup. But not what we can't do without.
-        self._numbers = [n for name, n in numbers.items() if name in more or self.before[n] != signal.SIG_IGN]
+        self._numbers = [
+            n for name, n in numbers.items() if name in more or self.before[n] != signal.SIG_IGN
+        ]
         self.install()
 
     def install(self) -> None:
@@ -352,6 +519,8 @@ class _Signals:
         name = signal.Signals(number).name
         if name == "SIGQUIT":
             self.quit()
+        if not self.counts(name, time.monotonic()):
+            return
         self.names.append(name)
         if self.code is not None and name in self.TO_STOP:
             _exit_now(self.code)
@@ -359,22 +528,36 @@ class _Signals:
             self.loading = False  # once
             raise _Stopped(name)
 
+    def counts(self, name: str, now: float) -> bool:
+        """Whether a signal that comes now is a wish of its own (see ONE_WISH). If it is, those of
+        its kind that come soon aren't."""
+        kind = "stop" if name in self.TO_STOP else name
+        if kind != "SIGCHLD" and now - self._counted_at.get(kind, -math.inf) < ONE_WISH:
+            return False
+        self._counted_at[kind] = now
+        return True
+
     def wake(self) -> None:
         """From any thread: the wait ends."""
         with contextlib.suppress(OSError):
             os.write(self._writer, b"!")
 
-    def wait(self, wires: Iterable[_Wire], until: float = math.inf) -> None:
-        """Until a signal comes, or `wake` is called, or a wire can be read, or that time (monotonic)."""
-        timeout = None if until == math.inf else max(0.0, until - time.monotonic())
+    def wait(self, pipes: Iterable[_Pipe], until: float = math.inf) -> None:
+        """Until a signal comes, or `wake` is called, or a pipe can be read, or that time
+        (monotonic)."""
         if os.name == "nt":  # its select takes sockets only, and no handler is called during a wait
             return time.sleep(WINDOWS_TICK)
-        select.select([self._reader, *(wire.fileno() for wire in wires)], [], [], timeout)
+        poll = select.poll()  # not select.select: that takes no descriptor above 1023
+        for descriptor in (self._reader, *(pipe.fileno() for pipe in pipes)):
+            poll.register(descriptor, select.POLLIN)
+        left = math.inf if until == math.inf else max(0.0, until - time.monotonic())
+        poll.poll(min(math.ceil(left * 1000), MAX_POLL) if left < math.inf else None)
         with contextlib.suppress(OSError):
             os.read(self._reader, 4096)
 
     def block(self) -> None:
-        """None comes until `unblock`: for a fork, after which the new process has handlers of its own to install."""
+        """None comes until `unblock`: for a fork, after which the new process has handlers of its
+        own to install."""
         signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
 
     def unblock(self) -> None:
@@ -382,9 +565,12 @@ class _Signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
 
     def guard_forks(self) -> None:
-        """A process that a task forks has nothing to do with us, and loses none that comes meanwhile."""
+        """A process that a task forks has nothing to do with us, and loses none that comes
+        meanwhile."""
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(before=self.block, after_in_parent=self.unblock, after_in_child=self._forked)
+            os.register_at_fork(
+                before=self.block, after_in_parent=self.unblock, after_in_child=self._forked
+            )
 
     def _forked(self) -> None:
         signal.set_wakeup_fd(-1)
@@ -428,15 +614,16 @@ def _make_pipe() -> tuple[int, int]:
     return reader, writer
 
 
-class _Wire:
-    """One end of the connection between the supervisor and a worker process. Messages are lists, as lines of JSON."""
+class _Pipe:
+    """One end of the connection between the supervisor and a worker process. Messages are lists, as
+    lines of JSON."""
 
     def __init__(self, reader: int, writer: int) -> None:
         self._reader, self._writer = reader, writer
         self._rest = b""
 
     @classmethod
-    def make_pair(cls) -> tuple[_Wire, _Wire]:
+    def make_pair(cls) -> tuple[_Pipe, _Pipe]:
         here, there = _make_pipe(), _make_pipe()
         return cls(here[0], there[1]), cls(there[0], here[1])
 
@@ -470,54 +657,79 @@ class _Wire:
 
 
 class _Journal:
-    """Which messages a worker process runs, in memory that its supervisor reads when it has died (`kuyruk.Journal`).
+    """Which messages a worker process runs, in memory that its supervisor reads when it has died
+    (`kuyruk.Journal`).
 
-    Its first byte is 1 + the exit code, once the process ends as it should; its second is 1 from when it was told to;
-    bytes 8 to 15 are the time of its last pulse (time.monotonic(), whole seconds; 0: none yet); 16 to 23 the number of
-    slots in use so far. The slots come then: each has a message's id, and begins with its length. What has no id, or
-    one of more than 255 bytes, isn't noted.
+    Its first byte is 1 + the exit code, once the process ends as it should; its second is 1 from
+    when it was told to; bytes 8 to 15 are the time of its last pulse (time.monotonic(), whole
+    seconds; 0: none yet); 16 to 23 the number of slots in use so far. The slots come then: each has
+    a message's id, and begins with its length, two bytes (an id has at most 255 characters, that
+    is, 1020 bytes).
+
+    With --state there is a copy in a file, for a supervisor that takes over when all have been
+    killed at once. It is written, never mapped: a disk that is full, or a file that somebody
+    removes or cuts, ends no process (a store into a mapped page without a block is SIGBUS); the
+    copy is lost, no more.
     """
 
-    SLOT, SLOTS = 256, 4096
+    SLOT, SLOTS = 1024, 4096
+    SIZE = SLOT * (1 + SLOTS)
 
     def __init__(self, crashes: Mapping[str, tuple[int, bool]], file: int = -1) -> None:
-        """file: its descriptor, of a file that holds the memory, and outlives the supervisor, too; -1: none does."""
+        """file: the descriptor of an open file for the copy; -1: there is none. Raises OSError if
+        the file system has no room for it."""
         import mmap
 
         self.crashes = dict(crashes)
-        self.wire: _Wire | None = None  # of the worker process
+        self.pipe: _Pipe | None = None  # of the worker process
         self._asked: dict[str, threading.Event] = {}
-        self._file = file
-        if file >= 0:
-            os.ftruncate(file, self.SLOT * (1 + self.SLOTS))
-        self._memory = mmap.mmap(file, self.SLOT * (1 + self.SLOTS))
+        self._memory = mmap.mmap(-1, self.SIZE)
         self._taken: dict[str, int] = {}
         self._free: list[int] = []
         self._used = 0
+        self._file = file
+        if file >= 0:
+            _write_all(file, bytes(self.SIZE))  # so that its blocks are there
+
+    @classmethod
+    def read(cls, file: int) -> _Journal:
+        """Return the journal that another supervisor's process has left in this open file."""
+        journal = cls({})
+        data = os.pread(file, cls.SIZE, 0)
+        journal._memory[: len(data)] = data
+        return journal
+
+    def _write(self, at: int, data: bytes) -> None:
+        self._memory[at : at + len(data)] = data
+        if self._file >= 0:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._file, data, at)
 
     def begin(self, id: str) -> None:
         data = id.encode("utf-8", "surrogatepass")
         slot = self._free.pop() if self._free else self._used + 1
-        if slot <= self.SLOTS and len(data) < self.SLOT:
+        if slot <= self.SLOTS and len(data) <= self.SLOT - 2:
             self._taken[id] = slot
             at = slot * self.SLOT
             if slot > self._used:
                 self._used = slot
-                self._memory[16:24] = slot.to_bytes(8, "little")
-            self._memory[at + 1 : at + 1 + len(data)] = data
-            self._memory[at] = len(data)  # last: from here on it counts
+                self._write(16, slot.to_bytes(8, "little"))
+            self._memory[at + 2 : at + 2 + len(data)] = data
+            # The length last: from here on it counts.
+            self._write(at, len(data).to_bytes(2, "little") + data)
 
     def end(self, id: str) -> None:
         slot = self._taken.pop(id, None)
         if slot is not None:
-            self._memory[slot * self.SLOT] = 0
+            self._write(slot * self.SLOT, b"\0\0")
             self._free.append(slot)
 
     def count(self, id: str) -> tuple[int, bool]:
-        """A process that died just now may have had it: the broker can be faster than the news. So ask for them."""
+        """A process that died just now may have had it: the broker can be faster than the news. So
+        ask for them."""
         answered = self._asked[id] = threading.Event()
-        if self.wire is not None:
-            self.wire.send("ask", id)
+        if self.pipe is not None:
+            self.pipe.send("ask", id)
             answered.wait(ANSWER_TIMEOUT)
         return self.crashes.get(id, (0, False))
 
@@ -532,8 +744,8 @@ class _Journal:
 
     def clear(self, id: str) -> None:
         self.crashes.pop(id, None)
-        if self.wire is not None:
-            self.wire.send("clear", id)
+        if self.pipe is not None:
+            self.pipe.send("clear", id)
 
     @property
     def exit_code(self) -> int | None:
@@ -542,7 +754,7 @@ class _Journal:
 
     @exit_code.setter
     def exit_code(self, code: int) -> None:
-        self._memory[0] = 1 + code
+        self._write(0, bytes([1 + code]))
 
     @property
     def pulse(self) -> int:
@@ -557,25 +769,22 @@ class _Journal:
 
     @stopping.setter
     def stopping(self, value: bool) -> None:
-        self._memory[1] = value
+        self._write(1, bytes([value]))
 
     @property
     def running(self) -> list[str]:
         used = min(int.from_bytes(self._memory[16:24], "little"), self.SLOTS)
-        starts = range(self.SLOT, self.SLOT * (1 + used), self.SLOT)
-        slots = (self._memory[at + 1 : at + 1 + self._memory[at]] for at in starts if self._memory[at])
-        return [slot.decode("utf-8", "surrogatepass") for slot in slots]
+        ids = []
+        for at in range(self.SLOT, self.SLOT * (1 + used), self.SLOT):
+            length = int.from_bytes(self._memory[at : at + 2], "little")
+            if length:
+                ids.append(self._memory[at + 2 : at + 2 + length].decode("utf-8", "surrogatepass"))
+        return ids
 
-    def hold(self) -> bool:
-        """Let others see that this process, whose journal it is, lives; returns False if another one does."""
+    def hold(self) -> None:
+        """Let other supervisors see that this process, whose journal it is, lives."""
         if self._file >= 0:
-            import fcntl
-
-            try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return False
-        return True
+            _try_lock(self._file)
 
     def close(self) -> None:
         self._memory.close()
@@ -583,14 +792,34 @@ class _Journal:
             os.close(self._file)
 
 
-class _State:
-    """The supervisor's memory of crashes. With a folder (--state) it outlives the supervisor, and what its processes
-    ran when all were killed at once counts, too: a container that exceeds its memory limit, say."""
+def _write_all(file: int, data: bytes) -> None:
+    at = 0
+    while at < len(data):
+        at += os.pwrite(file, data[at:], at)
 
-    def __init__(self, folder: str | None) -> None:
-        """Raises UsageError."""
+
+def _try_lock(file: int) -> bool:
+    """Lock an open file for this process; returns False if another process holds it."""
+    import fcntl
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+class _State:
+    """The supervisor's memory of crashes. With a folder (--state) it outlives the supervisor, and
+    what its processes ran when all were killed at once counts, too: a container that exceeds its
+    memory limit, say. Trouble with the folder while the worker runs costs that memory, and nothing
+    else."""
+
+    def __init__(self, folder: str | None, log: logging.Logger) -> None:
+        """Raises UsageError if the folder can't be used when the worker begins."""
         self.crashes: dict[str, tuple[int, bool]] = {}
         self._folder = folder
+        self._log = log
         self._files: dict[_Journal, str] = {}
         self._serial = itertools.count(1)
         if folder is not None:
@@ -600,17 +829,31 @@ class _State:
                 raise UsageError(f"--state {folder}: {error}") from None
 
     def make_journal(self) -> _Journal:
-        if self._folder is None:
-            return _Journal(self.crashes)
-        path = os.path.join(self._folder, f"journal-{os.getpid()}-{next(self._serial)}")
-        journal = _Journal(self.crashes, os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
+        """Return the journal of another process."""
+        if self._folder is not None:
+            try:
+                return self._make_with_copy(self._folder)
+            except OSError as error:
+                self._warn("what the next process runs isn't noted there", error)
+        return _Journal(self.crashes)
+
+    def _make_with_copy(self, folder: str) -> _Journal:
+        path = os.path.join(folder, f"journal-{os.getpid()}-{next(self._serial)}")
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            journal = _Journal(self.crashes, file)
+        except BaseException:
+            os.close(file)
+            os.unlink(path)
+            raise
         self._files[journal] = path
         return journal
 
     def drop_journal(self, journal: _Journal) -> None:
         journal.close()
         if journal in self._files:
-            os.unlink(self._files.pop(journal))
+            with contextlib.suppress(OSError):  # somebody has removed it
+                os.unlink(self._files.pop(journal))
 
     def blame(self, ids: list[str]) -> dict[str, tuple[int, bool]]:
         """A process has died while it ran these messages; returns their new counts."""
@@ -631,37 +874,44 @@ class _State:
         if self._folder is None:
             return
         path = os.path.join(self._folder, "crashes.json")
-        with contextlib.suppress(OSError):  # a full disk: then it forgets
+        try:
             with open(f"{path}.new", "w") as file:
                 json.dump(self.crashes, file)
             os.replace(f"{path}.new", path)
+        except OSError as error:
+            self._warn("what brought processes down is forgotten when this worker ends", error)
+
+    def _warn(self, effect: str, error: OSError) -> None:
+        self._log.warning("--state %s can't be written, %s: %s", self._folder, effect, error)
 
     def _take_over(self, folder: str) -> None:
-        import fcntl
-
         os.makedirs(folder, exist_ok=True)
         self._lock = open(os.path.join(folder, "lock"), "w")  # noqa: SIM115
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"--state {folder}: another worker uses it") from None
+        if not _try_lock(self._lock.fileno()):
+            raise UsageError(f"--state {folder}: another worker uses it")
         # What can't be read is forgotten: there is nothing better to do with it.
         unreadable = contextlib.suppress(OSError, ValueError, TypeError, AttributeError)
         with unreadable, open(os.path.join(folder, "crashes.json")) as file:
-            self.crashes = {id: (int(deaths), bool(alone)) for id, (deaths, alone) in json.load(file).items()}
+            read = json.load(file).items()
+            self.crashes = {id: (int(deaths), bool(alone)) for id, (deaths, alone) in read}
         for name in os.listdir(folder):
             if name.startswith("journal-"):
-                self._read_left_behind(os.path.join(folder, name))
+                with contextlib.suppress(OSError):
+                    self._read_left_behind(os.path.join(folder, name))
 
     def _read_left_behind(self, path: str) -> None:
-        """The journal of a process whose supervisor is gone."""
-        journal = _Journal({}, os.open(path, os.O_RDWR))
-        if journal.hold():  # else it lives, and stops by itself
-            if journal.exit_code is None and not journal.stopping:
-                with contextlib.suppress(ValueError):
-                    self.blame(journal.running)
+        """Blame what the journal of a process names whose supervisor is gone. Raises OSError."""
+        file = os.open(path, os.O_RDWR)
+        try:
+            if not _try_lock(file):
+                return  # the process lives, and stops by itself
+            with contextlib.closing(_Journal.read(file)) as journal:
+                if journal.exit_code is None and not journal.stopping:
+                    with contextlib.suppress(ValueError):
+                        self.blame(journal.running)
             os.unlink(path)
-        journal.close()
+        finally:
+            os.close(file)
 
 
 # --- The worker's process ------------------------------------------------------
@@ -670,13 +920,22 @@ class _State:
 class _Process:
     """Runs a worker in its threads, and meanwhile does what the signals and the supervisor say."""
 
-    def __init__(self, worker: Worker, signals: _Signals, wire: _Wire | None, journal: _Journal | None) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        signals: _Signals,
+        pipe: _Pipe | None,
+        journal: _Journal | None,
+        max_memory: float | None = None,
+    ) -> None:
         self._worker = worker
+        self._max_memory = max_memory  # megabytes
+        self._too_large = False
         self._journal = journal
         self._signals = signals
-        self._wire = wire  # None: there is no supervisor
+        self._pipe = pipe  # None: there is no supervisor
         self._stops = 0
-        self._told: dict[str, bool] = {}
+        self._reported: dict[str, Any] = {}
 
     def run(self) -> int:
         """Returns the exit code."""
@@ -689,9 +948,9 @@ class _Process:
         while not self._worker.join(0):
             if self._journal is not None:
                 self._journal.beat()
-            self._signals.wait([self._wire] if self._wire else [], time.monotonic() + PULSE)
+            self._signals.wait([self._pipe] if self._pipe else [], time.monotonic() + PULSE)
             try:
-                self._look()
+                self._handle_events()
             except Exception:
                 logger.exception("Can't do what it was told")
         if self._worker.error is not None:
@@ -700,31 +959,34 @@ class _Process:
             return INTERRUPTED
         return RESTART if self._worker.stats["stuck"] else STOPPED
 
-    def _look(self) -> None:
+    def _handle_events(self) -> None:
         while self._signals.names:
             self._react(self._signals.names.popleft())
-        if self._wire is None:
+        if self._pipe is None:
             return
-        orders = self._wire.receive()
+        orders = self._pipe.receive()
         if orders is None:
             logger.warning("The supervising process is gone")
-            self._wire = None
+            self._pipe = None
+            # systemd sends SIGTERM to the processes that are left: the same wish.
+            self._signals.counts("SIGTERM", time.monotonic())
             self._stop("Stopping")
         for order in orders or []:
-            self._obey(*order)
-        self._tell()
+            self._on_order(*order)
+        self._report_state()
 
     def _react(self, name: str) -> None:
         if name == "SIGUSR1":
-            print(_report(self._worker), file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                print(_report(self._worker), file=sys.stderr, flush=True)
         elif name == "SIGUSR2":
-            logger.warning("SIGUSR2: dropping %d running tasks", self._worker.drop())
+            logger.warning("SIGUSR2: dropping %s", _counted(self._worker.drop(), "running task"))
         elif not self._stops:
             self._stop(name)
-        elif self._wire is None:  # a supervisor decides itself when it is enough, and sends `again`
+        elif self._pipe is None:  # a supervisor decides itself when it is enough, and sends `again`
             self._interrupt(name)
 
-    def _obey(self, order: str, argument: Any) -> None:
+    def _on_order(self, order: str, argument: Any) -> None:
         if order == "again":
             self._interrupt(argument)
         elif order == "retire":
@@ -733,13 +995,28 @@ class _Process:
         elif order == "crashes" and self._journal is not None:
             self._journal.update({id: (deaths, alone) for id, (deaths, alone) in argument.items()})
 
-    def _tell(self) -> None:
+    def _report_state(self) -> None:
         """The supervisor, what has changed."""
         stats = self._worker.stats
-        state = {"serving": self._worker.healthy, "alone": stats["suspect"] > 0, "worn": stats["stuck"] > 0}
-        if state != self._told and self._wire is not None:
-            self._wire.send("state", state)
-            self._told = state
+        state = {
+            "serving": self._worker.healthy,
+            "alone": stats["suspect"] > 0,
+            "degraded": stats["stuck"] > 0,
+        }
+        if not state["degraded"] and self._max_memory is not None:
+            # What it was once above it will be above again: so it is never taken back.
+            self._too_large = self._too_large or self._is_too_large(self._max_memory)
+            state["degraded"] = self._too_large
+        if state != self._reported and self._pipe is not None:
+            self._pipe.send("state", state)
+            self._reported = state
+
+    def _is_too_large(self, limit: float) -> bool:
+        used = _memory_used()
+        if used > limit:
+            text = "This process uses %.0f MB (--max-memory %g): another takes its place"
+            logger.warning(text, used, limit)
+        return used > limit
 
     def _stop(self, name: str) -> None:
         self._stops += 1
@@ -748,18 +1025,34 @@ class _Process:
         running = self._worker.stats["running"]
         if running:
             tasks = ", ".join(map(_describe, running[:5])) + (", ..." if len(running) > 5 else "")
-            logger.info("%s: stopping when what runs has ended (again: interrupts it): %s", name, tasks)
+            logger.info(
+                "%s: stopping when what runs has ended (again: interrupts it): %s", name, tasks
+            )
         else:
             logger.info("%s: stopping", name)
         self._worker.stop(wait=False)
 
     def _interrupt(self, name: str) -> None:
-        logger.warning("%s again: interrupting %d running tasks", name, len(self._worker.stats["running"]))
+        running = _counted(len(self._worker.stats["running"]), "running task")
+        logger.warning("%s again: interrupting %s", name, running)
         self._worker.stop(timeout=0, wait=False)
 
 
+def _memory_used() -> float:
+    """Megabytes that this process has in memory; where the system doesn't tell: that it has had at
+    most."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / 1e6 if sys.platform == "darwin" else most / 1e3
+
+
 def _describe(run: dict[str, Any]) -> str:
-    return f"{run['task']} [{run['id']}] for {run['seconds']:.1f} s"
+    return f"{_shown(run['task'])} [{_shown(run['id'])}] for {run['seconds']:.1f} s"
 
 
 def _report(worker: Worker) -> str:
@@ -768,7 +1061,7 @@ def _report(worker: Worker) -> str:
     running = stats.pop("running")
     counts = ", ".join(f"{count} {name}" for name, count in stats.items())
     lines = [f"--- process {os.getpid()}: {counts}, {len(running)} running"]
-    lines += [f"Task {_describe(run)}, from {run['queue']!r}" for run in running]
+    lines += [f"Task {_describe(run)}, from '{_shown(run['queue'])}'" for run in running]
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for ident, frame in sys._current_frames().items():
         lines.append(f"\nThread {names.get(ident, 'of unknown name')} ({ident}):")
@@ -777,8 +1070,10 @@ def _report(worker: Worker) -> str:
 
 
 def _set_up_logging(level: str | None, default: str) -> None:
-    """level: the command line's. An application that has set up logging itself keeps its handlers."""
+    """level: the command line's. An application that has set up logging itself keeps its
+    handlers."""
     root = logging.getLogger()
+    default = default.upper()
     if not root.handlers:
         form = "%(asctime)s %(levelname)-7s %(process)d %(threadName)s: %(message)s"
         logging.basicConfig(level=level or default, format=form)
@@ -796,10 +1091,16 @@ def _load(args: argparse.Namespace, supervised: bool) -> tuple[Worker, dict[str,
     _check(args)
     where, app = find_app(args.modules[0])
     app.packages.add(where.partition(":")[0].partition(".")[0])
-    for module in args.modules[1:]:
-        app.packages.add(_locate(module)[0].__name__.partition(".")[0])
+    for spec in args.modules[1:]:
+        module, name = _locate(spec)
+        _check_more_tasks(app, where, module, name)
+        app.packages.add(module.__name__.partition(".")[0])
+    if args.broker is not None:
+        app.config.RABBIT_URL = args.broker
     given = {key: getattr(args, key) for key in _OPTIONS}
-    settings = {key: getattr(app.config, key) if value is None else value for key, value in given.items()}
+    settings = {
+        key: getattr(app.config, key) if value is None else value for key, value in given.items()
+    }
     _set_up_logging(given["WORKER_LOGGING_LEVEL"], settings["WORKER_LOGGING_LEVEL"])
     options = {key.removeprefix("WORKER_").lower(): value for key, value in given.items()}
     del options["logging_level"], options["processes"]
@@ -811,26 +1112,109 @@ def _load(args: argparse.Namespace, supervised: bool) -> tuple[Worker, dict[str,
         raise UsageError(f"-q/--queue: {error}") from None
     version, queues = _library().__version__, ", ".join(map(repr, worker.queues))
     threads = settings["WORKER_THREADS"]
-    logger.info("kuyruk %s: worker of %s for %s with %d threads", version, where, queues, threads)
+    warnings = [*_unread_variables(app, args)]
+    if args.failed is None and not args.status:
+        warnings += _names_that_lead_nowhere(app, where, worker.queues)
+    for warning in warnings:
+        logger.warning("%s", warning)
+    text = "kuyruk %s: worker of %s for %s with %s"
+    logger.info(text, version, where, queues, _counted(threads, "thread"))
     return worker, settings
 
 
-def _complain(error: UsageError) -> int:
-    print(*error.args[1:], f"{_program()}: error: {error.args[0]}", sep="", file=sys.stderr)
-    return USAGE
+def _check_more_tasks(app: Kuyruk, where: str, module: ModuleType, name: str | None) -> None:
+    """Raises UsageError if a further module of the command line has its tasks for another
+    application."""
+    here = module.__name__
+    if name is not None and getattr(module, name, None) is not app:
+        raise UsageError(
+            f"{here}:{name} isn't {where}: only the first MODULE names the Kuyruk object"
+        )
+    owners = [_owner(value, here) for value in list(vars(module).values())]
+    if not any(owner is app for owner, _ in owners) and any(
+        is_made_here for _, is_made_here in owners
+    ):
+        raise UsageError(
+            f"module {here!r} belongs to another Kuyruk object than {where}: its tasks wouldn't run"
+            f" here. Start another worker for it ({_program()} {here}), or let it use {where}"
+        )
+
+
+def _owner(value: object, module: str) -> tuple[object, bool]:
+    """The Kuyruk object that a module's value is, or that it is a task of (None: neither), also one
+    of another copy of the library; and whether it can't have come there by importing a task to send
+    it."""
+    kinds = {kind.__name__ for kind in type(value).__mro__}
+    if "Kuyruk" in kinds:
+        return value, True
+    owner = getattr(value, "kuyruk", None) if "Task" in kinds else None
+    made_in = getattr(getattr(value, "f", None), "__module__", None) if owner is not None else None
+    return owner, made_in is not None and f"{made_in}.".startswith(f"{module}.")
+
+
+def _unread_variables(app: Kuyruk, args: argparse.Namespace) -> Iterator[str]:
+    """Yield a warning if the environment has settings that the application's configuration
+    hasn't."""
+    kind = _library().Config
+    given = {key for key in _OPTIONS if getattr(args, key) is not None}
+    given |= {"RABBIT_URL"} if args.broker is not None else set()
+    keys = [name.removeprefix("KUYRUK_") for name in os.environ if name.startswith("KUYRUK_")]
+    keys = [key for key in keys if key.isupper() and hasattr(kind, key) and key not in given]
+    read = kind()
+    try:
+        read.from_env_vars()
+    except ValueError as error:  # had it been read, the application couldn't have started
+        yield f"the environment has KUYRUK_ variables that the application hasn't read: {error}"
+        return
+    unread = [
+        f"KUYRUK_{key}" for key in keys if getattr(read, key) != getattr(app.config, key, None)
+    ]
+    if unread:
+        names = f"{', '.join(sorted(unread))} {'is' if len(unread) == 1 else 'are'}"
+        yield (
+            f"{names} set in the environment, but the configuration has another value:"
+            " config.from_env_vars() isn't called, or not last"
+        )
+
+
+def _names_that_lead_nowhere(app: Kuyruk, where: str, queues: Iterable[str]) -> Iterator[str]:
+    """Yield warnings about queues that no task names: nobody sends there, perhaps."""
+    known = list(app._queues)
+    if not known:
+        yield (
+            f"{where} has no tasks yet: name the modules that have them, too, as in:"
+            f" {_program()} {where.partition(':')[0]} package.tasks"
+        )
+        return
+    for queue in queues:
+        if not any(queue == name or queue.startswith(f"{name}.") for name in known):
+            names = ", ".join(map(repr, known[:10])) + (", ..." if len(known) > 10 else "")
+            meant = _did_you_mean(queue, known)
+            yield f"no task of {where} names the queue {queue!r}{meant} (they name {names})"
+
+
+def _complain(error: UsageError, code: int = USAGE) -> int:
+    text = _without_password(str(error.args[0]))
+    print(*error.args[1:], f"{_program()}: error: {text}", sep="", file=sys.stderr)
+    return code
 
 
 def _be_worker(
-    args: argparse.Namespace, signals: _Signals, wire: _Wire | None = None, journal: _Journal | None = None
+    args: argparse.Namespace,
+    signals: _Signals,
+    pipe: _Pipe | None = None,
+    journal: _Journal | None = None,
 ) -> int:
-    """What a worker process does. Returns the exit code, but ends the process itself if a thread is stuck."""
+    """What a worker process does. Returns the exit code, but ends the process itself if a thread is
+    stuck."""
     try:
         try:
             signals.loading = True
             signals.unblock()
-            worker, settings = _load(args, supervised=wire is not None)
+            worker, settings = _load(args, supervised=pipe is not None)
         except UsageError as error:
-            if not signals.loading:  # a signal to stop has ended the import, in whatever form it came out
+            # Or a signal to stop has ended the import, in whatever form it came out.
+            if not signals.loading:
                 raise _Stopped("signal") from None
             signals.code = _complain(error)
         finally:
@@ -842,11 +1226,11 @@ def _be_worker(
         return signals.code
     signals.install()  # handlers that the application has set meanwhile are replaced
     signals.guard_forks()
-    if wire is not None and journal is not None:
-        journal.wire = wire
+    if pipe is not None and journal is not None:
+        journal.pipe = pipe
         worker.journal = journal  # type: ignore[assignment]  # it is one, though the library wasn't there to say so
-        wire.send("loaded", settings | {"RABBIT_HEARTBEAT": worker.app.config.RABBIT_HEARTBEAT})
-    signals.code = code = _Process(worker, signals, wire, journal).run()
+        pipe.send("loaded", settings | {"RABBIT_HEARTBEAT": worker.app.config.RABBIT_HEARTBEAT})
+    signals.code = code = _Process(worker, signals, pipe, journal, args.max_memory).run()
     if journal is not None:
         journal.exit_code = code
     if worker.stats["stuck"]:
@@ -854,45 +1238,94 @@ def _be_worker(
     return code
 
 
-# --- Failed messages -----------------------------------------------------------
+# --- Looking at queues, and at failed messages ---------------------------------
+
+#: What `--failed` shows of a message: attributes of kuyruk.FailedMessage.
+_FACTS = ["id", "task", "args", "kwargs", "failed_at", "failed_on", "failures", "queue"]
+_FACTS += ["exception", "value", "traceback"]
 
 
-def _do_with_failed(args: argparse.Namespace) -> int:
-    """`--failed list`, `requeue` or `purge`. Returns the exit code."""
+def _do_without_worker(args: argparse.Namespace) -> int:
+    """`--failed list`, `requeue` or `purge`, or `--status`. Returns the exit code."""
     args.WORKER_LOGGING_LEVEL = args.WORKER_LOGGING_LEVEL or "WARNING"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what its encoding lacks
     try:
         worker, _ = _load(args, supervised=False)
-        for queue in worker.queues:
-            _do_with_queue(worker.app, f"{queue}.failed", args)
+        stats = worker.app.queue_stats(worker.queues) if args.status or args.queue else {}
+        for queue in stats if args.queue else ():
+            if stats[queue].waiting is None and not stats[queue].failed:
+                raise UsageError(f"-q/--queue: there is no queue {queue!r} at the broker")
+        if args.failed is None:
+            return _print_status(stats, args.json)
+        codes = [_do_with_failed(worker.app, queue, args) for queue in worker.queues]
     except UsageError as error:
         return _complain(error)
-    except OSError as error:  # amqpstorm's, too
-        print(f"{_program()}: error: {error}", file=sys.stderr)
-        return FAILED
+    except (OSError, ValueError) as error:  # amqpstorm's, too
+        return _complain(UsageError(str(error)), FAILED)
     except KeyboardInterrupt:
         print("Interrupted: what wasn't dealt with is still there", file=sys.stderr)
         return FAILED
-    return STOPPED
+    return max(codes)
 
 
-def _do_with_queue(app: Kuyruk, queue: str, args: argparse.Namespace) -> None:
-    count, told_at = 0, time.monotonic()
-    done = {"list": "", "requeue": " sent again", "purge": " deleted"}[args.failed]
-    for count, facts in enumerate(app._failed_messages(queue, args.id, args.failed), 1):
-        if args.failed == "list":
-            print(json.dumps(facts) if args.json else _line_about(facts))
-        elif time.monotonic() > told_at + PROGRESS_INTERVAL:
-            told_at = time.monotonic()
-            print(f"{count}{done}...", file=sys.stderr, flush=True)
+def _print_status(stats: Mapping[str, Any], as_json: bool) -> int:
+    """Print what is in the queues. Returns FAILED if a queue has messages and no consumer."""
+    if as_json:
+        for queue, each in stats.items():
+            print(json.dumps({"queue": queue, **each._asdict()}))
+    else:
+        rows = [["queue", "waiting", "consumers", "failed"]]
+        rows += [
+            [_shown(q), *("-" if n is None else str(n) for n in each)] for q, each in stats.items()
+        ]
+        width = max(len(row[0]) for row in rows)
+        for name, *counts in rows:
+            print(f"{name:{width}}", *(f"{count:>10}" for count in counts))
+    return (
+        FAILED if any(each.waiting and not each.consumers for each in stats.values()) else STOPPED
+    )
+
+
+def _do_with_failed(app: Kuyruk, queue: str, args: argparse.Namespace) -> int:
+    """List, requeue or purge what is in the queue's ".failed". Returns the exit code."""
+    done, stay, reported_at = 0, 0, time.monotonic()
+    how = {"list": "", "requeue": " sent again", "purge": " deleted"}[args.failed]
+    for message in app.failed_messages(queue):
+        if args.id not in (None, message.id):
+            continue
+        try:
+            if args.failed == "list":
+                print(json.dumps(_facts(message)) if args.json else _line_about(message))
+            else:
+                message.requeue() if args.failed == "requeue" else message.delete()
+        except Exception as error:  # whatever is wrong with one message, the others go on
+            if isinstance(error, OSError) and not isinstance(error, _library().KuyrukError):
+                raise  # the connection is lost, or nobody reads what is printed
+            stay += 1
+            print(f"{_shown(message.id)} stays in {queue}.failed: {_shown(error)}", file=sys.stderr)
+            continue
+        done += 1
+        if args.failed != "list" and time.monotonic() > reported_at + PROGRESS_INTERVAL:
+            reported_at = time.monotonic()
+            print(f"{done}{how}...", file=sys.stderr, flush=True)
     if not args.json:
-        print(f"{queue}: {count} messages{done}")
+        print(f"{_shown(queue)}.failed: {_counted(done, 'message')}{how}")
+    return FAILED if stay else STOPPED
 
 
-def _line_about(facts: dict[str, Any]) -> str:
-    first_line = str(facts["value"] or "").partition("\n")[0]
-    text = f"{facts['id']}  {facts['task'] or '(no task)'}  {facts['failed_at']}  {facts['failed_on']}"
-    text = f"{text}  {facts['failures']}x  {facts['exception']}: {first_line:.100}"
-    return text if text.isprintable() else repr(text)[1:-1]  # no lines and no control codes of the message's
+def _facts(message: FailedMessage) -> dict[str, Any]:
+    return {key: getattr(message, key) for key in _FACTS}
+
+
+def _line_about(message: FailedMessage) -> str:
+    first_line = str(message.value or "").partition("\n")[0]
+    text = (
+        f"{_shown(message.id)}  {_shown(message.task or '(no task)')}  {_shown(message.failed_at)}"
+    )
+    text += f"  {_shown(message.failed_on)}  {message.failures}x"
+    return f"{text}  {_shown(message.exception)}: {_shown(first_line[:100])}"
 
 
 # --- The supervisor ------------------------------------------------------------
@@ -901,16 +1334,16 @@ def _line_about(facts: dict[str, Any]) -> str:
 class _Child:
     """A worker process, as its supervisor sees it."""
 
-    def __init__(self, pid: int, wire: _Wire, journal: _Journal) -> None:
+    def __init__(self, pid: int, pipe: _Pipe, journal: _Journal) -> None:
         self.pid = pid
-        self.wire = wire
+        self.pipe = pipe
         self.journal = journal
         #: It has imported the application.
         self.loaded = False
         #: It consumes.
         self.serving = False
-        #: It has a stuck thread.
-        self.worn = False
+        #: It has a stuck thread, or uses too much memory.
+        self.degraded = False
         #: time.monotonic() since when it has run suspects only; None: it doesn't.
         self.alone_since: float | None = None
         #: When it has last shown that it runs Python code, as far as is known.
@@ -924,17 +1357,18 @@ class _Child:
 
 
 def _plan(children: Iterable[_Child], wanted: int, now: float) -> tuple[int, int, list[_Child]]:
-    """What to do so that as many processes as wanted serve, at any time: how many to start in the place of such that
-    have ended, how many in the place of such that are worn, and which to retire, because others serve in their place.
+    """What to do so that as many processes as wanted serve, at any time: how many to start in the
+    place of such that have ended, how many in the place of such that are degraded, and which to
+    retire, because others serve in their place.
     """
     staying = [child for child in children if not child.retiring]
-    worn = [child for child in staying if child.worn]
-    fresh = [child for child in staying if not child.worn and not child.is_away(now)]
+    degraded = [child for child in staying if child.degraded]
+    fresh = [child for child in staying if not child.degraded and not child.is_away(now)]
     serving = [child for child in fresh if child.serving]
-    ended = max(0, wanted - len(fresh) - len(worn))
+    ended = max(0, wanted - len(fresh) - len(degraded))
     surplus = max(0, len(serving) - wanted)
-    replaced = max(0, len(serving) - surplus + len(worn) - wanted)
-    return ended, max(0, wanted - len(fresh)) - ended, serving[:surplus] + worn[:replaced]
+    replaced = max(0, len(serving) - surplus + len(degraded) - wanted)
+    return ended, max(0, wanted - len(fresh)) - ended, serving[:surplus] + degraded[:replaced]
 
 
 class _Supervisor:
@@ -950,7 +1384,8 @@ class _Supervisor:
         self._began = time.monotonic()
         self._start_at = -PROVED  # no process is started before
         self._restarted_at = -RESTART_INTERVAL
-        self._state = _State(args.state)
+        self._state = _State(args.state, self._log)
+        _check_health(args.health)  # now, since it may be in the folder of the state
         self._asks: list[tuple[_Child, str]] = []
         self._last_pause = 0.0
         self._failed_starts = 0  # in a row
@@ -965,29 +1400,45 @@ class _Supervisor:
     def run(self) -> int:
         """Returns the exit code. Forks: in the child it doesn't return, but raises SystemExit."""
         while True:
-            self._reap()
-            self._answer()
+            with self._guard():
+                self._reap()
+                self._answer()
             if self._stopping and not self._children:
                 self._remove_health()
-                return max(self._codes, key=[STOPPED, INTERRUPTED, FAILED, USAGE].index, default=STOPPED)
-            due = self._manage(time.monotonic())
-            self._signals.wait([child.wire for child in self._children.values()], due)
-            while self._signals.names:
-                self._react(self._signals.names.popleft())
-            for child in list(self._children.values()):
-                self._listen(child)
+                return max(
+                    self._codes, key=[STOPPED, INTERRUPTED, FAILED, USAGE].index, default=STOPPED
+                )
+            due = time.monotonic() + DEFECT_PAUSE  # if the next step fails
+            with self._guard():
+                due = self._manage(time.monotonic())
+            with self._guard():
+                self._signals.wait([child.pipe for child in self._children.values()], due)
+                while self._signals.names:
+                    self._react(self._signals.names.popleft())
+                for child in list(self._children.values()):
+                    self._listen(child)
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Log an unexpected exception instead of ending the worker with it: what it has left undone
+        is looked at again in the next turn. SystemExit passes: a child's end."""
+        try:
+            yield
+        except Exception:
+            self._log.exception("Defect in the supervising process; it goes on")
 
     # -- what happens
 
     def _react(self, name: str) -> None:
-        """To a signal. They come before the deaths that they have caused: a child that Ctrl-C ends isn't replaced."""
+        """To a signal. They come before the deaths that they have caused: a child that Ctrl-C ends
+        isn't replaced."""
         if name == "SIGCHLD":
             return
         if name in _Signals.TO_STOP:
             self._stops += 1
             self._stop(name)
             if self._stops > 1:
-                self._insist(name)
+                self._escalate(name)
         else:
             self._pass_on(name)
 
@@ -1003,10 +1454,10 @@ class _Supervisor:
         if timeout is not None:
             self._kill_within(timeout)
 
-    def _insist(self, name: str) -> None:
+    def _escalate(self, name: str) -> None:
         for child in self._children.values():
             if child.loaded:
-                child.wire.send("again", name)
+                child.pipe.send("again", name)
             else:
                 self._kill(child, "it is still importing the application")
         self._kill_within(0)
@@ -1026,14 +1477,16 @@ class _Supervisor:
         self._kill_at = min(at, self._kill_at)
 
     def _listen(self, child: _Child) -> None:
-        for kind, content in child.wire.receive() or []:
+        for kind, content in child.pipe.receive() or []:
             if kind == "loaded":
                 child.loaded = True
                 self._settings = content
             elif kind == "state":
-                child.serving, child.worn = content["serving"], content["worn"]
+                child.serving, child.degraded = content["serving"], content["degraded"]
                 self._failed_starts = 0 if child.serving else self._failed_starts
-                child.alone_since = (child.alone_since or time.monotonic()) if content["alone"] else None
+                child.alone_since = (
+                    (child.alone_since or time.monotonic()) if content["alone"] else None
+                )
             elif kind == "ask":
                 self._asks.append((child, content))
             elif kind == "clear":
@@ -1044,7 +1497,7 @@ class _Supervisor:
         while self._asks:
             child, id = self._asks.pop()
             if child.pid in self._children:
-                child.wire.send("crashes", {id: self._state.crashes.get(id, (0, False))})
+                child.pipe.send("crashes", {id: self._state.crashes.get(id, (0, False))})
 
     def _reap(self) -> None:
         """Processes that aren't ours, too: in a container this one may be their init."""
@@ -1057,7 +1510,7 @@ class _Supervisor:
                 if child is not None:
                     self._listen(child)  # its last words
                     self._on_end(child, os.waitstatus_to_exitcode(status))
-                    child.wire.close()
+                    child.pipe.close()
                     self._state.drop_journal(child.journal)
 
     def _on_end(self, child: _Child, status: int) -> None:
@@ -1076,11 +1529,19 @@ class _Supervisor:
         self._failed_starts += 1
         if code == USAGE and not self._settings:  # the first, which has said why
             self._give_up(code)
-        elif self._failed_starts >= MAX_FAILED_STARTS and not any(each.serving for each in self._children.values()):
-            self._log.critical("Giving up: %d processes in a row couldn't start (%s)", self._failed_starts, how)
+        elif self._failed_starts >= MAX_FAILED_STARTS and not any(
+            each.serving for each in self._children.values()
+        ):
+            text = "Giving up: %d processes in a row couldn't start (%s)"
+            self._log.critical(text, self._failed_starts, how)
             self._give_up(code)
         else:
-            self._log.error("Process %d couldn't start: %s; trying again in %.1f s", child.pid, how, self._pause())
+            self._log.error(
+                "Process %d couldn't start: %s; trying again in %.1f s",
+                child.pid,
+                how,
+                self._pause(),
+            )
 
     def _give_up(self, code: int) -> None:
         self._codes.append(code)
@@ -1088,16 +1549,28 @@ class _Supervisor:
 
     def _on_death(self, child: _Child, how: str) -> None:
         suspects = child.journal.running
-        if any(id in self._state.crashes for id in suspects):  # to be expected, and not for long: it has a limit
+        # Of a suspect it is to be expected, and not for long: it has a limit.
+        if any(id in self._state.crashes for id in suspects):
             self._last_pause = 0
         news = self._state.blame(suspects)
         for other in self._children.values():
-            other.wire.send("crashes", news)
-        what = f"while it ran {', '.join(suspects)}" if suspects else "while it ran nothing"
-        self._log.error("Process %d died %s: %s; starting another in %.1f s", child.pid, what, how, self._pause())
+            other.pipe.send("crashes", news)
+        what = (
+            f"while it ran {', '.join(map(_shown, suspects))}"
+            if suspects
+            else "while it ran nothing"
+        )
+        self._log.error(
+            "Process %d died %s: %s; starting another in %.1f s",
+            child.pid,
+            what,
+            how,
+            self._pause(),
+        )
 
     def _pause(self) -> float:
-        """Seconds until the next is started: more and more of them, unless all goes well for a while."""
+        """Seconds until the next is started: more and more of them, unless all goes well for a
+        while."""
         now = time.monotonic()
         if now - self._start_at >= PROVED:
             self._last_pause = 0
@@ -1108,9 +1581,10 @@ class _Supervisor:
     # -- what is to be done
 
     def _manage(self, now: float) -> float:
-        """Start, retire and kill; returns when there is something to do again if nothing happens."""
-        look_at = self._look_for_frozen(now)
-        look_at = min(look_at, self._tell_health(now))
+        """Start, retire and kill; returns when there is something to do again if nothing
+        happens."""
+        look_at = self._kill_frozen(now)
+        look_at = min(look_at, self._report_health(now))
         if self._stopping:
             if now >= self._kill_at:
                 self._kill_at = math.inf
@@ -1123,57 +1597,69 @@ class _Supervisor:
             self._log.info("Stopping after %g seconds (max_run_time)", limit)
             self._stop("SIGTERM")
             return self._manage(now)
-        return min([end, look_at, *self._staff(now)])
+        return min([end, look_at, *self._scale(now)])
 
-    def _look_for_frozen(self, now: float) -> float:
-        """Kill those that have had no pulse for so long that their connection is lost; returns when to look again."""
+    def _kill_frozen(self, now: float) -> float:
+        """Kill those that have had no pulse for so long that their connection is lost; returns when
+        to look again."""
         heartbeat = self._settings.get("RABBIT_HEARTBEAT", 0)
         limit = max(FROZEN * heartbeat, 3 * PULSE)
-        late = now - self._looked_at > 2 * PULSE  # stopped by Ctrl-Z, say, as its children were: they get time anew
+        # Stopped by Ctrl-Z, say, as its children were: they get time anew.
+        late = now - self._looked_at > 2 * PULSE
         self._looked_at = now
         for child in self._children.values() if heartbeat else ():
             child.pulse = now if late else max(child.pulse, child.journal.pulse)
-            if child.journal.pulse and child.journal.exit_code is None and now - child.pulse > limit:
+            if (
+                child.journal.pulse
+                and child.journal.exit_code is None
+                and now - child.pulse > limit
+            ):
                 child.pulse = math.inf  # once
-                self._kill(child, f"no Python code has run for {limit:g} seconds (C code holds Python's lock?)")
+                self._kill(
+                    child,
+                    f"no Python code has run for {limit:g} seconds (C code holds Python's lock?)",
+                )
         return now + PULSE if heartbeat else math.inf
 
     def _remove_health(self) -> None:
         with contextlib.suppress(OSError, TypeError):  # there is none
             os.unlink(self._args.health)
 
-    def _tell_health(self, now: float) -> float:
+    def _report_health(self, now: float) -> float:
         """Touch the file if all is well; returns when to do it again."""
         path = self._args.health
         if path is None:
             return math.inf
-        serving = sum(child.serving and now - child.journal.pulse < 3 * PULSE for child in self._children.values())
+        serving = sum(
+            child.serving and now - child.journal.pulse < 3 * PULSE
+            for child in self._children.values()
+        )
         if self._stopping or serving < self._settings.get("WORKER_PROCESSES", 1):
             self._health_at = -math.inf  # at once, when it is well again
         elif now >= self._health_at:
             self._health_at = now + PULSE
             try:
                 with open(path, "w") as file:
-                    file.write(f"{serving} processes consume\n")
+                    file.write(f"{_counted(serving, 'process')} consume{'s' * (serving == 1)}\n")
             except OSError as error:
                 self._log.error("Can't write the health file: %s", error)
         return self._health_at if self._health_at > now else math.inf
 
-    def _staff(self, now: float) -> list[float]:
+    def _scale(self, now: float) -> list[float]:
         """Have as many processes as wanted; returns times at which to look again."""
         children = list(self._children.values())
         wanted = self._settings.get("WORKER_PROCESSES", 1)  # not known before one has loaded
-        ended, worn, to_retire = _plan(children, wanted, now)
+        ended, degraded, to_retire = _plan(children, wanted, now)
         for child in to_retire:
             child.retiring = True
-            child.wire.send("retire", "another process has taken its place")
+            child.pipe.send("retire", "another process has taken its place")
         restart_at = max(self._start_at, self._restarted_at + RESTART_INTERVAL)
-        if worn and now >= restart_at:
+        if degraded and now >= restart_at:
             self._restarted_at = now
-            self._start(worn)
+            self._start(degraded)
         if ended and now >= self._start_at:
             self._start(ended)
-        times = [self._start_at] * ended + [restart_at] * worn
+        times = [self._start_at] * ended + [restart_at] * degraded
         times += [child.alone_since + ALONE_TOLERANCE for child in children if child.alone_since]
         return [at for at in times if at > now]
 
@@ -1182,12 +1668,14 @@ class _Supervisor:
             try:
                 self._fork()
             except OSError as error:  # no memory, no descriptors...; the child doesn't come here
-                self._log.error("Can't start a process: %s; trying again in %.1f s", error, self._pause())
+                self._log.error(
+                    "Can't start a process: %s; trying again in %.1f s", error, self._pause()
+                )
                 return
 
     def _fork(self) -> None:
         with contextlib.ExitStack() as undo:
-            ours, theirs = _Wire.make_pair()
+            ours, theirs = _Pipe.make_pair()
             undo.callback(ours.close)
             undo.callback(theirs.close)
             journal = self._state.make_journal()
@@ -1201,7 +1689,8 @@ class _Supervisor:
             try:
                 ours.close()
                 code = self._be_child(theirs, journal)
-            except BaseException:  # whatever it is, it must not get out of here: the child would be a supervisor, too
+            # Whatever it is, it must not get out of here: the child would be a supervisor, too.
+            except BaseException:
                 with contextlib.suppress(OSError):  # nobody reads it
                     traceback.print_exc()
             sys.exit(code)
@@ -1209,10 +1698,10 @@ class _Supervisor:
         self._signals.unblock()  # not before: SIGQUIT is for all children
         theirs.close()
 
-    def _be_child(self, wire: _Wire, journal: _Journal) -> int:
+    def _be_child(self, pipe: _Pipe, journal: _Journal) -> int:
         """Returns the exit code."""
         for child in self._children.values():
-            child.wire.close()  # else it wouldn't notice that the supervisor is gone
+            child.pipe.close()  # else it wouldn't notice that the supervisor is gone
             child.journal.close()
         self._signals.close()
         signal.signal(signal.SIGCHLD, self._signals.before[signal.SIGCHLD])
@@ -1225,7 +1714,18 @@ class _Supervisor:
 
         signals.quit = quit
         journal.hold()
-        return _be_worker(self._args, signals, wire, journal)
+        return _be_worker(self._args, signals, pipe, journal)
+
+
+def _check_health(path: str | None) -> None:
+    """Raises UsageError if a health file can't be written there."""
+    if path is None:
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UsageError(f"--health {path}: there is no folder {folder!r}")
+    if os.path.isdir(path) or not os.access(folder, os.W_OK):
+        raise UsageError(f"--health {path}: it can't be written")
 
 
 def _last_code(child: _Child, code: int | None) -> int:
@@ -1249,7 +1749,9 @@ def _make_log(level: str | None) -> logging.Logger:
     """The supervisor's own: the application sets up logging for its worker processes."""
     log = logging.getLogger("kuyruk.supervisor")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(process)d supervisor: %(message)s"))
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)-7s %(process)d supervisor: %(message)s")
+    )
     log.addHandler(handler)
     log.propagate = False
     with contextlib.suppress(ValueError):  # a worker process explains it
@@ -1263,8 +1765,10 @@ def main(argv: list[str] | None = None) -> int:
         args = _parse(argv)
     except UsageError as error:
         return _complain(error)
-    if args.failed is not None:
-        return _do_with_failed(args)
+    if args.broker is not None:  # what the tasks send says by which command: not with the password
+        sys.argv[1:] = [_without_password(word) for word in sys.argv[1:]]
+    if args.failed is not None or args.status:
+        return _do_without_worker(args)
     if not hasattr(os, "fork"):
         return _be_worker(args, _Signals())
     try:

@@ -20,6 +20,7 @@ import collections
 import configparser
 import contextlib
 import datetime
+import errno
 import faulthandler
 import gc
 import importlib
@@ -318,9 +319,11 @@ def start():
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_are_not_ignored():
-    """As they are in what a shell runs in the background: workers that are started would ignore them, too."""
+    """As they are in what a shell runs in the background, or nohup: workers that are started would
+    ignore them, too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup
 
 
 @pytest.fixture(autouse=True)
@@ -3326,7 +3329,9 @@ NOWHERE = "amqp://127.0.0.1:1/"
 
 
 def cli_environment(url):
-    return {**os.environ, "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1", "KUYRUK_RABBIT_URL": url}
+    """url: for applications that read it from the environment; None: it isn't there."""
+    env = {**os.environ, "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1"}
+    return env if url is None else {**env, "KUYRUK_RABBIT_URL": url}
 
 
 #: The command line. Its processes are a group of their own.
@@ -3442,7 +3447,7 @@ class CliWorker:
 
 
 CLI_TASKS = """
-import os, pathlib, re, signal, time
+import os, pathlib, re, signal, sys, time
 import kuyruk
 
 config = kuyruk.Config()
@@ -3477,6 +3482,15 @@ def tell_process():
     return os.getpid()
 
 @app.task(queue=__name__)
+def tell_command():
+    return " ".join(sys.argv)
+
+@app.task(queue=__name__)
+def grow(megabytes):
+    app.extensions["filling"] = bytearray(os.urandom(1)) * (megabytes * 1_000_000)
+    return os.getpid()
+
+@app.task(queue=__name__)
 def tell_blocked_signals():
     return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))
 
@@ -3503,7 +3517,7 @@ def stuck():
     begin("stuck")
     time.sleep(600)
 
-limited = app.task(queue=__name__, max_run_time=1)(stuck.f)
+limited = app.task(queue=__name__, max_run_time=3)(stuck.f)
 
 @app.task(queue=__name__)
 def stubborn():
@@ -3645,7 +3659,7 @@ def test_sigusr2_drops_the_running_tasks(shared):
     project.tasks.hold("dropped")
     project.begun("dropped")
     worker.send(signal.SIGUSR2)
-    worker.wait_for("SIGUSR2: dropping 1 running tasks", "discarded")
+    worker.wait_for("SIGUSR2: dropping 1 running task\n", "discarded")
     assert project.tasks.note.send_to_queue(["after"], wait_result=PATIENCE) == "after"
     assert "dropped" not in project.notes() and project.waiting() == 0
 
@@ -3672,8 +3686,9 @@ def test_the_second_signal_to_stop_interrupts_and_requeues_what_runs(project, nu
     project.begun("a")
     worker.send(number)
     worker.wait_for(f"{number.name}: stopping when")
+    time.sleep(kuyruk_worker.ONE_WISH + 0.2)  # what comes sooner is the same wish
     worker.send(number)
-    worker.wait_for(f"{number.name} again: interrupting 1 running tasks")
+    worker.wait_for(f"{number.name} again: interrupting 1 running task\n")
     assert worker.exit_code() == 3, worker.text
     assert project.notes() == []
     assert project.waiting() == 1
@@ -3686,6 +3701,7 @@ def test_a_process_ends_although_a_task_is_stuck(project, monkeypatch):
     project.begun("stuck")
     worker.send(signal.SIGTERM)
     worker.wait_for("SIGTERM: stopping when")
+    time.sleep(kuyruk_worker.ONE_WISH + 0.2)  # what comes sooner is the same wish
     worker.send(signal.SIGTERM)
     assert worker.exit_code() == 3, worker.text
     assert f"{project.name}.stuck" in worker.text.partition("again: interrupting")[2]
@@ -3752,6 +3768,7 @@ threading.Thread(target=time.sleep, args=[600]).start()
 """)
     worker = cli_worker(tmp_path, "tasks", "--max-run-time", "0.01", url=NOWHERE)
     worker.wait_for("kuyruk-supervisor: Stopped")
+    time.sleep(kuyruk_worker.ONE_WISH + 0.2)  # what comes sooner is the same wish
     worker.stop()
 
 
@@ -3861,8 +3878,16 @@ def test_the_supervisor_is_small_and_has_one_thread(project):
     worker.wait_for(*(f"--- process {pid}: " for pid in worker.pids[1:]))
     status = Path(f"/proc/{worker.process.pid}/status").read_text()
     assert re.search(r"^Threads:\s+1$", status, re.MULTILINE)
-    assert int(re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)[1]) < 15_000
+    # No more than what it consists of, in this Python; a worker process has the library and the application, too.
+    alone = run_python("-c", "import os, kuyruk_worker; os.system(f'cat /proc/{os.getpid()}/status')")
+    its, without, child = map(resident, (status, alone, Path(f"/proc/{worker.pids[-1]}/status").read_text()))
+    assert its < without + 2000 and its < 0.75 * child
     worker.stop()
+
+
+def resident(status):
+    """Kilobytes of memory."""
+    return int(re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)[1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -3892,6 +3917,7 @@ def test_the_second_signal_to_the_whole_group_interrupts_every_process(project):
     wait_until(lambda: worker.text.count("SIGINT: stopping when what runs") == 2)
     worker.send(signal.SIGUSR1)  # when that is passed on, the first has been, too
     worker.wait_for(*(f"--- process {pid}: " for pid in worker.pids))
+    time.sleep(kuyruk_worker.ONE_WISH + 0.2)  # what comes sooner is the same wish
     worker.send_all(signal.SIGINT)
     assert worker.exit_code() == 3, worker.text
     assert worker.text.count("SIGINT again: interrupting 2 running tasks") == 2
@@ -4281,6 +4307,7 @@ def test_a_process_that_runs_no_python_code_is_killed_at_the_end(project):
     [pid] = project.begun("lock")
     worker.send(signal.SIGTERM)
     worker.wait_for("kuyruk-supervisor: Stopped")  # the other process
+    time.sleep(kuyruk_worker.ONE_WISH + 0.2)  # what comes sooner is the same wish
     worker.send(signal.SIGTERM)
     assert worker.exit_code() == 3, worker.text
     assert f"Process {pid} is killed, what it runs will run again: it doesn't end" in worker.text
@@ -4302,18 +4329,18 @@ def test_a_process_that_is_due_when_the_run_time_is_over_is_not_started(project)
 
 
 def worker_process(state):
-    """As the supervisor sees it. s: serves; w: worn; a: serves what runs alone, for long; r: retires; .: starts."""
+    """As the supervisor sees it. s: serves; w: degraded; a: serves what runs alone, for long; r: retires; .: starts."""
     child = kuyruk_worker._Child(0, None, None)
-    child.serving, child.worn, child.retiring = state in "sa", state == "w", state == "r"
+    child.serving, child.degraded, child.retiring = state in "sa", state == "w", state == "r"
     child.alone_since = -math.inf if state == "a" else None
     return child
 
 
 @pytest.mark.parametrize(
-    ("states", "wanted", "ended", "worn", "to_retire"),
+    ("states", "wanted", "ended", "degraded", "to_retire"),
     [
         ("", 2, 2, 0, []), ("s", 2, 1, 0, []), ("s.", 2, 0, 0, []), ("..", 2, 0, 0, []), ("r", 1, 1, 0, []),
-        # In the place of a worn one another serves before it retires.
+        # In the place of a degraded one another serves before it retires.
         ("w", 1, 0, 1, []), ("w.", 1, 0, 0, []), ("ws", 1, 0, 0, [0]), ("rs", 1, 0, 0, []), ("wr", 1, 0, 1, []),
         ("ws", 2, 0, 1, []), ("ws.", 2, 0, 0, []), ("wss", 2, 0, 0, [0]), ("wws", 2, 0, 1, [0]), ("ww", 2, 0, 2, []),
         # For one that runs something alone another stands in, and when it is back the older one retires.
@@ -4321,9 +4348,9 @@ def worker_process(state):
         ("s..", 2, 0, 0, []),
     ],
 )  # fmt: skip
-def test_the_plan(states, wanted, ended, worn, to_retire):
+def test_the_plan(states, wanted, ended, degraded, to_retire):
     children = [worker_process(state) for state in states]
-    assert kuyruk_worker._plan(children, wanted, now=0) == (ended, worn, [children[n] for n in to_retire])
+    assert kuyruk_worker._plan(children, wanted, now=0) == (ended, degraded, [children[n] for n in to_retire])
 
 
 @given(st.text("swar.", max_size=6), st.integers(1, 4))
@@ -4336,17 +4363,17 @@ def test_the_plan_never_leaves_fewer_processes_at_work(states, wanted):
 
 
 @pytest.fixture
-def wires():
+def pipes():
     """Both ends of one."""
-    ends = kuyruk_worker._Wire.make_pair()
+    ends = kuyruk_worker._Pipe.make_pair()
     yield ends
     for end in ends:
         with contextlib.suppress(OSError):
             end.close()
 
 
-def test_a_wire_carries_messages_both_ways_and_tells_when_the_other_end_is_gone(wires):
-    here, there = wires
+def test_a_pipe_carries_messages_both_ways_and_tells_when_the_other_end_is_gone(pipes):
+    here, there = pipes
     assert here.receive() == there.receive() == []
     here.send("one", {"ä": [None, 1.5]})
     here.send("two", "\n")
@@ -4357,8 +4384,8 @@ def test_a_wire_carries_messages_both_ways_and_tells_when_the_other_end_is_gone(
     here.send("to nobody")
 
 
-def test_a_wire_survives_messages_that_are_cut_or_no_messages(wires):
-    here, there = wires
+def test_a_pipe_survives_messages_that_are_cut_or_no_messages(pipes):
+    here, there = pipes
     for data, received in [
         (b'["on', []), (b'e"]\n["tw', [["one"]]), (b'["three"]\n\n\xff\x00\n["four"]\n', [["four"]]), (b"\n", []),
     ]:  # fmt: skip
@@ -4366,8 +4393,8 @@ def test_a_wire_survives_messages_that_are_cut_or_no_messages(wires):
         assert there.receive() == received
 
 
-def test_a_wire_that_nobody_reads_does_not_block(wires):
-    here, there = wires
+def test_a_pipe_that_nobody_reads_does_not_block(pipes):
+    here, there = pipes
     for n in range(2000):
         here.send(n, "x" * 100)
     received = list(itertools.chain.from_iterable(iter(there.receive, [])))
@@ -4384,9 +4411,9 @@ def journal():
 
 
 def test_a_journal_notes_what_runs_for_another_process(journal):
-    ids = ["plain", "ünicode \U0001f600", "\ud800 surrogate", "\x00\n", "x" * 255, "ü" * 127]
+    ids = ["plain", "ünicode \U0001f600", "\ud800 surrogate", "\x00\n", "x" * 255, "ü" * 255, "\U0001f600" * 255]
     if not os.fork():
-        for id in [*ids, "ended", "x" * 256, "ü" * 128, ""]:
+        for id in [*ids, "ended", "x" * 1023, "ü" * 512, ""]:
             journal.begin(id)
         journal.end("ended")
         os._exit(0)
@@ -4424,6 +4451,8 @@ def test_a_journal_that_is_full_leaves_the_rest_out(journal):
         ("--max-run-time nan", "--max-run-time", "nan"),
         ("--priority 1e3", "--priority", "1000.0"),
         ("-l loud", "-l/--logging-level", "'LOUD'"),
+        ("--broker http://u:hunter2@h/", "--broker", "the given value"),
+        ("--broker localhost", "--broker", "the given value"),
     ],
 )
 def test_a_wrong_value_is_explained_in_one_line_before_the_import(tmp_path, args, option, value):
@@ -4438,7 +4467,13 @@ def test_a_wrong_value_is_explained_in_one_line_before_the_import(tmp_path, args
     ("args", "words"),
     [
         ("tasks -t", "argument -t/--threads: expected one argument"),
-        ("tasks --thread 4", "unrecognized arguments: --thread 4"),
+        ("tasks --thread 4", "unrecognized arguments: --thread 4: did you mean '--threads'?"),
+        ("tasks --quueue=a", "unrecognized arguments: --quueue=a: did you mean '--queue'?"),
+        ("tasks --max-memory 0", "--max-memory takes megabytes, more than 0: not 0"),
+        ("tasks --max-memory x", "--max-memory takes megabytes, more than 0: not 'x'"),
+        ("tasks --failed list --status", "--failed and --status don't go together"),
+        ("tasks --failed purge --json", "--json goes with --failed list and with --status"),
+        ("tasks --status --id x", "--id goes with --failed"),
         ("tasks -q a b", "unrecognized arguments: b"),
         ("-t 4", "the following arguments are required: MODULE"),
     ],
@@ -4488,6 +4523,10 @@ CLI_FILES = {
         "request = Lazy()\napp = kuyruk.Kuyruk()\n"
     ),
     "foreign.py": "import othercopy\napp = othercopy.Kuyruk()\n",
+    "else_.py": "import kuyruk\nits = kuyruk.Kuyruk()\n@its.task(queue='elses')\ndef send(): pass\n",
+    "others.py": "import else_ as _e\n@_e.its.task(queue='others')\ndef send(): pass\n",
+    "sends.py": "from others import send\n",
+    "both.py": "from else_ import its\nfrom one import add\n@its.task(queue='both')\ndef send(): pass\n",
 }
 
 
@@ -4512,6 +4551,9 @@ def modules(tmp_path_factory):
         ("pkg.tasks", "pkg.tasks:app", "'kuyruk'"),
         ("pkg.tasks.app", "pkg.tasks:app", "'kuyruk'"),
         ("pkg.lazy", "pkg.lazy:app", "'kuyruk'"),
+        ("one sends", "one:app", "'ones'"),  # it only imports a task of another application
+        ("one both", "one:app", "'ones'"),
+        ("one more:_hidden", "one:app", "'ones', 'mores'"),
     ],
 )
 def test_the_application_is_found(modules, args, app, queues):
@@ -4545,10 +4587,14 @@ def test_the_application_is_found(modules, args, app, queues):
         ("", "'' is no module's name"),
         ("foreign", "foreign:app is a Kuyruk object of another copy of the library, 'othercopy'"),
         ("foreign:app", "beside that copy: python -m othercopy_worker"),
+        ("one else_", "module 'else_' belongs to another Kuyruk object than one:app: its tasks wouldn't run here."),
+        ("one more others", "module 'others' belongs to another Kuyruk object than one:app"),
+        ("one foreign", "Start another worker for it (python -m kuyruk_worker foreign), or let it use one:app"),
+        ("one else_:its", "else_:its isn't one:app: only the first MODULE names the Kuyruk object"),
     ],
 )
 def test_an_application_that_is_not_found_is_explained_in_one_line(modules, spec, words):
-    ended = run_cli(modules, spec)
+    ended = run_cli(modules, *spec.split() or [""])
     assert ended.returncode == 2
     assert words.format(folder=modules) in ended.stderr
     assert ended.stderr.count("\n") == 1 and not ended.stdout
@@ -4674,7 +4720,7 @@ app = kuyruk.Kuyruk()
 # -- failed messages, and health
 
 
-def fail_by_hand(project, broker, count):
+def fail_by_hand(project, broker, count, size=0):
     """Put messages into the .failed queue, as a worker does."""
     name = project.name
     broker.declare(f"{name}.failed")
@@ -4682,14 +4728,15 @@ def fail_by_hand(project, broker, count):
         headers = {"x-kuyruk-queue": name, "x-kuyruk-failures": 2, "x-kuyruk-exception": "builtins.ValueError"}
         headers |= {"x-kuyruk-value": "no\nsecond line", "x-kuyruk-failed-at": "2026-01-31T12:00:00+00:00"}
         properties = {"headers": headers, "message_id": f"id{n}", "reply_to": "gone", "expiration": "600000"}
-        message = body(id=f"id{n}", module=name, function="note", args=[f"n{n}"])
+        message = body(id=f"id{n}", module=name, function="note", args=[f"n{n}"], filling="x" * size)
         broker.publish(f"{name}.failed", message, **properties)
     wait_until(lambda: broker.count(f"{name}.failed") == count)
 
 
 def run_failed(project, *args):
     ended = run_cli(project.folder, project.name, "--failed", *args, url=project.url)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    progress = r"(\d+ (sent again|deleted)\.\.\.\n)*"  # on a slow machine
+    assert ended.returncode == 0 and re.fullmatch(progress, ended.stderr), ended.stderr
     return ended.stdout
 
 
@@ -4714,7 +4761,7 @@ def test_a_failed_message_writes_no_lines_of_its_own_to_the_terminal(project, br
 
 def test_failed_messages_are_sent_again_and_run(project, broker):
     fail_by_hand(project, broker, 1200)
-    assert run_failed(project, "requeue", "--id", "id7") == f"{project.name}.failed: 1 messages sent again\n"
+    assert run_failed(project, "requeue", "--id", "id7") == f"{project.name}.failed: 1 message sent again\n"
     again = broker.take(project.name)
     assert again.properties["headers"] == {"x-kuyruk-failures": 2} and again.properties["delivery_mode"] == 2
     assert not again.properties["reply_to"] and not again.properties["expiration"]
@@ -4728,7 +4775,7 @@ def test_failed_messages_are_sent_again_and_run(project, broker):
 def test_failed_messages_are_deleted_all_or_one(project, broker):
     assert run_failed(project, "purge") == f"{project.name}.failed: 0 messages deleted\n"
     fail_by_hand(project, broker, 3)
-    assert "1 messages deleted" in run_failed(project, "purge", "--id", "id1")
+    assert "1 message deleted" in run_failed(project, "purge", "--id", "id1")
     assert run_failed(project, "list").count(".note") == 2
     assert "2 messages deleted" in run_failed(project, "purge", "-q", project.name)
     assert broker.count(f"{project.name}.failed") == 0
@@ -4739,15 +4786,17 @@ def test_a_failed_message_that_cannot_be_sent_again_stays(project, broker, monke
     broker.declare(project.name, **{"x-max-length": 0, "x-overflow": "reject-publish"})
     monkeypatch.setenv("KUYRUK_RABBIT_PUBLISH_TIMEOUT", "1")
     ended = run_cli(project.folder, project.name, "--failed", "requeue", url=project.url)
-    assert ended.returncode == 1 and "error: 2 messages not confirmed by RabbitMQ: queue " in ended.stderr
+    assert ended.returncode == 1
+    named = re.findall(rf"(id\d) stays in {project.name}.failed: .*queue '{project.name}' refuses", ended.stderr)
+    assert named == ["id0", "id1"]
     assert wait_until(lambda: broker.count(f"{project.name}.failed")) == 2
 
 
 def test_failed_messages_need_a_broker_and_go_with_their_options(modules):
     ended = run_cli(modules, "one", "--failed", "list", url=NOWHERE, entry=("-m", "kuyruk_worker"))  # amqpstorm warns
-    assert ended.returncode == 1 and ended.stderr.startswith("python -m kuyruk_worker: error: can't connect to RabbitM")
+    assert ended.returncode == 1 and "python -m kuyruk_worker: error: can't connect to RabbitMQ" in ended.stderr
     ended = run_cli(modules, "one", "--json")
-    assert ended.returncode == 2 and "--id and --json go with --failed" in ended.stderr
+    assert ended.returncode == 2 and "--json goes with --failed list and with --status" in ended.stderr
 
 
 def test_a_health_file_is_fresh_only_while_all_processes_consume(project, proxy):
@@ -4770,6 +4819,515 @@ def test_a_health_file_is_fresh_only_while_all_processes_consume(project, proxy)
     wait_until(is_fresh)
     worker.stop()
     assert not health.exists()
+
+
+# -- signals that express one wish, trouble with --state, many descriptors, odd ids
+
+
+@pytest.mark.parametrize(
+    "pair", [("SIGHUP", "SIGHUP"), ("SIGTERM", "SIGHUP"), ("SIGINT", "SIGINT")]
+)
+def test_signals_to_stop_within_a_second_are_one(project, pair):
+    """A terminal that closes sends SIGHUP twice, systemd SIGTERM and SIGHUP (SendSIGHUP=)."""
+    worker = project.worker("-t", "1", "--grace", "0.1")
+    project.tasks.hold("a")
+    project.begun("a")
+    worker.send_all(signal.Signals[pair[0]])
+    worker.wait_for(f"{pair[0]}: stopping when what runs has ended")
+    worker.send_all(signal.Signals[pair[1]])
+    time.sleep(0.5)  # for what must not come
+    project.go()
+    assert worker.exit_code() == 0, worker.text
+    assert project.notes() == ["a"] and " again: " not in worker.text
+
+
+def test_a_signal_right_after_the_supervisor_has_died_interrupts_nothing(project):
+    """systemd sends SIGTERM to what is left of a service whose main process has died."""
+    worker = project.worker("-t", "1", "--grace", "0.1")
+    project.tasks.hold("a")
+    [pid] = project.begun("a")
+    worker.send(signal.SIGKILL)
+    worker.wait_for("The supervising process is gone")
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(0.5)  # for what must not come
+    project.go()
+    worker.process.wait()
+    wait_until(lambda: not worker.lives)
+    assert project.notes() == ["a"] and " again: " not in worker.text
+
+
+def test_the_same_signal_counts_again_after_a_second():
+    signals = object.__new__(kuyruk_worker._Signals)
+    signals._counted_at = {}
+    came = [
+        ("SIGHUP", 10.0),
+        ("SIGHUP", 10.9),
+        ("SIGTERM", 10.99),
+        ("SIGUSR2", 10.99),
+        ("SIGUSR2", 11.0),
+    ]
+    came += [
+        ("SIGINT", 11.01),
+        ("SIGTERM", 12.0),
+        ("SIGTERM", 12.02),
+        ("SIGCHLD", 12.0),
+        ("SIGCHLD", 12.0),
+    ]
+    counted = [(name, at) for name, at in came if signals.counts(name, at)]
+    assert counted == [came[n] for n in (0, 3, 5, 7, 8, 9)]
+
+
+def test_signals_are_waited_for_with_more_descriptors_than_select_takes():
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard[1] != resource.RLIM_INFINITY and hard[1] < 1200:
+        pytest.fail(f"this needs 1200 descriptors: ulimit -Hn is {hard[1]}")
+    code = """
+import fcntl, os, resource, time, kuyruk_worker
+resource.setrlimit(resource.RLIMIT_NOFILE, (1200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+signals = kuyruk_worker._Signals()
+here, there = kuyruk_worker._Pipe.make_pair()
+high = kuyruk_worker._Pipe(fcntl.fcntl(there.fileno(), fcntl.F_DUPFD, 1100), there._writer)
+began = time.monotonic()
+signals.wait([high], began + 0.3)
+assert 0.2 < time.monotonic() - began < 5
+here.send("hello")
+signals.wait([high])
+print(high.fileno(), high.receive())
+"""
+    assert run_python("-c", code) == "1100 [['hello']]\n"
+
+
+@pytest.mark.parametrize("trouble", ["removed", "cut", "the folder is gone"])
+def test_a_worker_goes_on_when_somebody_tampers_with_its_state(project, broker, trouble):
+    folder = project.folder / "state"
+    worker = project.worker("-t", "1", "--state", "state", "--max-crashes", "2", entry=QUICK)
+    worker.wait_for_processes(1)
+    [journal] = folder.glob("journal-*")
+    if trouble == "cut":
+        os.truncate(journal, 0)
+    else:
+        journal.unlink()
+    if trouble == "the folder is gone":
+        shutil.rmtree(folder)
+    project.tasks.die("SIGKILL")
+    project.tasks.note("after")
+    wait_until(lambda: broker.count(f"{project.name}.failed") and project.notes() == ["after"])
+    assert crashed(project, broker) == {"SIGKILL"}
+    gone = "--state state can't be written, what the next process runs isn't noted there: [Errno 2]"
+    assert (gone in worker.text) is (trouble == "the folder is gone")
+    worker.stop()
+
+
+def no_room(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_costs_the_state_and_nothing_else(tmp_path, monkeypatch, caplog):
+    state = kuyruk_worker._State(str(tmp_path), logging.getLogger("kuyruk"))
+    begun_before = state.make_journal()
+    monkeypatch.setattr(os, "pwrite", no_room)
+    begun_after = state.make_journal()
+    for journal in (begun_before, begun_after):
+        journal.begin("a")
+        journal.begin("b")
+        journal.end("a")
+        assert journal.running == ["b"] and journal.exit_code is None
+        state.drop_journal(journal)
+    assert "isn't noted there: [Errno 28] No space left on device" in caplog.text
+    monkeypatch.setattr(json, "dump", no_room)
+    assert state.blame(["b"]) == {"b": (1, True)}
+    assert "is forgotten when this worker ends: [Errno 28]" in caplog.text
+    assert not list(tmp_path.glob("journal-*")) and not (tmp_path / "crashes.json").exists()
+    state._lock.close()
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 300, os.urandom(5000), None])
+def test_a_state_that_holds_nonsense_is_taken_over(tmp_path, left):
+    for name in ("journal-1-1", "crashes.json"):
+        if left is None:
+            (tmp_path / name).mkdir()
+        else:
+            (tmp_path / name).write_bytes(left)
+    state = kuyruk_worker._State(str(tmp_path), logging.getLogger("kuyruk"))
+    with contextlib.closing(state.make_journal()) as journal:
+        journal.begin("a")
+        assert journal.running == ["a"]
+    state._lock.close()
+
+
+@pytest.mark.parametrize(
+    ("id", "shown"),
+    [("x\nINFO it is well\x1b[2J", r"x\nINFO it is well\x1b[2J"), ("ü" * 5000, "ü" * 255)],
+)
+def test_what_a_message_brings_is_written_to_the_log_in_one_line(project, broker, id, shown):
+    broker.declare(project.name)
+    message = body(id=id, module=project.name, function="hold", args=["odd"], kwargs={})
+    broker.publish(project.name, message)
+    worker = project.worker("-t", "1", entry=QUICK)
+    [pid] = project.begun("odd")
+    worker.send(signal.SIGUSR1)
+    worker.wait_for("\n---\n")
+    assert f"Task {project.name}.hold [{shown}] for " in worker.text
+    os.kill(pid, signal.SIGKILL)
+    worker.wait_for(f"died while it ran {shown}: killed by SIGKILL")
+    assert "\x1b" not in worker.text and "\nINFO it" not in worker.text
+
+
+@pytest.mark.parametrize(("count", "noun", "text"), [
+    (0, "message", "0 messages"), (1, "message", "1 message"), (2, "message", "2 messages"),
+    (1, "process", "1 process"), (2, "process", "2 processes"),
+])  # fmt: skip
+def test_counts_are_words_that_fit(count, noun, text):
+    assert kuyruk_worker._counted(count, noun) == text
+
+
+def test_an_unexpected_exception_does_not_end_the_supervisor(project):
+    code = """
+import os, sys, kuyruk_worker as module
+module.DEFECT_PAUSE, scale, turns = 0.1, module._Supervisor._scale, []
+def fail(self, now):
+    turns.append(now)
+    if len(turns) % 2:
+        raise RuntimeError("no luck")
+    return scale(self, now)
+module._Supervisor._scale = fail
+sys.exit(module.main())
+"""
+    worker = project.worker("-t", "1", entry=("-c", code))
+    os.kill(worker.wait_for_processes(1), signal.SIGKILL)
+    worker.wait_for_processes(2)
+    assert project.tasks.note.send_to_queue(["on"], wait_result=PATIENCE) == "on"
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0, worker.text
+    assert worker.text.count("Defect in the supervising process; it goes on") == worker.text.count(
+        "no luck\n"
+    )
+
+
+# -- what would be ignored without a word
+
+
+@pytest.mark.parametrize("args", ["--state x", "--health x", "--max-memory 9", "-p 2"])
+def test_options_that_need_processes_are_refused_where_there_are_none(args, monkeypatch):
+    kuyruk_worker._parse(["tasks", *args.split()])
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(kuyruk_worker.UsageError, match="needs a process that watches over others"):
+        kuyruk_worker._parse(["tasks", *args.split()])
+
+
+def test_a_health_file_that_cannot_be_written_is_refused_before_anything_starts(tmp_path):
+    (tmp_path / "tasks.py").write_text("raise SystemExit('imported')")
+    for path, words in (
+        ("no/such/file", f"there is no folder '{tmp_path}/no/such'"),
+        (".", "it can't be written"),
+    ):
+        ended = run_cli(tmp_path, "tasks", "--health", path)
+        assert ended.returncode == 2
+        assert ended.stderr == f"python -m kuyruk_worker: error: --health {path}: {words}\n"
+
+
+def warnings_of(text):
+    return re.findall(r" WARNING \d+ MainThread: (.*)", text)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["one", "-q", "ones", "-q", "ones.2", "-q", "ones.localhost"], []),
+        (["one", "more", "-q", "mores"], []),
+        (
+            ["one", "more", "-q", "ones", "-q", "onse"],
+            ["no task of one:app names the queue 'onse': did you mean 'ones'? (they name 'ones', 'mores')"],
+        ),
+        (["one", "-q", "q\x1b"], [r"no task of one:app names the queue 'q\x1b' (they name 'ones')"]),
+        (
+            ["pkg.tasks"],
+            ["pkg.tasks:app has no tasks yet: name the modules that have them, too, as in:"
+             " python -m kuyruk_worker pkg.tasks package.tasks"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_queue_that_no_task_names_is_warned_of(modules, args, words):
+    ended = run_cli(modules, *args, "--broker", NOWHERE, "--max-run-time", "0.01")
+    assert ended.returncode == 0, ended.stderr
+    assert warnings_of(ended.stderr) == words
+
+
+READS = "config = kuyruk.Config()\nconfig.from_env_vars()\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "env", "args", "named"),
+    [
+        (
+            "config = None",
+            {"RABBIT_URL": NOWHERE, "WORKER_THREADS": "3"},
+            [],
+            "RABBIT_URL, KUYRUK_WORKER_THREADS are",
+        ),
+        ("config = None", {"RABBIT_URL": NOWHERE}, [], "RABBIT_URL is"),
+        (
+            "config = None",
+            {"RABBIT_URL": NOWHERE, "WORKER_THREADS": "3"},
+            ["--broker", NOWHERE, "-t", "1"],
+            None,
+        ),
+        (READS, {"RABBIT_URL": NOWHERE, "WORKER_THREADS": "3"}, [], None),
+        (
+            READS + "config.WORKER_GRACE = 1",
+            {"WORKER_GRACE": "2", "WORKER_THREADS": "3"},
+            [],
+            "WORKER_GRACE is",
+        ),
+        ("config = None", {"WORKER_GRACE": "5", "TEST_URL": "x"}, [], None),
+    ],
+)
+def test_settings_in_the_environment_that_are_not_read_are_warned_of(
+    tmp_path, code, env, args, named, monkeypatch
+):
+    for key, value in env.items():
+        monkeypatch.setenv(f"KUYRUK_{key}", value)
+    code += "\napp = kuyruk.Kuyruk(config)\n@app.task\ndef f(): pass\n"
+    (tmp_path / "tasks.py").write_text(f"import kuyruk\n{code}")
+    ended = run_cli(tmp_path, "tasks", "--max-run-time", "0.01", *args, url=None)
+    assert ended.returncode == 0, ended.stderr
+    warned = warnings_of(ended.stderr)
+    assert [line.split(" set in the environment, but the configuration")[0] for line in warned] == (
+        [f"KUYRUK_{named}"] if named else []
+    )
+    assert "amqp://" not in "".join(warned)
+
+
+def test_the_broker_of_the_command_line_wins_and_its_password_is_shown_to_nobody(
+    project, broker, url
+):
+    with_password = url.replace("amqp://", "amqp://guest:guest@") if "@" not in url else url
+    assert "guest:guest@" in with_password
+    worker = project.worker("--broker", with_password, url=NOWHERE)
+    worker.wait_for("Consuming")
+    assert project.tasks.tell_command.send_to_queue(wait_result=PATIENCE).count("//...@") == 1
+    worker.stop()
+    assert "guest:guest" not in worker.text
+    ended = run_cli(project.folder, project.name, "--brokr", with_password)
+    assert (
+        ended.returncode == 2
+        and "did you mean '--broker'?" in ended.stderr
+        and "guest:guest" not in ended.stderr
+    )
+
+
+def test_another_library_of_the_same_name_is_named_before_the_application_is_imported(tmp_path):
+    """A package wins over a module of the same folder: PyPI's kuyruk over this one."""
+    for file in ("kuyruk.py", "kuyruk_worker.py"):
+        shutil.copy(HERE / file, tmp_path)
+    make_package(tmp_path, "kuyruk", __init__="raise SystemExit('imported')")
+    (tmp_path / "tasks.py").write_text("raise SystemExit('imported')")
+    for entry in ("-m", "kuyruk_worker"), ("kuyruk_worker.py",):
+        for args in (["tasks"], ["tasks", "--failed", "list"], ["--version"]):
+            ended = run_cli(tmp_path, *args, entry=entry)
+            assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+            for file in ("kuyruk/__init__.py", "kuyruk.py"):
+                assert f"{tmp_path}/{file}" in ended.stderr
+
+
+def test_a_module_of_the_same_name_that_is_no_library_is_named(tmp_path):
+    shutil.copy(HERE / "kuyruk_worker.py", tmp_path)
+    (tmp_path / "kuyruk.py").write_text("app = 1\n")
+    ended = run_cli(tmp_path, "tasks")
+    assert (
+        ended.returncode == 2 and f"another project's library, {tmp_path}/kuyruk.py" in ended.stderr
+    )
+
+
+# -- failed messages and queues, looked at from a program
+
+
+def test_failed_messages_are_objects_with_what_is_known_of_them(project, broker):
+    app = project.tasks.app
+    assert list(app.failed_messages(project.name)) == []  # there is no such queue
+    fail_by_hand(project, broker, 1)
+    broker.publish(
+        f"{project.name}.failed",
+        b"\x00",
+        headers={"x-kuyruk-value": [1], "x-kuyruk-failures": "many"},
+    )
+    task, odd = app.failed_messages(project.name)
+    assert (task.id, task.task, task.args, task.kwargs) == (
+        "id0",
+        f"{project.name}.note",
+        ["n0"],
+        {},
+    )
+    assert (task.exception, task.value, task.traceback) == (
+        "builtins.ValueError",
+        "no\nsecond line",
+        None,
+    )
+    assert (task.failed_at, task.failures, task.queue) == (
+        "2026-01-31T12:00:00+00:00",
+        2,
+        project.name,
+    )
+    assert (odd.id, odd.task, odd.args, odd.value, odd.failures, odd.queue) == (
+        None, None, None, "[1]", None, project.name
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="a queue's name"):
+        app.failed_messages("")
+
+
+@pytest.mark.parametrize("when", ["meanwhile", "afterwards"])
+def test_failed_messages_are_requeued_and_deleted_one_by_one(project, broker, when):
+    fail_by_hand(project, broker, 30)
+    messages = project.tasks.app.failed_messages(project.name)
+    for n, message in enumerate(messages if when == "meanwhile" else list(messages)):
+        assert message.id == f"id{n}"
+        if n in (3, 17):
+            message.requeue()
+        elif n in (4, 29):
+            message.delete()
+            with pytest.raises(kuyruk.KuyrukError, match="was requeued or deleted already"):
+                message.requeue()
+    assert [args for (args,) in arguments_in(broker.take_all(project.name))] == ["n3", "n17"]
+    gone = {"id3", "id17", "id4", "id29"}
+    left = list(project.tasks.app.failed_messages(project.name))
+    assert [message.id for message in left] == [f"id{n}" for n in range(30) if f"id{n}" not in gone]
+    broker.channel.queue.purge(f"{project.name}.failed")
+    with pytest.raises(
+        kuyruk.KuyrukError, match=f"message 'id0' isn't in '{project.name}.failed' any more"
+    ):
+        left[0].delete()
+
+
+def test_failed_messages_and_counts_of_queues_with_any_name(app, broker):
+    """pamqp's check of names is narrower than RabbitMQ's. The test makes it with its bytes."""
+    name = f"mails für alle*% {uuid.uuid4().hex[:8]}"
+    assert (
+        app.queue_stats([name]) == {name: (None, None, 0)} and list(app.failed_messages(name)) == []
+    )
+    plain = "x" * len(f"{name}.failed".encode())
+    number, data = int(broker.channel), f"{name}.failed".encode()
+    for request in (
+        commands.Queue.Declare(queue=plain, durable=True, nowait=True),
+        commands.Queue.Bind(queue=plain, exchange="amq.fanout", nowait=True),
+    ):
+        broker.connection.socket.sendall(
+            frame.marshal(request, number).replace(plain.encode(), data)
+        )
+    broker.channel.basic.publish(body(id="a"), "", exchange="amq.fanout")
+    wait_until(lambda: app.queue_stats([name])[name] == (None, None, 1))
+    [message] = app.failed_messages(name)
+    message.delete()
+    wait_until(lambda: app.queue_stats([name])[name].failed == 0)
+    delete = frame.marshal(commands.Queue.Delete(queue=plain, nowait=True), number)
+    broker.connection.socket.sendall(delete.replace(plain.encode(), data))
+
+
+def test_an_iteration_over_failed_messages_may_end_early(project, broker, caplog):
+    fail_by_hand(project, broker, 30)
+    for message in project.tasks.app.failed_messages(project.name):
+        if message.id == "id15":
+            message.delete()
+            break
+    wait_until(lambda: broker.count(f"{project.name}.failed") == 29)
+    assert not caplog.records
+
+
+def test_failed_messages_are_fetched_a_few_at_a_time(project, broker):
+    """So that memory is bounded: what hasn't been asked for stays at the broker."""
+    fail_by_hand(project, broker, 600, size=100_000)
+    for n, _ in enumerate(project.tasks.app.failed_messages(project.name), 1):
+        if n % 97 == 0:
+            assert broker.count(f"{project.name}.failed") >= 600 - n - 100
+    assert n == 600
+    wait_until(lambda: broker.count(f"{project.name}.failed") == 600)
+
+
+def test_an_odd_failed_message_is_named_and_keeps_no_other_from_being_sent_again(
+    project, broker, monkeypatch
+):
+    monkeypatch.setenv("KUYRUK_RABBIT_PUBLISH_TIMEOUT", "1")
+    fail_by_hand(project, broker, 5)
+    full = f"{project.name}.{HOSTNAME}"
+    broker.declare(full, **{"x-max-length": 0, "x-overflow": "reject-publish"})
+    for id, queue in (("empty", ""), ("lo\nng", "x" * 256), ("full", full)):
+        broker.publish(f"{project.name}.failed", body(id=id), headers={"x-kuyruk-queue": queue})
+    fail_by_hand_again = body(id="last", module=project.name, function="note", args=["last"])
+    broker.publish(f"{project.name}.failed", fail_by_hand_again)
+    wait_until(lambda: broker.count(f"{project.name}.failed") == 9)
+    ended = run_cli(project.folder, project.name, "--failed", "requeue", url=project.url)
+    assert ended.returncode == 1
+    named = re.findall(
+        rf"^(\S+) stays in {project.name}.failed: (.{{10}})", ended.stderr, re.MULTILINE
+    )
+    assert [id for id, _ in named] == [r"lo\nng", "full"]
+    assert ended.stdout == f"{project.name}.failed: 7 messages sent again\n"
+    assert sorted(args[0] for args in arguments_in(broker.take_all(project.name)) if args) == (
+        ["last", *(f"n{n}" for n in range(5))]
+    )
+
+
+def test_failed_messages_of_a_queue_that_is_not_there_are_an_error(project, broker):
+    for args in (["--failed", "list"], ["--failed", "purge"], ["--status"]):
+        ended = run_cli(project.folder, project.name, *args, "-q", "nosuch", url=project.url)
+        assert ended.returncode == 2 and not ended.stdout
+        assert (
+            ended.stderr
+            == "python -m kuyruk_worker: error: -q/--queue: there is no queue 'nosuch' at the broker\n"
+        )
+    broker.declare(project.name)
+    assert run_failed(project, "list", "-q", project.name) == f"{project.name}.failed: 0 messages\n"
+
+
+def test_failed_messages_are_listed_on_a_terminal_that_lacks_letters(project, broker, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    broker.declare(f"{project.name}.failed")
+    broker.publish(
+        f"{project.name}.failed", body(id="ü\U0001f600"), headers={"x-kuyruk-value": "nö"}
+    )
+    line, total = run_failed(project, "list").splitlines()
+    assert line.startswith(r"\xfc\U0001f600  ") and line.endswith(r"None: n\xf6")
+    assert total == f"{project.name}.failed: 1 message"
+
+
+def test_queue_stats_tell_what_is_in_the_queues(project, broker):
+    app, name = project.tasks.app, project.name
+    assert app.queue_stats() == {name: (None, None, 0)}
+    ended = run_cli(project.folder, name, "--status", url=project.url)
+    assert ended.returncode == 0 and ended.stdout.splitlines()[1].split() == [name, "-", "-", "0"]
+    fail_by_hand(project, broker, 3)
+    project.tasks.note("waits")
+    stats = app.queue_stats([name, f"{name}.localhost"])
+    assert stats == {name: (1, 0, 3), f"{name}.{HOSTNAME}": (None, None, 0)}
+    assert stats[name].waiting == 1 and stats[name].consumers == 0 and stats[name].failed == 3
+    ended = run_cli(project.folder, name, "--status", "--json", url=project.url)
+    assert ended.returncode == 1  # it has a message and no consumer
+    assert json.loads(ended.stdout) == {"queue": name, "waiting": 1, "consumers": 0, "failed": 3}
+    worker = project.worker()
+    wait_until(lambda: app.queue_stats(name) == {name: (0, 1, 3)})
+    ended = run_cli(project.folder, name, "--status", url=project.url)
+    assert ended.returncode == 0 and ended.stdout.splitlines()[1].split() == [name, "0", "1", "3"]
+    worker.stop()
+    with pytest.raises(ValueError, match="a queue's name"):
+        app.queue_stats([""])
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux")
+def test_a_process_that_uses_too_much_memory_is_replaced_when_another_consumes(project):
+    worker = project.worker("-t", "2", "--max-memory", "120", entry=cli_with(PULSE=0.2))
+    first = worker.wait_for_processes(1)
+    project.tasks.hold("long")
+    project.begun("long")
+    assert project.tasks.grow.send_to_queue([150], wait_result=PATIENCE) == first
+    second = worker.wait_for_processes(2)
+    worker.wait_for(
+        "(--max-memory 120): another takes its place", "another process has taken its place"
+    )
+    assert project.tasks.tell_process.send_to_queue(wait_result=PATIENCE) == second
+    project.go()
+    wait_until(lambda: project.notes() == ["long"])  # in the old one, to its end
+    wait_until(lambda: not Path(f"/proc/{first}").exists())
+    worker.stop()
+    assert worker.pids == [first, second] and worker.text.count("--max-memory") == 1
 
 
 # --- Quorum queues, and a cluster ----------------------------------------------
@@ -4813,9 +5371,9 @@ def test_a_failed_message_in_a_quorum_queue_may_be_looked_at_often(then, quorum_
     task()
     wait_until(lambda: broker.count(f"{queue}.failed"))
     for _ in range(MANY):
-        [facts] = quorum_app._failed_messages(f"{queue}.failed", None, "list")
-        assert (facts["task"], facts["value"]) == (task.name, "no")
-    assert len(list(quorum_app._failed_messages(f"{queue}.failed", None, then))) == 1
+        [message] = quorum_app.failed_messages(queue)
+        assert (message.task, message.value) == (task.name, "no")
+    message.requeue() if then == "requeue" else message.delete()
     wait_until(lambda: len(script) == (then == "purge"))
     assert broker.count(f"{queue}.failed") == 0
 
@@ -5102,8 +5660,10 @@ def test_a_generated_text_in_the_environment_is_taken_or_refused(key, text):
 
 
 options = [flag for flags, _, _ in kuyruk_worker._OPTIONS.values() for flag in flags]
+options += ["-q", "--queue", "--failed", "--id", "--json", "--state", "--health", "--broker", "--status"]
+options += ["--max-memory"]
 words = st.one_of(
-    st.sampled_from([*options, "-q", "--queue", "--failed", "--id", "--json", "--state", "--health", "--", "tasks"]),
+    st.sampled_from([*options, "--", "tasks"]),
     st.sampled_from(["list", "1", "0", "-1", "1e400", "9" * 400, "9" * 5000, "nan", "INFO", "--x\ny", "%s", "-tt"]),
     st.builds("{}={}".format, st.sampled_from(options), st.text(max_size=9)),
     st.text(max_size=9),
@@ -5459,9 +6019,8 @@ README = (HERE / "README.md").read_text()
 ELSEWHERE = ("pip install .", "make demo", "make test", "make soak", "make chaos", "make bench")
 #: What starts a cluster: `failover.run` is tested, and the others were run by hand.
 ELSEWHERE_TOO = ("python tools/rabbitmq_node.py --nodes 3", "python tools/failover.py --kills 15")
-ELSEWHERE_TOO += ("python -m kuyruk_worker tasks -p 2",)
-ELSEWHERE_TOO += ("export KUYRUK_RABBIT_URL=amqp://guest:guest@127.0.0.1:21496,127.0.0.1:25176,127.0.0.1:10891/",)
-ELSEWHERE_TOO += ("""export KUYRUK_QUEUE_ARGUMENTS="{'x-queue-type': 'quorum'}\"""",)
+BROKERS = "amqp://guest:guest@127.0.0.1:21496,127.0.0.1:25176,127.0.0.1:10891/"
+ELSEWHERE_TOO += (f"python -m kuyruk_worker tasks -p 2 --broker {BROKERS}",)
 #: The queues that README.md's tasks make.
 README_QUEUES = ("sums", "sums.failed", "mail", "limits", "limits.failed")
 
@@ -5510,7 +6069,7 @@ class ReadmeRunner:
         """Run to its end, or, if it is a worker, until it has printed what is expected."""
         process, log = self.start(command)
         with log:
-            if "kuyruk_worker " in command and "--failed" not in command:
+            if "kuyruk_worker " in command and not re.search("--(failed|status)", command):
                 self.workers.append(process)
                 with contextlib.suppress(AssertionError):  # the one below says more
                     wait_until(lambda: self.printed(log, expected) or process.poll() is not None)
