@@ -552,7 +552,7 @@ KEYS = {
     "RABBIT_VIRTUAL_HOST": ("/", *TEXT),
     "RABBIT_URL": (None, ["amqp://a", "amqps://u:p@a:1,b/v"], [5, "", "http://a", "a:1", "amqp://a:x/", "amqp://?a"]),
     "RABBIT_SSL": (False, *FLAG),
-    "RABBIT_SSL_OPTIONS": ({}, *TABLE),
+    "RABBIT_SSL_OPTIONS": ({}, [{}, {"cafile": "x"}], [{"ca_file": "x"}, {"verify_mode": "on"}, *TABLE[1]]),
     "RABBIT_HEARTBEAT": (60, [0, 1, 65535], [-1, 65536, 1.5, "5", None]),
     "RABBIT_CONNECT_TIMEOUT": (5, [0.1, 5], [0, None, *NO_SECONDS]),
     "RABBIT_PUBLISH_TIMEOUT": (10, [0.1, 5], [0, None, *NO_SECONDS]),
@@ -598,7 +598,7 @@ def test_a_key_refuses(key, value):
     assert getattr(config, key) == DEFAULTS[key]
 
 
-@pytest.mark.parametrize("key", ["RABBIT_HOSTS", "rabbit_host", "X", "from_dict", "__class__"])
+@pytest.mark.parametrize("key", ["RABBIT_HOSTS", "rabbit_host", "from_dict", "__class__", "EAGERR", "x"])
 def test_an_unknown_key_is_an_error(key):
     with pytest.raises(ValueError, match=key):
         kuyruk.Config().from_dict({key: "x"})
@@ -705,7 +705,7 @@ def test_a_secret_is_in_no_error(load, key, value):
 def test_a_secret_is_in_no_repr_and_no_log(make_app, caplog):
     caplog.set_level(logging.DEBUG)
     app = make_app("amqp://user:hunter2@127.0.0.1:1/", RABBIT_PASSWORD="hunter2", RABBIT_PUBLISH_TIMEOUT=0.2)
-    app.config.RABBIT_SSL_OPTIONS = {"password": "hunter2"}
+    app.config.RABBIT_SSL_OPTIONS = {"keyfile": "hunter2"}
     with pytest.raises(kuyruk.BrokerError) as info:
         app.task(echo)()
     seen = [repr(app.config), repr(app), "".join(traceback.format_exception(info.value)), caplog.text]
@@ -1032,7 +1032,7 @@ def eager(offline):
 def test_eager_runs_the_task_here_and_returns_its_result_to_who_waits_for_it(eager):
     assert eager.task(echo)(1, 2) is None and eager.task(echo).send_to_queue((5,)) is None
     eager.send_tasks_to_queue([eager.task(echo).subtask((3,)), eager.task(echo).subtask()])
-    assert eager.task(echo).send_to_queue((6,), wait_result=0) == 6
+    assert eager.task(echo).send_to_queue((6,), wait_result=1) == 6
     assert ran == [(1, 2), (5,), (3,), (), (6,)]
 
 
