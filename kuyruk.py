@@ -114,7 +114,7 @@ from pamqp import heartbeat as amqp_heartbeat
 
 __all__ = ["Config", "Journal", "Kuyruk", "Run", "SubTask", "Task", "Worker", "current_task", "exceptions"]
 __all__ += ["BrokerError", "Crashed", "Discard", "HeartbeatError", "InvalidMessage", "KuyrukError", "Reject"]
-__all__ += ["RemoteException", "ResultTimeout", "Shutdown", "Timeout"]
+__all__ += ["RemoteException", "ResultTimeout", "Shutdown", "Signal", "Timeout", "signals"]
 
 __version__ = "1.0.0"
 
@@ -126,6 +126,7 @@ if TYPE_CHECKING:  # imported when a worker begins
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_TTL = 0xFFFFFFFF  #: Milliseconds: the longest that RabbitMQ takes (49.7 days).
 CONSUMER_TIMEOUT = 1800.0  #: Seconds that RabbitMQ by default allows between a delivery and its acknowledgement.
@@ -245,19 +246,131 @@ class Shutdown(BaseException):
     """Raised in a task that a stopping worker can't wait for: it will run again. No Exception, as above."""
 
 
-def _make_exceptions_module() -> types.ModuleType:
-    """`kuyruk.exceptions`, importable, in a vendored copy too (as `os.path` is a module of os)."""
-    module = types.ModuleType(f"{__name__}.exceptions", "The exceptions of kuyruk.")
+def _make_module(name: str, doc: str, members: Mapping[str, Any]) -> types.ModuleType:
+    """Make `kuyruk.<name>`, importable, in a vendored copy too (as `os.path` is a module of os)."""
+    module = types.ModuleType(f"{__name__}.{name}", doc)
     module.__file__ = __file__
-    for name, value in list(globals().items()):
-        if isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == __name__:
+    for key, value in members.items():
+        if isinstance(value, type):
             value.__module__ = module.__name__
-            setattr(module, name, value)
+        setattr(module, key, value)
     sys.modules[module.__name__] = module
     return module
 
 
-exceptions = _make_exceptions_module()
+exceptions = _make_module(
+    "exceptions",
+    "The exceptions of kuyruk.",
+    {
+        name: value
+        for name, value in list(globals().items())
+        if isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == __name__
+    },
+)
+
+
+# --- Signals -----------------------------------------------------------------
+
+
+class _Receiver(NamedTuple):
+    """Who is called when a signal is sent."""
+
+    function: Callable[[], Callable[..., Any] | None]  #: Returns it; None if it was connected weakly and is gone.
+    sender: Callable[[], Any] | None  #: Returns whose signals it wants; None: everybody's.
+
+
+class Signal:
+    """Tells functions, its receivers, that something happens. Each is called with the sender (a
+    `Kuyruk`) and keyword arguments, in the thread where it happens, before that goes on.
+
+    raises: a receiver's exception is raised by `send`. Otherwise it is logged, and changes nothing.
+    """
+
+    def __init__(self, name: str, raises: bool = False) -> None:
+        self.name = name
+        self.raises = raises
+        #: Replaced, never changed: `send` needs no lock. Empty: there is nothing to send.
+        self.receivers: tuple[_Receiver, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Signal {self.name}>"
+
+    def connect(self, f: F, sender: Any = None, weak: bool = False) -> F:
+        """Call `f` when the signal is sent; returns `f`, so this is a decorator, too.
+
+        sender: only for the signals of this `Kuyruk`. weak: only as long as `f` exists elsewhere.
+        Raises TypeError for an async function, whose call wouldn't run it.
+        """
+        import inspect
+
+        if not callable(f) or inspect.iscoroutinefunction(f):
+            raise TypeError(f"{self!r} takes a plain function as a receiver: not {f!r}")
+        self.disconnect(f, sender)
+        kind: Any = weakref.WeakMethod if isinstance(f, types.MethodType) else weakref.ref
+        function = kind(f) if weak else lambda: f
+        with _signals_change:
+            self.receivers += (_Receiver(function, None if sender is None else weakref.ref(sender)),)
+        return f
+
+    def connect_via(self, sender: Any, weak: bool = False) -> Callable[[F], F]:
+        """Return a decorator that connects a function for the signals of this sender."""
+        return lambda f: self.connect(f, sender, weak)
+
+    def disconnect(self, f: Callable[..., Any], sender: Any = None) -> None:
+        """Call `f` no longer, for this sender or (None) for none. What isn't connected is no error."""
+
+        def stays(receiver: _Receiver) -> bool:
+            function = receiver.function()
+            is_other = sender is not None and (receiver.sender is None or receiver.sender() is not sender)
+            return function is not None and (function != f or is_other)
+
+        with _signals_change:
+            self.receivers = tuple(filter(stays, self.receivers))
+
+    def send(self, sender: Any = None, /, **kwargs: Any) -> list[tuple[Callable[..., Any], Any]]:
+        """Call the receivers, in the order in which they were connected. Returns each with what it
+        has returned."""
+        results = []
+        for receiver in self.receivers:
+            f = receiver.function()
+            if f is None or (receiver.sender is not None and receiver.sender() is not sender):
+                continue
+            try:
+                results.append((f, f(sender, **kwargs)))
+            except BaseException as error:
+                # In the main thread it may be a signal handler's of the program (Ctrl-C).
+                is_ours = isinstance(error, Exception) or threading.current_thread() is not threading.main_thread()
+                if self.raises or not is_ours:
+                    raise
+                with contextlib.suppress(Exception):  # a log that raises
+                    logger.exception("A receiver of the signal %s has raised", self.name)
+        return results
+
+
+_signals_change = threading.Lock()  #: Guards the replacement of `Signal.receivers`. Held for nothing else.
+
+# Each is sent with task=, args= and kwargs= (the arguments of the task's function), and with what is said.
+task_init = Signal("task_init")  #: A task is made. With task= only.
+task_presend = Signal("task_presend", raises=True)  #: About to be sent. description=, which may be changed.
+task_postsend = Signal("task_postsend")  #: It was sent: the broker has it. description=
+task_preapply = Signal("task_preapply")  #: About to be run, with all tries.
+task_postapply = Signal("task_postapply")  #: All tries are over.
+task_prerun = Signal("task_prerun", raises=True)  #: Before a try.
+task_postrun = Signal("task_postrun")  #: After a try.
+task_success = Signal("task_success")  #: It has returned.
+task_error = Signal("task_error")  #: A try has raised. exc_info=
+task_failure = Signal("task_failure")  #: The last try has raised. exc_info=
+#: A message has failed. worker=, queue=, description= and exc_info=; the three if its task was found.
+worker_failure = Signal("worker_failure")
+worker_init = Signal("worker_init")  #: A worker is made. With worker= only, as the next two.
+worker_start = Signal("worker_start")  #: It starts.
+worker_shutdown = Signal("worker_shutdown")  #: It has stopped.
+
+signals = _make_module(
+    "signals",
+    "The signals of kuyruk.",
+    {"Signal": Signal, **{name: value for name, value in list(globals().items()) if isinstance(value, Signal)}},
+)
 
 
 # --- Config ------------------------------------------------------------------
@@ -625,6 +738,7 @@ class _Description(NamedTuple):
     function: str
     args: list[Any]
     kwargs: dict[str, Any]
+    whole: dict[str, Any]  #: As it was sent, with all its keys.
 
 
 _to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode  # NaN and Infinity aren't JSON
@@ -728,7 +842,7 @@ def _decode_task(body: bytes) -> _Description:
             given = f"is a {type(d[key]).__name__}, not a {kind[0].__name__}" if key in d else "is missing"
             raise InvalidMessage(f"the message's {key!r} {given}")
     id = None if d.get("id") is None else str(d["id"])[:255]
-    return _Description(id, d["module"], d["function"], d["args"] or [], d["kwargs"] or {})
+    return _Description(id, d["module"], d["function"], d["args"] or [], d["kwargs"] or {}, d)
 
 
 def _encode_reply(result: Any, error: BaseException | None) -> bytes:
@@ -2521,6 +2635,8 @@ class Task(Generic[P, R]):
         for key, value in getattr(f, "__dict__", {}).items():
             if not hasattr(self, key):  # what decorators leave there must not replace what is ours
                 setattr(self, key, value)
+        if task_init.receivers:
+            task_init.send(kuyruk, task=self)
 
     def __repr__(self) -> str:
         return f"<Task {self.name} on {self.queue!r}>"
@@ -2571,15 +2687,23 @@ class Task(Generic[P, R]):
         subtask = SubTask(self, args, kwargs, host, delay, priority, headers, id)
         if self.kuyruk.config.EAGER:
             return self._send_eagerly(subtask, wait_result)
-        message = self._message(subtask, self._describe(subtask))
+        description = self._describe(subtask)
+        message = self._message(subtask, description)
         if message_ttl is not None:
             message.properties["expiration"] = _milliseconds(message_ttl)
         if wait_result is None:
-            return self.kuyruk._publisher.send([message])
+            self.kuyruk._publisher.send([message])
+            return self._notify_sent(description)
         # An id of its own: two callers may give their messages the same.
-        message.properties["correlation_id"] = message.properties["message_id"] if id is None else _ids.make()
-        message.properties["reply_to"] = "amq.rabbitmq.reply-to"
-        return _decode_reply(self.kuyruk._publisher.call(message, wait_result))
+        correlation_id = message.properties["message_id"] if not id else _ids.make()
+        message.properties.update(reply_to="amq.rabbitmq.reply-to", correlation_id=correlation_id)
+        try:
+            reply = self.kuyruk._publisher.call(message, wait_result)
+        except ResultTimeout:
+            self._notify_sent(description)
+            raise
+        self._notify_sent(description)
+        return _decode_reply(reply)
 
     def subtask(
         self,
@@ -2603,7 +2727,32 @@ class Task(Generic[P, R]):
         Returns what it returns, and raises what it raises in the last try.
         """
         with contextlib.closing(_Watch()) if self.max_run_time else contextlib.nullcontext() as watch:
-            return _require_result(self, cast(R, Run(self, None, None, False)._call(args, kwargs, watch)))
+            return self._run(Run(self, None, None, False), args, kwargs, watch)
+
+    def _run(self, run: Run, args: Any, kwargs: Any, watch: _Watch | None) -> R:
+        """Let a run call the function, with all tries. Sends the signals about the whole of it."""
+        self._notify(task_preapply, args, kwargs)
+        try:
+            result = cast(R, _require_result(self, run._call(args, kwargs, watch)))
+        except Exception as error:
+            self._notify(task_failure, args, kwargs, error)
+            raise
+        else:
+            self._notify(task_success, args, kwargs)
+            return result
+        finally:
+            self._notify(task_postapply, args, kwargs)
+
+    def _notify(self, signal: Signal, args: Any, kwargs: Any, error: BaseException | None = None) -> None:
+        """Send a signal about a run of this task. Costs nothing if nobody receives it."""
+        if signal.receivers:
+            facts = {} if error is None else {"exc_info": (type(error), error, error.__traceback__)}
+            signal.send(self.kuyruk, task=self, args=args, kwargs=kwargs, **facts)
+
+    def _notify_sent(self, description: dict[str, Any]) -> None:
+        if task_postsend.receivers:
+            arguments = {"args": description["args"], "kwargs": description["kwargs"]}
+            task_postsend.send(self.kuyruk, task=self, **arguments, description=description)
 
     def _fits(self, error: BaseException, args: Any, kwargs: Any) -> bool:
         """Whether the arguments fit the function. A TypeError that was raised in the function, or
@@ -2649,7 +2798,12 @@ class Task(Generic[P, R]):
         if self._problem:
             raise TypeError(self._problem)
         _check_options(subtask)
-        return _describe(self._module, self.f.__name__, subtask.id or None, subtask.args, subtask.kwargs)
+        function, id = self.f.__name__, subtask.id or None
+        description = _describe(self._module, function, id, subtask.args, subtask.kwargs)
+        if task_presend.receivers:  # they may change it
+            arguments = {"args": description["args"], "kwargs": description["kwargs"]}
+            task_presend.send(self.kuyruk, task=self, **arguments, description=description)
+        return description
 
     def _message(self, subtask: SubTask, description: dict[str, Any]) -> _Message:
         """Raises TypeError for what isn't JSON, ValueError for a host that makes no queue name."""
@@ -2687,6 +2841,28 @@ def _queue_for(queue: str, host: str | None) -> str:
 
 
 AnyTask = Task[..., Any]
+
+
+def _notify_worker(signal: Signal, worker: Worker) -> None:
+    """Send worker_init, worker_start or worker_shutdown."""
+    if signal.receivers:
+        signal.send(worker.app, worker=worker)
+
+
+def _notify_failure(
+    worker: Worker, queue: str, description: _Description | None, task: AnyTask | None, error: BaseException
+) -> None:
+    """Send worker_failure. None: the message couldn't be decoded; its task wasn't found.
+
+    To be called before the failure is logged: Sentry drops what it is told of one exception again.
+    """
+    if worker_failure.receivers:
+        facts: dict[str, Any] = {"description": {}, "exc_info": (type(error), error, error.__traceback__)}
+        if description is not None:
+            facts["description"] = description.whole  # receivers may add to it
+            if task is not None:
+                facts |= {"task": task, "args": description.args, "kwargs": description.kwargs}
+        worker_failure.send(worker.app, worker=worker, queue=queue, **facts)
 
 
 # --- Failed messages ---------------------------------------------------------
@@ -2875,13 +3051,20 @@ class Kuyruk:
             for subtask in subtasks:
                 subtask.task._send_eagerly(subtask, None)
             return
-        messages = [subtask.task._message(subtask, subtask.task._describe(subtask)) for subtask in subtasks]
+        descriptions = [subtask.task._describe(subtask) for subtask in subtasks]
+        messages = [s.task._message(s, d) for s, d in zip(subtasks, descriptions, strict=True)]
+        unconfirmed = set(map(id, messages))
         try:
             self._publisher.send(messages)
+            unconfirmed = set()
         except BrokerError as error:
-            origin = {id(message): subtask for message, subtask in zip(messages, subtasks, strict=True)}
-            error.unconfirmed = [origin[id(message)] for message in error.unconfirmed]
+            unconfirmed = set(map(id, error.unconfirmed))
+            error.unconfirmed = [s for s, m in zip(subtasks, messages, strict=True) if id(m) in unconfirmed]
             raise
+        finally:
+            for subtask, message, description in zip(subtasks, messages, descriptions, strict=True):
+                if id(message) not in unconfirmed:
+                    subtask.task._notify_sent(description)
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
