@@ -306,7 +306,7 @@ class Signal:
         if not callable(f) or inspect.iscoroutinefunction(f):
             raise TypeError(f"{self!r} takes a plain function as a receiver: not {f!r}")
         self.disconnect(f, sender)
-        kind: Any = weakref.WeakMethod if isinstance(f, types.MethodType) else weakref.ref
+        kind: Any = weakref.WeakMethod if inspect.ismethod(f) else weakref.ref
         function = kind(f) if weak else lambda: f
         with _signals_change:
             self.receivers += (_Receiver(function, None if sender is None else weakref.ref(sender)),)
@@ -521,7 +521,7 @@ _SECRETS = ("RABBIT_PASSWORD", "RABBIT_URL", "RABBIT_SSL_OPTIONS")  # in no erro
 def _check(name: str, value: Any) -> None:
     """Raise ValueError if the rule of this name doesn't allow the value."""
     kind, least, most = _RULES[name]
-    if value is None and kind.endswith("?"):
+    if kind.endswith("?") and value is None:
         return
     words, test = _KINDS[kind.removesuffix("?")]
     reason = ""
@@ -2471,8 +2471,8 @@ class SubTask(NamedTuple):
     """A task with its arguments and options, for `Kuyruk.send_tasks_to_queue`."""
 
     task: Task[..., Any]
-    args: Sequence[Any] | None
-    kwargs: Mapping[str, Any] | None
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
     host: str | None
     delay: float | None = None
     priority: int | None = None
@@ -2649,6 +2649,64 @@ class Task(Generic[P, R]):
         """Send a message that makes a worker call the function with these arguments. Raises as `send_to_queue`."""
         self.send_to_queue(args, kwargs)
 
+    @overload
+    def send_to_queue(
+        self,
+        args: Sequence[Any] | None = (),
+        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
+        host: str | None = None,
+        wait_result: None = None,
+        message_ttl: float | None = None,
+        *,
+        delay: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        id: str | None = None,
+    ) -> None: ...
+
+    @overload
+    def send_to_queue(
+        self,
+        args: Sequence[Any] | None = (),
+        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
+        host: str | None = None,
+        *,
+        wait_result: float,
+        message_ttl: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        id: str | None = None,
+    ) -> R: ...
+
+    @overload
+    def send_to_queue(
+        self,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        host: str | None,
+        wait_result: float,
+        message_ttl: float | None = None,
+        *,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        id: str | None = None,
+    ) -> R: ...
+
+    @overload
+    def send_to_queue(
+        self,
+        args: Sequence[Any] | None = (),
+        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
+        host: str | None = None,
+        wait_result: float | None = None,
+        message_ttl: float | None = None,
+        *,
+        delay: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        id: str | None = None,
+    ) -> R | None: ...
+
     @_shielded
     def send_to_queue(
         self,
@@ -2684,7 +2742,7 @@ class Task(Generic[P, R]):
         _check("message_ttl", message_ttl)
         if delay and (wait_result or message_ttl):
             raise ValueError("delay can't be combined with wait_result or message_ttl")
-        subtask = SubTask(self, args, kwargs, host, delay, priority, headers, id)
+        subtask = self.subtask(args, kwargs, host, delay=delay, priority=priority, headers=headers, id=id)
         if self.kuyruk.config.EAGER:
             return self._send_eagerly(subtask, wait_result)
         description = self._describe(subtask)
@@ -2718,6 +2776,7 @@ class Task(Generic[P, R]):
     ) -> SubTask:
         """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. Options as for
         `send_to_queue`."""
+        args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
         return SubTask(self, args, kwargs, host, delay, priority, headers, id)
 
     @_shielded
@@ -2790,7 +2849,7 @@ class Task(Generic[P, R]):
         _check_options(subtask)
         body = _encode_description(_describe(self._module, self.f.__name__, subtask.id or None, *subtask[1:3]))
         description = _decode_task(body)
-        result = self.apply(*cast(Any, description.args), **cast(Any, description.kwargs))
+        result = cast(AnyTask, self).apply(*description.args, **description.kwargs)
         return None if wait_result is None else _decode_reply(_encode_reply(result, None))
 
     def _describe(self, subtask: SubTask) -> dict[str, Any]:

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, NoReturn
 
-    from kuyruk import Kuyruk, Worker
+    from kuyruk import Kuyruk, Worker  # type: ignore[import-not-found, unused-ignore]  # in a vendored copy
 
 logger = logging.getLogger("kuyruk")
 
@@ -844,7 +844,7 @@ def _be_worker(
     signals.guard_forks()
     if wire is not None and journal is not None:
         journal.wire = wire
-        worker.journal = journal  # type: ignore[assignment]  # it is one, though the library wasn't there to say so
+        worker.journal = journal  # type: ignore[assignment, unused-ignore]  # it is one, though the library wasn't there to say so
         wire.send("loaded", settings | {"RABBIT_HEARTBEAT": worker.app.config.RABBIT_HEARTBEAT})
     signals.code = code = _Process(worker, signals, wire, journal).run()
     if journal is not None:

@@ -66,7 +66,7 @@ from pamqp.body import ContentBody
 
 import kuyruk
 import kuyruk_worker
-from tools import failover, fuzz
+from tools import failover, fuzz, make_stubs
 from tools.rabbitmq_node import RabbitmqCluster, RabbitmqNode
 from tools.tcp_proxy import TcpProxy
 
@@ -577,8 +577,8 @@ def heard():
         return sent
 
     yield hear
-    for signal, f in connected:
-        signal.disconnect(f)
+    for each, f in connected:
+        each.disconnect(f)
     assert not any(getattr(kuyruk.signals, name).receivers for name in SIGNALS)
 
 
@@ -6376,25 +6376,37 @@ USER_PROGRAM = """
 from __future__ import annotations
 import kuyruk
 import kuyruk.exceptions
-from kuyruk.exceptions import Reject, RemoteException
+from kuyruk import signals
+from kuyruk.exceptions import Crashed, Reject, RemoteException
+from kuyruk.signals import task_prerun
 
 config = kuyruk.Config()
 config.EAGER = True
 app = kuyruk.Kuyruk(config)
 
-@app.task(queue="sums", retry=1)
+@app.task(queue="sums", retry=1, fail_delay=1, max_fail_delay=5, max_failures=3, throws=ValueError)
 def add(a: int, b: int = 0) -> int:
     run = kuyruk.current_task()
     if run is None or run.remaining() is not None:
-        raise Reject
+        raise Reject(delay=3)
     return a + b
 
 @app.task
 def bare(text: str) -> str:
     return text
 
+@task_prerun.connect
+def before(sender: kuyruk.Kuyruk, **kwargs: object) -> None:
+    print("before")
+
 def worker() -> kuyruk.Worker:
     return app.worker(["sums"], threads=2)
+
+def right(wait: float | None) -> int | None:
+    number: int = add.send_to_queue((1,), {}, None, 5) + add.send_to_queue(wait_result=5.5, message_ttl=3)
+    add.send_to_queue((1,), delay=5, priority=number, headers={"a": 1}, id="x")
+    app.remote("pkg.tasks.add", queue="q").send_to_queue((1, 2))
+    return add.send_to_queue((1, 2), wait_result=wait)
 
 def wrong() -> None:
     add("1")  # E: Argument 1 to "__call__" of "Task" has incompatible type "str"; expected "int"
@@ -6404,14 +6416,21 @@ def wrong() -> None:
     add.apply(1).upper()  # E: "int" has no attribute "upper"
     print(add.no_such_thing)  # E: "Task[[int, int], int]" has no attribute "no_such_thing"
     config.WORKER_THREADS = "8"  # E: Incompatible types in assignment
+    app.worker(thread=4)  # E: Unexpected keyword argument "thread" for "worker" of "Kuyruk"
+    app.worker(threads="4")  # E: Argument "threads" to "worker" of "Kuyruk" has incompatible type "str"
+    text: str = add.send_to_queue((1,), wait_result=5)  # E: Incompatible types in assignment
+    add.send_to_queue((1,), priority="5")  # E: No overload variant of "send_to_queue" of "Task" matches
+    app.task(max_failure=3)  # E: Unexpected keyword argument "max_failure" for overloaded function "task"
+    add.subtask((1,), delay="5")  # E: Argument "delay" to "subtask" of "Task" has incompatible type "str"
+    print(text, signals.task_init)
 
 if __name__ == "__main__":
     try:
         result: int = add.apply(1, 2)
-    except (RemoteException, kuyruk.Timeout, kuyruk.exceptions.BrokerError) as error:
+    except (RemoteException, Crashed, kuyruk.Timeout, kuyruk.exceptions.BrokerError) as error:
         print(error)
     add(1, b=2)
-    app.send_tasks_to_queue([add.subtask((1,)), bare.subtask(("x",), host="h")])
+    app.send_tasks_to_queue([add.subtask((1,), delay=5), bare.subtask(("x",), host="h")])
     print(result, kuyruk.__version__)
 """
 
@@ -6445,7 +6464,7 @@ def test_pip_installs_what_belongs_to_it_and_nothing_else(installed, tmp_path):
     ours = {file for file in files if "dist-info" not in file and "__pycache__" not in file}
     assert ours == {
         "../../../bin/kuyruk-worker", "kuyruk.py", "kuyruk_worker.py",
-        "kuyruk-stubs/__init__.pyi", "kuyruk-stubs/exceptions.pyi",
+        "kuyruk-stubs/__init__.pyi", "kuyruk-stubs/exceptions.pyi", "kuyruk-stubs/signals.pyi",
     }  # fmt: skip
 
 
@@ -6457,7 +6476,49 @@ def test_an_installed_copy_runs_and_is_the_same_version(installed, tmp_path):
     assert "No broken" in run_installed(installed, tmp_path, "python", "-m", "pip", "check")
 
 
-def test_mypy_knows_an_installed_copys_types_and_the_arguments_of_its_tasks(installed, tmp_path):
+@pytest.fixture(scope="session")
+def editable(tmp_path_factory):
+    """As `installed`, but with `pip install -e`."""
+    folder = tmp_path_factory.mktemp("editable")
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info")
+    shutil.copytree(HERE, folder / "project", symlinks=True, ignore=ignored)
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=120)
+    python = folder / "venv" / "bin" / "python"
+    command = [python, "-m", "pip", "install", "--quiet", "-e", folder / "project"]
+    subprocess.run(command, check=True, timeout=300)
+    return python
+
+
+def test_the_stubs_are_those_of_the_source():
+    """After a change of kuyruk.py: python tools/make_stubs.py"""
+    made = ast.dump(make_stubs.make_stubs((HERE / "kuyruk.py").read_text()))
+    assert ast.dump(ast.parse(make_stubs.STUBS.read_text())) == made
+    assert not any(path.is_symlink() for path in make_stubs.STUBS.parent.iterdir())
+
+
+@pytest.mark.parametrize("name", ["exceptions", "signals"])
+def test_the_stubs_of_a_module_name_what_is_in_it(name):
+    text = make_stubs.STUBS.with_name(f"{name}.pyi").read_text()
+    names = re.findall(r"^from kuyruk import (\w+) as \1$", text, re.MULTILINE)
+    assert sorted(names) == sorted(key for key in vars(getattr(kuyruk, name)) if key[0] != "_")
+    assert set(names) <= set(kuyruk.__all__) | set(SIGNALS) and len(names) == text.count("\n")
+
+
+def test_a_vendored_pair_passes_the_users_mypy(tmp_path):
+    make_package(tmp_path, "shop")
+    for name in ("kuyruk.py", "kuyruk_worker.py"):
+        shutil.copy(HERE / name, tmp_path / "shop")
+    tasks = next(text for _, text in readme_blocks() if text.startswith("# shop/tasks.py"))
+    tasks += "result: str = send_mail.send_to_queue(['a'], wait_result=1)\n"
+    (tmp_path / "shop" / "tasks.py").write_text(tasks)
+    command = [sys.executable, "-m", "mypy", "--strict", "-p", "shop"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stdout
+
+
+@pytest.mark.parametrize("form", ["installed", "editable"])
+def test_mypy_knows_an_installed_copys_types_and_the_arguments_of_its_tasks(form, request, tmp_path):
+    installed = request.getfixturevalue(form)
     (tmp_path / "program.py").write_text(USER_PROGRAM)
     process = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(installed), "program.py"],
