@@ -2738,8 +2738,10 @@ class Task(Generic[P, R]):
         RemoteException (the task raised).
         """
         wait_result, message_ttl = wait_result or None, message_ttl or None
-        _check("wait_result", wait_result)
-        _check("message_ttl", message_ttl)
+        if wait_result is not None:
+            _check("wait_result", wait_result)
+        if message_ttl is not None:
+            _check("message_ttl", message_ttl)
         if delay and (wait_result or message_ttl):
             raise ValueError("delay can't be combined with wait_result or message_ttl")
         subtask = self.subtask(args, kwargs, host, delay=delay, priority=priority, headers=headers, id=id)
@@ -2887,6 +2889,8 @@ def _check_classes(throws: Any) -> tuple[type[BaseException], ...]:
 
 def _check_options(subtask: SubTask) -> None:
     """Raise TypeError or ValueError for options that can't be."""
+    if not any(subtask[3:]):  # as most are sent
+        return
     for name in ("host", "delay", "priority", "headers", "id"):
         if getattr(subtask, name):
             _check(name, getattr(subtask, name))
@@ -3178,8 +3182,10 @@ class Kuyruk:
         take long, but not for ever, RabbitMQ is told how long to wait for their acknowledgements
         (from 3.12 on; earlier ones ignore that)."""
         arguments = _undropped(self.config.QUEUE_ARGUMENTS)
-        ends = [place for place, letter in enumerate(queue) if letter == "."]  # before a host
-        longest = max(self._longest.get(queue[:end], 0) for end in (*ends, len(queue)))
+        longest = self._longest.get(queue, 0)
+        while "." in queue:  # it may be a task's queue of a host
+            queue = queue.rpartition(".")[0]
+            longest = max(longest, self._longest.get(queue, 0))
         longest = 2 * (longest + self.config.WORKER_GRACE)  # it may wait for another to end before
         if not CONSUMER_TIMEOUT < longest < MAX_TTL / 1000:
             return arguments
