@@ -2498,7 +2498,8 @@ def _module_of(f: Callable[..., Any]) -> str:
     if spec is not None and spec.name not in _MAIN:
         return str(spec.name)
     name, suffix = os.path.splitext(os.path.basename(file or ""))
-    if spec is None and name not in ("", *_MAIN) and "." not in name and suffix in (".py", ".pyc"):
+    # Of a folder and of a zip application it is their __main__.py.
+    if name not in ("", *_MAIN) and "." not in name and suffix in (".py", ".pyc"):
         return name
     where = repr(file) if file else "an interactive session"
     raise TypeError(
