@@ -114,8 +114,8 @@ from pamqp import header as amqp_header
 
 __all__ = ["Config", "Journal", "Kuyruk", "Run", "SubTask", "Task", "Worker", "current_task", "exceptions"]
 __all__ += ["BrokerError", "Crashed", "Discard", "HeartbeatError", "InvalidMessage", "KuyrukError", "Reject"]
-__all__ += ["FailedMessage", "QueueStats", "RemoteException", "ResultTimeout", "Shutdown"]
-__all__ += ["Timeout"]
+__all__ += ["FailedMessage", "QueueStats", "RemoteException", "ResultTimeout", "Shutdown", "Signal"]
+__all__ += ["Timeout", "signals"]
 
 __version__ = "1.0.0"
 
@@ -127,6 +127,7 @@ if TYPE_CHECKING:  # imported when a worker begins
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_TTL = 0xFFFFFFFF  #: Milliseconds: the longest that RabbitMQ takes (49.7 days).
 CONSUMER_TIMEOUT = 1800.0  #: Seconds that RabbitMQ by default allows between a delivery and its acknowledgement.
@@ -173,7 +174,14 @@ class KuyrukError(Exception):
 
 
 class Reject(KuyrukError):
-    """Raised by a task that doesn't want its message: it goes back to the queue, after `reject_delay`."""
+    """Raised by a task that doesn't want its message: it goes back to the queue, not counted as a
+    failure. It is there again after `delay` seconds (0: at once; None: the task's `reject_delay`).
+    Raises ValueError for a delay that can't be."""
+
+    def __init__(self, *args: object, delay: float | None = None) -> None:
+        _check("delay", delay)
+        super().__init__(*args)
+        self.delay = delay
 
 
 class Discard(KuyrukError):
@@ -198,6 +206,8 @@ class RemoteException(KuyrukError):
         self.type = type_
         self.value = value
         self.traceback = traceback
+        if traceback:  # Python prints it where nothing catches this
+            self.add_note(f"In the worker:\n{traceback}")
 
     def __str__(self) -> str:
         return f"{self.type}({self.value!r})"
@@ -239,126 +249,330 @@ class Shutdown(BaseException):
     """Raised in a task that a stopping worker can't wait for: it will run again. No Exception, as above."""
 
 
-def _make_exceptions_module() -> types.ModuleType:
-    """`kuyruk.exceptions`, importable, in a vendored copy too (as `os.path` is a module of os)."""
-    module = types.ModuleType(f"{__name__}.exceptions", "The exceptions of kuyruk.")
+def _make_module(name: str, doc: str, members: Mapping[str, Any]) -> types.ModuleType:
+    """Make `kuyruk.<name>`, importable, in a vendored copy too (as `os.path` is a module of os)."""
+    module = types.ModuleType(f"{__name__}.{name}", doc)
     module.__file__ = __file__
-    for name, value in list(globals().items()):
-        if isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == __name__:
+    for key, value in members.items():
+        if isinstance(value, type):
             value.__module__ = module.__name__
-            setattr(module, name, value)
+        setattr(module, key, value)
     sys.modules[module.__name__] = module
     return module
 
 
-exceptions = _make_exceptions_module()
+exceptions = _make_module(
+    "exceptions",
+    "The exceptions of kuyruk.",
+    {
+        name: value
+        for name, value in list(globals().items())
+        if isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == __name__
+    },
+)
+
+
+# --- Signals -----------------------------------------------------------------
+
+
+class _Receiver(NamedTuple):
+    """Who is called when a signal is sent."""
+
+    function: Callable[[], Callable[..., Any] | None]  #: Returns it; None if it was connected weakly and is gone.
+    sender: Callable[[], Any] | None  #: Returns whose signals it wants; None: everybody's.
+
+
+class Signal:
+    """Tells functions, its receivers, that something happens. Each is called with the sender (a
+    `Kuyruk`) and keyword arguments, in the thread where it happens, before that goes on.
+
+    raises: a receiver's exception is raised by `send`. Otherwise it is logged, and changes nothing.
+    """
+
+    def __init__(self, name: str, raises: bool = False) -> None:
+        self.name = name
+        self.raises = raises
+        #: Replaced, never changed: `send` needs no lock. Empty: there is nothing to send.
+        self.receivers: tuple[_Receiver, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Signal {self.name}>"
+
+    def connect(self, f: F, sender: Any = None, weak: bool = False) -> F:
+        """Call `f` when the signal is sent; returns `f`, so this is a decorator, too.
+
+        sender: only for the signals of this `Kuyruk`. weak: only as long as `f` exists elsewhere.
+        Raises TypeError for an async function, whose call wouldn't run it.
+        """
+        import inspect
+
+        if not callable(f) or inspect.iscoroutinefunction(f):
+            raise TypeError(f"{self!r} takes a plain function as a receiver: not {f!r}")
+        self.disconnect(f, sender)
+        kind: Any = weakref.WeakMethod if inspect.ismethod(f) else weakref.ref
+        function = kind(f) if weak else lambda: f
+        with _signals_change:
+            self.receivers += (_Receiver(function, None if sender is None else weakref.ref(sender)),)
+        return f
+
+    def connect_via(self, sender: Any, weak: bool = False) -> Callable[[F], F]:
+        """Return a decorator that connects a function for the signals of this sender."""
+        return lambda f: self.connect(f, sender, weak)
+
+    def disconnect(self, f: Callable[..., Any], sender: Any = None) -> None:
+        """Call `f` no longer, for this sender or (None) for none. What isn't connected is no error."""
+
+        def stays(receiver: _Receiver) -> bool:
+            function = receiver.function()
+            is_other = sender is not None and (receiver.sender is None or receiver.sender() is not sender)
+            return function is not None and (function != f or is_other)
+
+        with _signals_change:
+            self.receivers = tuple(filter(stays, self.receivers))
+
+    def send(self, sender: Any = None, /, **kwargs: Any) -> list[tuple[Callable[..., Any], Any]]:
+        """Call the receivers, in the order in which they were connected. Returns each with what it
+        has returned."""
+        results = []
+        for receiver in self.receivers:
+            f = receiver.function()
+            if f is None or (receiver.sender is not None and receiver.sender() is not sender):
+                continue
+            try:
+                results.append((f, f(sender, **kwargs)))
+            except BaseException as error:
+                # In the main thread it may be a signal handler's of the program (Ctrl-C).
+                is_ours = isinstance(error, Exception) or threading.current_thread() is not threading.main_thread()
+                if self.raises or not is_ours:
+                    raise
+                with contextlib.suppress(Exception):  # a log that raises
+                    logger.exception("A receiver of the signal %s has raised", self.name)
+        return results
+
+
+_signals_change = threading.Lock()  #: Guards the replacement of `Signal.receivers`. Held for nothing else.
+
+# Each is sent with task=, args= and kwargs= (the arguments of the task's function), and with what is said.
+task_init = Signal("task_init")  #: A task is made. With task= only.
+task_presend = Signal("task_presend", raises=True)  #: About to be sent. description=, which may be changed.
+task_postsend = Signal("task_postsend")  #: It was sent: the broker has it. description=
+task_preapply = Signal("task_preapply")  #: About to be run, with all tries.
+task_postapply = Signal("task_postapply")  #: All tries are over.
+task_prerun = Signal("task_prerun", raises=True)  #: Before a try.
+task_postrun = Signal("task_postrun")  #: After a try.
+task_success = Signal("task_success")  #: It has returned.
+task_error = Signal("task_error")  #: A try has raised. exc_info=
+task_failure = Signal("task_failure")  #: The last try has raised. exc_info=
+#: A message has failed. worker=, queue=, description= and exc_info=; the three if its task was found.
+worker_failure = Signal("worker_failure")
+worker_init = Signal("worker_init")  #: A worker is made. With worker= only, as the next two.
+worker_start = Signal("worker_start")  #: It starts.
+worker_shutdown = Signal("worker_shutdown")  #: It has stopped.
+
+signals = _make_module(
+    "signals",
+    "The signals of kuyruk.",
+    {"Signal": Signal, **{name: value for name, value in list(globals().items()) if isinstance(value, Signal)}},
+)
 
 
 # --- Config ------------------------------------------------------------------
 
 
-def _parse_hosts(hosts: str, default_port: int) -> list[tuple[str, int]]:
-    """"a,b:5673,[::1]:5674" as addresses. Raises ValueError."""
+def _parse_hosts(hosts: str, default_port: int = 5672) -> list[tuple[str, int]]:
+    """Return "a,b:5673,[::1]:5674" as addresses. Raises ValueError, whose text holds none of it."""
+    if "://" in hosts:
+        raise ValueError("a URL belongs into RABBIT_URL")
     addresses = []
     for item in hosts.split(","):
-        name = r"\[([^]\s/@]+)]|([^][:\s/@]+)|([^][\s/@]*:[^][\s/@]*:[^][\s/@]*)"  # no URL: it may hold a password
-        match = re.fullmatch(rf"\s*(?:{name})(?::(\d+))?\s*", item)
-        port = int((match and match[4]) or default_port)
-        if match is None or not 0 < port < 65536:
-            raise ValueError(f"not a host, or host:port: {item!r}")
-        addresses.append((match[1] or match[2] or match[3], port))
+        name = r"\[([^]\s/@]+)]|([^][:\s/@]+)|([^][\s/@]*:[^][\s/@]*:[^][\s/@]*)"
+        match = re.fullmatch(rf"\s*(?:{name})(?::([^]:\s]*))?\s*", item)
+        if match is None:
+            raise ValueError("a host is a name or an address, an IPv6 address with a port [::1]:5672")
+        port = match[4] if match[4] is not None else str(default_port)
+        if not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536):
+            raise ValueError("a port is a number from 1 to 65535")
+        addresses.append((match[1] or match[2] or match[3], int(port)))
     return addresses
 
 
 def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
-    """Addresses and options. Raises ValueError, whose text isn't to be shown: it may hold the password."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("amqp", "amqps") or parts.query or parts.fragment:
-        raise ValueError("not amqp:// or amqps://, or with options (they have configuration keys)")
+    """Return addresses and options. Raises ValueError, whose text holds nothing of the URL: what
+    looks like its host may be a part of the password."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:  # its text quotes the URL
+        raise ValueError("a [ or ] that belongs to no IPv6 address is written as %5B or %5D") from None
+    if parts.scheme not in ("amqp", "amqps") or "//" not in url:
+        raise ValueError("it begins with amqp:// or amqps://")
+    if "?" in url or "#" in url:
+        raise ValueError("? is written as %3F, # as %23; what follows them elsewhere are keys here")
+    if "@" in parts.path:
+        raise ValueError("/ in a user or password is written as %2F, @ in a virtual host as %40")
     login, _, hosts = parts.netloc.rpartition("@")
     user, _, password = (urllib.parse.unquote(part) for part in login.partition(":"))
-    options = {"username": user or "guest", "password": password or "guest", "ssl": parts.scheme == "amqps"}
+    options: dict[str, Any] = {"username": user or "guest", "password": password or "guest"}
+    options |= {"ssl": parts.scheme == "amqps"}
     options["virtual_host"] = urllib.parse.unquote(parts.path[1:]) or "/"
     return _parse_hosts(hosts or "localhost", 5671 if options["ssl"] else 5672), options
 
 
-class _Kind(NamedTuple):
-    """What a setting takes, in words and as a test."""
-
-    words: str
-    accepts: Callable[[Any], Any]
-
-
-def _or_none(kind: _Kind) -> _Kind:
-    return _Kind(f"{kind.words}, or None", lambda v: v is None or kind.accepts(v))
+#: What amqpstorm reads of its `ssl_options`. It ignores others: a misspelt one can leave a
+#: connection unverified that was to be verified.
+_SSL_OPTIONS = (
+    "ca_certs", "cafile", "cert_reqs", "certfile", "check_hostname", "context", "keyfile",
+    "server_hostname", "verify_mode",
+)  # fmt: skip
 
 
-def _whole(low: int, high: int = 0x7FFFFFFF) -> _Kind:
-    return _Kind(f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high)
-
-
-def _number(words: str, test: Callable[[float], bool]) -> _Kind:
-    def accepts(value: Any) -> bool:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            return False
-        return -sys.float_info.max <= value <= sys.float_info.max and test(value)  # not NaN, not an endless int
-
-    return _Kind(words, accepts)
-
-
-def _parsed(words: str, parse: Callable[[Any], Any]) -> _Kind:
-    def accepts(value: Any) -> bool:
-        with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
-            parse(value)
-            return True
+def _check_ssl_options(options: Any) -> bool:
+    """Return whether it is a dict of names. Raises ValueError for what amqpstorm would ignore."""
+    if not _is_table(options):
         return False
+    unknown = [name for name in options if name not in _SSL_OPTIONS]
+    if unknown:
+        raise ValueError(f"{unknown[0][:100]!r} is none of {', '.join(_SSL_OPTIONS)}")
+    for name in ("verify_mode", "cert_reqs"):
+        mode = options.get(name)
+        known = mode is None or isinstance(mode, ssl.VerifyMode)
+        if not known and str(mode).lower() not in ("required", "optional", "none"):
+            raise ValueError(f"{name} is 'required', 'optional', 'none', or an ssl.VerifyMode")
+    return True
 
-    return _Kind(words, accepts)
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-_TEXT = _Kind("a string", lambda v: isinstance(v, str))
-_FLAG = _Kind("True or False", lambda v: v is True or v is False)
-_TABLE = _Kind("a dict with strings as keys", lambda v: isinstance(v, dict) and all(isinstance(k, str) for k in v))
-_SECONDS = _number("seconds, 0 or more", lambda v: v >= 0)
-_SOME_SECONDS = _number("seconds, more than 0", lambda v: v > 0)
-_TTL = _number(f"seconds, from 0 to {MAX_TTL // 1000}", lambda v: 0 <= v <= MAX_TTL // 1000)
-_KINDS = {
-    "RABBIT_HOST": _parsed("'host', 'host:port', or several with commas", lambda v: _parse_hosts(v, 1)),
-    "RABBIT_PORT": _whole(1, 65535),
-    "RABBIT_URL": _or_none(_parsed("'amqp://user:password@host:port/vhost'", _parse_url)),
-    **dict.fromkeys(("RABBIT_USER", "RABBIT_PASSWORD", "RABBIT_VIRTUAL_HOST"), _TEXT),
-    **dict.fromkeys(("RABBIT_SSL", "RABBIT_CONFIRM", "EAGER"), _FLAG),
-    **dict.fromkeys(("RABBIT_SSL_OPTIONS", "QUEUE_ARGUMENTS"), _TABLE),
-    "RABBIT_HEARTBEAT": _whole(0, 65535),
-    **dict.fromkeys(("RABBIT_CONNECT_TIMEOUT", "RABBIT_PUBLISH_TIMEOUT", "RABBIT_IDLE_DURATION"), _SOME_SECONDS),
-    "FAILED_TTL": _or_none(_TTL),
-    **dict.fromkeys(("WORKER_THREADS", "WORKER_MAX_CRASHES"), _whole(1)),
-    "WORKER_PROCESSES": _whole(1, 1000),
-    "WORKER_PREFETCH": _or_none(_whole(1, 65535)),
-    "WORKER_MAX_LOAD": _or_none(_number("a load average, 0 or -1", lambda v: v >= 0 or v == -1)),
-    **dict.fromkeys(("WORKER_MAX_RUN_TIME", "WORKER_SHUTDOWN_TIMEOUT"), _or_none(_SECONDS)),
-    "WORKER_GRACE": _SECONDS,
-    "WORKER_RECONNECT_INTERVAL": _SOME_SECONDS,
-    "WORKER_PRIORITY": _or_none(_whole(-0x80000000)),
-    "WORKER_LOGGING_LEVEL": _parsed("a level of logging's, as 'INFO'", lambda v: logging.getLevelNamesMapping()[v]),
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number. An int can be too large for a float."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
+
+
+#: The kinds of values: in words, and as a test, which may raise ValueError with a better reason.
+_KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {
+    "text": ("a string", lambda v: isinstance(v, str)),
+    "flag": ("True or False", lambda v: isinstance(v, bool)),
+    "table": ("a dict with strings as keys", _is_table),
+    "whole": ("a whole number", lambda v: type(v) is int),
+    "seconds": ("seconds", _is_number),
+    "load": ("a load average, 0 or more, or -1", lambda v: _is_number(v) and (v >= 0 or v == -1)),
+    "hosts": ("'host', 'host:port', or several with commas", _parse_hosts),
+    "url": ("'amqp://user:password@host:port/vhost'", _parse_url),
+    "ssl": ("a dict of amqpstorm's ssl_options", _check_ssl_options),
+    "level": ("a level of logging's, as 'INFO'", lambda v: _level_name(v)),
+}
+_MAX_SECONDS = MAX_TTL // 1000
+
+
+class _Rule(NamedTuple):
+    """What a setting, a task option or an argument takes."""
+
+    kind: str  #: One of `_KINDS`; with "?" None is allowed, too.
+    least: float = -math.inf
+    most: float = math.inf
+
+
+_RULES = {
+    "RABBIT_HOST": _Rule("hosts"),
+    "RABBIT_PORT": _Rule("whole", 1, 65535),
+    "RABBIT_USER": _Rule("text"),
+    "RABBIT_PASSWORD": _Rule("text"),
+    "RABBIT_VIRTUAL_HOST": _Rule("text"),
+    "RABBIT_URL": _Rule("url?"),
+    "RABBIT_SSL": _Rule("flag"),
+    "RABBIT_SSL_OPTIONS": _Rule("ssl"),
+    "RABBIT_HEARTBEAT": _Rule("whole", 0, 65535),
+    "RABBIT_CONNECT_TIMEOUT": _Rule("seconds", 0.001),
+    "RABBIT_PUBLISH_TIMEOUT": _Rule("seconds", 0.001),
+    "RABBIT_CONFIRM": _Rule("flag"),
+    "RABBIT_IDLE_DURATION": _Rule("seconds", 0.001),
+    "QUEUE_ARGUMENTS": _Rule("table"),
+    "EAGER": _Rule("flag"),
+    "FAILED_TTL": _Rule("seconds?", 0, _MAX_SECONDS),
+    "WORKER_THREADS": _Rule("whole", 1, 0x7FFFFFFF),
+    "WORKER_PROCESSES": _Rule("whole", 1, 1000),
+    "WORKER_PREFETCH": _Rule("whole?", 1, 65535),
+    "WORKER_MAX_LOAD": _Rule("load?"),
+    "WORKER_MAX_RUN_TIME": _Rule("seconds?", 0),
+    "WORKER_GRACE": _Rule("seconds", 0),
+    "WORKER_SHUTDOWN_TIMEOUT": _Rule("seconds?", 0),
+    "WORKER_RECONNECT_INTERVAL": _Rule("seconds", 0.001),
+    "WORKER_PRIORITY": _Rule("whole?", -0x80000000, 0x7FFFFFFF),
+    "WORKER_MAX_CRASHES": _Rule("whole", 1, 0x7FFFFFFF),
+    "WORKER_LOGGING_LEVEL": _Rule("level"),
+    "retry": _Rule("whole", 0, 0x7FFFFFFF),
+    "max_run_time": _Rule("seconds?", 0),
+    "fail_delay": _Rule("seconds", 0, _MAX_SECONDS),
+    "reject_delay": _Rule("seconds", 0, _MAX_SECONDS),
+    "max_fail_delay": _Rule("seconds?", 0, _MAX_SECONDS),
+    "max_failures": _Rule("whole?", 1, 0x7FFFFFFF),
+    "host": _Rule("text?"),
+    "wait_result": _Rule("seconds?", 0),
+    "message_ttl": _Rule("seconds?", 0, _MAX_SECONDS),
+    "delay": _Rule("seconds?", 0, _MAX_SECONDS),
+    "priority": _Rule("whole?", 0, 255),
+    "headers": _Rule("table?"),
+    "id": _Rule("text?"),
+    "timeout": _Rule("seconds", 0),
 }
 _SECRETS = ("RABBIT_PASSWORD", "RABBIT_URL", "RABBIT_SSL_OPTIONS")  # in no error text, log or repr
 
 
-def _check(name: str, value: Any, kind: _Kind) -> None:
-    if not kind.accepts(value):
-        try:
-            shown = "the given value" if name in _SECRETS or "@" in str(value) else repr(value)  # a URL, by mistake
-        except (ValueError, RecursionError):  # too many digits, too deep
-            shown = f"this {type(value).__name__}"
-        raise ValueError(f"{name} takes {kind.words}: not {shown}")
+def _check(name: str, value: Any) -> None:
+    """Raise ValueError if the rule of this name doesn't allow the value."""
+    kind, least, most = _RULES[name]
+    if kind.endswith("?") and value is None:
+        return
+    words, test = _KINDS[kind.removesuffix("?")]
+    reason = ""
+    try:
+        if test(value) and (least == -math.inf or least <= value <= most):
+            return
+    except ValueError as error:
+        reason = f" ({error})"
+    except (TypeError, AttributeError):  # a parser that was given another type
+        pass
+    words += f" from {least} to {most}" if most < math.inf else ""
+    words += f", {least:g} or more" if most == math.inf and least > -math.inf else ""
+    words += ", or None" if kind.endswith("?") else ""
+    raise ValueError(f"{name} takes {words}{reason}: not {_shown(name, value)}")
+
+
+def _shown(name: str, value: Any) -> str:
+    """Return a value for an error's text, unless it is secret or can't be written."""
+    try:
+        text = repr(value)
+        return "the given value" if name in _SECRETS or "@" in text or "://" in text else text[:500]
+    except Exception:  # too many digits, too deep, or an object of the user's
+        return f"this {type(value).__name__}"
+
+
+def _level_name(level: str) -> str:
+    """Return the name of a level of logging's: "info" is "INFO". Raises ValueError."""
+    names = logging.getLevelNamesMapping()
+    name = level if level in names else level.upper()
+    if name not in names:
+        raise ValueError(f"there are {', '.join(names)}")
+    return name
+
+
+#: What Kubernetes sets for each of its Services: one that is called "kuyruk" (or "kuyruk-rabbit")
+#: makes variables that look like ours.
+_KUBERNETES = re.compile(
+    r"(?s)(.*_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*"
+    r"|(.*_)?PORT=(tcp|udp|sctp)://.*"
+)
 
 
 class Config:
     """The settings of a `Kuyruk`: the class attributes are the defaults. Set them by assignment or with a loader.
 
-    A key that there isn't, or a value that the key doesn't take, raises ValueError, without the values of secret
-    keys. Extensions add keys by adding class attributes.
+    A value that its key doesn't take raises ValueError, and so does a key that looks like a
+    misspelling of one of these. Another upper-case key is an extension's: it is kept. No error
+    holds the value of a secret key. (Extensions may also add class attributes, with defaults.)
     """
 
     RABBIT_HOST: str = "localhost"  #: Host, or several, tried in turn: "a,b:5673,c".
@@ -389,18 +603,35 @@ class Config:
     WORKER_MAX_CRASHES: int = 3  #: Processes that a message may bring down before it has failed. Command line only.
     WORKER_LOGGING_LEVEL: str = "INFO"  #: Command line only.
 
+    def __init__(self) -> None:
+        for key in _RULES:
+            value = getattr(self, key, None)
+            if isinstance(value, dict):  # what is put into it is for this object only
+                setattr(self, key, dict(value))
+            elif value is not getattr(Config, key, None):  # a subclass's: it is checked, too
+                setattr(self, key, value)
+
     if not TYPE_CHECKING:  # type checkers know the keys, unless they see this
 
         def __setattr__(self, key: str, value: Any) -> None:
             if not key.isupper() or not hasattr(type(self), key):
-                known = filter(str.isupper, dir(self))
-                raise ValueError(f"unknown configuration key {key!r}{_did_you_mean(key, known)}")
-            if key in _KINDS:
-                _check(key, value, _KINDS[key])
+                known = filter(str.isupper, dir(type(self)))
+                hint = _did_you_mean(key.upper(), known, 0.8)
+                if hint or not key.isupper():
+                    raise ValueError(f"unknown configuration key {key!r}{hint}")
+            if key in _RULES:
+                _check(key, value)
+            if key == "WORKER_LOGGING_LEVEL":
+                value = _level_name(value)
             super().__setattr__(key, value)
 
     def __repr__(self) -> str:
-        shown = (f"{k}={'...' if k in _SECRETS else repr(v)}" for k, v in vars(self).items())
+        shown = []
+        for key, value in vars(self).items():
+            if key in _SECRETS or key not in _RULES:  # an extension's may be a secret, too
+                shown.append(f"{key}=...")
+            elif value != getattr(type(self), key):
+                shown.append(f"{key}={_shown(key, value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def from_dict(self, d: Mapping[str, Any]) -> None:
@@ -429,11 +660,13 @@ class Config:
         self._from_namespace(namespace)
 
     def from_env_vars(self) -> None:
-        """Load the environment's KUYRUK_* variables: Python literals, else strings. (KUYRUK_TEST_* are not ours.)"""
+        """Load the environment's KUYRUK_* variables: Python literals, else strings. Those that
+        Kubernetes sets for a Service are ignored, and KUYRUK_TEST_*, which aren't ours."""
         for name, text in os.environ.items():
             key = name.removeprefix("KUYRUK_")
-            if key != name and not key.startswith("TEST_"):
-                setattr(self, key, self._from_text(key, text))
+            if key == name or key.startswith("TEST_") or _KUBERNETES.fullmatch(f"{key}={text}"):
+                continue
+            setattr(self, key, self._from_text(key, text))
 
     def _from_namespace(self, namespace: Mapping[str, Any]) -> None:
         self.from_dict({k: v for k, v in namespace.items() if k.isupper() and not isinstance(v, types.ModuleType)})
@@ -447,7 +680,8 @@ class Config:
             return text
         if isinstance(getattr(type(self), key, None), str) and not isinstance(value, str):
             return text  # a password of digits only is a string all the same
-        return bool(value) if _KINDS.get(key) is _FLAG and value in (0, 1) else value
+        is_flag = key in _RULES and _RULES[key].kind == "flag"
+        return bool(value) if is_flag and value in (0, 1) else value
 
     def _with(self, **values: Any) -> Config:
         """A copy, with those of the values that aren't None."""
@@ -480,10 +714,10 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
     import difflib
 
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f": did you mean {close[0]!r}?" if close else ""
 
 
@@ -499,6 +733,9 @@ class _Message(NamedTuple):
     arguments: dict[str, Any]  #: With which the queue is declared when it is missing.
     mandatory: bool = True  #: It must get into a queue (a reply needn't).
     renewal: float = math.inf  #: Seconds after which the queue is looked for again (a delay queue's lease).
+    #: Of a delay queue: the queue that it passes the message on to, and its arguments. It is looked
+    #: for as well: RabbitMQ drops what is passed on to a queue that isn't there.
+    target: tuple[str, dict[str, Any]] | None = None
 
     @property
     def key(self) -> tuple[str, str | None]:
@@ -514,6 +751,7 @@ class _Description(NamedTuple):
     function: str
     args: list[Any]
     kwargs: dict[str, Any]
+    whole: dict[str, Any]  #: As it was sent, with all its keys.
 
 
 _to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode  # NaN and Infinity aren't JSON
@@ -527,13 +765,43 @@ def _encode_json(value: Any, what: str) -> bytes:
         raise TypeError(f"{what} can't be written as JSON: {error}") from error
 
 
-def _encode_task(id: str, module: str, function: str, args: Any, kwargs: Any) -> bytes:
+def _describe(module: str, function: str, id: str | None, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return a task's description, as it is sent. None and other empty values mean "not given".
+    Raises TypeError for arguments of a wrong type, ValueError for an id that can't be."""
+    args, kwargs = () if args is None else args, kwargs or {}
     if not isinstance(args, list | tuple):  # a string, say, whose letters would be the arguments
-        raise TypeError(f"args takes a list or tuple of arguments: not {args!r}")
-    description: dict[str, Any] = {"id": id, "args": args, "kwargs": dict(kwargs)}
-    description |= {"module": module, "function": function}
-    description |= _facts_about_sender(int(time.time()), os.getpid())
-    return _encode_json(description, f"an argument of task {module}.{function}")
+        raise TypeError(f"args takes a list or tuple of arguments: not {_shown('args', args)}")
+    if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+        raise TypeError(f"kwargs takes a dict with strings as keys: not {_shown('kwargs', kwargs)}")
+    if id is not None and len(id.encode("utf-8", "replace")) > 255:
+        raise ValueError(f"id takes a string of at most 255 bytes: not {_shown('id', id)}")
+    description: dict[str, Any] = {"id": _ids.make() if id is None else id}
+    description |= {"args": args, "kwargs": dict(kwargs), "module": module, "function": function}
+    return description | _facts_about_sender(int(time.time()), os.getpid())
+
+
+def _encode_description(description: Mapping[str, Any]) -> bytes:
+    """Raises TypeError for what isn't JSON."""
+    name = f"{description['module']}.{description['function']}"
+    return _encode_json(description, f"an argument of task {name}")
+
+
+#: Headers that a sender can't set: RabbitMQ sends copies for the first two, the others are ours.
+_RESERVED_HEADER = re.compile(r"CC$|BCC$|x-kuyruk-")
+
+
+def _check_headers(headers: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError for headers that AMQP can't carry, or that aren't the sender's."""
+    for name in headers:
+        if _RESERVED_HEADER.match(name) or not 0 < len(name.encode("utf-8", "replace")) <= 128:
+            raise ValueError(
+                "headers takes names of 1 to 128 bytes, but CC, BCC and those that begin with"
+                f" x-kuyruk-: not {_shown('headers', name)}"
+            )
+    try:
+        encode.field_table(dict(headers))
+    except (TypeError, ValueError, RecursionError, struct.error) as error:
+        raise TypeError(f"headers takes what AMQP can carry (text, numbers, lists, dicts): {error}") from error
 
 
 @functools.lru_cache(1)
@@ -590,7 +858,7 @@ def _decode_task(body: bytes) -> _Description:
             given = f"is a {type(d[key]).__name__}, not a {kind[0].__name__}" if key in d else "is missing"
             raise InvalidMessage(f"the message's {key!r} {given}")
     id = None if d.get("id") is None else str(d["id"])[:255]
-    return _Description(id, d["module"], d["function"], d["args"] or [], d["kwargs"] or {})
+    return _Description(id, d["module"], d["function"], d["args"] or [], d["kwargs"] or {}, d)
 
 
 def _encode_reply(result: Any, error: BaseException | None) -> bytes:
@@ -663,10 +931,77 @@ def _milliseconds(seconds: float) -> str:
     return str(math.ceil(seconds * 1000))
 
 
-def _check_queue_name(queue: Any) -> str:
-    if not isinstance(queue, str) or not 0 < len(queue.encode("utf-8", "replace")) <= MAX_QUEUE_NAME:
-        raise ValueError(f"a queue's name is a string of 1 to {MAX_QUEUE_NAME} bytes: not {queue!r}")
+def _check_queue_name(queue: str) -> str:
+    """Return the name if RabbitMQ takes it. Raises ValueError."""
+    try:
+        fits = isinstance(queue, str) and 0 < len(queue.encode()) <= MAX_QUEUE_NAME
+    except UnicodeEncodeError:
+        fits = False
+    if not fits or "\r" in queue or "\n" in queue:  # RabbitMQ drops these two: no message gets there
+        raise ValueError(
+            f"a queue's name is a string of 1 to {MAX_QUEUE_NAME} bytes of UTF-8, without line breaks:"
+            f" not {queue!r}"
+        )
+    if queue.startswith("amq."):
+        raise ValueError(f"RabbitMQ keeps queue names that begin with 'amq.' to itself: {queue!r}")
     return queue
+
+
+def _put_off(message: _Message, delay: float, arguments: Mapping[str, Any]) -> _Message:
+    """Return the message for a queue that passes it on to its own queue after `delay` seconds.
+
+    arguments: those of the configuration. There is a queue for each distinct delay, because the
+    broker only looks at the head of a queue for what has expired. It vanishes when unused; a
+    declaration that is younger than DELAY_QUEUE_RENEWAL leaves what is published far more time
+    than it needs.
+    """
+    ttl = int(_milliseconds(delay))
+    # What expires while the target of a quorum queue has no leader would be lost otherwise.
+    safe = {"x_dead_letter_strategy": "at-least-once", "x_overflow": "reject-publish"}
+    derived = _derived(
+        arguments,
+        **(safe if _is_quorum(arguments) else {}),
+        x_message_ttl=ttl,
+        x_expires=min(ttl + math.ceil(DELAY_QUEUE_LEASE * 1000), MAX_TTL),
+        x_dead_letter_exchange="",
+        x_dead_letter_routing_key=message.queue,
+    )
+    return message._replace(
+        queue=f"{message.queue}.delay.{ttl}",
+        arguments=derived,
+        renewal=DELAY_QUEUE_RENEWAL,
+        target=(message.queue, message.arguments),
+    )
+
+
+def _growing_delay(first: float, most: float | None, failures: int, jitter: float) -> float:
+    """Return the seconds until a message is back that has failed so often: `first`, twice as many
+    with each failure, up to `most` (None: always `first`).
+
+    jitter: from 0 to 1; it takes up to a quarter off, so that what has failed together doesn't
+    come back together. Two significant digits: each distinct delay has a queue.
+    """
+    if most is None or first <= 0:
+        return first
+    whole = min(first * 2.0 ** min(failures - 1, 60), most)
+    seconds = max(first, whole * (1 - jitter / 4))
+    digit = 10.0 ** (math.floor(math.log10(seconds)) - 1)
+    return min(math.ceil(seconds / digit - 1e-9) * digit, most)
+
+
+def _undropped(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A queue's, so that RabbitMQ drops no message because its connection was lost too often."""
+    return {"x-delivery-limit": DELIVERY_LIMIT, **arguments} if _is_quorum(arguments) else arguments
+
+
+def _is_quorum(arguments: Mapping[str, Any]) -> bool:
+    return arguments.get("x-queue-type") == "quorum"
+
+
+def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """The arguments of a queue that is derived from one with these: of the same type."""
+    inherited = {k: v for k, v in arguments.items() if k == "x-queue-type"}
+    return _undropped(inherited | {k.replace("_", "-"): v for k, v in more.items()})
 
 
 def _resolve_host(queue: str) -> str:
@@ -2417,6 +2752,8 @@ class _Publisher:
             seen = connection.queues.get(message.queue, -math.inf)
             if message.mandatory and message.queue not in failures and time.monotonic() - seen >= message.renewal:
                 try:
+                    if message.target is not None:
+                        _ensure_queue(connection, *message.target, until)
                     _ensure_queue(connection, message.queue, message.arguments, until)
                     connection.queues[message.queue] = time.monotonic()
                 except AMQPChannelError as error:  # one that we may not use, or that can't be declared so
@@ -2547,35 +2884,119 @@ if hasattr(os, "register_at_fork"):
 
 
 class SubTask(NamedTuple):
-    """A task with its arguments, for `Kuyruk.send_tasks_to_queue`."""
+    """A task with its arguments and options, for `Kuyruk.send_tasks_to_queue`."""
 
     task: Task[..., Any]
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     host: str | None
+    delay: float | None = None
+    priority: int | None = None
+    headers: Mapping[str, Any] | None = None
+    id: str | None = None
 
 
 _NO_KWARGS: Mapping[str, Any] = types.MappingProxyType({})
+_MAIN = ("__main__", "__mp_main__")  #: The program's module; in a child of multiprocessing.
 
 
-def _module_name(f: Callable[..., Any]) -> str:
-    """By which a worker imports the function's module: a script's is its real one. Raises TypeError if none is."""
-    main = sys.modules["__main__"]
-    if f.__module__ != "__main__":
+def _module_of(f: Callable[..., Any]) -> str:
+    """Return the name by which a worker imports the function's module: a script's is its real one.
+    Raises TypeError if it has none."""
+    if f.__module__ not in _MAIN:
         return f.__module__
-    if getattr(main, "__spec__", None) is not None:
-        return str(cast(Any, main.__spec__).name)
-    if getattr(main, "__file__", None) is None:
-        raise TypeError(f"function {f.__qualname__!r} is in no module that a worker could import")
-    return os.path.splitext(os.path.basename(str(main.__file__)))[0]
+    import inspect
+
+    namespace = getattr(inspect.unwrap(f), "__globals__", {})  # profilers have a __main__ of their own
+    if namespace.get("__name__") != f.__module__:
+        namespace = vars(sys.modules[f.__module__])
+    spec, file = namespace.get("__spec__"), namespace.get("__file__")
+    if spec is not None and spec.name not in _MAIN:
+        return str(spec.name)
+    name, suffix = os.path.splitext(os.path.basename(file or ""))
+    # Of a folder and of a zip application it is their __main__.py.
+    if name not in ("", *_MAIN) and "." not in name and suffix in (".py", ".pyc"):
+        return name
+    where = repr(file) if file else "an interactive session"
+    raise TypeError(
+        f"function {f.__qualname__!r} is in {where}, which is no module that a worker could import:"
+        " move it to one (tasks.py), and import it from there"
+    )
+
+
+def _check_function(f: Any) -> None:
+    """Raise TypeError for what can't be a task, or whose call doesn't run it."""
+    import inspect
+
+    names = [getattr(f, name, None) for name in ("__module__", "__name__", "__qualname__")]
+    if isinstance(f, type | Task) or not callable(f) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"a task is made of a function, not of {_shown('f', f)}: write one that calls it"
+            " (def f(x): return ...), and decorate that"
+        )
+    name = names[1]
+    for test, kind, instead in (
+        (inspect.iscoroutinefunction, "an async function", f"asyncio.run({name}(...))"),
+        (inspect.isgeneratorfunction, "a generator function", f"list({name}(...))"),
+        (inspect.isasyncgenfunction, "an async generator function", "asyncio.run(...)"),
+    ):
+        if test(f):
+            raise TypeError(
+                f"{name!r} is {kind}: to call it doesn't run it. Decorate a plain function in its"
+                f" place, which calls {instead}"
+            )
+
+
+def _require_result(task: Task[..., Any], result: T) -> T:
+    """Return what a task has returned. Raises TypeError if that has yet to be run by somebody."""
+    from collections.abc import AsyncGenerator, Awaitable, Generator
+
+    if issubclass(type(result), Generator | Awaitable | AsyncGenerator):
+        if isinstance(result, types.CoroutineType) and result.cr_frame is not None:
+            result.close()  # Python would warn that nobody has waited for it
+        raise TypeError(
+            f"task {task.name} has returned a {type(result).__name__}, which hasn't run: it takes"
+            " asyncio.run(...), or list(...) for a generator, in the task"
+        )
+    return result
+
+
+def _functions_in(f: Any) -> list[Any]:
+    """Return the function and what its decorators (functools.wraps) have wrapped, innermost last."""
+    functions = [f]
+    while hasattr(functions[-1], "__wrapped__") and len(functions) < 100:
+        functions.append(functions[-1].__wrapped__)
+    return functions
+
+
+def _place_of(f: Any) -> tuple[str, int]:
+    """Return the file and the line of a function, without its decorators."""
+    code = getattr(_functions_in(f)[-1], "__code__", None)
+    return (os.path.realpath(code.co_filename), code.co_firstlineno) if code else ("", 0)
+
+
+def _is_same(f: Any, other: Any) -> bool:
+    """Whether two functions of one name are one, whose module may have been imported again. Two
+    that a factory has made have their code in common: they aren't one."""
+    mine, theirs = (getattr(_functions_in(each)[-1], "__code__", None) for each in (f, other))
+    return f is other or (mine is not theirs and _place_of(f) == _place_of(other))
 
 
 class Task(Generic[P, R]):
     """A function that workers run. Calling it sends a message to its queue. Made by `Kuyruk.task`.
 
-    retry: how often it is tried again, at once, when it raises. max_run_time: seconds that a try may take before it
-    is interrupted with Timeout. fail_delay: seconds after which a failed message is back in its queue (0: it goes to
-    "<queue>.failed"). reject_delay: likewise for a rejected one (0: it is back at once). Raises ValueError.
+    retry: how often it is tried again, at once, when it raises.
+    max_run_time: seconds that a try may take before it is interrupted with Timeout.
+    fail_delay: seconds after which a failed message is back in its queue (0: it goes to
+        "<queue>.failed").
+    reject_delay: likewise for a rejected one (0: it is back at once).
+    max_fail_delay: fail_delay doubles with each failure of the message, up to so many seconds.
+    max_failures: after so many failures the message goes to "<queue>.failed" all the same.
+    throws: an exception class, or several, that another try doesn't help against: the message goes
+        to "<queue>.failed" at once.
+
+    Raises ValueError for an option that can't be, or would have no effect; TypeError for what is no
+    plain function.
     """
 
     def __init__(
@@ -2587,113 +3008,341 @@ class Task(Generic[P, R]):
         max_run_time: float | None = None,
         fail_delay: float = 0,
         reject_delay: float = 0,
+        max_fail_delay: float | None = None,
+        max_failures: int | None = None,
+        throws: type[BaseException] | Iterable[type[BaseException]] = (),
     ) -> None:
-        _check("retry", retry, _whole(0))
-        _check("max_run_time", max_run_time, _or_none(_SECONDS))
-        _check("fail_delay", fail_delay, _TTL)
-        _check("reject_delay", reject_delay, _TTL)
+        _check_function(f)
         self.f = f
         self.kuyruk = kuyruk
         self.queue = _check_queue_name(queue)
+        options = {"retry": retry, "max_run_time": max_run_time, "fail_delay": fail_delay}
+        options |= {"reject_delay": reject_delay, "max_fail_delay": max_fail_delay}
+        options |= {"max_failures": max_failures}
+        for name, value in options.items():
+            _check(name, value)
         self.retry = retry
         self.max_run_time = max_run_time or None
         self.fail_delay = fail_delay
         self.reject_delay = reject_delay
-        functools.update_wrapper(self, f)
+        self.max_fail_delay = max_fail_delay
+        self.max_failures = max_failures
+        self.throws = _check_classes(throws)
+        if not fail_delay and (max_fail_delay is not None or max_failures is not None):
+            raise ValueError("max_fail_delay and max_failures have no effect without a fail_delay")
+        if max_fail_delay is not None and max_fail_delay < fail_delay:
+            raise ValueError(f"max_fail_delay takes at least the fail_delay of {fail_delay:g} seconds")
+        for name in functools.WRAPPER_ASSIGNMENTS:
+            with contextlib.suppress(AttributeError):
+                setattr(self, name, getattr(f, name))
+        self.__wrapped__ = f
+        try:
+            self._module, self._problem = _module_of(f), ""
+        except TypeError as error:
+            self._module, self._problem = f.__module__, str(error)
+        # The second is what a task's function is called, so that it can be pickled (`Kuyruk._add`).
+        at_top = f.__qualname__ in (f.__name__, f"{f.__name__}.f")
+        if not self._problem and not (at_top and f.__name__.isidentifier()):
+            self._problem = (
+                f"{f.__qualname__!r} can't be sent: a worker finds a task by its name in its module,"
+                " so it must be a named function at the top level (.apply works for any)"
+            )
+        #: "<module>.<function>", by which workers find it.
+        self.name: str = f"{self._module}.{f.__name__}"
+        for key, value in getattr(f, "__dict__", {}).items():
+            if not hasattr(self, key):  # what decorators leave there must not replace what is ours
+                setattr(self, key, value)
+        if task_init.receivers:
+            task_init.send(kuyruk, task=self)
 
     def __repr__(self) -> str:
-        return f"<Task {self.f.__module__}.{self.f.__qualname__} on {self.queue!r}>"
+        return f"<Task {self.name} on {self.queue!r}>"
 
-    @property
-    def name(self) -> str:
-        """"<module>.<function>", by which workers find it."""
-        return f"{_module_name(self.f)}.{self.f.__name__}"
+    def __reduce__(self) -> str:
+        """Pickle it by its name: a process pool of a task can run `task.apply`, or `task.f`."""
+        return self.f.__name__
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Send a message that makes a worker call the function with these arguments. Raises as `send_to_queue`."""
         self.send_to_queue(args, kwargs)
+
+    @overload
+    def send_to_queue(
+        self,
+        args: Sequence[Any] | None = (),
+        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
+        host: str | None = None,
+        wait_result: None = None,
+        message_ttl: float | None = None,
+        *,
+        delay: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        id: str | None = None,
+    ) -> None: ...
+
+    @overload
+    def send_to_queue(
+        self,
+        args: Sequence[Any] | None = (),
+        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
+        host: str | None = None,
+        *,
+        wait_result: float,
+        message_ttl: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        id: str | None = None,
+    ) -> R: ...
+
+    @overload
+    def send_to_queue(
+        self,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        host: str | None,
+        wait_result: float,
+        message_ttl: float | None = None,
+        *,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        id: str | None = None,
+    ) -> R: ...
+
+    @overload
+    def send_to_queue(
+        self,
+        args: Sequence[Any] | None = (),
+        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
+        host: str | None = None,
+        wait_result: float | None = None,
+        message_ttl: float | None = None,
+        *,
+        delay: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        id: str | None = None,
+    ) -> R | None: ...
 
     @_shielded
     def send_to_queue(
         self,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] = _NO_KWARGS,
+        args: Sequence[Any] | None = (),
+        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
         host: str | None = None,
         wait_result: float | None = None,
         message_ttl: float | None = None,
+        *,
+        delay: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        id: str | None = None,
     ) -> Any:
         """Send a message; with `wait_result`, wait for the result and return it.
 
-        host: sends to "<queue>.<host>"; "localhost" stands for this machine's hostname. wait_result: seconds from now
-        to wait for the reply; None: don't wait. message_ttl: seconds after which the message is dropped, unless a
-        worker has got it. Raises TypeError (arguments that aren't JSON), BrokerError (not confirmed in time, or the
-        connection was lost while waiting), ResultTimeout (no reply in time) and RemoteException (the task raised).
+        host: sends to "<queue>.<host>"; "localhost" stands for this machine's hostname.
+        wait_result: seconds from now to wait for the reply.
+        message_ttl: seconds after which the message is dropped, unless a worker has got it.
+        delay: seconds (up to 49 days) after which the message is in its queue. RabbitMQ keeps it
+            until then, on a queue for this delay. Not with wait_result or message_ttl.
+        priority: from 0 to 255, in a queue that was declared with x-max-priority.
+        headers: a dict; the task finds it in `current_task().headers`.
+        id: the message's, instead of a new one.
+
+        None, and what else is empty (0, ""), means "not given". Raises TypeError (arguments that
+        aren't JSON), ValueError (an option that can't be), BrokerError (not confirmed in time, or
+        the connection was lost while waiting), ResultTimeout (no reply in time) and
+        RemoteException (the task raised).
         """
-        _check("wait_result", wait_result, _or_none(_SECONDS))
-        _check("message_ttl", message_ttl, _or_none(_TTL))
+        wait_result, message_ttl = wait_result or None, message_ttl or None
+        if wait_result is not None:
+            _check("wait_result", wait_result)
+        if message_ttl is not None:
+            _check("message_ttl", message_ttl)
+        if delay and (wait_result or message_ttl):
+            raise ValueError("delay can't be combined with wait_result or message_ttl")
+        subtask = self.subtask(args, kwargs, host, delay=delay, priority=priority, headers=headers, id=id)
         if self.kuyruk.config.EAGER:
-            return self._send_eagerly(args, kwargs, wait_result)
-        message = self._message(args, kwargs, host)
+            return self._send_eagerly(subtask, wait_result)
+        description = self._describe(subtask)
+        message = self._message(subtask, description)
         if message_ttl is not None:
             message.properties["expiration"] = _milliseconds(message_ttl)
         if wait_result is None:
-            return self.kuyruk._publisher.send([message])
-        message.properties.update(reply_to="amq.rabbitmq.reply-to", correlation_id=message.properties["message_id"])
-        return _decode_reply(self.kuyruk._publisher.call(message, wait_result))
+            self.kuyruk._publisher.send([message])
+            return self._notify_sent(description)
+        # An id of its own: two callers may give their messages the same.
+        correlation_id = message.properties["message_id"] if not id else _ids.make()
+        message.properties.update(reply_to="amq.rabbitmq.reply-to", correlation_id=correlation_id)
+        try:
+            reply = self.kuyruk._publisher.call(message, wait_result)
+        except ResultTimeout:
+            self._notify_sent(description)
+            raise
+        self._notify_sent(description)
+        return _decode_reply(reply)
 
     def subtask(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = _NO_KWARGS, host: str | None = None
+        self,
+        args: Sequence[Any] | None = (),
+        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
+        host: str | None = None,
+        *,
+        delay: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        id: str | None = None,
     ) -> SubTask:
-        """The task with its arguments, for `Kuyruk.send_tasks_to_queue`."""
-        return SubTask(self, args, kwargs, host)
+        """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. Options as for
+        `send_to_queue`."""
+        args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
+        return SubTask(self, args, kwargs, host, delay, priority, headers, id)
 
     @_shielded
-    def apply(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def apply(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here, with its retries and its time limit, without the broker.
 
         Returns what it returns, and raises what it raises in the last try.
         """
         with contextlib.closing(_Watch()) if self.max_run_time else contextlib.nullcontext() as watch:
-            return cast(R, Run(self, None, None, False)._call(args, kwargs, watch))
+            return self._run(Run(self, None, None, False), args, kwargs, watch)
+
+    def _run(self, run: Run, args: Any, kwargs: Any, watch: _Watch | None) -> R:
+        """Let a run call the function, with all tries. Sends the signals about the whole of it."""
+        self._notify(task_preapply, args, kwargs)
+        try:
+            result = cast(R, _require_result(self, run._call(args, kwargs, watch)))
+        except Exception as error:
+            self._notify(task_failure, args, kwargs, error)
+            raise
+        else:
+            self._notify(task_success, args, kwargs)
+            return result
+        finally:
+            self._notify(task_postapply, args, kwargs)
+
+    def _notify(self, signal: Signal, args: Any, kwargs: Any, error: BaseException | None = None) -> None:
+        """Send a signal about a run of this task. Costs nothing if nobody receives it."""
+        if signal.receivers:
+            facts = {} if error is None else {"exc_info": (type(error), error, error.__traceback__)}
+            signal.send(self.kuyruk, task=self, args=args, kwargs=kwargs, **facts)
+
+    def _notify_sent(self, description: dict[str, Any]) -> None:
+        if task_postsend.receivers:
+            arguments = {"args": description["args"], "kwargs": description["kwargs"]}
+            task_postsend.send(self.kuyruk, task=self, **arguments, description=description)
 
     def _fits(self, error: BaseException, args: Any, kwargs: Any) -> bool:
-        """Whether the arguments fit the function. Looked at after a TypeError only: it is slow."""
-        import inspect
-
-        if isinstance(error, TypeError):
-            with contextlib.suppress(ValueError):  # a function without a signature, of C
-                try:
-                    inspect.signature(self.f).bind(*args, **kwargs)
-                except TypeError:
-                    return False
+        """Whether the arguments fit the function. A TypeError that was raised in the function, or
+        in what it calls, isn't about its arguments. Looked at after a TypeError only: it is slow."""
+        if not isinstance(error, TypeError):
+            return True
+        codes = [getattr(f, "__code__", None) for f in _functions_in(self.f)]
+        frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+        *outer, inner = [code for code in codes if code is not None] or [None]
+        if inner in frames:
+            return True
+        if frames and frames[-1].co_filename != __file__ and frames[-1] not in outer:
+            return True
+        try:
+            signature = self._signature()
+        except Exception:  # it has none (of C), or one that can't be read
+            return True
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError:
+            return False
         return True
 
-    def _send_eagerly(self, args: Any, kwargs: Any, wait_result: float | None) -> Any:
+    def _signature(self) -> Any:
+        import inspect
+
+        if sys.version_info >= (3, 14):  # annotations aren't evaluated: their names may not exist
+            from annotationlib import Format
+
+            return inspect.signature(self.f, annotation_format=Format.FORWARDREF)
+        return inspect.signature(self.f)
+
+    def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
         """As if sent: what isn't JSON fails, what JSON changes (a tuple, say) is changed."""
-        description = _decode_task(_encode_task("", self.f.__module__, self.f.__name__, args, kwargs))
-        result = self.apply(*cast(Any, description.args), **cast(Any, description.kwargs))
+        _check_options(subtask)
+        body = _encode_description(_describe(self._module, self.f.__name__, subtask.id or None, *subtask[1:3]))
+        description = _decode_task(body)
+        result = cast(AnyTask, self).apply(*description.args, **description.kwargs)
         return None if wait_result is None else _decode_reply(_encode_reply(result, None))
 
-    def _message(self, args: Any, kwargs: Any, host: str | None) -> _Message:
-        """Raises TypeError for what can't be sent, ValueError for a host that makes no queue name."""
-        if not self._can_be_found:
-            raise TypeError(
-                f"{self.f.__qualname__!r} can't be sent: a worker finds a task by its name in its module, so it must"
-                " be a named function at the top level (.apply works for any)"
-            )
-        id = _ids.make()
-        properties = {"content_type": "application/json", "delivery_mode": 2, "message_id": id}
-        properties |= {"timestamp": int(time.time())}
-        queue = self.queue if host is None else _resolve_host(f"{self.queue}.{host}")
-        body = _encode_task(id, _module_name(self.f), self.f.__name__, args, kwargs)
-        return _Message(_check_queue_name(queue), body, properties, self.kuyruk._queue_arguments(queue))
+    def _describe(self, subtask: SubTask) -> dict[str, Any]:
+        """Return the description that is sent. Raises TypeError or ValueError for what can't be."""
+        if self._problem:
+            raise TypeError(self._problem)
+        _check_options(subtask)
+        function, id = self.f.__name__, subtask.id or None
+        description = _describe(self._module, function, id, subtask.args, subtask.kwargs)
+        if task_presend.receivers:  # they may change it
+            arguments = {"args": description["args"], "kwargs": description["kwargs"]}
+            task_presend.send(self.kuyruk, task=self, **arguments, description=description)
+        return description
 
-    @property
-    def _can_be_found(self) -> bool:
-        return self.f.__qualname__ == self.f.__name__ and self.f.__name__.isidentifier()
+    def _message(self, subtask: SubTask, description: dict[str, Any]) -> _Message:
+        """Raises TypeError for what isn't JSON, ValueError for a host that makes no queue name."""
+        properties = {"content_type": "application/json", "delivery_mode": 2}
+        properties |= {"message_id": description["id"], "timestamp": int(time.time())}
+        if subtask.priority:
+            properties["priority"] = subtask.priority
+        if subtask.headers:
+            properties["headers"] = dict(subtask.headers)
+        app, queue = self.kuyruk, _queue_for(self.queue, subtask.host)
+        message = _Message(queue, _encode_description(description), properties, app._queue_arguments(queue))
+        return _put_off(message, subtask.delay, app.config.QUEUE_ARGUMENTS) if subtask.delay else message
+
+
+def _check_classes(throws: Any) -> tuple[type[BaseException], ...]:
+    classes = (throws,) if isinstance(throws, type) else tuple(throws)
+    for each in classes:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise ValueError(f"throws takes exception classes: not {_shown('throws', each)}")
+    return classes
+
+
+def _check_options(subtask: SubTask) -> None:
+    """Raise TypeError or ValueError for options that can't be."""
+    if not any(subtask[3:]):  # as most are sent
+        return
+    for name in ("host", "delay", "priority", "headers", "id"):
+        if getattr(subtask, name):
+            _check(name, getattr(subtask, name))
+    if subtask.headers:
+        _check_headers(subtask.headers)
+    _queue_for(subtask.task.queue, subtask.host)
+
+
+def _queue_for(queue: str, host: str | None) -> str:
+    return _check_queue_name(_resolve_host(f"{queue}.{host}")) if host else queue
 
 
 AnyTask = Task[..., Any]
+
+
+def _notify_worker(signal: Signal, worker: Worker) -> None:
+    """Send worker_init, worker_start or worker_shutdown."""
+    if signal.receivers:
+        signal.send(worker.app, worker=worker)
+
+
+def _notify_failure(
+    worker: Worker, queue: str, description: _Description | None, task: AnyTask | None, error: BaseException
+) -> None:
+    """Send worker_failure. None: the message couldn't be decoded; its task wasn't found.
+
+    To be called before the failure is logged: Sentry drops what it is told of one exception again.
+    """
+    if worker_failure.receivers:
+        facts: dict[str, Any] = {"description": {}, "exc_info": (type(error), error, error.__traceback__)}
+        if description is not None:
+            facts["description"] = description.whole  # receivers may add to it
+            if task is not None:
+                facts |= {"task": task, "args": description.args, "kwargs": description.kwargs}
+        worker_failure.send(worker.app, worker=worker, queue=queue, **facts)
 
 
 # --- Failed messages ---------------------------------------------------------
@@ -2832,15 +3481,6 @@ def _plain(value: Any) -> str | None:
         return f"<no text: str() raised {type(error).__name__}>"
 
 
-def _undropped(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A queue's, so that RabbitMQ drops no message because its connection was lost too often."""
-    return {"x-delivery-limit": DELIVERY_LIMIT, **arguments} if _is_quorum(arguments) else arguments
-
-
-def _is_quorum(arguments: Mapping[str, Any]) -> bool:
-    return arguments.get("x-queue-type") == "quorum"
-
-
 #: What a forwarded message doesn't take along. Properties: its time to live was for its queue, the
 #: broker checks the user against ours, the last is reserved. Headers: CC and BCC would send copies.
 _LEFT_BEHIND = ("expiration", "user_id", "cluster_id")
@@ -2916,7 +3556,8 @@ class Kuyruk:
         self.packages: set[str] = set()
         self._tasks: dict[str, Task[..., Any]] = {}
         self._queues: dict[str, None] = {}
-        self._has_long_tasks = False
+        #: By queue: seconds that its longest task may run, with all its tries.
+        self._longest: dict[str, float] = {}
         self._publisher = _Publisher(self.config)
         # When this is collected, or the interpreter exits. The publisher doesn't refer to this.
         weakref.finalize(self, self._publisher.close)
@@ -2943,42 +3584,84 @@ class Kuyruk:
         max_run_time: float | None = None,
         fail_delay: float = 0,
         reject_delay: float = 0,
+        max_fail_delay: float | None = None,
+        max_failures: int | None = None,
+        throws: type[BaseException] | Iterable[type[BaseException]] = (),
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
     def task(self, queue: Any = "kuyruk", **options: Any) -> Any:
-        """Decorate a function into a `Task`: `@app.task` or `@app.task(queue="x", retry=2)`, with Task's options."""
+        """Decorate a function into a `Task`: `@app.task` or `@app.task(queue="x", retry=2)`, with Task's options.
+
+        Raises as `Task`, and ValueError if another function is a task of that name already.
+        """
 
         def decorate(f: Callable[P, R]) -> Task[P, R]:
             task = Task(f, self, "kuyruk" if callable(queue) else queue, **options)
+            if not task._problem:
+                self._add(task)
             self._queues[task.queue] = None
-            self._has_long_tasks |= (task.retry + 1) * (task.max_run_time or 0) > CONSUMER_TIMEOUT / 4
-            with contextlib.suppress(TypeError):  # of an interactive session: it can't be sent either
-                if task._can_be_found:
-                    self._tasks[task.name] = task
-                    self.packages.add(task.name.partition(".")[0])
             return task
 
         return decorate(queue) if callable(queue) else decorate
+
+    def remote(self, name: str, queue: str = "kuyruk") -> AnyTask:
+        """Return a task by its name ("pkg.tasks.add"), for a program that doesn't have its code:
+        it can be sent. Raises ValueError for what is no such name."""
+        module, _, function = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+        parts = [*module.split("."), function]
+        if not all(map(str.isidentifier, parts)) or module in _MAIN or len(name) > MAX_TASK_NAME:
+            raise ValueError(f"a task's name is '<module>.<function>': not {_shown('name', name)}")
+
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            raise TypeError(f"task {name} can't run here: Kuyruk.remote makes it without its code")
+
+        stand_in.__module__, stand_in.__name__, stand_in.__qualname__ = module, function, function
+        return Task(stand_in, self, queue)
+
+    def _add(self, task: AnyTask) -> None:
+        """Make a task known to workers. Raises ValueError if its name is another function's."""
+        f, other = task.f, self._tasks.get(task.name)
+        if other is not None and not _is_same(other.f, f):
+            places = ["{}:{}".format(*_place_of(each)) for each in (other.f, f)]
+            raise ValueError(
+                f"two functions are a task called {task.name}, at {places[0]} and at {places[1]}: a"
+                " worker finds a task by its name, so give them two"
+            )
+        self._tasks[task.name] = task
+        self.packages.add(task.name.partition(".")[0])
+        limit = (task.retry + 1) * (task.max_run_time or math.inf)
+        self._longest[task.queue] = max(limit, self._longest.get(task.queue, 0))
+        # Where the name is the task's, pickle finds the function as its attribute.
+        named = getattr(sys.modules.get(f.__module__), f.__name__, None)
+        if isinstance(f, types.FunctionType) and named is not f:
+            f.__qualname__ = f"{f.__name__}.f"
 
     @_shielded
     def send_tasks_to_queue(self, subtasks: Iterable[SubTask]) -> None:
         """Send many in one go; returns when the broker has confirmed all.
 
-        Raises TypeError before anything is sent; BrokerError, whose `unconfirmed` lists the subtasks that aren't
-        known to have arrived.
+        Raises TypeError or ValueError before anything is sent; BrokerError, whose `unconfirmed`
+        lists the subtasks that aren't known to have arrived.
         """
         subtasks = list(subtasks)
         if self.config.EAGER:
             for subtask in subtasks:
-                subtask.task._send_eagerly(subtask.args, subtask.kwargs, None)
+                subtask.task._send_eagerly(subtask, None)
             return
-        messages = [s.task._message(s.args, s.kwargs, s.host) for s in subtasks]
+        descriptions = [subtask.task._describe(subtask) for subtask in subtasks]
+        messages = [s.task._message(s, d) for s, d in zip(subtasks, descriptions, strict=True)]
+        unconfirmed = set(map(id, messages))
         try:
             self._publisher.send(messages)
+            unconfirmed = set()
         except BrokerError as error:
-            origin = {id(message): subtask for message, subtask in zip(messages, subtasks, strict=True)}
-            error.unconfirmed = [origin[id(message)] for message in error.unconfirmed]
+            unconfirmed = set(map(id, error.unconfirmed))
+            error.unconfirmed = [s for s, m in zip(subtasks, messages, strict=True) if id(m) in unconfirmed]
             raise
+        finally:
+            for subtask, message, description in zip(subtasks, messages, descriptions, strict=True):
+                if id(message) not in unconfirmed:
+                    subtask.task._notify_sent(description)
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -2995,8 +3678,23 @@ class Kuyruk:
         with self.connection() as connection, connection.channel() as channel:
             yield channel
 
-    def worker(self, queues: Iterable[str] | None = None, **options: Any) -> Worker:
-        """A `Worker` for this application, with the worker's options."""
+    def worker(
+        self,
+        queues: Iterable[str] | None = None,
+        *,
+        threads: int | None = None,
+        prefetch: int | None = None,
+        max_load: float | None = None,
+        max_run_time: float | None = None,
+        grace: float | None = None,
+        shutdown_timeout: float | None = None,
+        reconnect_interval: float | None = None,
+        priority: int | None = None,
+        max_crashes: int | None = None,
+    ) -> Worker:
+        """Return a `Worker` for this application. None: the value of the configuration's
+        `WORKER_` key."""
+        options = {name: value for name, value in locals().items() if name not in ("self", "queues")}
         return Worker(self, queues, **options)
 
     def failed_messages(self, queue: str) -> Generator[FailedMessage, None, None]:
@@ -3032,20 +3730,22 @@ class Kuyruk:
         return stats
 
     def _queue_arguments(self, queue: str) -> dict[str, Any]:
-        """With which it is declared if it is missing. If its tasks may take long, but not for ever, RabbitMQ is told
-        (from 3.12 on; earlier ones ignore that) how long to wait for their acknowledgements."""
+        """Return the arguments with which a queue is declared if it is missing. If its tasks may
+        take long, but not for ever, RabbitMQ is told how long to wait for their acknowledgements
+        (from 3.12 on; earlier ones ignore that)."""
         arguments = _undropped(self.config.QUEUE_ARGUMENTS)
-        if not self._has_long_tasks:
-            return arguments
-        tasks = [task for task in self._tasks.values() if queue == task.queue or queue.startswith(f"{task.queue}.")]
-        limits = [(task.retry + 1) * (task.max_run_time or math.inf) for task in tasks]
-        longest = 2 * (max(limits, default=0) + self.config.WORKER_GRACE)  # it may wait for another to end before
+        longest = self._longest.get(queue, 0)
+        while "." in queue:  # it may be a task's queue of a host
+            queue = queue.rpartition(".")[0]
+            longest = max(longest, self._longest.get(queue, 0))
+        longest = 2 * (longest + self.config.WORKER_GRACE)  # it may wait for another to end before
         if not CONSUMER_TIMEOUT < longest < MAX_TTL / 1000:
             return arguments
         return {"x-consumer-timeout": int(_milliseconds(longest)), **arguments}
 
     def _find_task(self, module: str, function: str) -> AnyTask:
-        """The task that a message names. Raises InvalidMessage."""
+        """Return the task that a message names. Raises InvalidMessage. What this costs doesn't
+        depend on how many tasks there are: anybody who can send can make a worker do it."""
         name = f"{module}.{function}"
         if len(name) > MAX_TASK_NAME:
             raise InvalidMessage(f"no task's name has {len(name)} characters: {name[:100]!r}...")
@@ -3053,12 +3753,14 @@ class Kuyruk:
             if module.partition(".")[0] not in self.packages:
                 known = ", ".join(sorted(self.packages)) or "it has none"
                 raise InvalidMessage(f"no task {name!r}, and {module!r} is in no package of this worker ({known})")
+            if module.rpartition(".")[2] == "__main__" and module not in sys.modules:
+                raise InvalidMessage(f"no task {name!r}: {module!r} is a program, which isn't run for a message")
             try:
                 importlib.import_module(module)
             except BaseException as error:
                 raise InvalidMessage(f"can't import the module of task {name!r}: {error!r}") from error
         if name not in self._tasks:
-            raise InvalidMessage(f"module {module!r} has no task {function!r}{_did_you_mean(name, self._tasks)}")
+            raise InvalidMessage(f"module {module!r} has no task {function!r}")
         return self._tasks[name]
 
 
@@ -3125,32 +3827,10 @@ def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any
     }
 
 
-def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """The arguments of a queue that is derived from one with these: of the same type."""
-    inherited = {k: v for k, v in arguments.items() if k == "x-queue-type"}
-    return _undropped(inherited | {k.replace("_", "-"): v for k, v in more.items()})
-
-
 def _delayed(delivery: _Delivery, delay: float, headers: dict[str, Any], arguments: Mapping[str, Any]) -> _Message:
-    """The delivery's message, for a queue that passes it on to its own queue after `delay` seconds.
-
-    A queue for each distinct delay, because the broker only looks at the head of a queue for
-    what has expired. It vanishes when unused; a declaration that is younger than
-    DELAY_QUEUE_RENEWAL leaves what is published far more time than it needs.
-    """
-    ttl = int(_milliseconds(delay))
-    # What expires while the target of a quorum queue has no leader would be lost otherwise.
-    safe = {"x_dead_letter_strategy": "at-least-once", "x_overflow": "reject-publish"}
-    derived = _derived(
-        arguments,
-        **(safe if _is_quorum(arguments) else {}),
-        x_message_ttl=ttl,
-        x_expires=min(ttl + math.ceil(DELAY_QUEUE_LEASE * 1000), MAX_TTL),
-        x_dead_letter_exchange="",
-        x_dead_letter_routing_key=delivery.queue,
-    )
-    message = _forwarded(delivery, f"{delivery.queue}.delay.{ttl}", headers, derived)
-    return message._replace(renewal=DELAY_QUEUE_RENEWAL)
+    """Return the delivery's message, for a queue that passes it on to its own queue after `delay` seconds."""
+    message = _forwarded(delivery, delivery.queue, headers, _undropped(dict(arguments)))
+    return _put_off(message, delay, arguments)
 
 
 # --- Worker ------------------------------------------------------------------
@@ -3350,7 +4030,7 @@ class Journal:
 
 _WORKER_OPTIONS = tuple(
     key.removeprefix("WORKER_").lower()
-    for key in _KINDS
+    for key in _RULES
     if key.startswith("WORKER_") and key not in ("WORKER_PROCESSES", "WORKER_LOGGING_LEVEL")
 )
 _TALLIES = ("received", "succeeded", "failed", "timed_out", "rejected", "discarded", "requeued", "lost")
@@ -3928,7 +4608,7 @@ class Worker:
         needs, or that waits for it already.
         """
         if timeout not in (None, math.inf):
-            _check("timeout", timeout, _SECONDS)
+            _check("timeout", timeout)
         timeout = self._config.WORKER_SHUTDOWN_TIMEOUT if timeout is None else timeout
         if timeout is not None:
             self._interrupt_at = min(self._interrupt_at, time.monotonic() + timeout)

@@ -64,7 +64,8 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, NoReturn
 
-    from kuyruk import FailedMessage, Kuyruk, Worker
+    # In a vendored copy it is another module.
+    from kuyruk import FailedMessage, Kuyruk, Worker  # type: ignore[import-not-found, unused-ignore]
 
 logger = logging.getLogger("kuyruk")
 
@@ -1228,7 +1229,8 @@ def _be_worker(
     signals.guard_forks()
     if pipe is not None and journal is not None:
         journal.pipe = pipe
-        worker.journal = journal  # type: ignore[assignment]  # it is one, though the library wasn't there to say so
+        # It is a Journal, though the library wasn't there to say so.
+        worker.journal = journal  # type: ignore[assignment, unused-ignore]
         pipe.send("loaded", settings | {"RABBIT_HEARTBEAT": worker.app.config.RABBIT_HEARTBEAT})
     signals.code = code = _Process(worker, signals, pipe, journal, args.max_memory).run()
     if journal is not None:

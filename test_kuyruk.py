@@ -22,6 +22,7 @@ import contextlib
 import datetime
 import errno
 import faulthandler
+import functools
 import gc
 import importlib
 import io
@@ -51,6 +52,8 @@ import types
 import urllib.parse
 import urllib.request
 import uuid
+import weakref
+import zipfile
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
@@ -64,7 +67,7 @@ from pamqp.body import ContentBody
 
 import kuyruk
 import kuyruk_worker
-from tools import failover, fuzz
+from tools import failover, fuzz, make_stubs
 from tools.rabbitmq_node import RabbitmqCluster, RabbitmqNode
 from tools.tcp_proxy import TcpProxy
 
@@ -538,6 +541,248 @@ def test_exceptions_carry_what_happened():
     assert kuyruk.BrokerError("away").unconfirmed == [] and issubclass(kuyruk.BrokerError, kuyruk.KuyrukError)
 
 
+def test_an_uncaught_remote_exception_shows_the_workers_traceback():
+    error = kuyruk.RemoteException("builtins.ValueError", "bad", "Traceback...\n  in the worker's line 5")
+    for each in (error, pickle.loads(pickle.dumps(error))):
+        assert "in the worker's line 5" in "".join(traceback.format_exception(each))
+    assert "None" not in "".join(traceback.format_exception(kuyruk.RemoteException("a.B", "bad", None)))
+
+
+def test_a_rejection_carries_its_delay():
+    for error, delay in ((kuyruk.Reject(), None), (kuyruk.Reject("no", delay=30), 30), (kuyruk.Reject(delay=0), 0)):
+        assert error.delay == pickle.loads(pickle.dumps(error)).delay == delay
+    for wrong in (-1, "5", NAN, 2**32):
+        with pytest.raises(ValueError, match="delay"):
+            kuyruk.Reject(delay=wrong)
+
+
+# --- Signals -----------------------------------------------------------------
+
+#: The 14, each with the keyword arguments that it is sent with, but for those of `RUN`.
+RUN = ["task", "args", "kwargs"]
+SIGNALS = {
+    "task_init": [], "task_presend": ["description"], "task_postsend": ["description"], "task_preapply": [],
+    "task_postapply": [], "task_prerun": [], "task_postrun": [], "task_success": [], "task_error": ["exc_info"],
+    "task_failure": ["exc_info"], "worker_init": [], "worker_start": [], "worker_shutdown": [], "worker_failure": [],
+}  # fmt: skip
+
+
+@pytest.fixture
+def heard():
+    """heard(name...) connects to these signals; what is sent is in its list: name, sender, keyword arguments."""
+    sent, connected = [], []
+
+    def hear(*names, sender=None):
+        for name in names:
+            signal = getattr(kuyruk.signals, name)
+            f = signal.connect(lambda sender, name=name, **kwargs: sent.append((name, sender, kwargs)), sender)
+            connected.append((signal, f))
+        return sent
+
+    yield hear
+    for each, f in connected:
+        each.disconnect(f)
+    assert not any(getattr(kuyruk.signals, name).receivers for name in SIGNALS)
+
+
+@pytest.mark.parametrize("name", ["kuyruk", "pkg.kuyruk"])
+def test_signals_are_imported_as_from_a_module_and_in_a_vendored_copy(name, tmp_path):
+    make_package(tmp_path, "pkg")
+    shutil.copy(kuyruk.__file__, tmp_path / "pkg")
+    code = (
+        f"from {name}.signals import task_prerun; from {name} import signals; import {name}.signals, {name}, sys\n"
+        f"assert signals.task_prerun is task_prerun is {name}.signals.task_prerun\n"
+        "print(*sorted(n for n in vars(signals) if n[0] != '_'), 'kuyruk' in sys.modules, signals.__name__)"
+    )
+    names = " ".join(sorted(["Signal", *SIGNALS]))
+    assert run_python("-c", code, cwd=tmp_path) == f"{names} {name == 'kuyruk'} {name}.signals\n"
+
+
+def test_a_receiver_is_called_for_its_sender_until_it_is_disconnected(offline):
+    signal, other, seen = kuyruk.signals.Signal("s"), kuyruk.Kuyruk(), []
+
+    def everybodys(sender, **kwargs):
+        seen.append((sender, kwargs))
+        return 1
+
+    @signal.connect_via(offline)
+    def ours(sender, number, **kwargs):
+        seen.append(number)
+        return 2
+
+    assert signal.connect(everybodys) is everybodys and signal.connect(everybodys) is everybodys  # once
+    assert signal.send(offline, number=5) == [(ours, 2), (everybodys, 1)]
+    assert signal.send(other, number=6) == signal.send(number=6) == [(everybodys, 1)]
+    assert seen == [5, (offline, {"number": 5}), (other, {"number": 6}), (None, {"number": 6})]
+    signal.connect(everybodys, sender=other)
+    signal.disconnect(ours, other)
+    signal.disconnect(everybodys, other)
+    signal.disconnect(print)
+    assert signal.send(other, number=7) == [(everybodys, 1)]
+    signal.disconnect(everybodys)
+    assert signal.send(other, number=8) == [] and signal.send(offline, number=8) == [(ours, 2)]
+    signal.disconnect(ours)
+    assert signal.receivers == () and signal.send(offline, number=9) == []
+
+
+def test_a_weak_receiver_is_called_as_long_as_it_exists():
+    class Extension:
+        def receive(self, sender, **kwargs):
+            return "heard"
+
+    signal, weak, strong = kuyruk.signals.Signal("s"), Extension(), Extension()
+    signal.connect(weak.receive, weak=True)
+    signal.connect(strong.receive)
+    assert [answer for _, answer in signal.send()] == ["heard", "heard"]
+    del weak, strong
+    gc.collect()
+    assert len(signal.send()) == 1
+
+
+def test_a_signal_does_not_keep_an_application_alive():
+    app = kuyruk.Kuyruk()
+    kept = weakref.ref(app)
+    with contextlib.ExitStack() as stack:
+        f = kuyruk.signals.task_init.connect(print, sender=app)
+        stack.callback(kuyruk.signals.task_init.disconnect, f)
+        del app
+        gc.collect()
+        assert kept() is None
+
+
+@pytest.mark.parametrize("receiver", [5, None, "x"])
+def test_a_receiver_is_a_plain_function(receiver):
+    async def later(sender, **kwargs):
+        pass
+
+    for wrong in (receiver, later):
+        with pytest.raises(TypeError, match="plain function"):
+            kuyruk.signals.task_prerun.connect(wrong)
+
+
+def test_a_receiver_that_raises_is_logged_and_changes_nothing(offline, heard, caplog):
+    def fail(sender, **kwargs):
+        raise ValueError("oops")
+
+    signal = kuyruk.signals.task_success
+    signal.connect(fail)
+    sent = heard("task_success")
+    try:
+        assert offline.task(echo).apply(5) == 5
+    finally:
+        signal.disconnect(fail)
+    assert "task_success" in caplog.text and "oops" in caplog.text and len(sent) == 1
+
+
+@pytest.mark.parametrize("error", [SystemExit, kuyruk.HeartbeatError, KeyboardInterrupt])
+def test_what_is_no_exception_is_the_programs_in_the_main_thread_only(error, caplog):
+    def fail(sender, **kwargs):
+        raise error
+
+    signal = kuyruk.signals.Signal("s")
+    signal.connect(fail)
+    with pytest.raises(error):
+        signal.send()
+    assert background(signal.send).result(PATIENCE) == [] and "the signal s has raised" in caplog.text
+
+
+def test_a_log_that_raises_does_not_stop_a_signal(monkeypatch):
+    signal = kuyruk.signals.Signal("s")
+    signal.connect(lambda sender: 1 / 0)
+    signal.connect(lambda sender: 5)
+    monkeypatch.setattr(kuyruk.logger, "exception", lambda *args: 1 / 0)
+    assert [answer for _, answer in signal.send()] == [5]
+
+
+def test_the_signals_of_a_run(offline, heard):
+    names = [name for name in SIGNALS if name.startswith("task_")]
+    sent = heard(*names, sender=offline)
+    task, failing = offline.task(echo), offline.task(lambda a: 1 / 0)
+    assert task.apply(1, 2) == 1
+    with pytest.raises(ZeroDivisionError):
+        failing.apply(a=3)
+    kuyruk.Kuyruk().task(echo).apply(7)  # another sender
+    offline.config.EAGER = True
+    task(4)
+    seen = [(name, {key: kwargs[key] for key in kwargs if key != "exc_info"}) for name, _, kwargs in sent]
+    about = {"task": task, "args": (1, 2), "kwargs": {}}
+    assert [each for each in seen if each[0] == "task_init"] == [
+        ("task_init", {"task": task}), ("task_init", {"task": failing})
+    ]  # fmt: skip
+    whole = ("task_preapply", "task_success", "task_failure", "task_postapply")
+    runs = [each for each in seen if each[0] in whole]
+    assert runs[:3] == [("task_preapply", about), ("task_success", about), ("task_postapply", about)]
+    about = {"task": failing, "args": (), "kwargs": {"a": 3}}
+    assert runs[3:6] == [("task_preapply", about), ("task_failure", about), ("task_postapply", about)]
+    assert [name for name, _ in runs[6:]] == ["task_preapply", "task_success", "task_postapply"]
+    assert all(sender is offline for _, sender, _ in sent)
+    assert not [name for name, _ in seen if name.endswith("send")]  # nothing is sent in EAGER
+    kind, error, tb = next(kwargs["exc_info"] for name, _, kwargs in sent if name == "task_failure")
+    assert kind is ZeroDivisionError and type(error) is kind and tb is not None
+
+
+def test_a_receiver_may_add_to_what_is_sent(app, queue, broker, heard):
+    def add_trace(sender, task, args, kwargs, description):
+        assert (sender, task.f, args, kwargs) == (app, echo, (1,), {"a": 2})
+        description["trace"] = "x"
+        kwargs["b"] = 3
+
+    task, sent = app.task(queue)(echo), heard("task_postsend", sender=app)
+    kuyruk.signals.task_presend.connect(add_trace, sender=app)
+    try:
+        task.send_to_queue((1,), {"a": 2})
+        app.send_tasks_to_queue([task.subtask((1,), {"a": 2})])
+        with pytest.raises(kuyruk.ResultTimeout):
+            task.send_to_queue((1,), {"a": 2}, wait_result=0.1)
+    finally:
+        kuyruk.signals.task_presend.disconnect(add_trace)
+    bodies = [json.loads(broker.take(queue).body) for _ in range(3)]
+    assert [(body["trace"], body["kwargs"]) for body in bodies] == [("x", {"a": 2, "b": 3})] * 3
+    assert [kwargs["description"]["id"] for _, _, kwargs in sent] == [body["id"] for body in bodies]
+    assert all(kwargs.keys() == {*RUN, "description"} for _, _, kwargs in sent)
+
+
+@pytest.mark.parametrize("what", ["raises", "no JSON"])
+def test_a_receiver_can_prevent_a_send(what, offline, heard):
+    def prevent(sender, description, **kwargs):
+        if what == "raises":
+            raise PermissionError("not you")
+        description["bad"] = object()
+
+    task, sent = offline.task(echo), heard("task_postsend")
+    kuyruk.signals.task_presend.connect(prevent)
+    try:
+        for send in (task, lambda: offline.send_tasks_to_queue([task.subtask()])):
+            with pytest.raises(PermissionError if what == "raises" else TypeError):
+                send()
+    finally:
+        kuyruk.signals.task_presend.disconnect(prevent)
+    assert not sent and not threads_of_ours()
+
+
+def test_what_was_not_sent_is_not_announced(offline, heard):
+    sent = heard("task_postsend")
+    for send in (offline.task(echo), lambda: offline.send_tasks_to_queue([offline.task(echo).subtask()])):
+        with pytest.raises(kuyruk.BrokerError):
+            send()
+    assert not sent
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_failure_is_announced_as_kuyruk_sentry_takes_it(found, offline, heard):
+    sent, worker, error = heard("worker_failure", sender=offline), types.SimpleNamespace(app=offline), ValueError("x")
+    description = kuyruk._decode_task(b'{"module": "m", "function": "f", "args": [1], "kwargs": {}, "x": 5}')
+    task = offline.task(echo)
+    kuyruk._notify_failure(worker, "q", description, task if found else None, error)
+    ((_, sender, kwargs),) = sent
+    assert sender is offline and kwargs["description"]["x"] == 5 and kwargs["exc_info"][:2] == (ValueError, error)
+    assert (kwargs["worker"], kwargs["queue"]) == (worker, "q")
+    about = {"task": task, "args": [1], "kwargs": {}} if found else {}
+    assert {key: kwargs[key] for key in RUN if key in kwargs} == about
+    kuyruk._notify_failure(worker, "q", None, None, error)
+    sent[-1][2]["description"]["sentry_id"] = "x"  # as it does
+
+
 # --- Config ------------------------------------------------------------------
 
 NAN, INF = float("nan"), float("inf")
@@ -555,7 +800,7 @@ KEYS = {
     "RABBIT_VIRTUAL_HOST": ("/", *TEXT),
     "RABBIT_URL": (None, ["amqp://a", "amqps://u:p@a:1,b/v"], [5, "", "http://a", "a:1", "amqp://a:x/", "amqp://?a"]),
     "RABBIT_SSL": (False, *FLAG),
-    "RABBIT_SSL_OPTIONS": ({}, *TABLE),
+    "RABBIT_SSL_OPTIONS": ({}, [{}, {"cafile": "x"}], [{"ca_file": "x"}, {"verify_mode": "on"}, *TABLE[1]]),
     "RABBIT_HEARTBEAT": (60, [0, 1, 65535], [-1, 65536, 1.5, "5", None]),
     "RABBIT_CONNECT_TIMEOUT": (5, [0.1, 5], [0, None, *NO_SECONDS]),
     "RABBIT_PUBLISH_TIMEOUT": (10, [0.1, 5], [0, None, *NO_SECONDS]),
@@ -601,7 +846,7 @@ def test_a_key_refuses(key, value):
     assert getattr(config, key) == DEFAULTS[key]
 
 
-@pytest.mark.parametrize("key", ["RABBIT_HOSTS", "rabbit_host", "X", "from_dict", "__class__"])
+@pytest.mark.parametrize("key", ["RABBIT_HOSTS", "rabbit_host", "from_dict", "__class__", "EAGERR", "x"])
 def test_an_unknown_key_is_an_error(key):
     with pytest.raises(ValueError, match=key):
         kuyruk.Config().from_dict({key: "x"})
@@ -708,7 +953,7 @@ def test_a_secret_is_in_no_error(load, key, value):
 def test_a_secret_is_in_no_repr_and_no_log(make_app, caplog):
     caplog.set_level(logging.DEBUG)
     app = make_app("amqp://user:hunter2@127.0.0.1:1/", RABBIT_PASSWORD="hunter2", RABBIT_PUBLISH_TIMEOUT=0.2)
-    app.config.RABBIT_SSL_OPTIONS = {"password": "hunter2"}
+    app.config.RABBIT_SSL_OPTIONS = {"keyfile": "hunter2"}
     with pytest.raises(kuyruk.BrokerError) as info:
         app.task(echo)()
     seen = [repr(app.config), repr(app), "".join(traceback.format_exception(info.value)), caplog.text]
@@ -754,6 +999,90 @@ def test_an_app_takes_only_a_config():
         kuyruk.Kuyruk({"RABBIT_HOST": "a"})
     app = kuyruk.Kuyruk()
     assert app.config.RABBIT_HOST == "localhost" and app.extensions == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"rabbit_host": "x"}, "did you mean 'RABBIT_HOST'"), ({"Eager": True}, "did you mean 'EAGER'"),
+        ({"WORKER_THREAD": 5}, "did you mean 'WORKER_THREADS'"), ({"RABIT_URL": 5}, "did you mean 'RABBIT_URL'"),
+        ({"RABBIT_HOST": "amqp://a/"}, "belongs into RABBIT_URL"), ({"RABBIT_HOST": "a:b"}, "a port is a number"),
+        ({"RABBIT_SSL_OPTIONS": {"ca_file": "x"}}, "'ca_file' is none of ca_certs, cafile"),
+        ({"RABBIT_SSL_OPTIONS": {"verify_mode": "requird"}}, "verify_mode is 'required'"),
+        ({"WORKER_LOGGING_LEVEL": "loud"}, "there are .*WARNING"), ({"RABBIT_PORT": 70000}, "to 65535: not 70000"),
+        ({"RABBIT_CONNECT_TIMEOUT": 0}, "0.001 or more: not 0"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_error_of_the_configuration_says_what_to_do(values, says):
+    with pytest.raises(ValueError, match=says):
+        kuyruk.Config().from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://u:PW@h/", "begins with amqp"), ("u:PW@h", "begins with amqp"), ("amqp:u:PW@h", "begins with amqp"),
+        ("amqp://u:PW@h:0/", "a port is"), ("amqp://u:PW@h:x/", "a port is"), ("amqp://u:PW@h h/", "a host is"),
+        ("amqp://u:PW", "a port is"), ("amqp://u:12/PW@h/", "written as %2F"), ("amqp://u:12/34@h/", "written as %2F"),
+        ("amqp://u:P/W@h/v", "written as %2F"), ("amqp://u:PW?x@h/", "written as %3F"), ("amqp://u:P#W@h/", "as %23"),
+        ("amqp://u:PW@h/v?heartbeat=5", "keys here"), ("amqp://u:P[W@h/", "written as %5B"), ("amqp://u:PW@h/?", "%3F"),
+    ],
+)  # fmt: skip
+def test_a_bad_url_says_what_is_wrong_with_it_and_nothing_of_the_password(url, says):
+    with pytest.raises(ValueError, match="RABBIT_URL takes") as info:
+        kuyruk.Config().from_dict({"RABBIT_URL": url})
+    assert says in str(info.value)
+    shown = "".join(traceback.format_exception(info.value)).split("ValueError: ", 1)[1]
+    assert not re.search("PW|12|34|u:", shown)
+
+
+@pytest.mark.parametrize("load", LOADERS, indirect=True)
+@pytest.mark.parametrize("key", ["MANAGER_HOST", "SENTRY_DSN", "X", "RABBIT_READ_TIMEOUT", "WORKER_NAME"])
+def test_an_extensions_key_is_kept(load, key):
+    config = load({key: "hunter2", "EAGER": True})
+    assert getattr(config, key) == "hunter2" and "hunter2" not in repr(config)
+    assert not hasattr(kuyruk.Config(), key)
+
+
+def test_what_kubernetes_sets_for_a_service_is_ignored(monkeypatch):
+    services = {
+        "SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "80", "SERVICE_PORT_HTTP": "80", "PORT": "tcp://10.0.0.1:80",
+        "PORT_80_TCP": "tcp://10.0.0.1:80", "PORT_80_TCP_PROTO": "tcp", "PORT_80_TCP_ADDR": "10.0.0.1",
+        "RABBIT_PORT": "tcp://10.0.0.1:5672", "RABBIT_SERVICE_HOST": "10.0.0.1", "RABBIT_PORT_5672_TCP_PORT": "5672",
+        "WEB_PORT_53_UDP": "udp://10.0.0.1:53", "RABBIT_SERVICE_PORT": "5672",
+    }  # fmt: skip
+    for key, text in services.items():
+        monkeypatch.setenv(f"KUYRUK_{key}", text)
+    monkeypatch.setenv("KUYRUK_RABBIT_HOST", "rabbit")
+    config = kuyruk.Config()
+    config.from_env_vars()
+    assert vars(config) == {**vars(kuyruk.Config()), "RABBIT_HOST": "rabbit"}
+    monkeypatch.setenv("KUYRUK_RABBIT_PORT", "fast")
+    with pytest.raises(ValueError, match="RABBIT_PORT"):
+        config.from_env_vars()
+
+
+@pytest.mark.parametrize("text", ["info", "Info", "INFO"])
+def test_a_logging_level_may_be_written_in_small_letters(text):
+    config = kuyruk.Config()
+    config.WORKER_LOGGING_LEVEL = text
+    assert config.WORKER_LOGGING_LEVEL == "INFO"
+
+
+@pytest.mark.parametrize("key", ["QUEUE_ARGUMENTS", "RABBIT_SSL_OPTIONS"])
+def test_what_is_put_into_a_table_is_for_one_configuration(key):
+    own = type("Own", (kuyruk.Config,), {key: {"a": 1}})
+    for kind, before in ((kuyruk.Config, {}), (own, {"a": 1})) if key == "QUEUE_ARGUMENTS" else ((kuyruk.Config, {}),):
+        config = kind()
+        getattr(config, key)["cafile"] = "x"
+        assert getattr(config, key) == {**before, "cafile": "x"}
+        assert getattr(kind(), key) == getattr(kind, key) == before
+
+
+def test_what_a_subclass_sets_is_checked():
+    with pytest.raises(ValueError, match="WORKER_THREADS"):
+        type("Own", (kuyruk.Config,), {"WORKER_THREADS": "8"})()
 
 
 # --- Importing, and messages before they are sent ----------------------------
@@ -904,6 +1233,326 @@ def test_properties_that_are_cut_short_are_never_read(properties, data):
         kuyruk._decode_properties(cut)
 
 
+async def run_later():
+    ran.append("later")
+
+
+async def yield_later():
+    yield 1
+
+
+def yield_one():
+    ran.append("one")
+    yield 1
+
+
+class CallableObject:
+    def __call__(self):
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (run_later, r"an async function.*asyncio\.run\(run_later"), (yield_one, r"generator function.*list\(yield_one"),
+        (yield_later, "async generator function"), (functools.partial(echo, 1), "write one that calls it"),
+        (CallableObject(), "write one that calls it"), (CallableObject, "write one that calls it"), (5, "function"),
+        (functools.partial(run_later), "write one that calls it"), (types.coroutine(yield_one), "generator function"),
+        (kuyruk.Kuyruk().task(echo), "write one that calls it"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_plain_function_is_refused_where_it_is_decorated(function, says, offline):
+    with pytest.raises(TypeError, match=says):
+        offline.task(queue="q")(function)
+    assert not offline._tasks and not offline._queues
+
+
+@functools.wraps(run_later)
+def forgets_to_wait():
+    return run_later()
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    "function", [forgets_to_wait, lambda: run_later(), lambda: yield_one(), lambda: yield_later()], ids=range(4)
+)
+def test_a_function_that_returns_what_is_yet_to_run_has_failed(function, eager, offline):
+    offline.config.EAGER = eager
+    task = offline.task(function)
+    with pytest.raises(TypeError, match="which hasn't run"):
+        task() if eager else task.apply()
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [("child.py", True), ("-m pkg.child", True), ("app.zip", False), ("folder", False), ("noext", False)],
+)
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_name_leads_to_the_function_or_is_refused(name, runs, method, tmp_path):
+    code = (
+        "import kuyruk, multiprocessing, os\n"
+        "@kuyruk.Kuyruk().task\n"
+        "def f(): pass\n"
+        "def tell():\n"
+        "    try:\n"
+        "        print(f._describe(f.subtask())['module'], flush=True)\n"
+        "    except TypeError as error:\n"
+        "        print('no module' in str(error), flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    tell()\n"
+        f"    process = multiprocessing.get_context({method!r}).Process(target=tell)\n"
+        "    process.start(); process.join()\n"
+    )
+    if not runs:  # their children can't find `tell`
+        code = code.split("    process", maxsplit=1)[0]
+    make_package(tmp_path, "pkg", child=code)
+    make_package(tmp_path, "folder", __main__=code)
+    for path in ("child.py", "noext"):
+        (tmp_path / path).write_text(code)
+    with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
+        archive.writestr("__main__.py", code)
+    module = name.split()[-1].removesuffix(".py")
+    assert run_python(*name.split(), cwd=tmp_path) == (f"{module}\n" * 2 if runs else "True\n")
+
+
+def test_a_profiler_does_not_change_a_tasks_name(tmp_path):
+    (tmp_path / "script.py").write_text("import kuyruk\n@kuyruk.Kuyruk().task\ndef f(): pass\nprint(f.name)\n")
+    out = run_python("-m", "cProfile", "script.py", cwd=tmp_path)
+    assert out.startswith("script.f\n")
+
+
+def make_counter(number, **options):
+    """A factory: each of its functions is called `counter` at the top level."""
+    global counter
+
+    def counter():
+        return number
+
+    counter.__qualname__ = "counter"
+    return counter
+
+
+def test_two_functions_of_one_name_are_refused(offline):
+    def other():
+        pass
+
+    first = make_counter(1)
+    task = offline.task(queue="q")(first)
+    assert offline.task(first).queue == "kuyruk" and task.f is first  # the same, with other options
+    other.__name__ = other.__qualname__ = "counter"
+    for second in (make_counter(2), other):
+        with pytest.raises(ValueError, match=r"a task called test_kuyruk\.counter.*test_kuyruk.py:\d+"):
+            offline.task(second)
+    assert offline._find_task("test_kuyruk", "counter").f is first
+    kuyruk.Kuyruk().task(make_counter(3))  # of another application
+
+
+def test_a_module_may_be_imported_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "import functools, kuyruk\ndef quiet(f):\n    return functools.wraps(f)(lambda *a: f(*a))\n"
+    code += "@kuyruk.apps.task\n@quiet\ndef f(a): return a\n@kuyruk.apps.task\ndef g(): return 2\n"
+    (tmp_path / "again.py").write_text(code)
+    monkeypatch.setattr(kuyruk, "apps", kuyruk.Kuyruk(), raising=False)
+    module = importlib.import_module("again")
+    before = module.f
+    importlib.reload(module)
+    assert module.f is not before and kuyruk.apps._find_task("again", "f") is module.f and module.f.apply(5) == 5
+    (tmp_path / "again.py").write_text(code.replace("def g", "def f"))
+    del sys.modules["again"]
+    importlib.invalidate_caches()
+    with pytest.raises(ValueError, match=r"again\.f"):
+        importlib.import_module("again")
+
+
+def loud(f):
+    f.retry = f.queue = f.apply = f.send_to_queue = f.kuyruk = f.name = "not a task's"
+    f.statistics = {"calls": 0}
+    return f
+
+
+def test_what_a_decorator_leaves_at_the_function_does_not_replace_what_is_the_tasks(offline):
+    task = offline.task(queue="q", retry=2)(loud(lambda a: a))
+    assert (task.retry, task.queue, task.kuyruk, task.apply(3)) == (2, "q", offline, 3)
+    assert task.statistics == {"calls": 0} and task.f.retry == "not a task's" and "lambda" in task.name
+
+
+def has_self(self, args=None, kwargs=None, task=None):
+    return [self, args, kwargs, task]
+
+
+def test_a_parameter_may_have_any_name(offline):
+    offline.config.EAGER = True
+    arguments = {"self": 1, "args": 2, "kwargs": 3, "task": 4}
+    task = offline.task(has_self)
+    assert task.apply(**arguments) == task.send_to_queue((), arguments, wait_result=1) == [1, 2, 3, 4]
+    assert task(**arguments) is None
+
+
+def injects(f):
+    @functools.wraps(f)
+    def wrapper(*args, **kwargs):
+        return f("connection", *args, **kwargs)
+
+    return wrapper
+
+
+def quiet(f):
+    return functools.wraps(f)(lambda *args, **kwargs: f(*args, **kwargs))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "function", "args", "tries"),
+    [
+        (injects, lambda connection, a: play() + 1, (1,), 3), (quiet, lambda a: play(), (1, 2), 1),
+        (lambda f: f, lambda a: play() + 1, (1,), 3), (lambda f: f, lambda a: play(), (), 1),
+        (injects, lambda connection, a: add(a), (1,), 3), (lambda f: f, lambda a: add(a), (1,), 3),
+    ],
+)  # fmt: skip
+def test_a_type_error_of_the_task_itself_is_no_wrong_call(wrap, function, args, tries, offline, caplog):
+    script[:] = ["text"] * 3
+    with pytest.raises(TypeError):
+        offline.task(retry=2)(wrap(function)).apply(*args)
+    assert len(caplog.messages) == tries - 1
+
+
+POOLED = """
+import concurrent.futures, multiprocessing, pickle
+import kuyruk
+app = kuyruk.Kuyruk()
+@app.task
+def double(n): return 2 * n
+def half(n): return n // 2
+halve = app.task(half)
+if __name__ == "__main__":
+    import pooled
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        futures = [pool.submit(f, 4) for f in (pooled.double.f, pooled.double.apply, pooled.halve.f)]
+        print([future.result() for future in futures], pickle.loads(pickle.dumps(pooled.double)) is pooled.double)
+    print(pooled.double.name, pooled.double.__qualname__, pooled.halve.f.__qualname__)
+"""
+
+
+def test_a_process_pool_can_run_a_tasks_function(tmp_path):
+    (tmp_path / "pooled.py").write_text(POOLED)
+    assert run_python("pooled.py", cwd=tmp_path) == "[8, 8, 2] True\npooled.double double half\n"
+
+
+@pytest.mark.parametrize("queue", ["a\nb", "\ud800", "amq.x", "é" * 116, "\r"])
+def test_a_queue_that_rabbitmq_does_not_take_is_refused(queue, offline):
+    with pytest.raises(ValueError, match="queue"):
+        offline.task(queue=queue)(echo)
+    with pytest.raises(ValueError, match="queue"):
+        offline.worker([queue])
+
+
+@pytest.mark.parametrize("queue", ["mails für alle", "%", "*", "(", "a\tb", " ", "x.failed", "é" * 115])
+def test_a_queues_name_may_hold_any_letter(queue, offline):
+    assert offline.task(queue=queue)(echo).queue == queue and offline.worker([queue]).queues == [queue]
+
+
+def test_what_an_unknown_task_costs_does_not_grow_with_the_known(offline, monkeypatch):
+    task = offline.task(echo)
+    known = {f"test_kuyruk.task_number_{n}": task for n in range(50)}
+
+    class Counted(dict):
+        looks = 0
+
+        def __iter__(self):
+            Counted.looks += 1
+            return super().__iter__()
+
+        keys = values = items = __iter__
+
+    monkeypatch.setattr(offline, "_tasks", Counted(known))
+    monkeypatch.setattr(offline, "_longest", Counted({f"q{n}": 5 for n in range(50)}))
+    with pytest.raises(kuyruk.InvalidMessage, match="no task 'ech'"):
+        offline._find_task("test_kuyruk", "ech")
+    offline._queue_arguments("q.host")
+    assert Counted.looks == 0
+
+
+def test_a_message_does_not_run_a_program(offline, tmp_path, monkeypatch):
+    make_package(tmp_path, "program", __main__="raise SystemExit('was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    offline.packages.add("program")
+    with pytest.raises(kuyruk.InvalidMessage, match="is a program"):
+        offline._find_task("program.__main__", "f")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_fail_delay": 5}, {"max_failures": 2}, {"fail_delay": 5, "max_fail_delay": 4}, {"throws": ["ValueError"]},
+        {"fail_delay": 5, "max_fail_delay": 2**32}, {"fail_delay": 5, "max_failures": 0}, {"throws": int},
+        {"fail_delay": 5, "max_failures": 1.5}, {"throws": (ValueError, 5)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_option_that_would_have_no_effect_is_refused(options, offline):
+    with pytest.raises(ValueError, match=list(options)[-1]):
+        offline.task(queue="q", **options)(echo)
+
+
+def test_the_options_for_failures_are_the_tasks(offline):
+    task = offline.task(fail_delay=5, max_fail_delay=60, max_failures=3, throws=ValueError)(echo)
+    assert (task.max_fail_delay, task.max_failures, task.throws) == (60, 3, (ValueError,))
+    assert offline.task(throws=[KeyError, OSError])(echo).throws == (KeyError, OSError)
+    plain = offline.task(echo)
+    assert (plain.max_fail_delay, plain.max_failures, plain.throws) == (None, None, ())
+
+
+@given(first=st.floats(0.001, 1e6), factor=st.floats(1, 1e4), failures=st.integers(1, 10**9), jitter=st.floats(0, 1))
+def test_a_delay_doubles_with_each_failure_up_to_the_most_and_has_two_digits(first, factor, failures, jitter):
+    most = first * factor
+    delay = kuyruk._growing_delay(first, most, failures, jitter)
+    whole = min(first * 2.0 ** min(failures - 1, 60), most)
+    assert first <= delay * (1 + 1e-9) and 0.75 * whole <= delay * (1 + 1e-9) and delay <= min(1.2 * whole, most)
+    assert delay == most or float(f"{delay:.1e}") == pytest.approx(delay, rel=1e-9)
+    assert kuyruk._growing_delay(first, None, failures, jitter) == first
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"delay": -1}, {"delay": NAN}, {"delay": 2**32}, {"delay": "5"}, {"delay": 1, "wait_result": 1},
+        {"delay": 1, "message_ttl": 5}, {"priority": -1}, {"priority": 256}, {"priority": 1.5}, {"priority": "5"},
+        {"headers": [1]}, {"headers": {1: 2}}, {"headers": {"a": object()}}, {"headers": {"a": 2**70}}, {"id": 5},
+        {"headers": {"x-kuyruk-failures": 1}}, {"headers": {"CC": ["other"]}}, {"headers": {"k" * 129: 1}},
+        {"headers": {"": 1}}, {"headers": {"a": endless}}, {"id": "i" * 256}, {"kwargs": {1: 2}}, {"args": {1}},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_sending_option_that_cannot_work_is_refused_in_eager_too(option, eager, offline):
+    offline.config.EAGER = eager
+    with pytest.raises((ValueError, TypeError), match=next(iter(option))):
+        offline.task(echo).send_to_queue(**option)
+    single = {key: value for key, value in option.items() if key not in ("wait_result", "message_ttl")}
+    if len(single) == len(option):
+        with pytest.raises((ValueError, TypeError), match=next(iter(option))):
+            offline.send_tasks_to_queue([offline.task(echo).subtask(**single)])
+    assert not threads_of_ours() and not ran
+
+
+@pytest.mark.parametrize("name", ["add", "", ".add", "pkg.", "pkg..add", "__main__.f", "a b.c", "a." + "x" * 1000, 5])
+def test_a_remote_task_has_a_whole_name(name, offline):
+    with pytest.raises(ValueError, match=r"<module>\.<function>"):
+        offline.remote(name)
+
+
+def test_a_remote_task_cannot_run_here(offline):
+    task = offline.remote("pkg.tasks.add", queue="q")
+    assert (task.name, task.queue) == ("pkg.tasks.add", "q") and not offline._tasks and not offline._queues
+    with pytest.raises(TypeError, match=r"pkg\.tasks\.add can't run here"):
+        task.apply(1)
+    offline.config.EAGER = True
+    with pytest.raises(TypeError, match="can't run here"):
+        task(1)
+
+
 # --- Interrupting a running task ---------------------------------------------
 
 
@@ -1031,7 +1680,7 @@ def eager(offline):
 def test_eager_runs_the_task_here_and_returns_its_result_to_who_waits_for_it(eager):
     assert eager.task(echo)(1, 2) is None and eager.task(echo).send_to_queue((5,)) is None
     eager.send_tasks_to_queue([eager.task(echo).subtask((3,)), eager.task(echo).subtask()])
-    assert eager.task(echo).send_to_queue((6,), wait_result=0) == 6
+    assert eager.task(echo).send_to_queue((6,), wait_result=1) == 6
     assert ran == [(1, 2), (5,), (3,), (), (6,)]
 
 
@@ -1074,6 +1723,20 @@ def test_eager_has_the_retries_and_limits_of_apply(eager):
     assert eager.task(retry=2)(play).send_to_queue(wait_result=1) == "third"
     with pytest.raises(kuyruk.Timeout):
         eager.task(max_run_time=0.05)(spin)()
+
+
+@pytest.mark.parametrize("nothing", [{"wait_result": 0}, {"wait_result": None}, {"message_ttl": 0, "host": ""}])
+def test_what_is_empty_is_not_given_in_eager_either(eager, nothing):
+    assert eager.task(echo).send_to_queue((1,), None, **nothing) is None
+    assert eager.task(echo).send_to_queue(None, None, wait_result=1) == {}
+    assert ran == [(1,), ()]
+
+
+def test_eager_takes_the_options_of_sending(eager):
+    options = {"delay": 5, "priority": 3, "headers": {"a": [1, {"b": None}]}, "id": "x", "host": "h"}
+    assert eager.task(echo).send_to_queue((1,), **options) is None
+    eager.send_tasks_to_queue([eager.task(echo).subtask((2,), **options)])
+    assert ran == [(1,), (2,)]
 
 
 # --- Sending -----------------------------------------------------------------
@@ -1698,6 +2361,64 @@ def test_a_task_may_send_after_its_interruption(app, queue, broker):
     with pytest.raises(kuyruk.Timeout):
         clean_up.apply()
     assert arguments_in(broker.take_all(queue)) == [("in except",), ("in finally",)]
+
+
+@pytest.mark.parametrize("nothing", [{"host": ""}, {"message_ttl": 0}, {"wait_result": 0}, {"delay": 0, "priority": 0}])
+def test_what_is_empty_is_not_given(app, queue, broker, nothing):
+    assert app.task(queue)(echo).send_to_queue(None, None, headers={}, id="", **nothing) is None
+    app.send_tasks_to_queue([app.task(queue)(echo).subtask(None, None, "")])
+    first, second = broker.take(queue), broker.take(queue)
+    for message in (first, second):
+        body = json.loads(message.body)
+        assert (body["args"], body["kwargs"]) == ([], {}) and body["id"] == message.properties["message_id"]
+        absent = ("expiration", "reply_to", "headers", "priority")
+        assert [message.properties[key] for key in absent if message.properties[key]] == []
+
+
+def test_a_message_has_the_senders_priority_headers_and_id(app, queue, broker):
+    task = app.task(queue)(echo)
+    options = {"priority": 7, "headers": {"trace": "x", "n": [1, {"a": None}]}, "id": "mine"}
+    task.send_to_queue((1,), **options)
+    app.send_tasks_to_queue([task.subtask((2,), **options)])
+    for number in (1, 2):
+        message = broker.take(queue)
+        properties = message.properties
+        assert (properties["priority"], properties["message_id"]) == (7, "mine")
+        assert properties["headers"] == options["headers"]
+        body = json.loads(message.body)
+        assert (body["id"], body["args"]) == ("mine", [number])
+
+
+def test_callers_may_give_their_messages_one_id(app, queue, start):
+    task = app.task(queue)(echo)
+    start(app, [queue])
+    futures = [background(task.send_to_queue, (n,), wait_result=PATIENCE, id="same") for n in range(10)]
+    assert results(futures) == list(range(10))
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_delayed_message_is_in_its_queue_when_its_time_has_come(app, queue, broker, batch):
+    """The queue didn't exist before: RabbitMQ drops what it passes on to none."""
+    task, began = app.task(queue)(echo), time.monotonic()
+    if batch:
+        app.send_tasks_to_queue([task.subtask((1,), delay=1), task.subtask((2,), {"a": 1}, HOSTNAME, delay=1)])
+    else:
+        task.send_to_queue((1,), delay=1, priority=3, id="mine")
+    assert (broker.count(queue), broker.count(f"{queue}.delay.1000")) == (0, 1)
+    message = broker.take(queue)
+    assert time.monotonic() - began >= 1
+    assert json.loads(message.body)["args"] == [1] and message.properties["delivery_mode"] == 2
+    if batch:
+        assert json.loads(broker.take(f"{queue}.{HOSTNAME}").body)["args"] == [2]
+        broker.delete(f"{queue}.{HOSTNAME}.delay.1000")
+
+
+def test_a_remote_task_runs_where_its_code_is(make_app, url, queue, start):
+    start(app := make_app(url), [app.task(queue)(add).queue])
+    remote = make_app(url).remote("test_kuyruk.add", queue)
+    assert remote.send_to_queue((1, 2), wait_result=PATIENCE) == 3
+    remote.kuyruk.send_tasks_to_queue([remote.subtask((1, 2))])
+    wait_until(lambda: app and remote(3, 4) is None)
 
 
 # --- Results -----------------------------------------------------------------
@@ -6199,25 +6920,37 @@ USER_PROGRAM = """
 from __future__ import annotations
 import kuyruk
 import kuyruk.exceptions
-from kuyruk.exceptions import Reject, RemoteException
+from kuyruk import signals
+from kuyruk.exceptions import Crashed, Reject, RemoteException
+from kuyruk.signals import task_prerun
 
 config = kuyruk.Config()
 config.EAGER = True
 app = kuyruk.Kuyruk(config)
 
-@app.task(queue="sums", retry=1)
+@app.task(queue="sums", retry=1, fail_delay=1, max_fail_delay=5, max_failures=3, throws=ValueError)
 def add(a: int, b: int = 0) -> int:
     run = kuyruk.current_task()
     if run is None or run.remaining() is not None:
-        raise Reject
+        raise Reject(delay=3)
     return a + b
 
 @app.task
 def bare(text: str) -> str:
     return text
 
+@task_prerun.connect
+def before(sender: kuyruk.Kuyruk, **kwargs: object) -> None:
+    print("before")
+
 def worker() -> kuyruk.Worker:
     return app.worker(["sums"], threads=2)
+
+def right(wait: float | None) -> int | None:
+    number: int = add.send_to_queue((1,), {}, None, 5) + add.send_to_queue(wait_result=5.5, message_ttl=3)
+    add.send_to_queue((1,), delay=5, priority=number, headers={"a": 1}, id="x")
+    app.remote("pkg.tasks.add", queue="q").send_to_queue((1, 2))
+    return add.send_to_queue((1, 2), wait_result=wait)
 
 def wrong() -> None:
     add("1")  # E: Argument 1 to "__call__" of "Task" has incompatible type "str"; expected "int"
@@ -6227,14 +6960,21 @@ def wrong() -> None:
     add.apply(1).upper()  # E: "int" has no attribute "upper"
     print(add.no_such_thing)  # E: "Task[[int, int], int]" has no attribute "no_such_thing"
     config.WORKER_THREADS = "8"  # E: Incompatible types in assignment
+    app.worker(thread=4)  # E: Unexpected keyword argument "thread" for "worker" of "Kuyruk"
+    app.worker(threads="4")  # E: Argument "threads" to "worker" of "Kuyruk" has incompatible type "str"
+    text: str = add.send_to_queue((1,), wait_result=5)  # E: Incompatible types in assignment
+    add.send_to_queue((1,), priority="5")  # E: No overload variant of "send_to_queue" of "Task" matches
+    app.task(max_failure=3)  # E: Unexpected keyword argument "max_failure" for overloaded function "task"
+    add.subtask((1,), delay="5")  # E: Argument "delay" to "subtask" of "Task" has incompatible type "str"
+    print(text, signals.task_init)
 
 if __name__ == "__main__":
     try:
         result: int = add.apply(1, 2)
-    except (RemoteException, kuyruk.Timeout, kuyruk.exceptions.BrokerError) as error:
+    except (RemoteException, Crashed, kuyruk.Timeout, kuyruk.exceptions.BrokerError) as error:
         print(error)
     add(1, b=2)
-    app.send_tasks_to_queue([add.subtask((1,)), bare.subtask(("x",), host="h")])
+    app.send_tasks_to_queue([add.subtask((1,), delay=5), bare.subtask(("x",), host="h")])
     print(result, kuyruk.__version__)
 """
 
@@ -6268,7 +7008,7 @@ def test_pip_installs_what_belongs_to_it_and_nothing_else(installed, tmp_path):
     ours = {file for file in files if "dist-info" not in file and "__pycache__" not in file}
     assert ours == {
         "../../../bin/kuyruk-worker", "kuyruk.py", "kuyruk_worker.py",
-        "kuyruk-stubs/__init__.pyi", "kuyruk-stubs/exceptions.pyi",
+        "kuyruk-stubs/__init__.pyi", "kuyruk-stubs/exceptions.pyi", "kuyruk-stubs/signals.pyi",
     }  # fmt: skip
 
 
@@ -6280,7 +7020,49 @@ def test_an_installed_copy_runs_and_is_the_same_version(installed, tmp_path):
     assert "No broken" in run_installed(installed, tmp_path, "python", "-m", "pip", "check")
 
 
-def test_mypy_knows_an_installed_copys_types_and_the_arguments_of_its_tasks(installed, tmp_path):
+@pytest.fixture(scope="session")
+def editable(tmp_path_factory):
+    """As `installed`, but with `pip install -e`."""
+    folder = tmp_path_factory.mktemp("editable")
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info")
+    shutil.copytree(HERE, folder / "project", symlinks=True, ignore=ignored)
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=120)
+    python = folder / "venv" / "bin" / "python"
+    command = [python, "-m", "pip", "install", "--quiet", "-e", folder / "project"]
+    subprocess.run(command, check=True, timeout=300)
+    return python
+
+
+def test_the_stubs_are_those_of_the_source():
+    """After a change of kuyruk.py: python tools/make_stubs.py"""
+    made = ast.dump(make_stubs.make_stubs((HERE / "kuyruk.py").read_text()))
+    assert ast.dump(ast.parse(make_stubs.STUBS.read_text())) == made
+    assert not any(path.is_symlink() for path in make_stubs.STUBS.parent.iterdir())
+
+
+@pytest.mark.parametrize("name", ["exceptions", "signals"])
+def test_the_stubs_of_a_module_name_what_is_in_it(name):
+    text = make_stubs.STUBS.with_name(f"{name}.pyi").read_text()
+    names = re.findall(r"^from kuyruk import (\w+) as \1$", text, re.MULTILINE)
+    assert sorted(names) == sorted(key for key in vars(getattr(kuyruk, name)) if key[0] != "_")
+    assert set(names) <= set(kuyruk.__all__) | set(SIGNALS) and len(names) == text.count("\n")
+
+
+def test_a_vendored_pair_passes_the_users_mypy(tmp_path):
+    make_package(tmp_path, "shop")
+    for name in ("kuyruk.py", "kuyruk_worker.py"):
+        shutil.copy(HERE / name, tmp_path / "shop")
+    tasks = next(text for _, text in readme_blocks() if text.startswith("# shop/tasks.py"))
+    tasks += "result: str = send_mail.send_to_queue(['a'], wait_result=1)\n"
+    (tmp_path / "shop" / "tasks.py").write_text(tasks)
+    command = [sys.executable, "-m", "mypy", "--strict", "-p", "shop"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stdout
+
+
+@pytest.mark.parametrize("form", ["installed", "editable"])
+def test_mypy_knows_an_installed_copys_types_and_the_arguments_of_its_tasks(form, request, tmp_path):
+    installed = request.getfixturevalue(form)
     (tmp_path / "program.py").write_text(USER_PROGRAM)
     process = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(installed), "program.py"],

@@ -1,1 +1,1829 @@
-../kuyruk.py
+# Made by tools/make_stubs.py.
+from __future__ import annotations
+import collections
+import contextlib
+import datetime
+import functools
+import heapq
+import importlib
+import itertools
+import json
+import logging
+import math
+import os
+import re
+import select
+import selectors
+import socket
+import ssl
+import struct
+import sys
+import threading
+import time
+import traceback
+import types
+import urllib.parse
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
+from amqpstorm.base import Stateful
+from amqpstorm.channel import Channel
+from amqpstorm.channel0 import Channel0
+from amqpstorm.connection import Connection
+from amqpstorm.exception import AMQPChannelError, AMQPConnectionError, AMQPError
+from amqpstorm.io import IO
+from pamqp import commands, decode, encode
+from pamqp import frame as amqp_frame
+from pamqp import header as amqp_header
+__all__ = ['Config', 'Journal', 'Kuyruk', 'Run', 'SubTask', 'Task', 'Worker', 'current_task', 'exceptions']
+__all__ += ['BrokerError', 'Crashed', 'Discard', 'HeartbeatError', 'InvalidMessage', 'KuyrukError', 'Reject']
+__all__ += ['FailedMessage', 'QueueStats', 'RemoteException', 'ResultTimeout', 'Shutdown', 'Signal']
+__all__ += ['Timeout', 'signals']
+__version__ = '1.0.0'
+logger = logging.getLogger('kuyruk')
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+P = ParamSpec('P')
+R = TypeVar('R')
+T = TypeVar('T')
+F = TypeVar('F', bound=Callable[..., Any])
+MAX_TTL = 4294967295
+CONSUMER_TIMEOUT = 1800.0
+LEAST_CONSUMER_TIMEOUT = 60.0
+CONSUMER_TIMEOUT_HELP = 'Let its task end sooner (max_run_time), or allow more: consumer_timeout in rabbitmq.conf, or for its queue, from RabbitMQ 3.12 on, a policy with consumer-timeout (milliseconds)'
+MAX_TASK_NAME = 1000
+MAX_QUEUE_NAME = 230
+QUIET = 5.0
+CLOSE_TIMEOUT = 2.0
+TICK = 1.0
+UNCONFIRMED_BYTES = 1000000
+BATCH_WINDOW = 2000
+BATCH_BYTES = 1000000
+LONGEST_PAUSE = 1.0
+WAITING_LOG_INTERVAL = 60.0
+JOINED_WRITES = 65536
+REPLY_TEXT = 100000
+HEADER_TEXT = 10000
+DELAY_QUEUE_LEASE = 600.0
+DELAY_QUEUE_RENEWAL = 60.0
+LOOK = 0.02
+LOCAL_WORK = 0.02
+MAX_SPARE = 1000
+LATE = 0.02
+STILL_LATE = 1.0
+SUSPECT_PATIENCE = 3.0
+DELIVERY_LIMIT = 1000000
+REFUSAL_PAUSE = 0.2
+FORWARD_PAUSE = 1.0
+POOL_SLICE = 0.05
+FIRST_SHARE = 10
+MAX_SHARE, SHARE_BYTES = (500, 4000000)
+FIRST_RECONNECT = 0.1
+
+class KuyrukError(Exception):
+    ...
+
+class Reject(KuyrukError):
+
+    def __init__(self, *args: object, delay: float | None=None) -> None:
+        _check('delay', delay)
+        super().__init__(*args)
+        self.delay = delay
+
+class Discard(KuyrukError):
+    ...
+
+class Timeout(KuyrukError):
+    ...
+
+class ResultTimeout(KuyrukError):
+    ...
+
+class RemoteException(KuyrukError):
+
+    def __init__(self, type_: str, value: str, traceback: str | None) -> None:
+        super().__init__(type_, value, traceback)
+        self.type = type_
+        self.value = value
+        self.traceback = traceback
+        if traceback:
+            self.add_note(f'In the worker:\n{traceback}')
+
+    def __str__(self) -> str:
+        ...
+
+class BrokerError(KuyrukError, ConnectionError):
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.unconfirmed: list[SubTask] = []
+
+class InvalidMessage(KuyrukError):
+    ...
+
+class Crashed(KuyrukError):
+    ...
+
+class HeartbeatError(BaseException):
+
+    def __init__(self, exc_info: Any=None) -> None:
+        super().__init__(exc_info)
+        self.exc_info = exc_info
+
+    def __str__(self) -> str:
+        ...
+
+    def __repr__(self) -> str:
+        ...
+
+class Shutdown(BaseException):
+    ...
+
+def _make_module(name: str, doc: str, members: Mapping[str, Any]) -> types.ModuleType:
+    ...
+exceptions = _make_module('exceptions', 'The exceptions of kuyruk.', {name: value for name, value in list(globals().items()) if isinstance(value, type) and issubclass(value, BaseException) and (value.__module__ == __name__)})
+
+class _Receiver(NamedTuple):
+    function: Callable[[], Callable[..., Any] | None]
+    sender: Callable[[], Any] | None
+
+class Signal:
+
+    def __init__(self, name: str, raises: bool=False) -> None:
+        self.name = name
+        self.raises = raises
+        self.receivers: tuple[_Receiver, ...] = ()
+
+    def __repr__(self) -> str:
+        ...
+
+    def connect(self, f: F, sender: Any=None, weak: bool=False) -> F:
+        ...
+
+    def connect_via(self, sender: Any, weak: bool=False) -> Callable[[F], F]:
+        ...
+
+    def disconnect(self, f: Callable[..., Any], sender: Any=None) -> None:
+        ...
+
+    def send(self, sender: Any=None, /, **kwargs: Any) -> list[tuple[Callable[..., Any], Any]]:
+        ...
+_signals_change = threading.Lock()
+task_init = Signal('task_init')
+task_presend = Signal('task_presend', raises=True)
+task_postsend = Signal('task_postsend')
+task_preapply = Signal('task_preapply')
+task_postapply = Signal('task_postapply')
+task_prerun = Signal('task_prerun', raises=True)
+task_postrun = Signal('task_postrun')
+task_success = Signal('task_success')
+task_error = Signal('task_error')
+task_failure = Signal('task_failure')
+worker_failure = Signal('worker_failure')
+worker_init = Signal('worker_init')
+worker_start = Signal('worker_start')
+worker_shutdown = Signal('worker_shutdown')
+signals = _make_module('signals', 'The signals of kuyruk.', {'Signal': Signal, **{name: value for name, value in list(globals().items()) if isinstance(value, Signal)}})
+
+def _parse_hosts(hosts: str, default_port: int=5672) -> list[tuple[str, int]]:
+    ...
+
+def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
+    ...
+_SSL_OPTIONS = ('ca_certs', 'cafile', 'cert_reqs', 'certfile', 'check_hostname', 'context', 'keyfile', 'server_hostname', 'verify_mode')
+
+def _check_ssl_options(options: Any) -> bool:
+    ...
+
+def _is_table(value: Any) -> bool:
+    ...
+
+def _is_number(value: Any) -> bool:
+    ...
+_KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {'text': ('a string', lambda v: isinstance(v, str)), 'flag': ('True or False', lambda v: isinstance(v, bool)), 'table': ('a dict with strings as keys', _is_table), 'whole': ('a whole number', lambda v: type(v) is int), 'seconds': ('seconds', _is_number), 'load': ('a load average, 0 or more, or -1', lambda v: _is_number(v) and (v >= 0 or v == -1)), 'hosts': ("'host', 'host:port', or several with commas", _parse_hosts), 'url': ("'amqp://user:password@host:port/vhost'", _parse_url), 'ssl': ("a dict of amqpstorm's ssl_options", _check_ssl_options), 'level': ("a level of logging's, as 'INFO'", lambda v: _level_name(v))}
+_MAX_SECONDS = MAX_TTL // 1000
+
+class _Rule(NamedTuple):
+    kind: str
+    least: float = -math.inf
+    most: float = math.inf
+_RULES = {'RABBIT_HOST': _Rule('hosts'), 'RABBIT_PORT': _Rule('whole', 1, 65535), 'RABBIT_USER': _Rule('text'), 'RABBIT_PASSWORD': _Rule('text'), 'RABBIT_VIRTUAL_HOST': _Rule('text'), 'RABBIT_URL': _Rule('url?'), 'RABBIT_SSL': _Rule('flag'), 'RABBIT_SSL_OPTIONS': _Rule('ssl'), 'RABBIT_HEARTBEAT': _Rule('whole', 0, 65535), 'RABBIT_CONNECT_TIMEOUT': _Rule('seconds', 0.001), 'RABBIT_PUBLISH_TIMEOUT': _Rule('seconds', 0.001), 'RABBIT_CONFIRM': _Rule('flag'), 'RABBIT_IDLE_DURATION': _Rule('seconds', 0.001), 'QUEUE_ARGUMENTS': _Rule('table'), 'EAGER': _Rule('flag'), 'FAILED_TTL': _Rule('seconds?', 0, _MAX_SECONDS), 'WORKER_THREADS': _Rule('whole', 1, 2147483647), 'WORKER_PROCESSES': _Rule('whole', 1, 1000), 'WORKER_PREFETCH': _Rule('whole?', 1, 65535), 'WORKER_MAX_LOAD': _Rule('load?'), 'WORKER_MAX_RUN_TIME': _Rule('seconds?', 0), 'WORKER_GRACE': _Rule('seconds', 0), 'WORKER_SHUTDOWN_TIMEOUT': _Rule('seconds?', 0), 'WORKER_RECONNECT_INTERVAL': _Rule('seconds', 0.001), 'WORKER_PRIORITY': _Rule('whole?', -2147483648, 2147483647), 'WORKER_MAX_CRASHES': _Rule('whole', 1, 2147483647), 'WORKER_LOGGING_LEVEL': _Rule('level'), 'retry': _Rule('whole', 0, 2147483647), 'max_run_time': _Rule('seconds?', 0), 'fail_delay': _Rule('seconds', 0, _MAX_SECONDS), 'reject_delay': _Rule('seconds', 0, _MAX_SECONDS), 'max_fail_delay': _Rule('seconds?', 0, _MAX_SECONDS), 'max_failures': _Rule('whole?', 1, 2147483647), 'host': _Rule('text?'), 'wait_result': _Rule('seconds?', 0), 'message_ttl': _Rule('seconds?', 0, _MAX_SECONDS), 'delay': _Rule('seconds?', 0, _MAX_SECONDS), 'priority': _Rule('whole?', 0, 255), 'headers': _Rule('table?'), 'id': _Rule('text?'), 'timeout': _Rule('seconds', 0)}
+_SECRETS = ('RABBIT_PASSWORD', 'RABBIT_URL', 'RABBIT_SSL_OPTIONS')
+
+def _check(name: str, value: Any) -> None:
+    ...
+
+def _shown(name: str, value: Any) -> str:
+    ...
+
+def _level_name(level: str) -> str:
+    ...
+_KUBERNETES = re.compile('(?s)(.*_)?(SERVICE_HOST|SERVICE_PORT(_\\w+)?|PORT_\\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|(.*_)?PORT=(tcp|udp|sctp)://.*')
+
+class Config:
+    RABBIT_HOST: str = 'localhost'
+    RABBIT_PORT: int = 5672
+    RABBIT_USER: str = 'guest'
+    RABBIT_PASSWORD: str = 'guest'
+    RABBIT_VIRTUAL_HOST: str = '/'
+    RABBIT_URL: str | None = None
+    RABBIT_SSL: bool = False
+    RABBIT_SSL_OPTIONS: dict[str, Any] = {}
+    RABBIT_HEARTBEAT: int = 60
+    RABBIT_CONNECT_TIMEOUT: float = 5
+    RABBIT_PUBLISH_TIMEOUT: float = 10
+    RABBIT_CONFIRM: bool = True
+    RABBIT_IDLE_DURATION: float = 60
+    QUEUE_ARGUMENTS: dict[str, Any] = {}
+    EAGER: bool = False
+    FAILED_TTL: float | None = 604800
+    WORKER_THREADS: int = 8
+    WORKER_PROCESSES: int = 1
+    WORKER_PREFETCH: int | None = None
+    WORKER_MAX_LOAD: float | None = None
+    WORKER_MAX_RUN_TIME: float | None = None
+    WORKER_GRACE: float = 5
+    WORKER_SHUTDOWN_TIMEOUT: float | None = None
+    WORKER_RECONNECT_INTERVAL: float = 5
+    WORKER_PRIORITY: int | None = None
+    WORKER_MAX_CRASHES: int = 3
+    WORKER_LOGGING_LEVEL: str = 'INFO'
+
+    def __init__(self) -> None:
+        for key in _RULES:
+            value = getattr(self, key, None)
+            if isinstance(value, dict):
+                setattr(self, key, dict(value))
+            elif value is not getattr(Config, key, None):
+                setattr(self, key, value)
+    if not TYPE_CHECKING:
+
+        def __setattr__(self, key: str, value: Any) -> None:
+            ...
+
+    def __repr__(self) -> str:
+        ...
+
+    def from_dict(self, d: Mapping[str, Any]) -> None:
+        ...
+
+    def from_object(self, obj: Any) -> None:
+        ...
+
+    def from_pymodule(self, name: str) -> None:
+        ...
+
+    def from_pyfile(self, filename: str) -> None:
+        ...
+
+    def from_env_vars(self) -> None:
+        ...
+
+    def _from_namespace(self, namespace: Mapping[str, Any]) -> None:
+        ...
+
+    def _from_text(self, key: str, text: str) -> Any:
+        ...
+
+    def _with(self, **values: Any) -> Config:
+        ...
+
+    def _addresses(self) -> list[tuple[str, int]]:
+        ...
+
+    def _connection_options(self) -> dict[str, Any]:
+        ...
+
+def _log(level: int, text: str, *args: Any, **options: Any) -> None:
+    ...
+
+def _count(number: int, noun: str) -> str:
+    ...
+
+def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
+    ...
+
+class _Message(NamedTuple):
+    queue: str
+    body: bytes
+    properties: dict[str, Any]
+    arguments: dict[str, Any]
+    mandatory: bool = True
+    renewal: float = math.inf
+    target: tuple[str, dict[str, Any]] | None = None
+
+    @property
+    def key(self) -> tuple[str, str | None]:
+        ...
+
+class _Description(NamedTuple):
+    id: str | None
+    module: str
+    function: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    whole: dict[str, Any]
+_to_json = json.JSONEncoder(allow_nan=False, separators=(',', ':')).encode
+
+def _encode_json(value: Any, what: str) -> bytes:
+    ...
+
+def _describe(module: str, function: str, id: str | None, args: Any, kwargs: Any) -> dict[str, Any]:
+    ...
+
+def _encode_description(description: Mapping[str, Any]) -> bytes:
+    ...
+_RESERVED_HEADER = re.compile('CC$|BCC$|x-kuyruk-')
+
+def _check_headers(headers: Mapping[str, Any]) -> None:
+    ...
+
+@functools.lru_cache(1)
+def _facts_about_sender(now: int, pid: int) -> dict[str, Any]:
+    ...
+
+class _Ids:
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        ...
+
+    def make(self) -> str:
+        ...
+_ids = _Ids()
+
+def _decode_json_object(body: bytes) -> dict[str, Any]:
+    ...
+_MESSAGE_KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (('module', (str,)), ('function', (str,)), ('args', (list, type(None))), ('kwargs', (dict, type(None))))
+
+def _decode_task(body: bytes) -> _Description:
+    ...
+
+def _encode_reply(result: Any, error: BaseException | None) -> bytes:
+    ...
+
+def _decode_reply(body: bytes) -> Any:
+    ...
+
+def _exception_name(error: BaseException) -> str:
+    ...
+
+def _text_of(error: BaseException, limit: int) -> str:
+    ...
+
+def _task_traceback(error: BaseException) -> types.TracebackType | None:
+    ...
+
+def _format_traceback(error: BaseException, limit: int) -> str:
+    ...
+
+def _format_stack(thread: int) -> str:
+    ...
+
+def _bounded(text: str, limit: int) -> str:
+    ...
+
+def _milliseconds(seconds: float) -> str:
+    ...
+
+def _check_queue_name(queue: str) -> str:
+    ...
+
+def _put_off(message: _Message, delay: float, arguments: Mapping[str, Any]) -> _Message:
+    ...
+
+def _growing_delay(first: float, most: float | None, failures: int, jitter: float) -> float:
+    ...
+
+def _undropped(arguments: dict[str, Any]) -> dict[str, Any]:
+    ...
+
+def _is_quorum(arguments: Mapping[str, Any]) -> bool:
+    ...
+
+def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    ...
+
+def _resolve_host(queue: str) -> str:
+    ...
+
+class _Current(threading.local):
+    run: Run | None = None
+_current = _Current()
+
+def _raise_in_thread(thread: int, kind: type[BaseException] | None) -> None:
+    ...
+
+def _land() -> None:
+    ...
+
+class Run:
+
+    def __init__(self, task: Task[..., Any], id: str | None, queue: str | None, redelivered: bool) -> None:
+        self.task = task
+        self.id = id
+        self.queue = queue
+        self.redelivered = redelivered
+        self.started = time.monotonic()
+        self.deadline: float | None = None
+        self._cause: BaseException | None = None
+        self._hit = False
+        self._waker: Callable[[BaseException], object] | None = None
+        self._thread = threading.get_ident()
+        self._gate = threading.Lock()
+        self._gate.acquire()
+        self._shielded = True
+
+    def remaining(self) -> float | None:
+        ...
+
+    def check(self) -> None:
+        ...
+
+    def _interrupt(self, cause: BaseException) -> None:
+        ...
+
+    def _open(self) -> None:
+        ...
+
+    def _shield(self) -> bool:
+        ...
+
+    def _close(self) -> None:
+        ...
+
+    def _call(self, args: Any, kwargs: Any, watch: _Watch | None) -> Any:
+        ...
+
+    def _try(self, args: Any, kwargs: Any, watch: _Watch | None) -> Any:
+        ...
+
+def current_task() -> Run | None:
+    ...
+
+class _Watch:
+
+    def __init__(self, grace: float=math.inf, give_up: Callable[[Run], object]=lambda run: None) -> None:
+        self._grace = grace
+        self._give_up = give_up
+        self._changed = threading.Condition()
+        self._due: dict[Run, float] = {}
+        self._heap: list[tuple[float, int, Run]] = []
+        self._serial = itertools.count()
+        self._wakes_at = -math.inf
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name='kuyruk-watch', daemon=True)
+        self._thread.start()
+
+    def add(self, run: Run, deadline: float) -> None:
+        ...
+
+    def interrupt(self, run: Run, cause: BaseException) -> None:
+        ...
+
+    def discard(self, run: Run) -> None:
+        ...
+
+    def close(self) -> None:
+        ...
+
+    def _put(self, run: Run, due: float) -> None:
+        ...
+
+    def _loop(self) -> None:
+        ...
+
+    def _wait_for_due(self) -> list[tuple[Run, bool]]:
+        ...
+
+    def _pop_due(self, now: float) -> list[Run]:
+        ...
+
+    def _is_stale(self, entry: tuple[float, int, Run]) -> bool:
+        ...
+
+def _shielded(method: Callable[P, R]) -> Callable[P, R]:
+    ...
+
+def _left(deadline: float) -> float:
+    ...
+
+def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | None:
+    ...
+_FRAME_HEADER = struct.Struct('>BHI')
+_CONTENT_HEADER = struct.Struct('>HHQ')
+_ACK_FRAME = struct.Struct('>BHIIQBB')
+_PUBLISH_START = struct.pack('>IHB', commands.Basic.Publish.index, 0, 0)
+_ACK_START = struct.pack('>I', commands.Basic.Ack.index)
+_DELIVER_START = struct.pack('>I', commands.Basic.Deliver.index)
+_HEADERS, _MORE_FLAGS = (8192, 1)
+
+def _marshal(channel: int, *frames: Any) -> bytes:
+    ...
+
+def _frame(kind: int, channel: int, payload: bytes) -> bytes:
+    ...
+
+def _ack_frame(channel: int, tag: int) -> bytes:
+    ...
+
+def _content_frames(channel: int, queue: str, mandatory: bool, properties: bytes, body: bytes, frame_max: int) -> bytes:
+    ...
+
+@functools.lru_cache(1000)
+def _layout(flags: int) -> list[tuple[str, int]] | None:
+    ...
+_ENCODERS: dict[str, Callable[[Any], bytes]] = {'headers': encode.field_table, 'timestamp': lambda t: t.to_bytes(8, 'big') if isinstance(t, int) else encode.timestamp(t), 'delivery_mode': encode.octet, 'priority': encode.octet}
+
+def _encode_properties(properties: Mapping[str, Any]) -> bytes:
+    ...
+
+def _decode_properties(payload: bytes) -> Any:
+    ...
+
+class _Deliver(NamedTuple):
+    consumer_tag: str
+    delivery_tag: int
+    redelivered: bool
+    name: str = 'Basic.Deliver'
+
+def _decode_method(payload: bytes) -> Any:
+    ...
+
+class _Declare(commands.Queue.Declare):
+
+    def validate(self) -> None:
+        ...
+
+class _Consume(commands.Basic.Consume):
+
+    def validate(self) -> None:
+        ...
+
+class _Event:
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._until_set = threading.Lock()
+        self._until_set.acquire()
+
+    def is_set(self) -> bool:
+        ...
+
+    def set(self) -> None:
+        ...
+
+    def clear(self) -> None:
+        ...
+
+    def wait(self, until: float) -> None:
+        ...
+
+def _wait(event: _Event, until: float) -> None:
+    ...
+
+class _Changes:
+
+    def __init__(self) -> None:
+        self._waiting: set[_Event] = set()
+
+    def __bool__(self) -> bool:
+        ...
+
+    def subscribe(self, event: _Event) -> None:
+        ...
+
+    def unsubscribe(self, event: _Event) -> None:
+        ...
+
+    def notify(self) -> None:
+        ...
+
+    def wait_for(self, look: Callable[[], T], until: float, event: _Event | None=None) -> T:
+        ...
+
+class _Wakeup:
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._is_set = False
+
+    def set(self) -> None:
+        ...
+
+    def clear(self) -> None:
+        ...
+
+    def fileno(self) -> int:
+        ...
+
+    def close(self) -> None:
+        ...
+
+class _ThisThread(threading.local):
+    reads = False
+_this_thread = _ThisThread()
+
+class _Channel0(Channel0):
+
+    def on_frame(self, frame_in: Any) -> None:
+        ...
+
+    def _means_user(self) -> bool:
+        ...
+
+class _PlainConnection(Connection):
+
+    def __init__(self, host: str, port: int, options: dict[str, Any]) -> None:
+        super().__init__(host, port=port, lazy=True, **options)
+        self._channel0 = _Channel0(self, self.parameters['client_properties'])
+        self.open()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        ...
+
+    def _wait_for_connection_state(self, state: int=Connection.OPEN, rpc_timeout: float=30) -> None:
+        ...
+_WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+def _as_lost(error: BaseException) -> AMQPError:
+    ...
+
+def _again(error: AMQPError) -> AMQPError:
+    ...
+
+class _Interrupted(AMQPConnectionError):
+    ...
+
+class _Connection(Stateful):
+
+    def __init__(self, host: str, port: int, config: Config) -> None:
+        super().__init__()
+        self.address = f'{host}:{port}'
+        self.parameters = Connection(host, port=port, lazy=True, **config._connection_options()).parameters
+        self._channel0 = _Channel0(cast(Any, self), self.parameters['client_properties'])
+        self.lost: AMQPError | None = None
+        self.changes = _Changes()
+        self.channels: dict[int, _Channel] = {}
+        self._ids = itertools.count(1)
+        self._free_ids: collections.deque[int] = collections.deque()
+        self._frames: collections.deque[tuple[_Channel | None, bytes]] = collections.deque()
+        self.outbox: collections.deque[_Outgoing] = collections.deque()
+        self._lock = threading.RLock()
+        self._rest = memoryview(b'')
+        self._is_full = False
+        self._awake = True
+        self._buffer = b''
+        self._notices: list[_Event] = []
+        self._heartbeat = config.RABBIT_HEARTBEAT or math.inf
+        self._timeout = config.RABBIT_PUBLISH_TIMEOUT
+        self._tick = min(TICK, self._timeout / 16, self._heartbeat / 4, config.RABBIT_IDLE_DURATION / 2)
+        self.used_at = time.monotonic()
+        self.queues: dict[str, float] = {}
+        self.failures: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.confirms: _ConfirmChannel | None = None
+        self.replies: collections.deque[_ReplyChannel] = collections.deque()
+        self._look_at = self.stepped_at = self.read_at = self.wrote_at = self.moved_at = time.monotonic()
+        self._owes_since = math.inf
+        self._has_pinged = False
+        self._wakeup = _Wakeup()
+        self._selector = selectors.DefaultSelector()
+        self._socket: socket.socket | None = None
+        self._is_tls = bool(self.parameters['ssl'])
+        _connections.add(self)
+
+    @classmethod
+    def open_first(cls, config: Config) -> _Connection:
+        ...
+
+    @property
+    def is_blocked(self) -> bool:
+        ...
+
+    @property
+    def frame_max(self) -> int:
+        ...
+
+    def post(self, channel: _Channel | None, data: bytes) -> None:
+        ...
+
+    def flush(self) -> None:
+        ...
+
+    def append(self, channel: _Channel, *frames: Any) -> None:
+        ...
+
+    def post_soon(self, channel: _Channel, data: bytes) -> None:
+        ...
+
+    def write_frame(self, channel_id: int, frame: Any) -> None:
+        ...
+
+    def give_up(self, error: AMQPError) -> None:
+        ...
+
+    def add(self, channel: _Channel) -> int:
+        ...
+
+    def _has_output(self) -> bool:
+        ...
+
+    def _write(self) -> None:
+        ...
+
+    def _write_locked(self) -> bool:
+        ...
+
+    def _take(self) -> bytes:
+        ...
+
+    def _open(self) -> _Connection:
+        ...
+
+    def _connect(self) -> socket.socket:
+        ...
+
+    def _set_options(self, sock: socket.socket) -> None:
+        ...
+
+    def step(self, until: float) -> None:
+        ...
+
+    def notify(self, event: _Event) -> None:
+        ...
+
+    def _notify(self) -> None:
+        ...
+
+    def _receive(self, sock: socket.socket) -> bytes:
+        ...
+
+    def _receive_now(self, sock: socket.socket) -> bytes:
+        ...
+
+    def _read(self, data: bytes) -> None:
+        ...
+
+    def _on_frame(self, kind: int, number: int, payload: bytes) -> None:
+        ...
+
+    def remove(self, channel: _Channel) -> None:
+        ...
+
+    def _look_around(self) -> None:
+        ...
+
+    def _look(self, now: float) -> None:
+        ...
+
+    def silence(self) -> float:
+        ...
+
+    @property
+    def is_quiet(self) -> bool:
+        ...
+
+    @property
+    def unattended(self) -> list[_Outgoing]:
+        ...
+
+    def log_what_is_lost(self) -> None:
+        ...
+
+    def _log_failures(self) -> None:
+        ...
+
+    def wake(self) -> None:
+        ...
+
+    def close(self) -> None:
+        ...
+
+    def hang_up(self) -> None:
+        ...
+
+    def abandon(self) -> None:
+        ...
+_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+C = TypeVar('C')
+
+def _first_that_answers(config: Config, connect: Callable[[str, int], C]) -> C:
+    ...
+
+class _ChannelsExhausted(Exception):
+    ...
+CH = TypeVar('CH', bound='_Channel')
+
+def _new_channel(connection: _Connection, kind: type[CH]) -> CH | None:
+    ...
+
+class _Channel:
+
+    def __init__(self, connection: _Connection) -> None:
+        self.connection = connection
+        self.lost: AMQPError | None = None
+        self.is_retired = False
+        self.waiting = _Changes()
+        self._awaited: Sequence[str] = ()
+        self._answer: Any = None
+        self._method: Any = None
+        self._properties: Any = None
+        self._parts: list[bytes] = []
+        self._missing = 0
+        self.id = connection.add(self)
+        self.begin()
+
+    def begin(self) -> None:
+        ...
+
+    @property
+    def why_lost(self) -> AMQPError | None:
+        ...
+
+    @property
+    def waits(self) -> bool:
+        ...
+
+    def on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        ...
+
+    def on_method(self, frame: Any) -> None:
+        ...
+
+    def on_lost(self) -> None:
+        ...
+
+    def post(self, *frames: Any) -> None:
+        ...
+
+    def ping(self) -> None:
+        ...
+
+    def request(self, frame: Any, until: float) -> Any:
+        ...
+
+    def close(self) -> None:
+        ...
+
+    def on_header(self, payload: bytes) -> None:
+        ...
+
+    def on_body(self, payload: bytes) -> None:
+        ...
+
+    def on_frame(self, frame: Any) -> None:
+        ...
+
+    def _end_content(self) -> None:
+        ...
+
+def _ensure_queue(connection: _Connection, queue: str, arguments: dict[str, Any], until: float) -> None:
+    ...
+
+def _pauses(longest: float) -> Iterator[float]:
+    ...
+
+def _refuses_us(error: BaseException) -> bool:
+    ...
+
+class _Keeper:
+
+    def __init__(self, config: Config, longest_pause: float, idle: float=math.inf) -> None:
+        self._config = config
+        self._pauses = functools.partial(_pauses, longest_pause)
+        self._idle = idle
+        self.changes = _Changes()
+        self.connection: _Connection | None = None
+        self.trouble: AMQPError | None = None
+        self.refusal: AMQPError | None = None
+        self.ended = False
+        self.closing = False
+        self._wakeup = _Event()
+        self._successor: _Connection | None = None
+        self._is_probing = False
+        self._was_idle = self._was_connected = False
+        self._logged, self._logged_at = ('', -math.inf)
+        self._thread = threading.Thread(target=self._run, name='kuyruk-connection', daemon=True)
+
+    def start(self) -> _Keeper:
+        ...
+
+    @property
+    def usable(self) -> _Connection | None:
+        ...
+
+    def connect(self, until: float) -> _Connection:
+        ...
+
+    def _look(self) -> Any:
+        ...
+
+    def close(self, timeout: float=CLOSE_TIMEOUT) -> None:
+        ...
+
+    def _run(self) -> None:
+        ...
+
+    def _open(self) -> _Connection:
+        ...
+
+    def _read(self, connection: _Connection) -> None:
+        ...
+
+    def _is_over(self, connection: _Connection) -> bool:
+        ...
+
+    def _may_end(self) -> bool:
+        ...
+
+    def _is_wanted(self) -> bool:
+        ...
+
+    def _on_trouble(self, error: BaseException, pause: float) -> None:
+        ...
+
+    def _probe(self, connection: _Connection) -> None:
+        ...
+
+    def _open_successor(self, silent: _Connection) -> None:
+        ...
+CONFIRMED, RETURNED, REFUSED, LEFT = ('confirmed', 'returned', 'refused', 'left')
+
+class _Outgoing:
+    __slots__ = ('batch', 'channel', 'failure', 'fate', 'is_suspect', 'message', 'properties', 'tag', 'trouble')
+
+    def __init__(self, message: _Message, batch: _Batch | None) -> None:
+        self.message = message
+        self.properties = _encode_properties(message.properties)
+        self.batch = batch
+        self.channel: _ConfirmChannel
+        self.tag: int | None = None
+        self.fate: str | None = None
+        self.trouble: str | None = None
+        self.failure: str | None = None
+        self.is_suspect = False
+
+    @property
+    def size(self) -> int:
+        ...
+
+class _Batch:
+
+    def __init__(self, messages: Sequence[_Message], result_by: float | None=None, leaves: bool=False) -> None:
+        self.outgoing = [_Outgoing(message, None if leaves else self) for message in messages]
+        self.result_by = result_by
+        self.leaves = leaves
+        self.reply: bytes | None = None
+        self.pending = 0
+        self.done = _Event()
+
+    @property
+    def unconfirmed(self) -> list[_Outgoing]:
+        ...
+
+    @property
+    def open(self) -> list[_Outgoing]:
+        ...
+
+class _ConfirmChannel(_Channel):
+
+    def __init__(self, connection: _Connection) -> None:
+        self._last_tag, self._oldest_tag = (0, 1)
+        self.in_flight: dict[int, _Outgoing] = {}
+        self._returned: dict[tuple[str, Any], int] = {}
+        self.has_refused = False
+        self._written = self._settled = 0
+        super().__init__(connection)
+
+    def begin(self) -> None:
+        ...
+
+    @property
+    def waits(self) -> bool:
+        ...
+
+    def on_lost(self) -> None:
+        ...
+
+    @property
+    def has_room(self) -> bool:
+        ...
+
+    def publish(self, messages: Sequence[_Outgoing]) -> None:
+        ...
+
+    def encode(self, outgoing: _Outgoing) -> bytes:
+        ...
+
+    def on_method(self, frame: Any) -> None:
+        ...
+
+    def on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        ...
+
+    def _on_fate(self, outgoing: _Outgoing, fate: str) -> None:
+        ...
+
+class _ReplyChannel(_ConfirmChannel):
+
+    def __init__(self, connection: _Connection) -> None:
+        self._consumers = 0
+        self._batch: _Batch | None = None
+        super().__init__(connection)
+
+    def begin(self) -> None:
+        ...
+
+    def renew(self) -> None:
+        ...
+
+    def publish(self, messages: Sequence[_Outgoing]) -> None:
+        ...
+
+    def on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        ...
+
+def _judge(outgoing: _Outgoing, alone: bool) -> bool:
+    ...
+
+def _windows(messages: Sequence[_Message]) -> Iterator[list[_Message]]:
+    ...
+
+class _Publisher:
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.begin()
+        _publishers.add(self)
+
+    def begin(self) -> None:
+        ...
+
+    def send(self, messages: Sequence[_Message]) -> None:
+        ...
+
+    def call(self, message: _Message, wait_result: float) -> bytes:
+        ...
+
+    def close(self) -> None:
+        ...
+
+    def _enter(self, work: Callable[[_Publisher], T]) -> T:
+        ...
+
+    def _send(self, messages: Sequence[_Message]) -> None:
+        ...
+
+    def _call(self, message: _Message, wait_result: float) -> bytes:
+        ...
+
+    def _deliver(self, batch: _Batch, until: float) -> None:
+        ...
+
+    def _attempt(self, keeper: _Keeper, batch: _Batch, messages: list[_Outgoing], until: float, alone: bool=False) -> bool:
+        ...
+
+    def _look_for_queues(self, connection: _Connection, messages: list[_Outgoing], until: float) -> None:
+        ...
+
+    def _get_channel(self, connection: _Connection, batch: _Batch) -> _ConfirmChannel | None:
+        ...
+
+    def _wait_for_fates(self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing], until: float) -> None:
+        ...
+
+    def _leave(self, channel: _ConfirmChannel, messages: list[_Outgoing], until: float) -> None:
+        ...
+
+    def _release(self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing]) -> None:
+        ...
+
+    def _make_keeper(self) -> _Keeper:
+        ...
+
+    def _get_keeper(self) -> _Keeper:
+        ...
+
+    def _error(self, batch: _Batch, rest: Sequence[_Message]=()) -> BrokerError:
+        ...
+_publishers: weakref.WeakSet[_Publisher] = weakref.WeakSet()
+_process_id = os.getpid()
+
+def _after_fork_in_child() -> None:
+    ...
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+class SubTask(NamedTuple):
+    task: Task[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    host: str | None
+    delay: float | None = None
+    priority: int | None = None
+    headers: Mapping[str, Any] | None = None
+    id: str | None = None
+_NO_KWARGS: Mapping[str, Any] = types.MappingProxyType({})
+_MAIN = ('__main__', '__mp_main__')
+
+def _module_of(f: Callable[..., Any]) -> str:
+    ...
+
+def _check_function(f: Any) -> None:
+    ...
+
+def _require_result(task: Task[..., Any], result: T) -> T:
+    ...
+
+def _functions_in(f: Any) -> list[Any]:
+    ...
+
+def _place_of(f: Any) -> tuple[str, int]:
+    ...
+
+def _is_same(f: Any, other: Any) -> bool:
+    ...
+
+class Task(Generic[P, R]):
+
+    def __init__(self, f: Callable[P, R], kuyruk: Kuyruk, queue: str, retry: int=0, max_run_time: float | None=None, fail_delay: float=0, reject_delay: float=0, max_fail_delay: float | None=None, max_failures: int | None=None, throws: type[BaseException] | Iterable[type[BaseException]]=()) -> None:
+        _check_function(f)
+        self.f = f
+        self.kuyruk = kuyruk
+        self.queue = _check_queue_name(queue)
+        options = {'retry': retry, 'max_run_time': max_run_time, 'fail_delay': fail_delay}
+        options |= {'reject_delay': reject_delay, 'max_fail_delay': max_fail_delay}
+        options |= {'max_failures': max_failures}
+        for name, value in options.items():
+            _check(name, value)
+        self.retry = retry
+        self.max_run_time = max_run_time or None
+        self.fail_delay = fail_delay
+        self.reject_delay = reject_delay
+        self.max_fail_delay = max_fail_delay
+        self.max_failures = max_failures
+        self.throws = _check_classes(throws)
+        if not fail_delay and (max_fail_delay is not None or max_failures is not None):
+            raise ValueError('max_fail_delay and max_failures have no effect without a fail_delay')
+        if max_fail_delay is not None and max_fail_delay < fail_delay:
+            raise ValueError(f'max_fail_delay takes at least the fail_delay of {fail_delay:g} seconds')
+        for name in functools.WRAPPER_ASSIGNMENTS:
+            with contextlib.suppress(AttributeError):
+                setattr(self, name, getattr(f, name))
+        self.__wrapped__ = f
+        try:
+            self._module, self._problem = (_module_of(f), '')
+        except TypeError as error:
+            self._module, self._problem = (f.__module__, str(error))
+        at_top = f.__qualname__ in (f.__name__, f'{f.__name__}.f')
+        if not self._problem and (not (at_top and f.__name__.isidentifier())):
+            self._problem = f"{f.__qualname__!r} can't be sent: a worker finds a task by its name in its module, so it must be a named function at the top level (.apply works for any)"
+        self.name: str = f'{self._module}.{f.__name__}'
+        for key, value in getattr(f, '__dict__', {}).items():
+            if not hasattr(self, key):
+                setattr(self, key, value)
+        if task_init.receivers:
+            task_init.send(kuyruk, task=self)
+
+    def __repr__(self) -> str:
+        ...
+
+    def __reduce__(self) -> str:
+        ...
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        ...
+
+    @overload
+    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, wait_result: None=None, message_ttl: float | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> None:
+        ...
+
+    @overload
+    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, *, wait_result: float, message_ttl: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> R:
+        ...
+
+    @overload
+    def send_to_queue(self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, host: str | None, wait_result: float, message_ttl: float | None=None, *, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> R:
+        ...
+
+    @overload
+    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> R | None:
+        ...
+
+    @_shielded
+    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> Any:
+        ...
+
+    def subtask(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> SubTask:
+        ...
+
+    @_shielded
+    def apply(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        ...
+
+    def _run(self, run: Run, args: Any, kwargs: Any, watch: _Watch | None) -> R:
+        ...
+
+    def _notify(self, signal: Signal, args: Any, kwargs: Any, error: BaseException | None=None) -> None:
+        ...
+
+    def _notify_sent(self, description: dict[str, Any]) -> None:
+        ...
+
+    def _fits(self, error: BaseException, args: Any, kwargs: Any) -> bool:
+        ...
+
+    def _signature(self) -> Any:
+        ...
+
+    def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
+        ...
+
+    def _describe(self, subtask: SubTask) -> dict[str, Any]:
+        ...
+
+    def _message(self, subtask: SubTask, description: dict[str, Any]) -> _Message:
+        ...
+
+def _check_classes(throws: Any) -> tuple[type[BaseException], ...]:
+    ...
+
+def _check_options(subtask: SubTask) -> None:
+    ...
+
+def _queue_for(queue: str, host: str | None) -> str:
+    ...
+AnyTask = Task[..., Any]
+
+def _notify_worker(signal: Signal, worker: Worker) -> None:
+    ...
+
+def _notify_failure(worker: Worker, queue: str, description: _Description | None, task: AnyTask | None, error: BaseException) -> None:
+    ...
+
+def _request(channel: Channel, kind: Any, **values: Any) -> Any:
+    ...
+
+def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
+    ...
+
+class FailedMessage:
+
+    def __init__(self, app: Kuyruk, source: str, message: Any, channel: Channel) -> None:
+        self._app = app
+        self._source = source
+        self._message = message
+        self._channel = channel
+        self._gone = False
+        headers = message.properties.get('headers') or {}
+        facts = {key: _plain(headers.get(f'x-kuyruk-{key}')) for key in _OUR_HEADERS}
+        self.id: str | None = message.properties.get('message_id') or None
+        self.task: str | None = None
+        self.args: list[Any] | None = None
+        self.kwargs: dict[str, Any] | None = None
+        with contextlib.suppress(InvalidMessage):
+            task = _decode_task(message._body)
+            self.id, self.task = (task.id or self.id, f'{task.module}.{task.function}')
+            self.args, self.kwargs = (task.args, task.kwargs)
+        self.failed_at = facts['failed-at']
+        self.failed_on = facts['failed-on']
+        times = headers.get('x-kuyruk-failures')
+        self.failures: int | None = times if type(times) is int else None
+        was_in = headers.get('x-kuyruk-queue')
+        self.queue: str = was_in if was_in and isinstance(was_in, str) else source
+        self.exception = facts['exception']
+        self.value = facts['value']
+        self.traceback = facts['traceback']
+
+    def __repr__(self) -> str:
+        ...
+
+    def requeue(self) -> None:
+        ...
+
+    def delete(self) -> None:
+        ...
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[Any]:
+        ...
+
+    def _is_same(self, other: FailedMessage) -> bool:
+        ...
+
+def _headers_of_ours(message: Any) -> dict[str, Any]:
+    ...
+
+def _plain(value: Any) -> str | None:
+    ...
+_LEFT_BEHIND = ('expiration', 'user_id', 'cluster_id')
+_LEFT_BEHIND_HEADER = re.compile('CC$|BCC$|x-death$|x-(first|last)-death-')
+
+def _is_flat(value: Any, levels: int=50) -> bool:
+    ...
+
+def _copied(properties: Iterable[tuple[str, Any]], headers: Mapping[str, Any], gone: Iterable[str]=_LEFT_BEHIND) -> dict[str, Any]:
+    ...
+_OUR_HEADERS = ('failed-at', 'failed-on', 'failures', 'queue', 'exception', 'value', 'traceback')
+
+class QueueStats(NamedTuple):
+    waiting: int | None
+    consumers: int | None
+    failed: int
+
+def _look_at(connection: Connection, queues: Iterable[str]) -> Iterator[tuple[int, int] | None]:
+    ...
+
+class Kuyruk:
+    Reject: ClassVar = Reject
+    Discard: ClassVar = Discard
+
+    def __init__(self, config: Config | None=None) -> None:
+        if config is not None and (not isinstance(config, Config)):
+            raise TypeError(f'config takes a kuyruk.Config: not {config!r}')
+        self.config = Config() if config is None else config
+        self.extensions: dict[str, Any] = {}
+        self.packages: set[str] = set()
+        self._tasks: dict[str, Task[..., Any]] = {}
+        self._queues: dict[str, None] = {}
+        self._longest: dict[str, float] = {}
+        self._publisher = _Publisher(self.config)
+        weakref.finalize(self, self._publisher.close)
+
+    def __enter__(self) -> Kuyruk:
+        ...
+
+    def __exit__(self, *exc_info: object) -> None:
+        ...
+
+    def close(self) -> None:
+        ...
+
+    @overload
+    def task(self, queue: Callable[P, R]) -> Task[P, R]:
+        ...
+
+    @overload
+    def task(self, queue: str='kuyruk', *, retry: int=0, max_run_time: float | None=None, fail_delay: float=0, reject_delay: float=0, max_fail_delay: float | None=None, max_failures: int | None=None, throws: type[BaseException] | Iterable[type[BaseException]]=()) -> Callable[[Callable[P, R]], Task[P, R]]:
+        ...
+
+    def task(self, queue: Any='kuyruk', **options: Any) -> Any:
+        ...
+
+    def remote(self, name: str, queue: str='kuyruk') -> AnyTask:
+        ...
+
+    def _add(self, task: AnyTask) -> None:
+        ...
+
+    @_shielded
+    def send_tasks_to_queue(self, subtasks: Iterable[SubTask]) -> None:
+        ...
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[Connection]:
+        ...
+
+    @contextlib.contextmanager
+    def channel(self) -> Iterator[Channel]:
+        ...
+
+    def worker(self, queues: Iterable[str] | None=None, *, threads: int | None=None, prefetch: int | None=None, max_load: float | None=None, max_run_time: float | None=None, grace: float | None=None, shutdown_timeout: float | None=None, reconnect_interval: float | None=None, priority: int | None=None, max_crashes: int | None=None) -> Worker:
+        ...
+
+    def failed_messages(self, queue: str) -> Generator[FailedMessage, None, None]:
+        ...
+
+    def _iterate_failed(self, queue: str) -> Generator[FailedMessage, None, None]:
+        ...
+
+    def queue_stats(self, queues: Iterable[str] | None=None) -> dict[str, QueueStats]:
+        ...
+
+    def _queue_arguments(self, queue: str) -> dict[str, Any]:
+        ...
+
+    def _find_task(self, module: str, function: str) -> AnyTask:
+        ...
+
+class _Verdict(NamedTuple):
+    tally: str
+    action: Literal['ack', 'requeue', 'fail', 'leave']
+    reply: bool
+    delay: float = 0
+
+def _decide(task: AnyTask | None, error: BaseException | None, fits: bool=True, lost: bool=False) -> _Verdict:
+    ...
+
+def _forwarded(delivery: _Delivery, queue: str, headers: dict[str, Any], arguments: dict[str, Any]) -> _Message:
+    ...
+
+def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any]:
+    ...
+
+def _delayed(delivery: _Delivery, delay: float, headers: dict[str, Any], arguments: Mapping[str, Any]) -> _Message:
+    ...
+
+class _Delivery:
+    __slots__ = ('at', 'body', 'cause', 'claimed', 'consumer', 'intake', 'properties', 'queue', 'redelivered', 'settled', 'tag', 'task', 'thread')
+
+    def __init__(self, intake: _Intake, queue: str, method: Any, properties: Any, body: bytes) -> None:
+        self.intake = intake
+        self.consumer: str = method.consumer_tag
+        self.queue = queue
+        self.at = time.monotonic()
+        self.tag: int = method.delivery_tag
+        self.redelivered: bool = method.redelivered
+        self.properties = properties
+        self.body = body
+        self.task: _Description | None = None
+        self.thread = 0
+        self.claimed = False
+        self.cause: BaseException | None = None
+        self.settled = False
+
+    def __str__(self) -> str:
+        ...
+
+    @property
+    def id(self) -> str | None:
+        ...
+
+    @property
+    def is_counted(self) -> bool:
+        ...
+
+    @property
+    def reply_to(self) -> str | None:
+        ...
+
+    def ack(self) -> None:
+        ...
+
+    def requeue(self) -> None:
+        ...
+
+    def reject(self) -> None:
+        ...
+
+    def _settle(self, frame: bytes) -> None:
+        ...
+
+class _Consumer(NamedTuple):
+    queue: str
+    prefetch: int
+
+class _Intake(_Channel):
+
+    def __init__(self, connection: _Connection, config: Config, deliver: Callable[[_Delivery], object]) -> None:
+        self._config = config
+        self._deliver = deliver
+        self.consumers: dict[str, _Consumer] = {}
+        self.consuming = False
+        self._serial = itertools.count(1)
+        super().__init__(connection)
+
+    def consume(self, queues: Iterable[str]) -> None:
+        ...
+
+    def cancel(self) -> None:
+        ...
+
+    def add(self, queue: str, prefetch: int, is_last: bool=False) -> None:
+        ...
+
+    def remove(self, tags: Iterable[str]) -> None:
+        ...
+
+    def _ask(self, frame: Any) -> None:
+        ...
+
+    def on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        ...
+
+    def on_method(self, frame: Any) -> None:
+        ...
+
+def _patience(stalled: float) -> float:
+    ...
+
+class _Spare:
+
+    def __init__(self, threads: int) -> None:
+        self.size = 0
+        self._least = threads
+        self._rate = 0.0
+        self._at = -math.inf
+        self.ended = 0
+
+    def look(self, now: float, ended: int, waited: float, patience: float) -> int:
+        ...
+
+class Journal:
+    crashes: Mapping[str, tuple[int, bool]] = types.MappingProxyType({})
+
+    def begin(self, id: str) -> None:
+        ...
+
+    def end(self, id: str) -> None:
+        ...
+
+    def count(self, id: str) -> tuple[int, bool]:
+        ...
+
+    def clear(self, id: str) -> None:
+        ...
+_WORKER_OPTIONS = tuple((key.removeprefix('WORKER_').lower() for key in _RULES if key.startswith('WORKER_') and key not in ('WORKER_PROCESSES', 'WORKER_LOGGING_LEVEL')))
+_TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discarded', 'requeued', 'lost')
+
+class _Settlement:
+
+    def __init__(self, config: Config, publisher: _Publisher) -> None:
+        self._config = config
+        self._publisher = publisher
+
+    def settle(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
+        ...
+
+    def _fail(self, delivery: _Delivery, error: BaseException) -> None:
+        ...
+
+    def _forward(self, delivery: _Delivery, message: _Message) -> None:
+        ...
+
+    def _reply(self, delivery: _Delivery, result: Any, error: BaseException | None) -> None:
+        ...
+
+class _Pool:
+
+    def __init__(self, app: Kuyruk, config: Config, settle: Callable[..., None], notify: Callable[[], object]) -> None:
+        self._app = app
+        self._config = config
+        self._settle = settle
+        self._notify = notify
+        self.journal = Journal()
+        arguments = config.QUEUE_ARGUMENTS
+        self._counts_for_quorum = _is_quorum(arguments) and 'x-delivery-limit' not in arguments
+        self.stopping = False
+        self.paused = False
+        self.on_end: Callable[[], object] = lambda: None
+        self.here = threading.local()
+        self._lock = threading.Lock()
+        self._waiting: collections.deque[_Delivery] = collections.deque()
+        self._set_aside: collections.deque[_Delivery] = collections.deque()
+        self._alone: _Delivery | None = None
+        self.running: dict[_Delivery, Run | None] = {}
+        self._stuck: dict[_Delivery, BaseException] = {}
+        self._active = 0
+        self._lingering = 0
+        self._handed_over: collections.deque[_Delivery] = collections.deque()
+        self._handover = threading.Condition(self._lock)
+        self.ended = 0
+        self._began_at = -math.inf
+        self._executors = 0
+        self._ids: dict[str, collections.deque[_Delivery]] = {}
+        self._tallies = dict.fromkeys(_TALLIES, 0)
+
+    def start(self) -> None:
+        ...
+
+    def close(self) -> None:
+        ...
+
+    def _make_executor(self) -> ThreadPoolExecutor:
+        ...
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        ...
+
+    @property
+    def has_waiting(self) -> bool:
+        ...
+
+    @property
+    def has_suspects(self) -> bool:
+        ...
+
+    @property
+    def suspects_wait(self) -> bool:
+        ...
+
+    @property
+    def stuck(self) -> int:
+        ...
+
+    def add(self, delivery: _Delivery) -> None:
+        ...
+
+    def interrupt(self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery], bool]) -> int:
+        ...
+
+    def on_lost(self, intake: _Intake, cause: Callable[[], BaseException]) -> None:
+        ...
+
+    def oldest(self, intake: _Intake) -> _Delivery | None:
+        ...
+
+    def hand_back(self, suspects: bool=True) -> None:
+        ...
+
+    def waited(self, now: float) -> tuple[float, float]:
+        ...
+
+    def held(self, queue: str, but_of: Iterable[str]=()) -> int:
+        ...
+
+    def hand_back_surplus(self, queue: str, kept: int) -> None:
+        ...
+
+    def _in_hand(self) -> Iterator[_Delivery]:
+        ...
+
+    def _queues(self) -> list[collections.deque[_Delivery]]:
+        ...
+
+    def _dispatch(self) -> None:
+        ...
+
+    def _take(self) -> _Delivery | None:
+        ...
+
+    def _work(self, delivery: _Delivery | None) -> None:
+        ...
+
+    def _linger(self, until: float) -> _Delivery | None:
+        ...
+
+    def _next(self, ended: _Delivery, goes_on: bool) -> _Delivery | None:
+        ...
+
+    def _forget(self, delivery: _Delivery) -> None:
+        ...
+
+    def _claim(self, delivery: _Delivery) -> bool:
+        ...
+
+    def _give_up(self, run: Run) -> None:
+        ...
+
+    def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
+        ...
+
+    def _let_go(self, thread: int) -> None:
+        ...
+
+    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException, stack: str) -> None:
+        ...
+
+    def _process(self, delivery: _Delivery) -> None:
+        ...
+
+    def _perform(self, delivery: _Delivery) -> None:
+        ...
+
+    def _may_run(self, delivery: _Delivery) -> bool:
+        ...
+
+    def _enter(self, delivery: _Delivery) -> bool:
+        ...
+
+    def _leave(self, delivery: _Delivery) -> None:
+        ...
+
+    def _run_task(self, delivery: _Delivery, description: _Description) -> None:
+        ...
+
+    def _finish(self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, fits: bool=True) -> None:
+        ...
+
+    def _do(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
+        ...
+
+    def _log(self, delivery: _Delivery, error: BaseException | None, verdict: _Verdict) -> None:
+        ...
+
+class Worker:
+
+    def __init__(self, app: Kuyruk, queues: Iterable[str] | None=None, **options: Any) -> None:
+        unknown = [name for name in options if name not in _WORKER_OPTIONS]
+        if unknown:
+            raise TypeError(f"Worker has no option {unknown[0]!r}, but {', '.join(_WORKER_OPTIONS)}")
+        self.app = app
+        self._config = app.config._with(**{f'WORKER_{k.upper()}': v for k, v in options.items()})
+        names = [queues] if isinstance(queues, str) else list(queues or app._queues or ['kuyruk'])
+        self.queues = list(dict.fromkeys((_resolve_host(_check_queue_name(name)) for name in names)))
+        self.aborted = 0
+        self.on_change: Callable[[], object] = lambda: None
+        self.error: BaseException | None = None
+        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
+        self._keeper = _Keeper(self._config, self._config.WORKER_RECONNECT_INTERVAL)
+        self._wakeup = _Event()
+        self._looks_around = False
+        settlement = _Settlement(self._config, self._publisher)
+        self._pool = _Pool(app, self._config, settlement.settle, self._on_pool)
+        self._pool.on_end = self._look_soon
+        self._interrupt_at = math.inf
+        self._intake: _Intake | None = None
+        self._failure = ''
+        self._paused_at = self._suspects_go_until = -math.inf
+        is_single = app.config.QUEUE_ARGUMENTS.get('x-single-active-consumer')
+        self._look_at = -math.inf if self._config.WORKER_PREFETCH is None and (not is_single) else math.inf
+        self._spare = _Spare(self._config.WORKER_THREADS)
+        self._began = threading.Lock()
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Worker:
+        ...
+
+    def __exit__(self, *exc_info: object) -> None:
+        ...
+
+    def start(self) -> None:
+        ...
+
+    def run(self) -> None:
+        ...
+
+    def stop(self, timeout: float | None=None, wait: bool=True) -> None:
+        ...
+
+    def join(self, timeout: float | None=None) -> bool:
+        ...
+
+    @property
+    def journal(self) -> Journal:
+        ...
+
+    @journal.setter
+    def journal(self, journal: Journal) -> None:
+        ...
+
+    @property
+    def healthy(self) -> bool:
+        ...
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        ...
+
+    def drop(self, id: str | None=None) -> int:
+        ...
+
+    def _run(self) -> None:
+        ...
+
+    def _supervise(self) -> None:
+        ...
+
+    def _consume(self, connection: _Connection) -> _Intake:
+        ...
+
+    def _tend(self, intake: _Intake) -> None:
+        ...
+
+    def _balance(self, intake: _Intake) -> bool:
+        ...
+
+    def _resize(self, intake: _Intake, queue: str, size: int, late: bool) -> bool:
+        ...
+
+    def _on_delivery(self, delivery: _Delivery) -> None:
+        ...
+
+    def _look_soon(self) -> None:
+        ...
+
+    def _pump(self, intake: _Intake, until: float) -> None:
+        ...
+
+    def _should_stop(self) -> bool:
+        ...
+
+    def _pause_or_resume(self, intake: _Intake) -> bool:
+        ...
+
+    def _look_whether_to_pause(self, now: float) -> tuple[bool, str]:
+        ...
+
+    def _on_lost(self, error: AMQPError) -> None:
+        ...
+
+    def _look_for_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
+        ...
+
+    def _on_pool(self) -> None:
+        ...
+
+    def _drain(self) -> None:
+        ...
+
+    def _wait_for_running(self, get_end: Callable[[], float]) -> bool:
+        ...
+
+    def _end(self) -> None:
+        ...

@@ -1,4 +1,5 @@
 from kuyruk import BrokerError as BrokerError
+from kuyruk import Crashed as Crashed
 from kuyruk import Discard as Discard
 from kuyruk import HeartbeatError as HeartbeatError
 from kuyruk import InvalidMessage as InvalidMessage

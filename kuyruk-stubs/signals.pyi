@@ -1,0 +1,15 @@
+from kuyruk import Signal as Signal
+from kuyruk import task_error as task_error
+from kuyruk import task_failure as task_failure
+from kuyruk import task_init as task_init
+from kuyruk import task_postapply as task_postapply
+from kuyruk import task_postrun as task_postrun
+from kuyruk import task_postsend as task_postsend
+from kuyruk import task_preapply as task_preapply
+from kuyruk import task_prerun as task_prerun
+from kuyruk import task_presend as task_presend
+from kuyruk import task_success as task_success
+from kuyruk import worker_failure as worker_failure
+from kuyruk import worker_init as worker_init
+from kuyruk import worker_shutdown as worker_shutdown
+from kuyruk import worker_start as worker_start
