@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import importlib
 import itertools
 import logging
@@ -37,7 +38,9 @@ sys.path.insert(0, ROOT)
 import kuyruk
 
 THREADS = 8
+MODULES = 5  #: For each thread.
 LIMIT = 0.004  #: Seconds: each task's max_run_time.
+PAUSES = 0.00005, 0.0005  #: Seconds of work between two uses of a lock.
 LATE = 30.0  #: Seconds in which each timeout, and each lock, must come.
 QUEUE = "kuyruk-interrupt-proof"
 
@@ -71,10 +74,11 @@ def use_queue(n: int) -> None:
     shared.get(timeout=LATE)
 
 
-def import_module(n: int) -> None:
-    name = f"interrupt_proof_{n % 20}"
+def import_module(n: int) -> object:
+    """Anew. Each thread has modules of its own: what removes them from sys.modules is this tool."""
+    name = f"interrupt_proof_{threading.current_thread().name}_{n % MODULES}"
     sys.modules.pop(name, None)
-    importlib.import_module(name)
+    return importlib.import_module(name)
 
 
 class Proof:
@@ -86,8 +90,9 @@ class Proof:
         self.handler = NotingHandler(folder / "log")
         self.counts: collections.Counter[str] = collections.Counter()
         self.slowest = 0.0
-        for n in range(20):
-            (folder / f"interrupt_proof_{n}.py").write_text(f"import math\nvalue = {n}\n")
+        for name in (*map(str, range(THREADS)), "last"):
+            for n in range(MODULES):
+                (folder / f"interrupt_proof_{name}_{n}.py").write_text(f"import math\nvalue = {n}\n")
         self.actions: list[Callable[[int], object]] = [log, use_queue, import_module, self.send]
 
     def send(self, n: int) -> None:
@@ -98,14 +103,13 @@ class Proof:
             for n in itertools.count(random.randrange(1000)):
                 for action in actions:
                     action(n)
-                if pause:
-                    work(pause)
+                work(pause)
 
         return self.app.task(QUEUE, max_run_time=LIMIT)(act)
 
     def run_thread(self, timeouts: int) -> None:
         combinations = [[action] for action in self.actions] + [self.actions]
-        tasks = [self.make_task(c, pause) for c in combinations for pause in (0, 0.0001)]
+        tasks = [self.make_task(c, pause) for c in combinations for pause in PAUSES]
         calm = self.app.task(QUEUE)(lambda: sum(n for n in range(300)))
         for task in itertools.islice(itertools.cycle(tasks), timeouts):
             began = time.monotonic()
@@ -125,8 +129,10 @@ class Proof:
 
     def run(self, timeouts: int) -> None:
         threads = [
-            threading.Thread(target=self.run_thread, args=(-(-timeouts // THREADS),), daemon=True)
-            for _ in range(THREADS)
+            threading.Thread(
+                target=self.run_thread, args=(-(-timeouts // THREADS),), name=str(n), daemon=True
+            )
+            for n in range(THREADS)
         ]
         for thread in threads:
             thread.start()
@@ -141,14 +147,15 @@ class Proof:
         uses: dict[str, Callable[[], object]] = {
             "a log handler": lambda: logger.info("the end"),
             "logging": lambda: logging.getLogger("interrupt-proof-new").setLevel("INFO"),
-            "the queue": lambda: (shared.put(1), shared.get(timeout=LATE)),
-            "the import system": lambda: [import_module(n) for n in range(20)],
+            "the queue": lambda: use_queue(0),
+            "the import system": lambda: list(map(import_module, range(MODULES))),
             "threading": lambda: threading.enumerate(),
             "the connection": lambda: self.send(0),
         }
         for name, use in uses.items():
             ended = threading.Event()
-            threading.Thread(target=lambda use=use, ended=ended: (use(), ended.set()), daemon=True).start()
+            then = functools.partial(lambda use, ended: (use(), ended.set()), use, ended)
+            threading.Thread(target=then, name="last", daemon=True).start()
             if not ended.wait(LATE):
                 self.counts[f"lock of {name} left taken"] += 1
 
