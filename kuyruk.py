@@ -746,6 +746,14 @@ def _fresh(value: Any) -> Any:
     return value
 
 
+def _fresh_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments for one more try. If they are nested too deeply to be copied they are the same."""
+    try:
+        return _fresh(args), _fresh(kwargs)
+    except RecursionError:
+        return args, kwargs
+
+
 class Run:
     """One message's run of a task, over all its tries; or one `Task.apply`'s. See `current_task`.
 
@@ -887,10 +895,7 @@ class Run:
 
     def _try(self, args: Any, kwargs: Any, watch: _Watch | None) -> Any:
         tries = self.task.retry + 1
-        original = args, kwargs
-        if self.task.retry:
-            with contextlib.suppress(RecursionError):  # nested too deeply: each try has the same
-                original = _fresh(original)
+        original = _fresh_arguments(args, kwargs) if self.task.retry else (args, kwargs)
         while True:
             tries -= 1
             if watch is not None and self.task.max_run_time is not None:
@@ -911,7 +916,7 @@ class Run:
                     raise
                 text = f"{_bounded(_exception_name(error), 200)}: {_text_of(error, REPLY_TEXT)}"
                 logger.warning("Task %s [%s] raised %s; trying again (%d left)", self.task.name, self.id, text, tries)
-            args, kwargs = _fresh(original)
+            args, kwargs = _fresh_arguments(*original)
 
 
 def current_task() -> Run | None:
@@ -1667,7 +1672,8 @@ class _Done:
 
     def wait(self, seconds: float) -> None:
         if not self._is_set and self._until_set.acquire(timeout=seconds):
-            self._until_set.release()
+            with contextlib.suppress(RuntimeError):  # it was set once more
+                self._until_set.release()
 
 
 def _messages(count: int) -> str:
