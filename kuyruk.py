@@ -45,9 +45,10 @@ acknowledgements, decides how many messages to hold (`_Spare`), reconnects, paus
 *A pool thread* (kuyruk-pool_N) decodes its delivery, finds the task, runs it, decides what becomes of the message,
 and settles it. It waits for the sender when it replies, or forwards a message (failed, delayed). Then it takes what
 waits, or waits a moment for what comes, before it goes back to its `ThreadPoolExecutor`.
-*The watch* (kuyruk-watch) owns the schedule of interruptions. It waits for the next deadline, or for an interruption
-that another thread orders, raises it in the task's thread as soon as that is at a safe point, and gives up what still
-runs WORKER_GRACE later. It ends with the worker (or with `Task.apply`).
+*The watch* (kuyruk-watch) owns the schedule of interruptions. It waits for the next deadline, or
+for an interruption that another thread orders, raises it in the task's thread as soon as that is at
+a safe point, and gives up what still runs WORKER_GRACE later. It ends with the worker (or with
+`Task.apply`).
 *A settler* (kuyruk-settler) settles the message of one run that was given up, as its pool thread would have done,
 and ends. Nobody waits for that pool thread any more; another has taken its place.
 
@@ -57,8 +58,7 @@ and ends. Nobody waits for that pool thread any more; another has taken its plac
     _Sender._helm     its connection: who has it is the owner       the broker is waited for
     _Pool._lock       what waits, runs, is parked or stuck          a thread may be started
     _Watch._changed   when to look at which run                     nothing
-    Run._gate         whether the task can be interrupted now       the thread's frames are looked at,
-                                                                    an exception may be set
+    Run._gate         whether the task can be interrupted now       an exception may be set
 
 The life of a delivery. The supervisor reads it. A free pool thread takes it, unless it has been handed back (by a
 stop, by a pause, or because it waited too long while another worker may be free), runs its task, and claims it:
@@ -175,8 +175,9 @@ class KuyrukError(Exception):
 
 
 class _Interruption:
-    """Mixin of the exceptions that interrupt a task. Python raises them in the task's thread by their class alone:
-    made without arguments there, they take the arguments of what has interrupted the run."""
+    """Mixin of the exceptions that interrupt a task. Python raises them in the task's thread by
+    their class alone: made without arguments there, they take the arguments of what has interrupted
+    the run."""
 
     def __init__(self, *args: object) -> None:
         cause = None if _current.run is None else _current.run._cause
@@ -677,22 +678,29 @@ def _resolve_host(queue: str) -> str:
 
 # --- Interrupting a running task ---------------------------------------------
 
-#: Names of modules that guard locks of the whole process, or swallow exceptions: a task isn't interrupted while one of
-#: its frames is in one of them, or in a module below it. Add to it what your tasks use and must not be cut:
-#: `kuyruk.UNSAFE_MODULES.add("sqlalchemy.pool")`. This module always counts.
+#: Names of modules that guard locks of the whole process, or swallow exceptions: a task isn't
+#: interrupted while one of its frames is in one of them, or in a module below it. Add to it what
+#: your tasks use and must not be cut: `kuyruk.UNSAFE_MODULES.add("sqlalchemy.pool")`. This module
+#: always counts.
 UNSAFE_MODULES = {
-    "_frozen_importlib", "_frozen_importlib_external", "_weakrefset", "concurrent.futures", "importlib", "logging",
-    "queue", "threading", "weakref", "zipimport",
+    "_frozen_importlib", "_frozen_importlib_external", "_weakrefset", "bdb", "concurrent.futures",
+    "coverage", "importlib", "logging", "queue", "threading", "weakref", "zipimport",
 }  # fmt: skip
 
-#: Functions of logging that hold no lock: a line's way to its handlers. A task that logs much is rarely seen elsewhere.
-_HOLD_NO_LOCK = {"LogRecord.__init__", "Logger._log", "Logger.makeRecord", "Logger.findCaller", "Logger.handle"}
-_HOLD_NO_LOCK |= {"Logger.callHandlers", "Filterer.filter", "_is_internal_frame"}
-_HOLD_NO_LOCK |= {f"Logger.{name}" for name in ("debug", "info", "warning", "error", "exception", "critical", "log")}
+#: Functions of logging that hold no lock: a line's way to its handlers. A task that logs much is
+#: rarely seen elsewhere.
+_HOLD_NO_LOCK = {
+    "Filterer.filter", "LogRecord.__init__", "Logger._log", "Logger.callHandlers",
+    "Logger.critical", "Logger.debug", "Logger.error", "Logger.exception", "Logger.findCaller",
+    "Logger.handle", "Logger.info", "Logger.log", "Logger.makeRecord", "Logger.warning",
+    "_is_internal_frame",
+}  # fmt: skip
 
 _LOOK_AGAIN = 0.001  #: Seconds after which a thread that wasn't at a safe point is looked at again.
-_SHORT_SWITCH = 1e-5  #: Seconds: the interpreter's switch interval while a safe point is waited for.
-_GIVE_UP_AGAIN = 0.1  #: Seconds after which giving up is tried again that has failed; then twice as long, and so on.
+#: Seconds: the interpreter's switch interval while the watch is about to look for a safe point.
+_SHORT_SWITCH = 1e-5
+#: Seconds after which giving up is tried again that has failed; then twice as long, and so on.
+_GIVE_UP_AGAIN = 0.1
 _WATCH_STALLS = 5.0  #: Seconds that a watch may be late before it counts as stuck.
 _APPLY_GRACE = 1.0  #: Seconds after which `Task.apply` warns of a task that can't be interrupted.
 
@@ -705,7 +713,7 @@ _current = _Current()
 
 
 def _raise_pending() -> None:
-    """Raise what is set for this thread and hasn't been raised yet: a loop is where Python looks."""
+    """Raise what is set for this thread, if it hasn't been: a loop is where Python looks."""
     for _ in (1, 2):
         pass
 
@@ -716,8 +724,9 @@ def _call_task(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 
 def _is_safe(frame: types.FrameType | None) -> bool:
-    """Whether a thread whose innermost frame this is may be interrupted: it is in a task's code, and none of the
-    frames from here to `_call_task` guards a lock of the process, or is in this module."""
+    """Whether a thread whose innermost frame this is may be interrupted: it is in a task's code,
+    and none of the frames from here to `_call_task` guards a lock of the process, or is in this
+    module."""
     while frame is not None and frame.f_code is not _call_task.__code__:
         if frame.f_globals is globals() or _guards_a_lock(frame):
             return False
@@ -726,7 +735,8 @@ def _is_safe(frame: types.FrameType | None) -> bool:
 
 
 def _guards_a_lock(frame: types.FrameType) -> bool:
-    """Whether an exception must not be set in this frame. In a `__del__` Python would print it and go on."""
+    """Whether an exception must not be set in this frame. In a `__del__` Python would print it and
+    go on."""
     module, code = str(frame.f_globals.get("__name__")), frame.f_code
     if code.co_name == "__del__":
         return True
@@ -738,7 +748,8 @@ def _guards_a_lock(frame: types.FrameType) -> bool:
 
 
 def _fresh(value: Any) -> Any:
-    """Copy the lists, tuples and dicts of a value, and of these; what else there is stays the same."""
+    """Copy the lists, tuples and dicts of a value, and of these; what else there is stays the
+    same."""
     if type(value) is list or type(value) is tuple:
         return type(value)(map(_fresh, value))
     if type(value) is dict:
@@ -747,7 +758,8 @@ def _fresh(value: Any) -> Any:
 
 
 def _fresh_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The arguments for one more try. If they are nested too deeply to be copied they are the same."""
+    """The arguments for one more try. If they are nested too deeply to be copied they are the
+    same."""
     try:
         return _fresh(args), _fresh(kwargs)
     except RecursionError:
@@ -757,32 +769,43 @@ def _fresh_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
 class Run:
     """One message's run of a task, over all its tries; or one `Task.apply`'s. See `current_task`.
 
-    How it is interrupted. Only the watch sets an exception in another thread, only the first cause counts, and it is
-    set at most once for each run (`_hit`).
+    How it is interrupted. Only the watch sets an exception in another thread, only the first cause
+    counts, and an exception is set at most once for each run (`_hit`).
 
-    1. It is set where it is safe (`_is_safe`): in the task's own code. So it can't cut code of this module, nor leave
-       a lock of the standard library's taken. The watch looks, marks the run as hit, and sets the exception without
-       letting another thread run in between, and Python raises it in the frame that was seen, or where that calls or
-       returns to next. If it isn't safe now, the watch looks again.
-    2. It hits nothing but its task. Setting it is decided under a lock, the gate. The watch takes it without waiting.
-       The task's thread has the gate except during a try: it takes it when a try has ended, and after the last try
-       keeps it for ever. If the run is marked as hit then, what may not have been raised yet is raised right there.
-       It may be raised as well anywhere between the task's return and that point, also right after the gate was
-       taken. That is harmless: it was the only one, and nobody waits for the gate of a run that was hit.
-    3. Where the task waits in this module, the watch wakes it, and the wait raises the cause (`_interruptible`).
-    4. Inside the task each raise is a new exception (see `_Interruption`): tracebacks don't grow, and what the run
-       keeps has none that would lead back to it.
-    5. What has interrupted a run decides its fate: `_call` raises that, whatever the task has made of it.
+    1. It is set where that is safe (`_is_safe`): in the task's own code. So it can't cut code of
+       this module, nor leave a lock of the standard library's taken. The watch looks, marks the run
+       as hit, and sets the exception, and no other thread runs in between. Python raises it in the
+       frame that was seen, or where that calls or returns to next. If it isn't safe now, the watch
+       looks again.
+    2. It hits nothing but its task. Whether it is set is decided under a lock, the gate. The watch
+       takes it without waiting. The task's thread has the gate except during a try: it takes it
+       when a try has ended, and after the last try keeps it for ever. If the run is marked as hit
+       then, the thread lets what may not have been raised yet be raised right there. It may be
+       raised as well anywhere between the task's return and that point, also right after the gate
+       was taken. That is harmless: it was the only one, and nobody waits for the gate of a run that
+       was hit.
+    3. Where the task waits in this module, the watch wakes it, and the wait raises the cause
+       (`_interruptible`).
+    4. Inside the task each raise is a new exception (see `_Interruption`): tracebacks don't grow,
+       and what the run keeps has none that would lead back to it.
+    5. What has interrupted a run decides its fate: `_call` raises that, whatever the task has made
+       of it. Only a value that the task returns counts more.
+
+    All this needs the GIL. In a free-threaded Python 2 still holds, but the thread may have left
+    the safe point when the exception is set.
     """
 
-    def __init__(self, task: Task[..., Any], id: str | None, queue: str | None, redelivered: bool) -> None:
+    def __init__(
+        self, task: Task[..., Any], id: str | None, queue: str | None, redelivered: bool
+    ) -> None:
         self.task = task
         self.id = id  #: The message's; None with `Task.apply`.
         self.queue = queue  #: That the message came from; None with `Task.apply`.
         #: The broker has delivered it before, so it may have run; or a worker has only handed it back.
         self.redelivered = redelivered
         self.started = time.monotonic()
-        self.deadline: float | None = None  #: time.monotonic() at which this try exceeds `max_run_time`.
+        #: time.monotonic() at which this try exceeds `max_run_time`.
+        self.deadline: float | None = None
         #: What interrupts it, and since when (time.monotonic()): the grace is counted from there.
         self._cause: BaseException | None = None
         self._interrupted_at = math.inf
@@ -791,8 +814,10 @@ class Run:
         #: Its place in the watch's schedule, if it has one; and whether it must not get another.
         self._place: tuple[float, int, Run] | None = None
         self._is_over = False
-        self._waker: Callable[[], object] | None = None  # ends the wait that its thread is in, in our code
-        self._inner: Run | None = None  # of a task that this one applies: what interrupts this one interrupts that
+        #: Ends the wait that its thread is in, in code of this module.
+        self._waker: Callable[[], object] | None = None
+        #: The run of a task that this one applies: what interrupts this one interrupts that.
+        self._inner: Run | None = None
         self._thread = threading.get_ident()
         self._gate = threading.Lock()
         self._gate.acquire()
@@ -813,7 +838,8 @@ class Run:
     # -- by the watch
 
     def _interrupt(self) -> None:
-        """Raise the cause in the task if it is at a safe point now. To be called again until the run is hit."""
+        """Raise the cause in the task if it is at a safe point now. To be called again until the
+        run is hit."""
         inner = self._inner
         if inner is not None:
             inner._cause = inner._cause or self._cause
@@ -839,11 +865,13 @@ class Run:
         position = seen.f_lasti
         if not _is_safe(seen):
             return
-        # Look again, now in a way that no other thread gets its turn between the look and the exception: CPython
-        # switches at the end of a call and at a jump back, and there is none. A thread that has moved is looked at
-        # later. (No variable may keep the whole of `_current_frames`: this thread's own frame is in it.)
+        # Look again, now in a way that no other thread gets its turn between the look and the
+        # exception: CPython switches at the end of a call and at a jump back, and there is none. A
+        # thread that has moved is looked at later. (No variable may keep the whole of
+        # `_current_frames`: this thread's own frame is in it.)
         for frame in map(get_frame, iter(sys._current_frames, None)):
-            if frame is seen and frame.f_lasti == position and not (self._inner or self._hit or self._is_over):
+            is_same = frame is seen and frame.f_lasti == position
+            if is_same and not (self._inner or self._hit or self._is_over):
                 self._hit = True
                 set_exception()
             break
@@ -863,8 +891,9 @@ class Run:
             _raise_pending()
 
     def _call(self, args: Any, kwargs: Any, watch: _Watch | None) -> Any:
-        """Call the task's function, with retries, in a context of its own. Raises what has interrupted the run, if
-        the task didn't return all the same. After this no interruption can reach the thread."""
+        """Call the task's function, with retries, in a context of its own. Raises what has
+        interrupted the run, if the task didn't return all the same. After this no interruption can
+        reach the thread."""
         outer, _current.run = _current.run, self
         if outer is not None:
             outer._inner = self
@@ -888,10 +917,12 @@ class Run:
                 outer._inner = None
 
     def _is_decided_by(self, error: BaseException) -> bool:
-        """Whether what came out of the task counts: nothing has interrupted it, or this is what did, or Ctrl-C."""
+        """Whether what came out of the task counts: nothing has interrupted it, or this is what
+        did, or Ctrl-C."""
         if not self._hit or type(error) is type(self._cause):
             return True
-        return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+        is_main = threading.current_thread() is threading.main_thread()
+        return is_main and isinstance(error, KeyboardInterrupt)
 
     def _try(self, args: Any, kwargs: Any, watch: _Watch | None) -> Any:
         tries = self.task.retry + 1
@@ -914,8 +945,9 @@ class Run:
             except Exception as error:
                 if not tries or self._hit or not self.task._fits(error, args, kwargs):
                     raise
-                text = f"{_bounded(_exception_name(error), 200)}: {_text_of(error, REPLY_TEXT)}"
-                logger.warning("Task %s [%s] raised %s; trying again (%d left)", self.task.name, self.id, text, tries)
+                what = f"{_bounded(_exception_name(error), 200)}: {_text_of(error, REPLY_TEXT)}"
+                text = "Task %s [%s] raised %s; trying again (%d left)"
+                logger.warning(text, self.task.name, self.id, what, tries)
             args, kwargs = _fresh_arguments(*original)
 
 
@@ -927,8 +959,9 @@ def current_task() -> Run | None:
 class _ShortSwitches:
     """While a `with` block of it is entered, threads take turns more often.
 
-    A thread is seen where it lets others run. One that writes to a file or a log every few milliseconds always does
-    that there, so it would never be seen at a safe point; now it is stopped anywhere.
+    A thread is seen where it lets others run. One that writes to a file or a log every few
+    milliseconds always does that there, so it would never be seen at a safe point; now it is
+    stopped anywhere.
     """
 
     def __init__(self) -> None:
@@ -946,7 +979,8 @@ class _ShortSwitches:
     def __exit__(self, *exc_info: object) -> None:
         with self._lock:
             self._users -= 1
-            if not self._users and sys.getswitchinterval() <= _SHORT_SWITCH:  # else somebody has set it meanwhile
+            is_ours = sys.getswitchinterval() <= _SHORT_SWITCH  # nobody else has set it meanwhile
+            if not self._users and is_ours:
                 sys.setswitchinterval(self._usual)
 
     def begin_in_child(self) -> None:
@@ -963,16 +997,17 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Watch:
-    """Interrupts the runs that exceed their time limit, and those that other threads want interrupted; and gives up
-    those that don't end although interrupted. From a thread of its own, that outlives any exception of theirs."""
+    """Interrupts the runs that exceed their time limit, and those that other threads want
+    interrupted; and gives up those that don't end although interrupted. From a thread of its own,
+    that outlives any exception of theirs."""
 
     def __init__(self, grace: float, give_up: Callable[[Run], object]) -> None:
         self._grace = grace
         self._give_up = give_up
         #: Guards what follows; notified of a time that is earlier than the thread waits for, and of the end.
         self._changed = threading.Condition()
-        #: When to look at which run next, in this order. A run is in here from its beginning, or its interruption, to
-        #: its end, or until nothing is left to do but to wait for it.
+        #: When to look at which run next, in this order. A run is in here from its beginning, or
+        #: its interruption, to its end, or until nothing is left to do but to wait for it.
         self._schedule: list[tuple[float, int, Run]] = []
         self._serial = itertools.count()
         self._wakes_at = -math.inf
@@ -997,12 +1032,14 @@ class _Watch:
             if run._cause is None:
                 run._cause, run._interrupted_at = cause, time.monotonic()
                 self._put(run, run._interrupted_at)
-        # Its thread may end it just now: it notes that and then looks for its place, here it is the other way round.
+        # Its thread may end it just now: it notes that and then looks for its place, here it is the
+        # other way round.
         if run._is_over:
             self.discard(run)
 
     def discard(self, run: Run) -> None:
-        """Leave the run alone. The thread may wake for it once more, in vain: cheaper than to notify it."""
+        """Leave the run alone. The thread may wake for it once more, in vain: cheaper than to
+        notify it."""
         if run._place is not None:
             with self._changed:
                 self._remove(run)
@@ -1039,8 +1076,8 @@ class _Watch:
                     logger.exception("Can't interrupt a task, or give it up; trying again")
 
     def _next_due(self) -> Run | None:
-        """Wait until a run is due, and schedule its next look, whatever becomes of this one; None if there is none
-        after all."""
+        """Wait until a run is due, and schedule its next look, whatever becomes of this one; None
+        if there is none after all."""
         with self._changed:
             now = time.monotonic()
             due, _, run = self._schedule[0] if self._schedule else (math.inf, 0, None)
@@ -1052,22 +1089,24 @@ class _Watch:
                 return run
             if not self._closed:
                 is_hunted = run is not None and run._cause is not None and not run._hit
-                is_urgent = is_hunted and due - now <= _LOOK_AGAIN
+                is_near = due - now <= _LOOK_AGAIN
                 del run  # while this thread waits, nothing of it is kept
-                self._wakes_at = due
-                with _short_switches if is_urgent else contextlib.nullcontext():
-                    self._changed.wait(_left(due))
+                self._wakes_at = due - _LOOK_AGAIN if is_hunted and not is_near else due
+                with _short_switches if is_hunted and is_near else contextlib.nullcontext():
+                    self._changed.wait(_left(self._wakes_at))
                 self._wakes_at = -math.inf  # awake: it needn't be woken
             return None
 
     def _next_look(self, run: Run, now: float) -> float:
-        """When to look at an interrupted run after this time: soon, until it is hit; and when its grace is over."""
+        """When to look at an interrupted run after this time: soon, until it is hit; and when its
+        grace is over."""
         since = now - run._interrupted_at
         pauses = [math.inf]
         if not run._hit:
             pauses.append(max(_LOOK_AGAIN, since / 1000))
         if not run._given_up:
-            pauses.append(self._grace - since if since < self._grace else max(_GIVE_UP_AGAIN, since - self._grace))
+            left = self._grace - since
+            pauses.append(left if left > 0 else max(_GIVE_UP_AGAIN, -left))
         return now + min(pauses)
 
     def _look_at(self, run: Run) -> None:
@@ -1081,8 +1120,10 @@ class _Watch:
 
 def _warn_of_stuck(run: Run) -> None:
     """Log that a task that was applied here goes on beyond its limit."""
-    text = "Task %s goes on although it was interrupted (%s): it can't be cut where it is, and here it can't be given"
-    text += " up as in a worker. It is at\n%s"
+    text = (
+        "Task %s goes on although it was interrupted (%s): it can't be cut where it is, and here it"
+        " can't be given up as in a worker. Timeout is raised when it can be. It is at\n%s"
+    )
     logger.warning(text, run.task.name, run._cause, _format_stack(run._thread))
 
 
@@ -1092,8 +1133,8 @@ def _left(deadline: float) -> float:
 
 
 def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | None:
-    """Wait in code of ours. An interruption of the task in this thread calls `wake`, perhaps several times, which
-    must make `wait` return; then the interruption is raised."""
+    """Wait in code of ours. An interruption of the task in this thread calls `wake`, perhaps
+    several times, which must make `wait` return; then the interruption is raised."""
     run = _current.run
     if run is None or run._hit:  # once interrupted, its clean-up may send and wait
         return wait()
@@ -2396,10 +2437,11 @@ class Task(Generic[P, R]):
     def apply(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here, with its retries and its time limit, without the broker.
 
-        Returns what it returns, and raises what it raises in the last try. A try that exceeds `max_run_time` is
-        interrupted with Timeout where Python can do that. A call in C code (`time.sleep`, a database driver) goes on
-        to its end, and a wait for a lock or a queue, too: Timeout is raised after it, and a warning is logged
-        meanwhile. A worker gives such a task up after WORKER_GRACE seconds; here nobody else could go on.
+        Returns what it returns, and raises what it raises in the last try. A try that exceeds
+        `max_run_time` is interrupted with Timeout where Python can do that. A call in C code
+        (`time.sleep`, a database driver) goes on to its end, and a wait for a lock or a queue, too:
+        Timeout is raised after it, and a warning is logged meanwhile. A worker gives such a task up
+        after WORKER_GRACE seconds; here nobody else could go on.
         """
         watch = _Watch(_APPLY_GRACE, _warn_of_stuck) if self.max_run_time else None
         try:
@@ -3296,9 +3338,11 @@ class _Pool:
             self.abandon(delivery, run._cause)
 
     def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
-        """Leave its thread to itself, put another in its place, and have its message settled. Raises RuntimeError if
-        no thread can be started: then nothing has changed."""
-        threading.Thread(target=self._abandon, args=(delivery, cause), name="kuyruk-settler", daemon=True).start()
+        """Leave its thread to itself, put another in its place, and have its message settled.
+        Raises RuntimeError if no thread can be started: then nothing has changed."""
+        arguments = (delivery, cause)
+        name = "kuyruk-settler"
+        threading.Thread(target=self._abandon, args=arguments, name=name, daemon=True).start()
 
     def _abandon(self, delivery: _Delivery, cause: BaseException) -> None:
         """In a settler."""
@@ -3429,7 +3473,7 @@ class _Pool:
         try:
             self._finish(delivery, task, result, raised, fits)
         finally:
-            raised = None  # its traceback leads back to this frame: a cycle would keep all of the task's frames
+            raised = None  # its traceback leads to this frame: a cycle, which keeps all frames
 
     def _finish(
         self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, fits: bool = True
