@@ -769,8 +769,8 @@ def _fresh_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
 class Run:
     """One message's run of a task, over all its tries; or one `Task.apply`'s. See `current_task`.
 
-    How it is interrupted. Only the watch sets an exception in another thread, only the first cause
-    counts, and an exception is set at most once for each run (`_hit`).
+    How it is interrupted. Only the first cause counts, and an exception is set for the thread at
+    most once for each run (`_hit`): by the watch, or at once by who orders the interruption.
 
     1. It is set where that is safe (`_is_safe`): in the task's own code. So it can't cut code of
        this module, nor leave a lock of the standard library's taken. The watch looks, marks the run
@@ -835,7 +835,7 @@ class Run:
                 self._hit = True  # the watch sets nothing while the thread is in here
             raise type(cause)(*cause.args)
 
-    # -- by the watch
+    # -- by the watch, or by who calls it
 
     def _interrupt(self) -> None:
         """Raise the cause in the task if it is at a safe point now. To be called again until the
@@ -1031,7 +1031,9 @@ class _Watch:
         with self._changed:
             if run._cause is None:
                 run._cause, run._interrupted_at = cause, time.monotonic()
-                self._put(run, run._interrupted_at)
+                self._put(run, run._interrupted_at + _LOOK_AGAIN)
+        with contextlib.suppress(Exception):  # the first look is at once, the next is the watch's
+            run._interrupt()
         # Its thread may end it just now: it notes that and then looks for its place, here it is the
         # other way round.
         if run._is_over:
