@@ -45,8 +45,10 @@ acknowledgements, decides how many messages to hold (`_Spare`), reconnects, paus
 *A pool thread* (kuyruk-pool_N) decodes its delivery, finds the task, runs it, decides what becomes of the message,
 and settles it. It waits for the sender when it replies, or forwards a message (failed, delayed). Then it takes what
 waits, or waits a moment for what comes, before it goes back to its `ThreadPoolExecutor`.
-*The watch* (kuyruk-watch) owns the time limits of what runs. It waits for the next deadline, interrupts what exceeds
-it, and gives up what still runs WORKER_GRACE later. It ends with the worker (or with `Task.apply`).
+*The watch* (kuyruk-watch) owns the schedule of interruptions. It waits for the next deadline, or
+for an interruption that another thread orders, raises it in the task's thread as soon as that is at
+a safe point, and gives up what still runs WORKER_GRACE later. It ends with the worker (or with
+`Task.apply`).
 *A settler* (kuyruk-settler) settles the message of one run that was given up, as its pool thread would have done,
 and ends. Nobody waits for that pool thread any more; another has taken its place.
 
@@ -55,7 +57,7 @@ and ends. Nobody waits for that pool thread any more; another has taken its plac
     _Publisher._lock  which sender takes orders, and its end        a thread may be started
     _Sender._helm     its connection: who has it is the owner       the broker is waited for
     _Pool._lock       what waits, runs, is parked or stuck          a thread may be started
-    _Watch._changed   the deadlines of what runs                    nothing
+    _Watch._changed   when to look at which run                     nothing
     Run._gate         whether the task can be interrupted now       an exception may be set
 
 The life of a delivery. The supervisor reads it. A free pool thread takes it, unless it has been handed back (by a
@@ -75,16 +77,18 @@ heartbeats and acknowledgements need it until then.
 
 from __future__ import annotations
 
+import bisect
 import collections
 import contextlib
+import contextvars
 import datetime
 import functools
-import heapq
 import importlib
 import itertools
 import json
 import logging
 import math
+import operator
 import os
 import re
 import select
@@ -113,6 +117,7 @@ from pamqp import frame as amqp_frame
 from pamqp import header as amqp_header
 
 __all__ = ["Config", "Journal", "Kuyruk", "Run", "SubTask", "Task", "Worker", "current_task", "exceptions"]
+__all__ += ["UNSAFE_MODULES"]
 __all__ += ["BrokerError", "Crashed", "Discard", "HeartbeatError", "InvalidMessage", "KuyrukError", "Reject"]
 __all__ += ["FailedMessage", "QueueStats", "RemoteException", "ResultTimeout", "Shutdown", "Signal"]
 __all__ += ["Timeout", "signals"]
@@ -173,6 +178,18 @@ class KuyrukError(Exception):
     """Base of the exceptions below, but for the two that a task must not swallow."""
 
 
+class _Interruption:
+    """Mixin of the exceptions that interrupt a task. Python raises them in the task's thread by
+    their class alone: made without arguments there, they take the arguments of what has interrupted
+    the run."""
+
+    def __init__(self, *args: object) -> None:
+        cause = None if _current.run is None else _current.run._cause
+        if not args and type(cause) is cast(Any, type(self)):
+            args = cast(BaseException, cause).args
+        super().__init__(*args)  # a BaseException's
+
+
 class Reject(KuyrukError):
     """Raised by a task that doesn't want its message: it goes back to the queue, not counted as a
     failure. It is there again after `delay` seconds (0: at once; None: the task's `reject_delay`).
@@ -184,11 +201,11 @@ class Reject(KuyrukError):
         self.delay = delay
 
 
-class Discard(KuyrukError):
+class Discard(_Interruption, KuyrukError):
     """Raised by a task that doesn't want its message, or in it by an operator: the message is dropped."""
 
 
-class Timeout(KuyrukError):
+class Timeout(_Interruption, KuyrukError):
     """Raised in a task that exceeds its `max_run_time`: the message has failed. A broad `except Exception` in
     the task can swallow it."""
 
@@ -230,13 +247,13 @@ class Crashed(KuyrukError):
     """What a message fails with that has brought WORKER_MAX_CRASHES worker processes down."""
 
 
-class HeartbeatError(BaseException):
+class HeartbeatError(_Interruption, BaseException):
     """Raised in a task whose worker has lost the connection by which the message came: it will run again.
     `exc_info` tells how it was lost. No Exception, so that the task doesn't swallow it."""
 
     def __init__(self, exc_info: Any = None) -> None:
-        super().__init__(exc_info)
-        self.exc_info = exc_info
+        super().__init__(*(() if exc_info is None else (exc_info,)))
+        self.exc_info = self.args[0] if self.args else None
 
     def __str__(self) -> str:
         return f"the worker has lost its connection: {self.exc_info[1] if self.exc_info else None}"
@@ -245,7 +262,7 @@ class HeartbeatError(BaseException):
         return f"{type(self).__name__}({str(self)!r})"
 
 
-class Shutdown(BaseException):
+class Shutdown(_Interruption, BaseException):
     """Raised in a task that a stopping worker can't wait for: it will run again. No Exception, as above."""
 
 
@@ -1012,6 +1029,32 @@ def _resolve_host(queue: str) -> str:
 
 # --- Interrupting a running task ---------------------------------------------
 
+#: Names of modules that guard locks of the whole process, or swallow exceptions: a task isn't
+#: interrupted while one of its frames is in one of them, or in a module below it. Add to it what
+#: your tasks use and must not be cut: `kuyruk.UNSAFE_MODULES.add("sqlalchemy.pool")`. This module
+#: always counts.
+UNSAFE_MODULES = {
+    "_frozen_importlib", "_frozen_importlib_external", "_weakrefset", "bdb", "concurrent.futures",
+    "coverage", "importlib", "logging", "queue", "threading", "weakref", "zipimport",
+}  # fmt: skip
+
+#: Functions of logging that hold no lock: a line's way to its handlers. A task that logs much is
+#: rarely seen elsewhere.
+_HOLD_NO_LOCK = {
+    "Filterer.filter", "LogRecord.__init__", "Logger._log", "Logger.callHandlers",
+    "Logger.critical", "Logger.debug", "Logger.error", "Logger.exception", "Logger.findCaller",
+    "Logger.handle", "Logger.info", "Logger.log", "Logger.makeRecord", "Logger.warning",
+    "_is_internal_frame",
+}  # fmt: skip
+
+_LOOK_AGAIN = 0.001  #: Seconds after which a thread that wasn't at a safe point is looked at again.
+#: Seconds: the interpreter's switch interval while the watch is about to look for a safe point.
+_SHORT_SWITCH = 1e-5
+#: Seconds after which giving up is tried again that has failed; then twice as long, and so on.
+_GIVE_UP_AGAIN = 0.1
+_WATCH_STALLS = 5.0  #: Seconds that a watch may be late before it counts as stuck.
+_APPLY_GRACE = 1.0  #: Seconds after which `Task.apply` warns of a task that can't be interrupted.
+
 
 class _Current(threading.local):
     run: Run | None = None  #: What runs in this thread.
@@ -1020,49 +1063,115 @@ class _Current(threading.local):
 _current = _Current()
 
 
-def _raise_in_thread(thread: int, kind: type[BaseException] | None) -> None:
-    """Set, or with None clear, the exception that is raised next in a thread's Python code."""
-    import ctypes  # only here: it costs milliseconds to import
-
-    target = None if kind is None else ctypes.py_object(kind)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), target)
-
-
-def _land() -> None:
-    """An exception that is set for this thread is raised in here: a loop is where Python looks."""
+def _raise_pending() -> None:
+    """Raise what is set for this thread, if it hasn't been: a loop is where Python looks."""
     for _ in (1, 2):
         pass
+
+
+def _call_task(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call a task's function. The watch knows this frame: further in is the task's code."""
+    return f(*args, **kwargs)
+
+
+def _is_safe(frame: types.FrameType | None) -> bool:
+    """Whether a thread whose innermost frame this is may be interrupted: it is in a task's code,
+    and none of the frames from here to `_call_task` guards a lock of the process, or is in this
+    module."""
+    while frame is not None and frame.f_code is not _call_task.__code__:
+        if frame.f_globals is globals() or _guards_a_lock(frame):
+            return False
+        frame = frame.f_back
+    return frame is not None
+
+
+def _guards_a_lock(frame: types.FrameType) -> bool:
+    """Whether an exception must not be set in this frame. In a `__del__` Python would print it and
+    go on."""
+    module, code = str(frame.f_globals.get("__name__")), frame.f_code
+    if code.co_name == "__del__":
+        return True
+    if module == "logging" and code.co_qualname in _HOLD_NO_LOCK:
+        return False
+    while module and module not in UNSAFE_MODULES:
+        module = module.rpartition(".")[0]
+    return bool(module)
+
+
+def _fresh(value: Any) -> Any:
+    """Copy the lists, tuples and dicts of a value, and of these; what else there is stays the
+    same."""
+    if type(value) is list or type(value) is tuple:
+        return type(value)(map(_fresh, value))
+    if type(value) is dict:
+        return dict(zip(value, map(_fresh, value.values()), strict=True))
+    return value
+
+
+def _fresh_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments for one more try. If they are nested too deeply to be copied they are the
+    same."""
+    try:
+        return _fresh(args), _fresh(kwargs)
+    except RecursionError:
+        return args, kwargs
 
 
 class Run:
     """One message's run of a task, over all its tries; or one `Task.apply`'s. See `current_task`.
 
-    It decides whether the task can be interrupted: whoever has the gate, a lock, decides. An *interrupter* takes it
-    without waiting; while it has it, it sets the exception in the thread and marks the run as hit. At most one hits.
-    The *task's thread* has it before and after each try, while it is in code of ours that must not be cut
-    (`_shield`), and for ever from the moment the last try has ended. An interrupter that comes then leaves the cause,
-    and the task's thread raises that itself: when it opens the gate, or in its waits.
+    How it is interrupted. Only the first cause counts, and an exception is set for the thread at
+    most once for each run (`_hit`): by the watch, or at once by who orders the interruption.
 
-    A hit can land anywhere in the task's thread until `_close` has cleared it, so also right after a successful
-    `acquire`, whose lock is then never released. Therefore the task's thread looks at `_hit` first, which is set
-    before the interrupter's release: nobody waits for the gate of a run that was hit.
+    1. It is set where that is safe (`_is_safe`): in the task's own code. So it can't cut code of
+       this module, nor leave a lock of the standard library's taken. The watch looks, marks the run
+       as hit, and sets the exception, and no other thread runs in between. Python raises it in the
+       frame that was seen, or where that calls or returns to next. If it isn't safe now, the watch
+       looks again.
+    2. It hits nothing but its task. Whether it is set is decided under a lock, the gate. The watch
+       takes it without waiting. The task's thread has the gate except during a try: it takes it
+       when a try has ended, and after the last try keeps it for ever. If the run is marked as hit
+       then, the thread lets what may not have been raised yet be raised right there. It may be
+       raised as well anywhere between the task's return and that point, also right after the gate
+       was taken. That is harmless: it was the only one, and nobody waits for the gate of a run that
+       was hit.
+    3. Where the task waits in this module, the watch wakes it, and the wait raises the cause
+       (`_interruptible`).
+    4. Inside the task each raise is a new exception (see `_Interruption`): tracebacks don't grow,
+       and what the run keeps has none that would lead back to it.
+    5. What has interrupted a run decides its fate: `_call` raises that, whatever the task has made
+       of it. Only a value that the task returns counts more.
+
+    All this needs the GIL. In a free-threaded Python 2 still holds, but the thread may have left
+    the safe point when the exception is set.
     """
 
-    def __init__(self, task: Task[..., Any], id: str | None, queue: str | None, redelivered: bool) -> None:
+    def __init__(
+        self, task: Task[..., Any], id: str | None, queue: str | None, redelivered: bool
+    ) -> None:
         self.task = task
         self.id = id  #: The message's; None with `Task.apply`.
         self.queue = queue  #: That the message came from; None with `Task.apply`.
         #: The broker has delivered it before, so it may have run; or a worker has only handed it back.
         self.redelivered = redelivered
         self.started = time.monotonic()
-        self.deadline: float | None = None  #: time.monotonic() at which this try exceeds `max_run_time`.
+        #: time.monotonic() at which this try exceeds `max_run_time`.
+        self.deadline: float | None = None
+        #: What interrupts it, and since when (time.monotonic()): the grace is counted from there.
         self._cause: BaseException | None = None
-        self._hit = False
-        self._waker: Callable[[BaseException], object] | None = None  # told of the cause: the thread waits in our code
+        self._interrupted_at = math.inf
+        self._hit = False  # the cause was raised in the task, or is set for its thread
+        self._given_up = False  # by the watch
+        #: Its place in the watch's schedule, if it has one; and whether it must not get another.
+        self._place: tuple[float, int, Run] | None = None
+        self._is_over = False
+        #: Ends the wait that its thread is in, in code of this module.
+        self._waker: Callable[[], object] | None = None
+        #: The run of a task that this one applies: what interrupts this one interrupts that.
+        self._inner: Run | None = None
         self._thread = threading.get_ident()
         self._gate = threading.Lock()
         self._gate.acquire()
-        self._shielded = True
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, 0 when it has passed; None without a limit."""
@@ -1071,96 +1180,115 @@ class Run:
     def check(self) -> None:
         """Raise the interruption of this run, if there is one: Timeout, Discard, HeartbeatError or Shutdown. For
         code that catches exceptions broadly, or waits a lot in calls that Python can't interrupt."""
-        if self._cause is None:
-            return
-        if not self._shielded and not self._hit:
-            self._gate.acquire()  # waits for an interrupter that is just about to hit...
-            self._hit = True
-            self._gate.release()
-            _land()  # ...and for its exception
-        self._hit = True
-        raise self._cause
+        cause = self._cause
+        if cause is not None:
+            if threading.get_ident() == self._thread:
+                self._hit = True  # the watch sets nothing while the thread is in here
+            raise type(cause)(*cause.args)
 
-    def _interrupt(self, cause: BaseException) -> None:
-        """Raise `cause` in the task, if it still runs. From any other thread."""
-        if self._cause is None:
-            self._cause = cause  # of two at once one is kept, and one hit is all that either wants
+    # -- by the watch, or by who calls it
+
+    def _interrupt(self) -> None:
+        """Raise the cause in the task if it is at a safe point now. To be called again until the
+        run is hit."""
+        inner = self._inner
+        if inner is not None:
+            inner._cause = inner._cause or self._cause
+            inner._interrupt()
+            return
         waker = self._waker
         if waker is not None:
-            waker(self._cause)
-        if self._gate.acquire(blocking=False):
-            try:
-                if not self._hit:
-                    _raise_in_thread(self._thread, type(self._cause))
-                    self._hit = True
-            finally:
-                self._gate.release()
+            waker()
+        if self._hit or not self._gate.acquire(blocking=False):
+            return
+        try:
+            self._raise_if_safe()
+        finally:
+            self._gate.release()
 
-    def _open(self) -> None:
-        """From here on the task can be hit. Raises the cause that came before."""
-        self._shielded = False
+    def _raise_if_safe(self) -> None:
+        import ctypes  # only here: it costs milliseconds to import
+
+        thread, kind = ctypes.c_ulong(self._thread), ctypes.py_object(type(self._cause))
+        set_exception = functools.partial(ctypes.pythonapi.PyThreadState_SetAsyncExc, thread, kind)
+        get_frame = operator.itemgetter(self._thread)
+        seen = get_frame(sys._current_frames())
+        position = seen.f_lasti
+        if not _is_safe(seen):
+            return
+        # Look again, now in a way that no other thread gets its turn between the look and the
+        # exception: CPython switches at the end of a call and at a jump back, and there is none. A
+        # thread that has moved is looked at later. (No variable may keep the whole of
+        # `_current_frames`: this thread's own frame is in it.)
+        for frame in map(get_frame, iter(sys._current_frames, None)):
+            is_same = frame is seen and frame.f_lasti == position
+            if is_same and not (self._inner or self._hit or self._is_over):
+                self._hit = True
+                set_exception()
+            break
+
+    # -- in the task's thread
+
+    def _unmask(self) -> None:
+        """From here on the task can be interrupted. Raises the cause that came before."""
+        self.check()
         self._gate.release()
-        if self._cause is not None and not self._hit:
-            self.check()
 
-    def _shield(self) -> bool:
-        """From here on the task can't be hit; returns whether that needs an `_open`. What was set before lands."""
-        if self._shielded:
-            return False
+    def _mask(self) -> None:
+        """From here on the task can't be interrupted. Raises what is set and hasn't been raised."""
         if not self._hit:
             self._gate.acquire()
-            if not self._hit:
-                self._shielded = True
-                return True
-            self._gate.release()
-        _land()
-        return False
-
-    def _close(self) -> None:
-        """When this has returned nothing is set for this thread, and nothing will be."""
-        if not self._shielded and not self._hit:
-            self._gate.acquire()
         if self._hit:
-            _raise_in_thread(self._thread, None)
+            _raise_pending()
 
     def _call(self, args: Any, kwargs: Any, watch: _Watch | None) -> Any:
-        """Call the task's function, with retries. After this no interruption can reach the thread."""
+        """Call the task's function, with retries, in a context of its own. Raises what has
+        interrupted the run, if the task didn't return all the same. After this no interruption can
+        reach the thread."""
         outer, _current.run = _current.run, self
-        if outer is not None:  # a task that applies another: what interrupts it interrupts that
-            outer._waker = self._interrupt
-            if outer._cause is not None:
-                self._interrupt(outer._cause)
-        returned: list[Any] = []
+        if outer is not None:
+            outer._inner = self
+            if not outer._hit:  # else its clean-up may apply tasks
+                self._cause = outer._cause
         try:
-            try:
-                returned.append(self._try(args, kwargs, watch))
-            finally:
-                self._close()
+            return contextvars.copy_context().run(self._try, args, kwargs, watch)
         except BaseException as error:
-            interrupted = self._cause is not None and type(error) is type(self._cause)
-            if not interrupted:
+            if outer is not None and self._hit and self._cause is outer._cause:
+                outer._hit = True
+            if self._is_decided_by(error):
                 raise
-            if not returned:  # the cause, instead of the bare exception that was set in the thread
-                raise cast(BaseException, self._cause).with_traceback(error.__traceback__) from error.__cause__
+            cause = cast(BaseException, self._cause)
+            raise type(cause)(*cause.args) from error
         finally:
+            self._is_over = True
+            if watch is not None:
+                watch.discard(self)
             _current.run = outer
             if outer is not None:
-                outer._waker = None
-        return returned[0]
+                outer._inner = None
+
+    def _is_decided_by(self, error: BaseException) -> bool:
+        """Whether what came out of the task counts: nothing has interrupted it, or this is what
+        did, or Ctrl-C."""
+        if not self._hit or type(error) is type(self._cause):
+            return True
+        is_main = threading.current_thread() is threading.main_thread()
+        return is_main and isinstance(error, KeyboardInterrupt)
 
     def _try(self, args: Any, kwargs: Any, watch: _Watch | None) -> Any:
         tries = self.task.retry + 1
+        original = _fresh_arguments(args, kwargs) if self.task.retry else (args, kwargs)
         while True:
             tries -= 1
             if watch is not None and self.task.max_run_time is not None:
                 self.deadline = time.monotonic() + self.task.max_run_time
                 watch.add(self, self.deadline)
             try:
+                self._unmask()
                 try:
-                    self._open()
-                    return self.task.f(*args, **kwargs)
+                    return _call_task(self.task.f, args, kwargs)
                 finally:
-                    self._shield()
+                    self._mask()
                     if watch is not None:
                         watch.discard(self)
             except (Timeout, Reject, Discard):
@@ -1168,7 +1296,10 @@ class Run:
             except Exception as error:
                 if not tries or self._hit or not self.task._fits(error, args, kwargs):
                     raise
-                logger.warning("Task %s [%s] raised %r; trying again (%d left)", self.task.name, self.id, error, tries)
+                what = f"{_bounded(_exception_name(error), 200)}: {_text_of(error, REPLY_TEXT)}"
+                text = "Task %s [%s] raised %s; trying again (%d left)"
+                logger.warning(text, self.task.name, self.id, what, tries)
+            args, kwargs = _fresh_arguments(*original)
 
 
 def current_task() -> Run | None:
@@ -1176,104 +1307,177 @@ def current_task() -> Run | None:
     return _current.run
 
 
-class _Watch:
-    """Interrupts the runs that exceed their time limit, and gives up those that don't end although interrupted, from
-    a thread of its own."""
+class _ShortSwitches:
+    """While a `with` block of it is entered, threads take turns more often.
 
-    def __init__(self, grace: float = math.inf, give_up: Callable[[Run], object] = lambda run: None) -> None:
+    A thread is seen where it lets others run. One that writes to a file or a log every few
+    milliseconds always does that there, so it would never be seen at a safe point; now it is
+    stopped anywhere.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards what follows
+        self._users = 0
+        self._usual = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._usual = sys.getswitchinterval()
+                sys.setswitchinterval(min(self._usual, _SHORT_SWITCH))
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self._users -= 1
+            is_ours = sys.getswitchinterval() <= _SHORT_SWITCH  # nobody else has set it meanwhile
+            if not self._users and is_ours:
+                sys.setswitchinterval(self._usual)
+
+    def begin_in_child(self) -> None:
+        """In a forked child, in which no watch runs."""
+        if self._users:
+            sys.setswitchinterval(self._usual)
+        self._lock, self._users = threading.Lock(), 0
+
+
+_short_switches = _ShortSwitches()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_short_switches.begin_in_child)
+
+
+class _Watch:
+    """Interrupts the runs that exceed their time limit, and those that other threads want
+    interrupted; and gives up those that don't end although interrupted. From a thread of its own,
+    that outlives any exception of theirs."""
+
+    def __init__(self, grace: float, give_up: Callable[[Run], object]) -> None:
         self._grace = grace
         self._give_up = give_up
         #: Guards what follows; notified of a time that is earlier than the thread waits for, and of the end.
         self._changed = threading.Condition()
-        #: When to look at a run: at its deadline; once it is interrupted, when its grace is over. The heap is for
-        #: finding the next; what isn't (any more) in the dict is of no interest.
-        self._due: dict[Run, float] = {}
-        self._heap: list[tuple[float, int, Run]] = []
+        #: When to look at which run next, in this order. A run is in here from its beginning, or
+        #: its interruption, to its end, or until nothing is left to do but to wait for it.
+        self._schedule: list[tuple[float, int, Run]] = []
         self._serial = itertools.count()
         self._wakes_at = -math.inf
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="kuyruk-watch", daemon=True)
         self._thread.start()
 
+    @property
+    def healthy(self) -> bool:
+        """Whether its thread lives, and does what is due."""
+        late = bool(first := self._schedule[:1]) and first[0][0] < time.monotonic() - _WATCH_STALLS
+        return self._thread.is_alive() and not late
+
     def add(self, run: Run, deadline: float) -> None:
+        """Interrupt the run with Timeout at the deadline."""
         with self._changed:
             self._put(run, deadline)
 
     def interrupt(self, run: Run, cause: BaseException) -> None:
-        """If it ends right now it stays here until its grace is over, and giving it up finds nothing to do."""
+        """Interrupt the run, if it is still running, and hasn't been interrupted yet."""
         with self._changed:
             if run._cause is None:
-                self._put(run, time.monotonic() + self._grace)
-        run._interrupt(cause)
+                run._cause, run._interrupted_at = cause, time.monotonic()
+                self._put(run, run._interrupted_at + _LOOK_AGAIN)
+        with contextlib.suppress(Exception):  # the first look is at once, the next is the watch's
+            run._interrupt()
+        # Its thread may end it just now: it notes that and then looks for its place, here it is the
+        # other way round.
+        if run._is_over:
+            self.discard(run)
 
     def discard(self, run: Run) -> None:
-        """The thread may wake for it once more, in vain: cheaper than to tell it."""
-        with self._changed:
-            self._due.pop(run, None)
+        """Leave the run alone. The thread may wake for it once more, in vain: cheaper than to
+        notify it."""
+        if run._place is not None:
+            with self._changed:
+                self._remove(run)
 
     def close(self) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(CLOSE_TIMEOUT)
 
     def _put(self, run: Run, due: float) -> None:
-        self._due[run] = due
-        heapq.heappush(self._heap, (due, next(self._serial), run))
-        if len(self._heap) > 2 * len(self._due) + 100:
-            self._heap = [entry for entry in self._heap if not self._is_stale(entry)]
-            heapq.heapify(self._heap)
+        self._remove(run)
+        run._place = due, next(self._serial), run
+        bisect.insort(self._schedule, run._place)
         if due < self._wakes_at:
             self._changed.notify()
 
+    def _remove(self, run: Run) -> None:
+        if run._place is not None:
+            del self._schedule[bisect.bisect_left(self._schedule, run._place)]
+            run._place = None
+
+    # -- its thread
+
     def _loop(self) -> None:
         while not self._closed:
-            for run, interrupted in self._wait_for_due():
-                if interrupted:
-                    self._give_up(run)
-                elif run.deadline is not None and run.deadline <= time.monotonic():  # not the next try's by now
-                    run._interrupt(Timeout(f"ran longer than its max_run_time of {run.task.max_run_time:g} seconds"))
+            try:
+                run = self._next_due()
+                if run is not None:
+                    self._look_at(run)
+                del run
+            except BaseException:  # its run has another turn already
+                with contextlib.suppress(BaseException):
+                    logger.exception("Can't interrupt a task, or give it up; trying again")
 
-    def _wait_for_due(self) -> list[tuple[Run, bool]]:
-        """Those that are due, and whether they are interrupted already; if not they are due again after the grace,
-        unless their thread discards them."""
+    def _next_due(self) -> Run | None:
+        """Wait until a run is due, and schedule its next look, whatever becomes of this one; None
+        if there is none after all."""
         with self._changed:
             now = time.monotonic()
-            due = [(run, run._cause is not None) for run in self._pop_due(now)]
-            for run, interrupted in due:
-                self._put(run, math.inf if interrupted else now + self._grace)
-            if not due and not self._closed:
-                self._wakes_at = self._heap[0][0] if self._heap else math.inf
-                self._changed.wait(_left(self._wakes_at))
+            due, _, run = self._schedule[0] if self._schedule else (math.inf, 0, None)
+            if due <= now and run is not None:
+                if run._cause is None:
+                    text = f"ran longer than its max_run_time of {run.task.max_run_time:g} seconds"
+                    run._cause, run._interrupted_at = Timeout(text), due
+                self._put(run, self._next_look(run, now))
+                return run
+            if not self._closed:
+                is_hunted = run is not None and run._cause is not None and not run._hit
+                is_near = due - now <= _LOOK_AGAIN
+                del run  # while this thread waits, nothing of it is kept
+                self._wakes_at = due - _LOOK_AGAIN if is_hunted and not is_near else due
+                with _short_switches if is_hunted and is_near else contextlib.nullcontext():
+                    self._changed.wait(_left(self._wakes_at))
                 self._wakes_at = -math.inf  # awake: it needn't be woken
-            return due
+            return None
 
-    def _pop_due(self, now: float) -> list[Run]:
-        runs = []
-        while self._heap and (self._heap[0][0] <= now or self._is_stale(self._heap[0])):
-            entry = heapq.heappop(self._heap)
-            if not self._is_stale(entry):
-                runs.append(entry[2])
-        return runs
+    def _next_look(self, run: Run, now: float) -> float:
+        """When to look at an interrupted run after this time: soon, until it is hit; and when its
+        grace is over."""
+        since = now - run._interrupted_at
+        pauses = [math.inf]
+        if not run._hit:
+            pauses.append(max(_LOOK_AGAIN, since / 1000))
+        if not run._given_up:
+            left = self._grace - since
+            pauses.append(left if left > 0 else max(_GIVE_UP_AGAIN, -left))
+        return now + min(pauses)
 
-    def _is_stale(self, entry: tuple[float, int, Run]) -> bool:
-        return self._due.get(entry[2]) != entry[0]
+    def _look_at(self, run: Run) -> None:
+        run._interrupt()
+        if not run._given_up and time.monotonic() >= run._interrupted_at + self._grace:
+            self._give_up(run)
+            run._given_up = True
+        if run._hit and run._given_up:
+            self.discard(run)
 
 
-def _shielded(method: Callable[P, R]) -> Callable[P, R]:
-    """For code of ours that tasks call: an interruption doesn't cut it, but is raised by its waits, or after it."""
-
-    @functools.wraps(method)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        run = _current.run
-        if run is None or not run._shield():
-            return method(*args, **kwargs)
-        try:
-            return method(*args, **kwargs)
-        finally:
-            run._open()
-
-    return wrapper
+def _warn_of_stuck(run: Run) -> None:
+    """Log that a task that was applied here goes on beyond its limit."""
+    text = (
+        "Task %s goes on although it was interrupted (%s): it can't be cut where it is, and here it"
+        " can't be given up as in a worker. Timeout is raised when it can be. It is at\n%s"
+    )
+    logger.warning(text, run.task.name, run._cause, _format_stack(run._thread))
 
 
 def _left(deadline: float) -> float:
@@ -1282,12 +1486,13 @@ def _left(deadline: float) -> float:
 
 
 def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | None:
-    """Wait in code of ours. An interruption of the task in this thread wakes it, and is raised."""
+    """Wait in code of ours. An interruption of the task in this thread calls `wake`, perhaps
+    several times, which must make `wait` return; then the interruption is raised."""
     run = _current.run
     if run is None or run._hit:  # once interrupted, its clean-up may send and wait
         return wait()
     result = None
-    run._waker = lambda cause: wake()
+    run._waker = wake
     try:
         if run._cause is None:
             result = wait()
@@ -3124,7 +3329,6 @@ class Task(Generic[P, R]):
         id: str | None = None,
     ) -> R | None: ...
 
-    @_shielded
     def send_to_queue(
         self,
         args: Sequence[Any] | None = (),
@@ -3198,14 +3402,21 @@ class Task(Generic[P, R]):
         args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
         return SubTask(self, args, kwargs, host, delay, priority, headers, id)
 
-    @_shielded
     def apply(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here, with its retries and its time limit, without the broker.
 
-        Returns what it returns, and raises what it raises in the last try.
+        Returns what it returns, and raises what it raises in the last try. A try that exceeds
+        `max_run_time` is interrupted with Timeout where Python can do that. A call in C code
+        (`time.sleep`, a database driver) goes on to its end, and a wait for a lock or a queue, too:
+        Timeout is raised after it, and a warning is logged meanwhile. A worker gives such a task up
+        after WORKER_GRACE seconds; here nobody else could go on.
         """
-        with contextlib.closing(_Watch()) if self.max_run_time else contextlib.nullcontext() as watch:
+        watch = _Watch(_APPLY_GRACE, _warn_of_stuck) if self.max_run_time else None
+        try:
             return self._run(Run(self, None, None, False), args, kwargs, watch)
+        finally:
+            if watch is not None:
+                watch.close()
 
     def _run(self, run: Run, args: Any, kwargs: Any, watch: _Watch | None) -> R:
         """Let a run call the function, with all tries. Sends the signals about the whole of it."""
@@ -3636,7 +3847,6 @@ class Kuyruk:
         if isinstance(f, types.FunctionType) and named is not f:
             f.__qualname__ = f"{f.__name__}.f"
 
-    @_shielded
     def send_tasks_to_queue(self, subtasks: Iterable[SubTask]) -> None:
         """Send many in one go; returns when the broker has confirmed all.
 
@@ -4370,7 +4580,15 @@ class _Pool:
             self.abandon(delivery, run._cause)
 
     def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
-        """Leave its thread to itself, put another in its place, and have its message settled."""
+        """Leave its thread to itself, put another in its place, and have its message settled.
+        Raises RuntimeError if no thread can be started: then nothing has changed."""
+        arguments = (delivery, cause)
+        name = "kuyruk-settler"
+        threading.Thread(target=self._abandon, args=arguments, name=name, daemon=True).start()
+
+    def _abandon(self, delivery: _Delivery, cause: BaseException) -> None:
+        """In a settler."""
+        self.here.is_ours = True
         with self._lock:
             if delivery.claimed:
                 return  # it has just ended
@@ -4382,8 +4600,7 @@ class _Pool:
             if delivery.id is not None:
                 self.journal.end(delivery.id)
         self._let_go(delivery.thread)
-        arguments = (delivery, cause, _format_stack(delivery.thread))
-        threading.Thread(target=self._settle_abandoned, args=arguments, name="kuyruk-settler", daemon=True).start()
+        self._settle_abandoned(delivery, cause, _format_stack(delivery.thread))
 
     def _let_go(self, thread: int) -> None:
         """The interpreter doesn't wait for this thread when it ends. There is no public way: without, it waits."""
@@ -4395,8 +4612,7 @@ class _Pool:
                 pool_threads.pop(each, None)
 
     def _settle_abandoned(self, delivery: _Delivery, cause: BaseException, stack: str) -> None:
-        """In a settler. The log comes last: the stuck thread may hold it."""
-        self.here.is_ours = True
+        """The log comes last: the stuck thread may hold it."""
         run = self.running[delivery]
         cause.add_note(f"It didn't end when it was interrupted. Its thread was given up at\n{stack}")
         try:
@@ -4496,7 +4712,10 @@ class _Pool:
         except BaseException as error:
             raised = error
             fits = task._fits(error, description.args, description.kwargs)
-        self._finish(delivery, task, result, raised, fits)
+        try:
+            self._finish(delivery, task, result, raised, fits)
+        finally:
+            raised = None  # its traceback leads to this frame: a cycle, which keeps all frames
 
     def _finish(
         self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, fits: bool = True

@@ -19,6 +19,7 @@ import ast
 import collections
 import configparser
 import contextlib
+import contextvars
 import datetime
 import errno
 import faulthandler
@@ -32,6 +33,7 @@ import logging
 import math
 import os
 import pickle
+import queue as queue_module
 import random
 import re
 import resource
@@ -67,7 +69,7 @@ from pamqp.body import ContentBody
 
 import kuyruk
 import kuyruk_worker
-from tools import failover, fuzz, make_stubs
+from tools import failover, fuzz, interrupt_proof, make_stubs
 from tools.rabbitmq_node import RabbitmqCluster, RabbitmqNode
 from tools.tcp_proxy import TcpProxy
 
@@ -1665,6 +1667,394 @@ def test_a_limit_hits_nothing_but_its_task(offline):
 
     results([background(run_many) for _ in range(8)])
     assert sum(tries.values()) == 2000 and len(tries) == 2
+
+
+@contextlib.contextmanager
+def a_watch(grace=SOON, give_up=lambda run: None):
+    with contextlib.closing(kuyruk._Watch(grace, give_up)) as watch:
+        yield watch
+
+
+def run_in(watch, task, *args):
+    """Run the task as a worker does, whose watch this is."""
+    return kuyruk.Run(task, "id", "queue", False)._call(args, {}, watch)
+
+
+def run_interrupted(watch, task, cause):
+    """The same, interrupted by the cause as soon as it has noted its run in `ran`."""
+
+    def interrupt():
+        wait_until(lambda: ran)
+        watch.interrupt(ran[0], cause)
+
+    interrupted = background(interrupt)
+    try:
+        return run_in(watch, task)
+    finally:
+        interrupted.result(PATIENCE)
+
+
+def note_run_and_spin():
+    ran.append(kuyruk.current_task())
+    spin()
+
+
+#: An interruption of each kind, with facts.
+CAUSES = [
+    kuyruk.Timeout("ran too long"),
+    kuyruk.Discard("dropped by", "an operator"),
+    kuyruk.Shutdown("the worker stops"),
+    kuyruk.HeartbeatError((OSError, OSError("reset by peer"), None)),
+]
+
+
+@pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: type(cause).__name__)
+@pytest.mark.parametrize("ask", [False, True], ids=["set in its thread", "by check"])
+def test_an_interruption_has_its_text_and_its_facts_inside_the_task(ask, cause, offline):
+    caught = []
+
+    def look():
+        ran.append(kuyruk.current_task())
+        try:
+            while True:
+                if ask:
+                    ran[0].check()
+        except BaseException as error:
+            caught.append((type(error), str(error), error.args, getattr(error, "exc_info", None)))
+            raise
+
+    with a_watch() as watch, pytest.raises(type(cause)) as raised:
+        run_interrupted(watch, offline.task(look), cause)
+    facts = type(cause), str(cause), cause.args, getattr(cause, "exc_info", None)
+    assert caught == [facts] and (str(raised.value), raised.value.args) == (str(cause), cause.args)
+
+
+def test_an_interruption_that_somebody_makes_without_arguments_has_none():
+    for kind in map(type, CAUSES):
+        assert kind().args == () and kind("text").args == ("text",)
+        assert type(pickle.loads(pickle.dumps(kind("text")))) is kind
+    assert kuyruk.HeartbeatError().exc_info is None
+
+
+def raise_from(error):
+    raise RuntimeError("wrapped") from error
+
+
+def raise_group(error):
+    raise BaseExceptionGroup("of a TaskGroup", [error])
+
+
+def raise_another(error):
+    raise KeyError("in the clean-up")
+
+
+def raise_reject(error):
+    raise kuyruk.Reject from error
+
+
+def exit_program(error):
+    sys.exit(1)
+
+
+@pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: type(cause).__name__)
+@pytest.mark.parametrize(
+    "hide", [raise_from, raise_group, raise_another, raise_reject, exit_program]
+)
+def test_what_interrupted_a_run_decides_whatever_comes_out_of_the_task(hide, cause, offline):
+    @offline.task(retry=3)
+    def wrap():
+        try:
+            note_run_and_spin()
+        except BaseException as error:
+            hide(error)
+
+    with a_watch() as watch, pytest.raises(type(cause), match=re.escape(str(cause))) as raised:
+        run_interrupted(watch, wrap, cause)
+    assert len(ran) == 1 and hide.__name__ in "".join(traceback.format_exception(raised.value))
+
+
+def test_what_an_uninterrupted_task_raises_decides(offline):
+    with a_watch() as watch:
+        for hide in (raise_from, raise_another, exit_program):
+            with pytest.raises((RuntimeError, KeyError, SystemExit)):
+                run_in(watch, offline.task(max_run_time=50)(hide), ValueError())
+
+
+def test_asking_again_and_again_makes_no_traceback_grow(offline):
+    lengths = []
+
+    def ask():
+        with contextlib.suppress(kuyruk.Timeout):
+            note_run_and_spin()
+        for _ in range(1000):
+            try:
+                ran[0].check()
+            except Exception as error:
+                frames = len(list(traceback.walk_tb(error.__traceback__)))
+                lengths.append((frames, error.__context__))
+
+    with a_watch() as watch:
+        run_interrupted(watch, offline.task(ask), kuyruk.Timeout("over"))
+    assert lengths == [(2, None)] * 1000
+
+
+class Large:
+    """Stands for 20 MB of locals; `large` has those that still live."""
+
+
+large = weakref.WeakSet()
+
+
+def fail_with_large_locals(step):
+    local = Large()
+    large.add(local)
+    step()
+    return local
+
+
+@contextlib.contextmanager
+def no_garbage_collection():
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def spin_and_wrap():
+    try:
+        spin()
+    except kuyruk.Timeout as error:
+        raise RuntimeError from error
+
+
+@pytest.mark.parametrize("step", [lambda: 1 / 0, spin, spin_and_wrap], ids=["fails", "timeout", "wraps"])
+def test_the_frames_of_a_failed_task_are_freed_with_its_exception(step, offline):
+    task = offline.task(max_run_time=0.05)(fail_with_large_locals)
+    with no_garbage_collection():
+        for _ in range(3):
+            try:
+                task.apply(step)
+            except (ZeroDivisionError, kuyruk.Timeout):
+                assert len(large) == 1
+            assert not large
+
+
+def take_all_items(items, *, more):
+    while items or more["items"]:
+        ran.append((items or more["items"]).pop())
+        if len(ran) in (2, 5):
+            raise ValueError("between")
+    return len(ran)
+
+
+def test_each_try_has_fresh_arguments(offline):
+    task = offline.task(retry=2)(take_all_items)
+    assert task.apply([1, 2], more={"items": [3]}) == 8
+    assert ran == [2, 1, 2, 1, 3, 2, 1, 3]
+    ran.clear()
+    offline.config.EAGER = True
+    assert task.send_to_queue(([1, 2],), {"more": {"items": [3]}}, wait_result=1) == 8
+
+
+def test_arguments_that_are_no_json_are_the_same_in_each_try(offline):
+    thing, deep = object(), []
+    for _ in range(100_000):
+        deep = [deep]
+    script[:] = [ValueError(), "done"]
+    task = offline.task(retry=1)(lambda *args: (ran.append(args), play())[1])
+    assert task.apply((thing,), deep) == "done"
+    assert ran[0][0][0] is ran[2][0][0] is thing and ran[2][1] is deep
+
+
+VARIABLE = contextvars.ContextVar("VARIABLE", default="nobody's")
+
+
+def test_each_run_has_a_context_of_its_own(offline):
+    @offline.task(retry=1)
+    def look():
+        ran.append(VARIABLE.get())
+        VARIABLE.set("the task's")
+        assert len(ran) > 1
+        return VARIABLE.get()
+
+    token = VARIABLE.set("the caller's")
+    assert look.apply() == "the task's" and VARIABLE.get() == "the caller's"
+    assert look.apply() == "the task's" and ran == ["the caller's", "the task's", "the caller's"]
+    VARIABLE.reset(token)
+
+
+def a_module(name, code):
+    module = types.ModuleType(name)
+    exec(textwrap.dedent(code), module.__dict__)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "unsafe", "cut"),
+    [
+        ("locks", "locks", False),
+        ("locks.inner", "locks", False),
+        ("locks", "locks.inner", True),
+        ("locksmith", "locks", True),
+        ("logging", None, False),
+        ("logging.handlers", None, False),
+        ("concurrent.futures.thread", None, False),
+        ("importlib._bootstrap", None, False),
+        ("queue", None, False),
+        ("threading", None, False),
+    ],
+)
+def test_a_task_is_not_cut_in_a_module_that_guards_locks(module, unsafe, cut, offline, monkeypatch):
+    if unsafe:
+        monkeypatch.setattr(kuyruk, "UNSAFE_MODULES", {*kuyruk.UNSAFE_MODULES, unsafe})
+    guarded = a_module(module, "def call(f):\n    f()\n")
+
+    def work():
+        end = time.monotonic() + 0.2
+        while time.monotonic() < end:
+            pass
+        ran.append("whole")
+
+    def task():
+        guarded.call(work)
+        spin()
+
+    with pytest.raises(kuyruk.Timeout):
+        offline.task(max_run_time=0.05)(task).apply()
+    assert ran == ([] if cut else ["whole"])
+
+
+def test_a_task_is_not_cut_in_a_destructor_which_would_swallow_it(offline):
+    class Slow:
+        def __del__(self):
+            end = time.monotonic() + 0.2
+            while time.monotonic() < end:
+                pass
+            ran.append("whole")
+
+    def task():
+        Slow()
+        spin()
+
+    with pytest.raises(kuyruk.Timeout):
+        offline.task(max_run_time=0.05)(task).apply()
+    assert ran == ["whole"]
+
+
+def test_a_task_that_does_nothing_but_log_is_interrupted(offline, tmp_path):
+    """It is seen nowhere but in logging, where it lets others run."""
+    log = logging.getLogger(f"test-{uuid.uuid4().hex}")
+    log.addHandler(logging.FileHandler(tmp_path / "log"))
+    log.setLevel(logging.INFO)
+    before = sys.getswitchinterval()
+
+    def write():
+        while True:
+            log.info("a line")
+
+    with contextlib.closing(log.handlers[0]), takes(0.1, PATIENCE), pytest.raises(kuyruk.Timeout):
+        offline.task(max_run_time=0.1)(write).apply()
+    assert sys.getswitchinterval() == before
+
+
+def test_timeouts_take_no_lock_along_and_hit_nothing_but_their_task(url):
+    """Of tasks that log, use queues, import and send. Thousands: tools/interrupt_proof.py."""
+    counts, _ = interrupt_proof.prove(url, 200)
+    assert counts.pop("timeouts") == 200 and not any(counts.values())
+
+
+def test_after_an_interruption_a_tracer_goes_on(offline):
+    """Python 3.11 hangs in the next traced call when a pending exception was cleared."""
+    task, calls = offline.task(max_run_time=0.02)(end_at_deadline), []
+
+    def tracer(frame, event, arg):
+        calls.append(event)
+        return tracer
+
+    def run_traced():
+        sys.settrace(tracer)
+        try:
+            for n in range(20):
+                with contextlib.suppress(kuyruk.Timeout):
+                    task.apply(n)
+                stay_calm(n)
+            return len(calls)
+        finally:
+            sys.settrace(None)
+
+    assert background(run_traced).result(PATIENCE) > 1000
+
+
+def test_apply_says_that_a_task_in_c_code_goes_on_and_raises_after_it(offline, caplog):
+    task = offline.task(max_run_time=0.1)(lambda: time.sleep(1.6))
+    with takes(1.6, 1.6 + SOON), pytest.raises(kuyruk.Timeout, match=r"0\.1"):
+        task.apply()
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING and "max_run_time of 0.1" in record.getMessage()
+    assert "time.sleep(1.6)" in record.getMessage()
+    assert "C code" in kuyruk.Task.apply.__doc__
+
+
+def test_the_watch_survives_what_goes_wrong_and_tries_again_later_and_later(offline, caplog):
+    tries = []
+
+    def give_up(run):
+        tries.append(time.monotonic())
+        if len(tries) < 4:
+            raise RuntimeError("can't start new thread")
+
+    task = offline.task(max_run_time=0.05)
+    with a_watch(0.1, give_up) as watch:
+        stuck = background(run_in, watch, task(get_stuck))
+        wait_until(lambda: len(tries) > 1)
+        with pytest.raises(kuyruk.Timeout):  # others have their limits all the same
+            run_in(watch, task(spin))
+        wait_until(lambda: len(tries) == 4)
+        assert tries[3] - tries[2] > 1.5 * (tries[1] - tries[0]) and watch.healthy
+        trap.put("the way out")
+        with pytest.raises(kuyruk.Timeout):
+            stuck.result(PATIENCE)
+        assert len(tries) == 4 and watch._schedule == []
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 3 and "can't start new thread" in caplog.text
+
+
+def test_the_watch_is_not_healthy_while_it_hangs_or_after_its_end(offline, monkeypatch):
+    monkeypatch.setattr(kuyruk, "_WATCH_STALLS", 0.2)
+    hangs = threading.Event()
+    with a_watch(0.05, lambda run: (hangs.set(), release.wait(PATIENCE))) as watch:
+        stuck = background(run_in, watch, offline.task(max_run_time=0.05)(get_stuck))
+        assert hangs.wait(PATIENCE)
+        wait_until(lambda: not watch.healthy)
+        release.set()
+        wait_until(lambda: watch.healthy)
+        trap.put("the way out")
+        with pytest.raises(kuyruk.Timeout):
+            stuck.result(PATIENCE)
+    assert not watch.healthy
+
+
+@pytest.mark.usefixtures("frequent_switches")
+def test_a_run_that_is_interrupted_as_it_ends_leaves_the_watch(offline):
+    task, runs = offline.task(lambda: ran.append(kuyruk.current_task())), 0
+    with a_watch(3600) as watch:
+        for _ in range(300):
+            ran.clear()
+            with contextlib.suppress(kuyruk.Discard):
+                run_interrupted(watch, task, kuyruk.Discard("late"))
+            runs += 1
+            assert watch._schedule == []
+        watch.interrupt(ran[0], kuyruk.Discard("far too late"))
+        assert watch._schedule == [] and runs == 300
+
+
+def test_the_deadlines_that_the_watch_holds_are_those_of_running_tasks(offline):
+    task = offline.task(max_run_time=3600)(echo)
+    with a_watch() as watch:
+        held = offline.task(max_run_time=3600, retry=1)(lambda: (len(watch._schedule), task.apply())[0])
+        assert [run_in(watch, held) for _ in range(100)] == [1] * 100 and watch._schedule == []
 
 
 # --- EAGER -------------------------------------------------------------------
@@ -3699,6 +4089,125 @@ def test_threads_stay_flat_and_within_their_number_when_many_are_given_up(app, q
     assert max(entry[1] for entry in ran if entry) == 3
     trap.put("the way out")
     wait_until(lambda: worker.healthy and len(pool_threads()) <= 3)
+
+
+def wait_in_a_queue(number):
+    ran.append(number)
+    doors[number].get()
+
+
+#: Where `wait_in_a_queue` waits, in the standard library's Python code.
+doors = collections.defaultdict(queue_module.Queue)
+
+
+def test_a_task_that_is_never_at_a_safe_point_is_given_up(app, queue, broker, start):
+    task, other = app.task(queue, max_run_time=0.1)(wait_in_a_queue), app.task(queue)(echo)
+    worker = start(app, threads=2, grace=0.2)
+    with pytest.raises(kuyruk.RemoteException, match="longer than its max_run_time") as error:
+        task.send_to_queue((1,), wait_result=SOON)
+    assert error.value.type == "kuyruk.exceptions.Timeout" and worker.stats["stuck"] == 1
+    assert other.send_to_queue((5,), wait_result=SOON) == 5
+    doors[1].put("the way out")
+    wait_until(lambda: worker.healthy)
+    doors[1].put("unlocked")
+    assert doors[1].get() == "unlocked"
+
+
+def test_a_stuck_task_is_given_up_although_no_thread_can_be_started_for_a_moment(
+    app, queue, broker, start, monkeypatch
+):
+    begin, refused = threading.Thread.start, []
+
+    def refuse(thread):
+        if thread.name == "kuyruk-settler" and len(refused) < 2:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    stuck, busy = (app.task(queue, max_run_time=0.1)(f) for f in (get_stuck, spin))
+    worker = start(app, threads=2, grace=0.1)
+    for task in (stuck, busy):
+        with pytest.raises(kuyruk.RemoteException, match="longer than its max_run_time"):
+            task.send_to_queue(wait_result=PATIENCE)
+    assert len(refused) == 2 and worker.stats["stuck"] == 1 and worker.stats["timed_out"] == 2
+    wait_until(lambda: broker.count(f"{queue}.failed") == 2)
+    trap.put("the way out")
+    wait_until(lambda: worker.healthy)
+
+
+def hide_interruption():
+    ran.append("begins")
+    try:
+        hold()
+    except BaseException as error:
+        raise RuntimeError("hidden") from error
+
+
+def test_a_stop_requeues_a_task_that_hides_its_interruption(app, queue, broker, start):
+    app.task(queue)(hide_interruption)()
+    worker = start(app)
+    wait_until(lambda: None in ran)
+    worker.stop(timeout=0)
+    assert (worker.stats["requeued"], worker.stats["failed"]) == (1, 0)
+    assert (broker.count(queue), broker.count(f"{queue}.failed")) == (1, None)
+
+
+def test_a_task_sees_how_its_connection_was_lost(make_app, proxy, queue, start):
+    seen = []
+
+    def look():
+        try:
+            hold()
+        except kuyruk.HeartbeatError as error:
+            seen.append((error.exc_info, str(error)))
+            raise
+
+    app = make_app(proxy.url)
+    look.__qualname__ = look.__name__ = "hold"  # by which the worker finds it
+    app.task(queue)(look)()
+    worker = start(app)
+    wait_until(lambda: ran)
+    proxy.cut()
+    wait_until(lambda: seen)
+    [((kind, error, _), text)] = seen
+    assert isinstance(error, kind) and str(error) in text
+    release.set()
+    wait_until(lambda: worker.stats["succeeded"])
+
+
+def set_variable(number):
+    before = VARIABLE.get()
+    VARIABLE.set(number)
+    return before
+
+
+def test_a_worker_leaves_nothing_of_a_task_to_the_next(app, queue, start):
+    task, drain = app.task(queue)(set_variable), app.task(queue, retry=2)(take_all_items)
+    start(app, threads=1)
+    before = [task.send_to_queue((n,), wait_result=SOON) for n in range(3)]
+    assert before == ["nobody's"] * 3
+    assert drain.send_to_queue(([1, 2],), {"more": {"items": [3]}}, wait_result=SOON) == 8
+
+
+def fail_large(how):
+    fail_with_large_locals({"fails": lambda: 1 / 0, "timeout": spin}[how])
+
+
+@pytest.mark.parametrize("how", ["fails", "timeout"])
+def test_a_worker_frees_the_frames_of_a_failed_task_at_once(how, app, queue, start):
+    task = app.task(queue, max_run_time=0.05, retry=1)(fail_large)
+    worker = start(app, threads=1)
+    logging.getLogger("kuyruk").disabled = True  # pytest keeps what is logged
+    try:
+        with no_garbage_collection():
+            for n in range(3):
+                with pytest.raises(kuyruk.RemoteException):
+                    task.send_to_queue((how,), wait_result=SOON)
+                wait_until(lambda n=n: worker.stats["failed"] + worker.stats["timed_out"] == n + 1)
+                wait_until(lambda: not large, SOON)
+    finally:
+        logging.getLogger("kuyruk").disabled = False
 
 
 # --- Worker: what ran when a process died ------------------------------------

@@ -1,15 +1,17 @@
 # Made by tools/make_stubs.py.
 from __future__ import annotations
+import bisect
 import collections
 import contextlib
+import contextvars
 import datetime
 import functools
-import heapq
 import importlib
 import itertools
 import json
 import logging
 import math
+import operator
 import os
 import re
 import select
@@ -36,6 +38,7 @@ from pamqp import commands, decode, encode
 from pamqp import frame as amqp_frame
 from pamqp import header as amqp_header
 __all__ = ['Config', 'Journal', 'Kuyruk', 'Run', 'SubTask', 'Task', 'Worker', 'current_task', 'exceptions']
+__all__ += ['UNSAFE_MODULES']
 __all__ += ['BrokerError', 'Crashed', 'Discard', 'HeartbeatError', 'InvalidMessage', 'KuyrukError', 'Reject']
 __all__ += ['FailedMessage', 'QueueStats', 'RemoteException', 'ResultTimeout', 'Shutdown', 'Signal']
 __all__ += ['Timeout', 'signals']
@@ -83,6 +86,14 @@ FIRST_RECONNECT = 0.1
 class KuyrukError(Exception):
     ...
 
+class _Interruption:
+
+    def __init__(self, *args: object) -> None:
+        cause = None if _current.run is None else _current.run._cause
+        if not args and type(cause) is cast(Any, type(self)):
+            args = cast(BaseException, cause).args
+        super().__init__(*args)
+
 class Reject(KuyrukError):
 
     def __init__(self, *args: object, delay: float | None=None) -> None:
@@ -90,10 +101,10 @@ class Reject(KuyrukError):
         super().__init__(*args)
         self.delay = delay
 
-class Discard(KuyrukError):
+class Discard(_Interruption, KuyrukError):
     ...
 
-class Timeout(KuyrukError):
+class Timeout(_Interruption, KuyrukError):
     ...
 
 class ResultTimeout(KuyrukError):
@@ -124,11 +135,11 @@ class InvalidMessage(KuyrukError):
 class Crashed(KuyrukError):
     ...
 
-class HeartbeatError(BaseException):
+class HeartbeatError(_Interruption, BaseException):
 
     def __init__(self, exc_info: Any=None) -> None:
-        super().__init__(exc_info)
-        self.exc_info = exc_info
+        super().__init__(*(() if exc_info is None else (exc_info,)))
+        self.exc_info = self.args[0] if self.args else None
 
     def __str__(self) -> str:
         ...
@@ -136,7 +147,7 @@ class HeartbeatError(BaseException):
     def __repr__(self) -> str:
         ...
 
-class Shutdown(BaseException):
+class Shutdown(_Interruption, BaseException):
     ...
 
 def _make_module(name: str, doc: str, members: Mapping[str, Any]) -> types.ModuleType:
@@ -408,15 +419,34 @@ def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 def _resolve_host(queue: str) -> str:
     ...
+UNSAFE_MODULES = {'_frozen_importlib', '_frozen_importlib_external', '_weakrefset', 'bdb', 'concurrent.futures', 'coverage', 'importlib', 'logging', 'queue', 'threading', 'weakref', 'zipimport'}
+_HOLD_NO_LOCK = {'Filterer.filter', 'LogRecord.__init__', 'Logger._log', 'Logger.callHandlers', 'Logger.critical', 'Logger.debug', 'Logger.error', 'Logger.exception', 'Logger.findCaller', 'Logger.handle', 'Logger.info', 'Logger.log', 'Logger.makeRecord', 'Logger.warning', '_is_internal_frame'}
+_LOOK_AGAIN = 0.001
+_SHORT_SWITCH = 1e-05
+_GIVE_UP_AGAIN = 0.1
+_WATCH_STALLS = 5.0
+_APPLY_GRACE = 1.0
 
 class _Current(threading.local):
     run: Run | None = None
 _current = _Current()
 
-def _raise_in_thread(thread: int, kind: type[BaseException] | None) -> None:
+def _raise_pending() -> None:
     ...
 
-def _land() -> None:
+def _call_task(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    ...
+
+def _is_safe(frame: types.FrameType | None) -> bool:
+    ...
+
+def _guards_a_lock(frame: types.FrameType) -> bool:
+    ...
+
+def _fresh(value: Any) -> Any:
+    ...
+
+def _fresh_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
     ...
 
 class Run:
@@ -429,12 +459,16 @@ class Run:
         self.started = time.monotonic()
         self.deadline: float | None = None
         self._cause: BaseException | None = None
+        self._interrupted_at = math.inf
         self._hit = False
-        self._waker: Callable[[BaseException], object] | None = None
+        self._given_up = False
+        self._place: tuple[float, int, Run] | None = None
+        self._is_over = False
+        self._waker: Callable[[], object] | None = None
+        self._inner: Run | None = None
         self._thread = threading.get_ident()
         self._gate = threading.Lock()
         self._gate.acquire()
-        self._shielded = True
 
     def remaining(self) -> float | None:
         ...
@@ -442,19 +476,22 @@ class Run:
     def check(self) -> None:
         ...
 
-    def _interrupt(self, cause: BaseException) -> None:
+    def _interrupt(self) -> None:
         ...
 
-    def _open(self) -> None:
+    def _raise_if_safe(self) -> None:
         ...
 
-    def _shield(self) -> bool:
+    def _unmask(self) -> None:
         ...
 
-    def _close(self) -> None:
+    def _mask(self) -> None:
         ...
 
     def _call(self, args: Any, kwargs: Any, watch: _Watch | None) -> Any:
+        ...
+
+    def _is_decided_by(self, error: BaseException) -> bool:
         ...
 
     def _try(self, args: Any, kwargs: Any, watch: _Watch | None) -> Any:
@@ -463,19 +500,41 @@ class Run:
 def current_task() -> Run | None:
     ...
 
+class _ShortSwitches:
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._usual = 0.0
+
+    def __enter__(self) -> None:
+        ...
+
+    def __exit__(self, *exc_info: object) -> None:
+        ...
+
+    def begin_in_child(self) -> None:
+        ...
+_short_switches = _ShortSwitches()
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_short_switches.begin_in_child)
+
 class _Watch:
 
-    def __init__(self, grace: float=math.inf, give_up: Callable[[Run], object]=lambda run: None) -> None:
+    def __init__(self, grace: float, give_up: Callable[[Run], object]) -> None:
         self._grace = grace
         self._give_up = give_up
         self._changed = threading.Condition()
-        self._due: dict[Run, float] = {}
-        self._heap: list[tuple[float, int, Run]] = []
+        self._schedule: list[tuple[float, int, Run]] = []
         self._serial = itertools.count()
         self._wakes_at = -math.inf
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name='kuyruk-watch', daemon=True)
         self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        ...
 
     def add(self, run: Run, deadline: float) -> None:
         ...
@@ -492,19 +551,22 @@ class _Watch:
     def _put(self, run: Run, due: float) -> None:
         ...
 
+    def _remove(self, run: Run) -> None:
+        ...
+
     def _loop(self) -> None:
         ...
 
-    def _wait_for_due(self) -> list[tuple[Run, bool]]:
+    def _next_due(self) -> Run | None:
         ...
 
-    def _pop_due(self, now: float) -> list[Run]:
+    def _next_look(self, run: Run, now: float) -> float:
         ...
 
-    def _is_stale(self, entry: tuple[float, int, Run]) -> bool:
+    def _look_at(self, run: Run) -> None:
         ...
 
-def _shielded(method: Callable[P, R]) -> Callable[P, R]:
+def _warn_of_stuck(run: Run) -> None:
     ...
 
 def _left(deadline: float) -> float:
@@ -1214,14 +1276,12 @@ class Task(Generic[P, R]):
     def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> R | None:
         ...
 
-    @_shielded
     def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> Any:
         ...
 
     def subtask(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> SubTask:
         ...
 
-    @_shielded
     def apply(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         ...
 
@@ -1380,7 +1440,6 @@ class Kuyruk:
     def _add(self, task: AnyTask) -> None:
         ...
 
-    @_shielded
     def send_tasks_to_queue(self, subtasks: Iterable[SubTask]) -> None:
         ...
 
@@ -1672,6 +1731,9 @@ class _Pool:
         ...
 
     def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
+        ...
+
+    def _abandon(self, delivery: _Delivery, cause: BaseException) -> None:
         ...
 
     def _let_go(self, thread: int) -> None:

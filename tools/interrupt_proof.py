@@ -1,0 +1,209 @@
+"""Prove that interrupting tasks breaks nothing: thousands of timeouts of tasks that never check.
+
+    python tools/interrupt_proof.py [--timeouts 5000] [--url amqp://...]
+
+Tasks log to a file, use a queue.Queue, import modules and send messages, and some do a bit of each;
+eight threads run them with a limit of some milliseconds each. It starts a private RabbitMQ unless a
+URL is given, prints figures, and ends with 1 if an interruption
+
+- left a lock taken: of a log handler, logging, the queue, the import system, threading, or the
+  application's connection;
+- was swallowed by the standard library, and the task went on;
+- reached code that runs after its task, or the next task of that thread;
+- came late because the task was never found at a safe point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import importlib
+import itertools
+import logging
+import os
+import queue
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import kuyruk
+
+THREADS = 8
+MODULES = 5  #: For each thread.
+LIMIT = 0.004  #: Seconds: each task's max_run_time.
+PAUSES = 0.00005, 0.0005  #: Seconds of work between two uses of a lock.
+LATE = 30.0  #: Seconds in which each timeout, and each lock, must come.
+QUEUE = "kuyruk-interrupt-proof"
+
+logger = logging.getLogger("interrupt-proof")
+shared: queue.Queue[int] = queue.Queue()
+
+
+class NotingHandler(logging.FileHandler):
+    """Notes what logging has swallowed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.swallowed: list[str] = []
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self.swallowed.append(repr(sys.exc_info()[1]))
+
+
+def work(seconds: float) -> None:
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
+
+
+def log(n: int) -> None:
+    logger.info("line %d", n)
+
+
+def use_queue(n: int) -> None:
+    shared.put(n)
+    shared.get(timeout=LATE)
+
+
+def import_module(n: int) -> object:
+    """Anew. Each thread has modules of its own: what removes them from sys.modules is this tool."""
+    name = f"interrupt_proof_{threading.current_thread().name}_{n % MODULES}"
+    sys.modules.pop(name, None)
+    return importlib.import_module(name)
+
+
+class Proof:
+    def __init__(self, url: str, folder: Path) -> None:
+        config = kuyruk.Config()
+        config.from_dict({"RABBIT_URL": url})
+        self.app = kuyruk.Kuyruk(config)
+        self.note = self.app.task(QUEUE)(work)
+        self.handler = NotingHandler(folder / "log")
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.slowest = 0.0
+        for name in (*map(str, range(THREADS)), "last"):
+            for n in range(MODULES):
+                (folder / f"interrupt_proof_{name}_{n}.py").write_text(f"import math\nvalue = {n}\n")
+        self.actions: list[Callable[[int], object]] = [log, use_queue, import_module, self.send]
+
+    def send(self, n: int) -> None:
+        self.note.send_to_queue((0,), message_ttl=0.001)
+
+    def make_task(self, actions: list[Callable[[int], object]], pause: float) -> kuyruk.Task[..., Any]:
+        def act() -> None:
+            for n in itertools.count(random.randrange(1000)):
+                for action in actions:
+                    action(n)
+                work(pause)
+
+        return self.app.task(QUEUE, max_run_time=LIMIT)(act)
+
+    def run_thread(self, timeouts: int) -> None:
+        combinations = [[action] for action in self.actions] + [self.actions]
+        tasks = [self.make_task(c, pause) for c in combinations for pause in PAUSES]
+        calm = self.app.task(QUEUE)(lambda: sum(n for n in range(300)))
+        for task in itertools.islice(itertools.cycle(tasks), timeouts):
+            began = time.monotonic()
+            try:
+                task.apply()
+                self.counts["returned"] += 1
+            except kuyruk.Timeout as error:
+                self.counts["timeouts" if str(error) else "without text"] += 1
+            except BaseException as error:
+                self.counts[f"raised {error!r}"] += 1
+            try:
+                calm.apply()
+                sum(n for n in range(300))  # where a late one would land
+            except BaseException as error:
+                self.counts[f"{type(error).__name__} in later code"] += 1
+            self.slowest = max(self.slowest, time.monotonic() - began)
+
+    def run(self, timeouts: int) -> None:
+        threads = [
+            threading.Thread(
+                target=self.run_thread, args=(-(-timeouts // THREADS),), name=str(n), daemon=True
+            )
+            for n in range(THREADS)
+        ]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + LATE + timeouts / 10
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        self.counts["threads that hang"] = sum(thread.is_alive() for thread in threads)
+        self.counts["swallowed by logging"] = len(self.handler.swallowed)
+
+    def try_locks(self) -> None:
+        """Each of them in a thread of its own, which must end."""
+        uses: dict[str, Callable[[], object]] = {
+            "a log handler": lambda: logger.info("the end"),
+            "logging": lambda: logging.getLogger("interrupt-proof-new").setLevel("INFO"),
+            "the queue": lambda: use_queue(0),
+            "the import system": lambda: list(map(import_module, range(MODULES))),
+            "threading": lambda: threading.enumerate(),
+            "the connection": lambda: self.send(0),
+        }
+        for name, use in uses.items():
+            ended = threading.Event()
+            then = functools.partial(lambda use, ended: (use(), ended.set()), use, ended)
+            threading.Thread(target=then, name="last", daemon=True).start()
+            if not ended.wait(LATE):
+                self.counts[f"lock of {name} left taken"] += 1
+
+
+def prove(url: str, timeouts: int) -> tuple[dict[str, int], float]:
+    """Run that many tasks that exceed their limit; returns counts of what became of them (all but
+    "timeouts" must be 0), and how long the slowest took."""
+    with tempfile.TemporaryDirectory() as folder:
+        proof = Proof(url, Path(folder))
+        sys.path.insert(0, folder)
+        logger.addHandler(proof.handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        printed: list[object] = []
+        hook, sys.unraisablehook = sys.unraisablehook, printed.append
+        try:
+            with proof.app:
+                proof.run(timeouts)
+                proof.try_locks()
+                with proof.app.channel() as channel:
+                    channel.queue.delete(QUEUE)
+        finally:
+            sys.unraisablehook = hook
+            logger.removeHandler(proof.handler)
+            proof.handler.close()
+            sys.path.remove(folder)
+    counts = {"timeouts": 0, "printed by Python": len(printed), **proof.counts}
+    return counts, proof.slowest
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--timeouts", type=int, default=5000)
+    parser.add_argument("--url")
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    if arguments.url:
+        counts, slowest = prove(arguments.url, arguments.timeouts)
+    else:
+        from rabbitmq_node import RabbitmqNode
+
+        with RabbitmqNode() as node:
+            counts, slowest = prove(node.url, arguments.timeouts)
+    print(f"Python {sys.version.split()[0]}: {time.monotonic() - began:.0f} s, slowest {slowest:.2f} s")
+    for name, count in counts.items():
+        print(f"{count:8} {name}")
+    return int(any(count for name, count in counts.items() if name != "timeouts"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
