@@ -50,9 +50,10 @@ import types
 import urllib.parse
 import urllib.request
 import uuid
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import amqpstorm
 import pytest
@@ -1710,6 +1711,178 @@ def test_a_task_may_send_after_its_interruption(app, queue, broker):
     with pytest.raises(kuyruk.Timeout):
         clean_up.apply()
     assert arguments_in(broker.take_all(queue)) == [("in except",), ("in finally",)]
+
+
+# -- at each point where a connection can be lost
+
+
+class Point(NamedTuple):
+    """A place in the conversation of a sender with the broker."""
+
+    place: str
+    frame: str
+    #: How far a send has come: "login", "preparing", "publishing", "confirmed"; a call "answering", "answered"; or
+    #: "closing".
+    phase: str
+
+    def __str__(self):
+        return f"{self.place} {self.frame}"
+
+
+POINTS = [
+    Point("before", "TCP", "login"),
+    Point("before", "ProtocolHeader", "login"),
+    Point("half", "ProtocolHeader", "login"),
+    Point("half", "Connection.Start", "login"),
+    Point("before", "Connection.StartOk", "login"),
+    Point("before", "Connection.Tune", "login"),
+    Point("before", "Connection.OpenOk", "login"),
+    Point("before", "Channel.OpenOk", "preparing"),
+    Point("before", "Confirm.SelectOk", "preparing"),
+    Point("before", "Queue.Declare", "preparing"),
+    Point("after", "Queue.Declare", "preparing"),
+    Point("before", "Queue.DeclareOk", "preparing"),
+    Point("after", "Queue.DeclareOk", "preparing"),
+    Point("before", "Basic.Publish", "publishing"),
+    Point("half", "Basic.Publish", "publishing"),
+    Point("after", "Basic.Publish", "publishing"),
+    Point("after", "Basic.Publish ContentHeader", "publishing"),
+    Point("half", "Basic.Publish ContentBody", "publishing"),
+    Point("after", "Basic.Publish ContentBody", "publishing"),
+    Point("before", "Basic.Ack", "publishing"),
+    Point("after", "Basic.Ack", "confirmed"),
+    Point("before", "Basic.Consume", "preparing"),
+    Point("before", "Basic.Deliver", "answering"),
+    Point("after", "Basic.Deliver", "answering"),
+    Point("half", "Basic.Deliver ContentBody", "answering"),
+    Point("after", "Basic.Deliver ContentBody", "answered"),
+    Point("before", "Connection.Close", "closing"),
+    Point("before", "Connection.CloseOk", "closing"),
+]
+#: What happens at a point: arguments of `TcpProxy.at`. What a stall or a half-open way does is done to one connection.
+LOSSES = {
+    "rst": {"action": "rst"},
+    "fin": {"action": "fin"},
+    "stall": {"action": "stall"},
+    "stall the other way": {"action": "stall other"},
+    "pause": {"action": "stall", "seconds": 0.25},
+    "half-open": {"action": "swallow"},
+    "down": {"action": "down"},
+}
+WAYS = ("send", "batch", "call")
+#: Seconds: RABBIT_CONNECT_TIMEOUT, RABBIT_PUBLISH_TIMEOUT and wait_result.
+LOSS_TIMEOUTS = 0.3, 1.2, 1.8
+#: So many cells of the table are tried at once: most of them wait.
+CELLS_AT_ONCE = 24
+#: What the text of an error may say has happened.
+LOSS_WORDS = r"refused|reset|closed|ended|lost|silent|answer|within [\d.]+ seconds|no reply"
+
+
+def is_point_of(way, point):
+    """Whether such a send passes there."""
+    return way == "call" or (not point.phase.startswith("answer") and not point.frame.startswith("Basic.Consume"))
+
+
+def allowed_outcomes(point, loss, way):
+    """Return what may become of a send: it is done, or there is an error after which nobody knows whether it arrived.
+
+    - While one connection is lost, another can be had: the send goes on with that.
+    - A silent connection need not be given up sooner than its time is over, except while it is being opened.
+    - A confirm, and for a call the reply, may have come or not when it is lost beside it.
+    - A confirmed call isn't sent again, and its reply address has died with the connection.
+    """
+    if loss == "pause" or point.phase == "closing":
+        return {"done"}
+    if (way == "call" and point.frame == "Basic.Ack") or point.phase == "answering":
+        return {"done", "error"}
+    if point.phase in ("confirmed", "answered"):
+        sudden = loss == "down" or (point.phase == "answered" and loss in ("rst", "fin"))
+        return {"done", "error"} if sudden or way == "batch" else {"done"}  # the batch's other messages
+    if loss == "down":
+        return {"error"}
+    logged_in = point.frame == "Connection.OpenOk" and loss == "stall the other way"
+    return {"done"} if loss in ("rst", "fin") or (point.phase == "login" and not logged_in) else {"done", "error"}
+
+
+class Sending:
+    """One cell of the table: what becomes of a send in one way when there is one loss at one point."""
+
+    def __init__(self, point, loss, way, queue):
+        self.point, self.loss, self.way, self.queue = point, loss, way, queue
+        self.outcome, self.sent, self.error = None, [], None
+
+    def __str__(self):
+        return f"{self.way}, {self.loss} {self.point}: {self.outcome} ({self.error!r})"
+
+    def send(self, *what):
+        """Send as many messages as there are arguments; by a call, only one."""
+        if self.way == "call":
+            assert self.task.send_to_queue(what, wait_result=LOSS_TIMEOUTS[2]) == what[0]
+        elif self.way == "send":
+            self.task(*what)
+        else:
+            self.app.send_tasks_to_queue([self.task.subtask((each,)) for each in what])
+        self.sent += what
+
+    def works(self, what):
+        with contextlib.suppress(kuyruk.BrokerError, kuyruk.ResultTimeout):
+            self.send(what)
+            return True
+        return False
+
+    def run(self, make_app, url):
+        """Send by an app of its own, while the connection is lost. What is wrong raises."""
+        connect, publish, _ = LOSS_TIMEOUTS
+        with contextlib.closing(TcpProxy(url)) as self.proxy:
+            self.app = make_app(self.proxy.url, RABBIT_CONNECT_TIMEOUT=connect, RABBIT_PUBLISH_TIMEOUT=publish)
+            self.task = self.app.task(self.queue)(echo)
+            if self.point.phase not in ("login", "preparing"):
+                wait_until(lambda: self.works("before"))
+            self.lose()
+            if self.loss == "down":
+                self.proxy.up()
+            wait_until(lambda: self.works("after"), SOON)
+            with takes(0, SOON):
+                self.app.close()
+            self.proxy.resume()
+            wait_until(lambda: self.proxy.open == 0 or self.loss == "half-open")  # of which the broker knows nothing
+
+    def lose(self):
+        """Send, and lose the connection meanwhile, or when it is closed after that."""
+        many = self.way == "batch" and self.point.frame.startswith("Basic.Publish")
+        trap = self.proxy.at(self.point.frame, self.point.place, **LOSSES[self.loss], nth=10 if many else 1)
+        with takes(0, LOSS_TIMEOUTS[2 if self.way == "call" else 1] + SOON):
+            try:
+                self.send(*range(20 if self.way == "batch" else 1))
+                self.outcome = "done"
+            except (kuyruk.BrokerError, kuyruk.ResultTimeout) as error:
+                self.outcome, self.error = "error", error
+        if self.point.phase == "closing":
+            with takes(0, SOON):
+                self.app.close()
+        assert trap.wait(SOON), "it doesn't pass there"
+        assert self.outcome in allowed_outcomes(self.point, self.loss, self.way)
+        assert self.error is None or re.search(LOSS_WORDS, str(self.error))
+        assert self.way == "call" or not isinstance(self.error, kuyruk.ResultTimeout)
+
+
+@pytest.mark.parametrize("phases", ["login", "preparing", "publishing", "confirmed answering answered closing"])
+def test_a_send_is_confirmed_or_raises_in_time_whatever_is_lost_while(phases, make_app, app, url, queue, broker, start):
+    app.task(queue)(echo)
+    start(app)  # what answers the calls
+    cells = [
+        Sending(point, loss, way, queue if way == "call" else f"{queue}.{number}")
+        for number, (point, loss, way) in enumerate(itertools.product(POINTS, LOSSES, WAYS))
+        if point.phase in phases.split() and is_point_of(way, point)
+    ]
+    with ThreadPoolExecutor(CELLS_AT_ONCE) as pool:
+        runs = [pool.submit(cell.run, make_app, url) for cell in cells]
+    wrong = [f"{cell}: {error!r}" for cell, run in zip(cells, runs, strict=True) if (error := run.exception())]
+    told = [cell for cell in cells if cell.way != "call" and broker.count(cell.queue)]
+    arrived = {cell: {args[0] for args in arguments_in(broker.take_all(cell.queue))} for cell in told}
+    wrong += [f"{cell}: lost {lost}" for cell in told if (lost := set(cell.sent) - arrived[cell])]
+    broker.delete(*(cell.queue for cell in told))
+    assert not wrong, "\n".join(wrong)
 
 
 # --- Results -----------------------------------------------------------------
