@@ -1885,6 +1885,138 @@ def test_a_send_is_confirmed_or_raises_in_time_whatever_is_lost_while(phases, ma
     assert not wrong, "\n".join(wrong)
 
 
+# -- each message has its own fate
+
+
+@pytest.mark.parametrize("queues", [1, 2], ids=["one queue", "one of two queues"])
+@pytest.mark.parametrize("count", [9, 10, 2000])
+def test_a_batch_to_a_deleted_queue_is_confirmed_however_many_they_are(
+    count, queues, app, queue, broker
+):
+    tasks = [app.task(name)(echo) for name in (queue, f"{queue}.2")[:queues]]
+    for task in tasks:
+        task("before")
+    broker.delete(queue)
+    sent = [tasks[n % queues].subtask((n,)) for n in range(count)]
+    app.send_tasks_to_queue(sent)
+    arrived = [message for task in tasks for message in broker.take_all(task.queue)]
+    assert set(arguments_in(arrived)) >= {(n,) for n in range(count)}
+
+
+TROUBLES = {
+    # what is wrong with a queue: its arguments, and what the error says beside its name
+    "is full": ({"x-max-length": 1, "x-overflow": "reject-publish"}, "refuses"),
+    "takes nothing": ({"x-max-length": 0, "x-overflow": "reject-publish"}, "refuses"),
+    "is another's": (None, "RESOURCE_LOCKED"),
+}
+
+
+@pytest.mark.parametrize("places", [{4}, {0}, {9}, {1, 2, 7}, set(range(10))], ids=str)
+@pytest.mark.parametrize(("arguments", "words"), TROUBLES.values(), ids=TROUBLES)
+def test_a_batch_names_exactly_those_whose_queue(
+    arguments, words, places, make_app, url, queue, broker
+):
+    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=1)
+    if arguments is None:
+        broker.channel.queue.declare(f"{queue}.2", exclusive=True)
+    else:
+        broker.declare(f"{queue}.2", **arguments)
+        broker.publish(f"{queue}.2", b"so that it is full")
+        broker.channel.basic.qos()
+    good, bad = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
+    subtasks = [(bad if n in places else good).subtask((n,)) for n in range(10)]
+    with takes(0, 1 + SOON), pytest.raises(kuyruk.BrokerError, match=re.escape(queue)) as info:
+        app.send_tasks_to_queue(subtasks)
+    assert words in str(info.value)
+    assert info.value.unconfirmed == [subtasks[n] for n in sorted(places)]
+    arrived = broker.take_all(queue) if len(places) < 10 else []
+    assert set(arguments_in(arrived)) == {(n,) for n in range(10) if n not in places}
+
+
+def test_what_a_large_batch_does_not_name_has_arrived(make_app, url, queue, broker):
+    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=1)
+    broker.declare(f"{queue}.2", **{"x-max-length": 0, "x-overflow": "reject-publish"})
+    good, bad = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
+    subtasks = [(good if n % 1000 else bad).subtask((n,)) for n in range(5000)]
+    with pytest.raises(kuyruk.BrokerError) as info:
+        app.send_tasks_to_queue(subtasks)
+    named = {subtask.args for subtask in info.value.unconfirmed}
+    arrived = set(arguments_in(broker.take_all(queue)))
+    assert named | arrived == {(n,) for n in range(5000)} and not named & arrived
+    assert named >= {(0,)}
+
+
+# -- forks that Python doesn't see
+
+UNSEEN_FORK = """
+import ctypes
+fork = ctypes.PyDLL(None).fork
+def send_on(who):
+    for n in range(5):
+        task(who, n)
+{before}
+children = []
+for child in range(4):
+    if not (pid := fork()):
+        code = 1
+        try:
+            send_on(child)
+            app.send_tasks_to_queue([task.subtask((child, n)) for n in range(5, 10)])
+            code = 0
+        finally:
+            os._exit(code)
+    children.append(pid)
+send_on("parent")
+print([os.waitpid(pid, 0)[1] for pid in children])
+"""
+
+
+@pytest.mark.parametrize("before", ["", 'send_on("before")'], ids=["at first", "after a send"])
+def test_a_child_of_a_fork_that_python_does_not_see_sends_too(before, url, queue, broker):
+    """As uWSGI forks, in C."""
+    code = IN_A_PROCESS + UNSEEN_FORK.format(before=before)
+    codes = run_python("-c", code, queue, KUYRUK_RABBIT_URL=url, KUYRUK_RABBIT_PUBLISH_TIMEOUT="3")
+    messages = broker.take_all(queue)
+    expected = [(child, n) for child in range(4) for n in range(10)]
+    expected += [(who, n) for who in ("parent", "before")[: 2 if before else 1] for n in range(5)]
+    assert (codes, set(arguments_in(messages))) == ("[0, 0, 0, 0]\n", set(expected))
+    ids = {message.message_id for message in messages}
+    assert len(ids) == len(messages) == len(expected)
+
+
+# -- names of queues
+
+
+@pytest.fixture
+def odd_queue(request, queue, url):
+    """A queue whose name RabbitMQ takes, and pamqp doesn't, so that it has to be deleted by hand."""
+    name = request.param.format(queue).ljust(230 if request.param.startswith("long") else 0, "x")
+    yield name
+    with amqpstorm.UriConnection(url) as connection, connection.channel() as channel:
+        for each in (name.encode(), f"{name}.failed".encode()):
+            no_wait = 4
+            payload = struct.pack(">HHHB", 50, 40, 0, len(each)) + each + bytes([no_wait])
+            head = struct.pack(">BHI", 1, int(channel), len(payload))
+            connection.socket.sendall(head + payload + b"\xce")
+        channel.basic.qos()  # has an answer, which comes after the deletions
+
+
+ODD_NAMES = ["mails für alle {}", "%{}", "*{}", "({}", "long {}", "日本{}", "{}'\"\\", "#{}/?&="]
+
+
+@pytest.mark.parametrize("odd_queue", ODD_NAMES, indirect=True, ids=ascii)
+def test_a_queue_may_have_any_name_that_rabbitmq_takes(odd_queue, app, start):
+    task, failing = app.task(odd_queue)(echo), app.task(odd_queue)(play)
+    task("told")
+    app.send_tasks_to_queue([task.subtask(("of many",))])
+    script[:] = [ValueError("bad")]
+    start(app)
+    assert task.send_to_queue(("asked",), wait_result=SOON) == "asked"
+    with pytest.raises(kuyruk.RemoteException, match="bad"):
+        failing.send_to_queue(wait_result=SOON)
+    assert sorted(args[0] for args in ran if isinstance(args, tuple)) == ["asked", "of many", "told"]
+
+
 # --- Results -----------------------------------------------------------------
 
 
