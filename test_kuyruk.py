@@ -46,10 +46,12 @@ import textwrap
 import threading
 import time
 import traceback
+import tracemalloc
 import types
 import urllib.parse
 import urllib.request
 import uuid
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -1721,8 +1723,8 @@ class Point(NamedTuple):
 
     place: str
     frame: str
-    #: How far a send has come: "login", "preparing", "publishing", "confirmed"; a call "answering", "answered"; or
-    #: "closing".
+    #: How far a send has come: "login", "preparing", "publishing" or "confirmed", then a call
+    #: "answering" or "answered", then the app "closing".
     phase: str
 
     def __str__(self):
@@ -1759,7 +1761,7 @@ POINTS = [
     Point("before", "Connection.Close", "closing"),
     Point("before", "Connection.CloseOk", "closing"),
 ]
-#: What happens at a point: arguments of `TcpProxy.at`. What a stall or a half-open way does is done to one connection.
+#: What happens at a point: arguments of `TcpProxy.at`. All but "down" happen to one connection.
 LOSSES = {
     "rst": {"action": "rst"},
     "fin": {"action": "fin"},
@@ -1780,14 +1782,16 @@ LOSS_WORDS = r"refused|reset|closed|ended|lost|silent|answer|within [\d.]+ secon
 
 def is_point_of(way, point):
     """Whether such a send passes there."""
-    return way == "call" or (not point.phase.startswith("answer") and not point.frame.startswith("Basic.Consume"))
+    return way == "call" or (
+        not point.phase.startswith("answer") and not point.frame.startswith("Basic.Consume")
+    )
 
 
 def allowed_outcomes(point, loss, way):
-    """Return what may become of a send: it is done, or there is an error after which nobody knows whether it arrived.
+    """Return what may become of a send: it is done, or it is an error, and may have arrived or not.
 
     - While one connection is lost, another can be had: the send goes on with that.
-    - A silent connection need not be given up sooner than its time is over, except while it is being opened.
+    - A silent connection may be kept until the time is over, except while it is being opened.
     - A confirm, and for a call the reply, may have come or not when it is lost beside it.
     - A confirmed call isn't sent again, and its reply address has died with the connection.
     """
@@ -1797,15 +1801,18 @@ def allowed_outcomes(point, loss, way):
         return {"done", "error"}
     if point.phase in ("confirmed", "answered"):
         sudden = loss == "down" or (point.phase == "answered" and loss in ("rst", "fin"))
-        return {"done", "error"} if sudden or way == "batch" else {"done"}  # the batch's other messages
+        beside = way == "batch"  # its other messages, which aren't confirmed yet
+        return {"done", "error"} if sudden or beside else {"done"}
     if loss == "down":
         return {"error"}
+    if loss in ("rst", "fin"):
+        return {"done"}
     logged_in = point.frame == "Connection.OpenOk" and loss == "stall the other way"
-    return {"done"} if loss in ("rst", "fin") or (point.phase == "login" and not logged_in) else {"done", "error"}
+    return {"done"} if point.phase == "login" and not logged_in else {"done", "error"}
 
 
 class Sending:
-    """One cell of the table: what becomes of a send in one way when there is one loss at one point."""
+    """One cell of the table: a send in one way, while there is one loss at one point."""
 
     def __init__(self, point, loss, way, queue):
         self.point, self.loss, self.way, self.queue = point, loss, way, queue
@@ -1834,7 +1841,9 @@ class Sending:
         """Send by an app of its own, while the connection is lost. What is wrong raises."""
         connect, publish, _ = LOSS_TIMEOUTS
         with contextlib.closing(TcpProxy(url)) as self.proxy:
-            self.app = make_app(self.proxy.url, RABBIT_CONNECT_TIMEOUT=connect, RABBIT_PUBLISH_TIMEOUT=publish)
+            self.app = make_app(
+                self.proxy.url, RABBIT_CONNECT_TIMEOUT=connect, RABBIT_PUBLISH_TIMEOUT=publish
+            )
             self.task = self.app.task(self.queue)(echo)
             if self.point.phase not in ("login", "preparing"):
                 wait_until(lambda: self.works("before"))
@@ -1845,12 +1854,15 @@ class Sending:
             with takes(0, SOON):
                 self.app.close()
             self.proxy.resume()
-            wait_until(lambda: self.proxy.open == 0 or self.loss == "half-open")  # of which the broker knows nothing
+            # The broker doesn't know of the end of a half-open one.
+            wait_until(lambda: self.proxy.open == 0 or self.loss == "half-open")
 
     def lose(self):
         """Send, and lose the connection meanwhile, or when it is closed after that."""
         many = self.way == "batch" and self.point.frame.startswith("Basic.Publish")
-        trap = self.proxy.at(self.point.frame, self.point.place, **LOSSES[self.loss], nth=10 if many else 1)
+        trap = self.proxy.at(
+            self.point.frame, self.point.place, **LOSSES[self.loss], nth=10 if many else 1
+        )
         with takes(0, LOSS_TIMEOUTS[2 if self.way == "call" else 1] + SOON):
             try:
                 self.send(*range(20 if self.way == "batch" else 1))
@@ -1866,8 +1878,12 @@ class Sending:
         assert self.way == "call" or not isinstance(self.error, kuyruk.ResultTimeout)
 
 
-@pytest.mark.parametrize("phases", ["login", "preparing", "publishing", "confirmed answering answered closing"])
-def test_a_send_is_confirmed_or_raises_in_time_whatever_is_lost_while(phases, make_app, app, url, queue, broker, start):
+@pytest.mark.parametrize(
+    "phases", ["login", "preparing", "publishing", "confirmed answering answered closing"]
+)
+def test_a_send_is_confirmed_or_raises_in_time_whatever_is_lost_while(
+    phases, make_app, app, url, queue, broker, start
+):
     app.task(queue)(echo)
     start(app)  # what answers the calls
     cells = [
@@ -1877,9 +1893,15 @@ def test_a_send_is_confirmed_or_raises_in_time_whatever_is_lost_while(phases, ma
     ]
     with ThreadPoolExecutor(CELLS_AT_ONCE) as pool:
         runs = [pool.submit(cell.run, make_app, url) for cell in cells]
-    wrong = [f"{cell}: {error!r}" for cell, run in zip(cells, runs, strict=True) if (error := run.exception())]
+    wrong = [
+        f"{cell}: {error!r}"
+        for cell, run in zip(cells, runs, strict=True)
+        if (error := run.exception())
+    ]
     told = [cell for cell in cells if cell.way != "call" and broker.count(cell.queue)]
-    arrived = {cell: {args[0] for args in arguments_in(broker.take_all(cell.queue))} for cell in told}
+    arrived = {
+        cell: {args[0] for args in arguments_in(broker.take_all(cell.queue))} for cell in told
+    }
     wrong += [f"{cell}: lost {lost}" for cell in told if (lost := set(cell.sent) - arrived[cell])]
     broker.delete(*(cell.queue for cell in told))
     assert not wrong, "\n".join(wrong)
@@ -1989,7 +2011,7 @@ def test_a_child_of_a_fork_that_python_does_not_see_sends_too(before, url, queue
 
 @pytest.fixture
 def odd_queue(request, queue, url):
-    """A queue whose name RabbitMQ takes, and pamqp doesn't, so that it has to be deleted by hand."""
+    """A queue whose name RabbitMQ takes, and pamqp doesn't: its deletion is encoded here."""
     name = request.param.format(queue).ljust(230 if request.param.startswith("long") else 0, "x")
     yield name
     with amqpstorm.UriConnection(url) as connection, connection.channel() as channel:
@@ -2014,7 +2036,480 @@ def test_a_queue_may_have_any_name_that_rabbitmq_takes(odd_queue, app, start):
     assert task.send_to_queue(("asked",), wait_result=SOON) == "asked"
     with pytest.raises(kuyruk.RemoteException, match="bad"):
         failing.send_to_queue(wait_result=SOON)
-    assert sorted(args[0] for args in ran if isinstance(args, tuple)) == ["asked", "of many", "told"]
+    echoed = [args[0] for args in ran if isinstance(args, tuple)]
+    assert sorted(echoed) == ["asked", "of many", "told"]
+
+
+# -- slow ways, and more than they can carry
+
+
+def test_an_upload_over_a_slow_way_that_ends_in_time_succeeds_once(make_app, url, queue, broker):
+    """It takes longer than half of its time. Who waits beside it keeps the connection."""
+    with contextlib.closing(TcpProxy(url, rate=200_000)) as proxy:
+        app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=5)
+        asking = background(app.task(f"{queue}.2")(echo).send_to_queue, wait_result=PATIENCE)
+        request = broker.take(f"{queue}.2")
+        with takes(3, 5 + SOON):
+            app.task(queue)(echo)("x" * 700_000)
+        assert (broker.count(queue), proxy.accepted) == (1, 1)
+        broker.publish(request.reply_to, b'{"result": "answered"}')
+        assert asking.result(PATIENCE) == "answered"
+
+
+@pytest.mark.parametrize("directions", [["up", "down"], ["up"], ["down"]], ids="-".join)
+def test_a_broker_that_stands_still_for_less_than_the_timeout_costs_nothing(
+    directions, make_app, proxy, queue, broker
+):
+    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=3)
+    asking = background(app.task(f"{queue}.2")(echo).send_to_queue, wait_result=PATIENCE)
+    request = broker.take(f"{queue}.2")
+    task = app.task(queue)(echo)
+    task("before")
+    for direction in directions:
+        proxy.stall(direction)
+    sends = [background(task, "while it stands still") for _ in range(5)]
+    time.sleep(0.7 * 3)
+    proxy.resume()
+    results(sends)
+    broker.publish(request.reply_to, b'{"result": "answered"}')
+    assert asking.result(PATIENCE) == "answered"
+    assert (broker.count(queue), proxy.accepted) == (6, 1)
+
+
+def send_for(seconds, threads, send):
+    """Send from so many threads for so long; return what has been confirmed and what hasn't."""
+    confirmed, raised, numbers = [], [], itertools.count()
+    until = time.monotonic() + seconds
+
+    def send_on():
+        while time.monotonic() < until:
+            number = next(numbers)
+            try:
+                send(number)
+                confirmed.append(number)
+            except kuyruk.BrokerError:
+                raised.append(number)
+
+    results([background(send_on) for _ in range(threads)])
+    return confirmed, raised
+
+
+def test_what_nobody_waits_for_any_more_is_not_sent(make_app, url, queue, broker):
+    """60 threads want one and a half times as much as the way carries in their time."""
+    size, rate, timeout, seconds = 50_000, 1_000_000, 2, 6
+    with contextlib.closing(TcpProxy(url, rate=rate)) as proxy:
+        app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=timeout)
+        task = app.task(queue)(echo)
+        task(-1)
+        confirmed, raised = send_for(seconds, 60, lambda number: task(number, "x" * size))
+        proxy.rate = None  # what is on its way may arrive now
+        task(-2)
+        app.close()
+        arrived = {args[0] for args in arguments_in(broker.take_all(queue))}
+    late = arrived & set(raised)
+    #: What was being written: in the buffers of the kernel and of the proxy at any one time.
+    on_its_way = 500_000 / size
+    assert arrived >= {-1, -2, *confirmed}
+    assert len(raised) > 40 and len(late) <= on_its_way + len(raised) / 10, (
+        f"{len(confirmed)} confirmed, {len(raised)} raised, {len(late)} of these arrived"
+    )
+    assert len(confirmed) >= rate * seconds / size / 3  # the way is of use to those who wait
+
+
+@contextlib.contextmanager
+def takes_memory(most):
+    """Assert that at no time the block has allocated more than so many bytes."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] <= most
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_waits_to_be_written_stays_bounded(make_app, proxy, queue):
+    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=0.3)
+    task = app.task(queue)(echo)
+    wait_until(lambda: confirms(task))
+    proxy.stall("up")
+    with takes_memory(100_000_000):
+        confirmed, raised = send_for(6, 8, lambda number: task(number, "x" * 1_000_000))
+    assert not confirmed and len(raised) > 80
+
+
+def confirms(task):
+    with contextlib.suppress(kuyruk.BrokerError):
+        task("is confirmed")
+        return True
+    return False
+
+
+@pytest.mark.parametrize("size", [1000, 100_000])
+def test_without_confirms_the_bytes_that_wait_are_bounded(size, make_app, proxy, queue):
+    app = make_app(proxy.url, RABBIT_CONFIRM=False, RABBIT_PUBLISH_TIMEOUT=1)
+    task, body = app.task(queue)(echo), "x" * size
+    task("before")
+    proxy.stall("up")
+
+    def send_on():
+        for _ in range(200_000_000 // size):
+            task(body)
+
+    with takes_memory(50_000_000), pytest.raises(kuyruk.BrokerError):
+        send_on()
+
+
+def lost_messages(caplog, queue):
+    """How many messages of the queue the log calls lost, or returned."""
+    counts = 0
+    for record in caplog.records:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING and queue in text:
+            count = re.search(r"(\d+|the|a|one) messages?\b", text)
+            assert count, f"it doesn't say how many: {text}"
+            counts += int(count[1]) if count[1].isdigit() else 1
+    return counts
+
+
+@pytest.mark.parametrize("count", [1, 3, 50])
+def test_without_confirms_a_returned_message_is_logged_and_its_queue_looked_for(
+    count, make_app, url, queue, broker, caplog
+):
+    app = make_app(url, RABBIT_CONFIRM=False)
+    task, other = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
+    task("before")
+    other("before")
+    broker.take(queue)
+    broker.delete(queue)
+    app.send_tasks_to_queue([task.subtask(("returned",))] * count)
+
+    def arrives():
+        other("meanwhile")
+        task("after")
+        return broker.count(queue)
+
+    wait_until(arrives)
+    arrived = arguments_in(broker.take_all(queue))
+    logged = wait_until(lambda: lost_messages(caplog, f"'{queue}'"))
+    # Each has been logged, or was sent again; "after" may have been returned, too.
+    assert logged + arrived.count(("returned",)) >= count
+    assert not lost_messages(caplog, f"'{queue}.2'")
+
+
+def test_without_confirms_what_a_lost_connection_takes_along_is_counted_and_logged(
+    make_app, url, queue, broker, caplog
+):
+    size, sent = 20_000, 0
+    with contextlib.closing(TcpProxy(url, rate=10_000_000)) as proxy:
+        app = make_app(proxy.url, RABBIT_CONFIRM=False, RABBIT_PUBLISH_TIMEOUT=0.5)
+        task = app.task(queue)(echo)
+        task("before")
+        broker.take(queue)
+        proxy.stall("up")
+        with contextlib.suppress(kuyruk.BrokerError):
+            for sent in range(500):
+                task(sent, "x" * size)
+        proxy.down()
+        app.close()
+    # What the kernel had taken may have been taken for sent.
+    least = max(1, sent - 1_000_000 / size)
+    wait_until(lambda: lost_messages(caplog, queue) >= least, SOON)
+    assert sent > 10
+
+
+# -- a send where none is expected
+
+
+class SendsByDestructor:
+    def __init__(self, send):
+        self.send = send
+
+    def __del__(self):
+        self.send()
+
+
+def by_callback(send):
+    """Send in the callback of a weak reference."""
+
+    class Thing:
+        pass
+
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: send())
+    del thing
+    return reference
+
+
+SENDERS = {
+    "a log handler": lambda send: send(),
+    "a destructor": lambda send: SendsByDestructor(send) and None,
+    "a weak reference": by_callback,
+}
+
+
+class SendingHandler(logging.Handler):
+    """Sends for each record of the library, in whichever thread writes it."""
+
+    def __init__(self, way, task):
+        super().__init__(logging.DEBUG)
+        self._way, self._task = way, task
+        self._inside = threading.local()
+        self.times, self.threads = [], set()
+
+    def emit(self, record):
+        if not getattr(self._inside, "value", False):
+            self._inside.value = True
+            self._way(self._send)
+            self._inside.value = False
+
+    def _send(self):
+        began = time.monotonic()
+        with contextlib.suppress(kuyruk.KuyrukError):  # it may be refused
+            self._task("of a handler")
+        self.times.append(time.monotonic() - began)
+        self.threads.add(threading.current_thread().name)
+
+
+@pytest.fixture
+def handle():
+    """handle(handler): attach it to the library's loggers for the time of the test."""
+    loggers, handlers = [logging.getLogger(name) for name in ("kuyruk", "amqpstorm")], []
+    levels = [each.level for each in loggers]
+
+    def attach(handler):
+        handlers.append(handler)
+        for each in loggers:
+            each.addHandler(handler)
+            each.setLevel(logging.DEBUG)
+        return handler
+
+    yield attach
+    for each, level in zip(loggers, levels, strict=True):
+        each.setLevel(level)
+        for handler in handlers:
+            each.removeHandler(handler)
+
+
+@pytest.mark.parametrize("way", SENDERS.values(), ids=SENDERS)
+def test_a_send_of_a_log_handler_blocks_no_other(way, make_app, proxy, queue, broker, handle):
+    """Nor one of what a handler lets go of: in threads of the library, too."""
+    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=6)
+    task = app.task(queue)(echo)
+    task("before")
+    handler = handle(SendingHandler(way, app.task(f"{queue}.2")(echo)))
+    for number in range(3):
+        proxy.cut()
+        with takes(0, 4):
+            task(number)
+    with takes(0, SOON):
+        app.close()
+    assert handler.times and max(handler.times) < 6 + SOON
+    assert set(arguments_in(broker.take_all(queue))) >= {("before",), (0,), (1,), (2,)}
+
+
+def test_a_worker_whose_log_handler_sends_goes_on(make_app, proxy, url, queue, start, handle):
+    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=6)
+    task = app.task(queue)(echo)
+    start(app)
+    handler = handle(SendingHandler(SENDERS["a log handler"], app.task(f"{queue}.2")(echo)))
+    caller = make_app(url).task(queue)(echo)
+    for number in range(3):
+        proxy.cut()
+        with takes(0, SOON + 3):
+            assert caller.send_to_queue((number,), wait_result=PATIENCE) == number
+    assert handler.times and max(handler.times) < 6 + SOON
+    task("at last")
+
+
+def test_a_destructor_that_sends_may_run_anywhere_in_a_send(make_app, url, queue, broker):
+    """The garbage collector runs it wherever something is allocated."""
+    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=3)
+    task, other = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
+    refused, inside, wanted = [], threading.local(), 200
+
+    def send():
+        if not getattr(inside, "value", False):
+            inside.value = True
+            try:
+                other("of a destructor")
+            except kuyruk.KuyrukError as error:
+                refused.append(error)
+            inside.value = False
+
+    def send_on(sender):
+        for number in range(wanted):
+            garbage = SendsByDestructor(send)
+            garbage.itself = garbage
+            del garbage
+            task(sender, number)
+
+    task("before")
+    threshold = gc.get_threshold()
+    gc.set_threshold(20)
+    try:
+        with takes(0, 2 * PATIENCE):
+            results([background(send_on, sender) for sender in range(3)])
+    finally:
+        gc.set_threshold(*threshold)
+        gc.collect()
+    sent = {(sender, number) for sender in range(3) for number in range(wanted)}
+    assert set(arguments_in(broker.take_all(queue))) == {("before",), *sent}
+    assert broker.count(f"{queue}.2") + len(refused) >= 3 * wanted
+
+
+# -- a broker that refuses
+
+
+@pytest.mark.parametrize("login", ["guest:wrong@{}/", "guest:guest@{}/no-such-vhost"])
+def test_a_login_that_is_refused_is_neither_repeated_nor_logged_with_each_send(
+    login, make_app, proxy, queue, caplog
+):
+    address = "{}:{}".format(*address_of(proxy.url))
+    app = make_app(f"amqp://{login.format(address)}", RABBIT_PUBLISH_TIMEOUT=PATIENCE)
+    task, began = app.task(queue)(echo), time.monotonic()
+    for _ in range(20):
+        with pytest.raises(kuyruk.BrokerError, match=r"ACCESS_REFUSED|no-such-vhost"):
+            task()
+    assert time.monotonic() - began < PATIENCE
+    assert proxy.seen["Connection.StartOk"] <= 2 + (time.monotonic() - began)
+    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    refusals = [line for line in lines if re.search(r"(?i)refused|no-such", line)]
+    assert len(refusals) == 1, lines
+
+
+@pytest.fixture
+def vhost(node):
+    """vhost(limits) is the URL of a virtual host of its own with these limits."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    node.ctl("add_vhost", name)
+    node.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+
+    def limit(**limits):
+        limits = {key.replace("_", "-"): value for key, value in limits.items()}
+        node.ctl("set_vhost_limits", "-p", name, json.dumps(limits))
+        return f"{node.url}{name}"
+
+    yield limit
+    node.ctl("delete_vhost", name)
+
+
+@pytest.mark.parametrize("wait_result", [None, PATIENCE])
+def test_a_send_waits_while_the_broker_has_too_many_connections(
+    wait_result, make_app, vhost, queue
+):
+    url = vhost(max_connections=1)
+    task = make_app(url, RABBIT_PUBLISH_TIMEOUT=PATIENCE).task(queue)(echo)
+    with amqpstorm.UriConnection(url) as connection:
+        connection.channel().queue.declare(queue, durable=True)
+        sending = background(task.send_to_queue, (1,), wait_result=wait_result)
+        assert still_waits(sending) and still_waits(sending)
+    if wait_result is None:
+        sending.result(SOON)
+    vhost(max_connections=-1)
+    broker = Broker(url)
+    request = broker.take(queue)
+    assert arguments_in([request]) == [(1,)]
+    if wait_result is not None:
+        broker.publish(request.reply_to, b'{"result": "answered"}')
+        assert sending.result(SOON) == "answered"
+    broker.connection.close()
+
+
+def test_a_send_that_finds_too_many_connections_says_so_in_time(make_app, vhost, queue):
+    url = vhost(max_connections=1)
+    task = make_app(url, RABBIT_PUBLISH_TIMEOUT=1).task(queue)(echo)
+    with (
+        amqpstorm.UriConnection(url),
+        takes(1, 1 + SOON),
+        pytest.raises(kuyruk.BrokerError, match="limit"),
+    ):
+        task()
+
+
+@pytest.fixture(scope="module")
+def node_with_few_channels():
+    with RabbitmqNode(["channel_max = 5"]) as node:
+        yield node
+
+
+def test_callers_wait_for_their_turn_where_channels_are_few(
+    node_with_few_channels, make_app, queue, start
+):
+    url = node_with_few_channels.url
+    task = make_app(url, RABBIT_PUBLISH_TIMEOUT=PATIENCE).task(queue)(echo)
+    start(make_app(url).task(queue)(echo).kuyruk)
+    calls = [background(task.send_to_queue, (n,), wait_result=PATIENCE) for n in range(30)]
+    task("beside them")
+    assert results(calls) == list(range(30))
+
+
+def test_a_call_whose_turn_does_not_come_where_channels_are_few_says_so(
+    node_with_few_channels, make_app, queue
+):
+    app = make_app(node_with_few_channels.url, RABBIT_PUBLISH_TIMEOUT=1)
+    task = app.task(queue)(echo)
+    calls = [background(task.send_to_queue, (n,), wait_result=2) for n in range(10)]
+    errors = [future.exception(PATIENCE) for future in calls]
+    assert {type(error) for error in errors} <= {kuyruk.BrokerError, kuyruk.ResultTimeout}
+    assert any("channel" in str(error) for error in errors)
+    task("after them")
+
+
+@pytest.fixture
+def mute_hosts(url):
+    """Three addresses that take connections and never answer."""
+    with contextlib.ExitStack() as stack:
+        proxies = [stack.enter_context(contextlib.closing(TcpProxy(url))) for _ in range(3)]
+        for proxy in proxies:
+            proxy.mute = True
+        yield ",".join("{}:{}".format(*address_of(proxy.url)) for proxy in proxies)
+
+
+@pytest.mark.parametrize("confirm", [True, False])
+def test_nothing_waits_for_an_attempt_to_connect(confirm, mute_hosts, make_app, queue):
+    timeouts = {"RABBIT_CONNECT_TIMEOUT": 5, "RABBIT_PUBLISH_TIMEOUT": 1}
+    app = make_app(None, RABBIT_HOST=mute_hosts, RABBIT_CONFIRM=confirm, **timeouts)
+    task = app.task(queue)(echo)
+    for options in ({}, {"wait_result": 1}):
+        with takes(0.9, 3), pytest.raises((kuyruk.BrokerError, kuyruk.ResultTimeout)):
+            task.send_to_queue(**options)
+    with takes(0, 1.5):
+        app.close()
+    with takes(0.9, 3), pytest.raises(kuyruk.BrokerError):
+        app.send_tasks_to_queue([task.subtask()])
+    worker = app.worker()
+    worker.start()
+    time.sleep(0.2)
+    with takes(0, 2):
+        worker.stop()
+    with takes(0, 1.5):
+        app.close()
+
+
+def test_user_and_password_are_used_although_a_broker_offers_external(make_app, queue, tmp_path):
+    """As RabbitMQ does over TLS with a plugin; without a certificate there is no external login."""
+    (tmp_path / "server.pem").write_text(CERTIFICATE)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+    answers = SimpleQueue()
+
+    def serve(listener):
+        with context.wrap_socket(listener.accept()[0], server_side=True) as sock:
+            sock.recv(8)
+            offer = commands.Connection.Start(mechanisms="EXTERNAL PLAIN", server_properties={})
+            sock.sendall(frame.marshal(offer, 0))
+            answers.put(frame.unmarshal(sock.recv(0x10000))[2])
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = background(serve, listener)
+        url = f"amqps://joe:secret@localhost:{listener.getsockname()[1]}/"
+        options = {"cafile": str(tmp_path / "server.pem")}
+        app = make_app(url, RABBIT_SSL_OPTIONS=options, RABBIT_PUBLISH_TIMEOUT=0.5)
+        with pytest.raises(kuyruk.BrokerError):
+            app.task(queue)(echo)()
+        serving.result(PATIENCE)
+    answer = answers.get(timeout=PATIENCE)
+    assert (answer.mechanism, answer.response) == ("PLAIN", "\0joe\0secret")
 
 
 # --- Results -----------------------------------------------------------------

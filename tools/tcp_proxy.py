@@ -136,14 +136,18 @@ class _Connection:
                 writer.transport.abort()
 
     def end(self, how: str) -> None:
-        """End the client's connection by a reset ("rst") or by a regular end ("fin")."""
+        """End the client's connection by a reset ("rst") or a regular end ("fin"), and the other."""
+        if self.ended:
+            return
         self.ended = True
-        if how == "fin":
-            return self.client.close()
         sock = self.client.get_extra_info("socket")
-        if sock is not None:  # else it has just ended by itself
+        if how == "fin" or sock is None:  # it has just ended by itself
+            self.client.close()
+        else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        self.client.transport.abort()
+            self.client.transport.abort()
+        if self.broker is not None:
+            self.broker.transport.abort()
 
 
 class TcpProxy:
