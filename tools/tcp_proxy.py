@@ -50,11 +50,12 @@ CHUNK = 0x10000  #: Bytes that are passed on at once.
 PATIENCE = 20.0  #: Seconds that the thread gets for what it is told.
 LINGER = 0.01  #: Seconds in which the loop closes the sockets of aborted connections.
 STEP = 0.01  #: Seconds between two writes to a slow way.
+LATENESS = 0.1  #: Seconds for which such a write may be late and the way still keeps its rate.
 #: SO_LINGER: on, 0 seconds. Closing such a socket sends a reset.
 RESET = struct.pack("ii", 1, 0)
 #: What makes the kernel keep little of what a client writes to a slow way: the size in bytes of the
 #: buffer for what is received (the kernel doubles it), and of the largest segment.
-SLOW_BUFFER, SLOW_SEGMENT = 8192, 1460
+SLOW_BUFFER, SLOW_SEGMENT = 4096, 1460
 
 #: A frame's type, channel and size. One more byte ends it.
 FRAME_HEADER = struct.Struct(">BHI")
@@ -129,6 +130,8 @@ class _Connection:
         #: The directions in which nothing is passed on until it is resumed.
         self.stalled: set[str] = set()
         self.ended = False  #: By the proxy. Nothing is passed on any more.
+        #: The loop's time when a slow way is free again, by direction.
+        self.free_at = {"up": 0.0, "down": 0.0}
 
     def abort(self) -> None:
         for writer in (self.client, self.broker):
@@ -373,4 +376,7 @@ class TcpProxy:
                 writer.write(piece)
                 await writer.drain()
             if self.rate is not None:
-                await asyncio.sleep(len(piece) / self.rate)
+                now, free_at = self._loop.time(), connection.free_at[direction]
+                free_at = max(free_at, now - LATENESS) + len(piece) / self.rate
+                connection.free_at[direction] = free_at
+                await asyncio.sleep(free_at - now)
