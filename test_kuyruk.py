@@ -50,15 +50,17 @@ import textwrap
 import threading
 import time
 import traceback
+import tracemalloc
 import types
 import urllib.parse
 import urllib.request
 import uuid
 import weakref
 import zipfile
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import amqpstorm
 import pytest
@@ -2809,6 +2811,978 @@ def test_a_remote_task_runs_where_its_code_is(make_app, url, queue, start):
     assert remote.send_to_queue((1, 2), wait_result=PATIENCE) == 3
     remote.kuyruk.send_tasks_to_queue([remote.subtask((1, 2))])
     wait_until(lambda: app and remote(3, 4) is None)
+
+
+# -- at each point where a connection can be lost
+
+
+class Point(NamedTuple):
+    """A place in the conversation of a sender with the broker."""
+
+    place: str
+    frame: str
+    #: How far a send has come: "login", "preparing", "publishing" or "confirmed", then a call
+    #: "answering" or "answered", then the app "closing".
+    phase: str
+
+    def __str__(self):
+        return f"{self.place} {self.frame}"
+
+
+POINTS = [
+    Point("before", "TCP", "login"),
+    Point("before", "ProtocolHeader", "login"),
+    Point("half", "ProtocolHeader", "login"),
+    Point("half", "Connection.Start", "login"),
+    Point("before", "Connection.StartOk", "login"),
+    Point("before", "Connection.Tune", "login"),
+    Point("before", "Connection.OpenOk", "login"),
+    Point("before", "Channel.OpenOk", "preparing"),
+    Point("before", "Confirm.SelectOk", "preparing"),
+    Point("before", "Queue.Declare", "preparing"),
+    Point("after", "Queue.Declare", "preparing"),
+    Point("before", "Queue.DeclareOk", "preparing"),
+    Point("after", "Queue.DeclareOk", "preparing"),
+    Point("before", "Basic.Publish", "publishing"),
+    Point("half", "Basic.Publish", "publishing"),
+    Point("after", "Basic.Publish", "publishing"),
+    Point("after", "Basic.Publish ContentHeader", "publishing"),
+    Point("half", "Basic.Publish ContentBody", "publishing"),
+    Point("after", "Basic.Publish ContentBody", "publishing"),
+    Point("before", "Basic.Ack", "publishing"),
+    Point("after", "Basic.Ack", "confirmed"),
+    Point("before", "Basic.Consume", "preparing"),
+    Point("before", "Basic.Deliver", "answering"),
+    Point("after", "Basic.Deliver", "answering"),
+    Point("half", "Basic.Deliver ContentBody", "answering"),
+    Point("after", "Basic.Deliver ContentBody", "answered"),
+    Point("before", "Connection.Close", "closing"),
+    Point("before", "Connection.CloseOk", "closing"),
+]
+#: What happens at a point: arguments of `TcpProxy.at`. All but "down" happen to one connection.
+LOSSES = {
+    "rst": {"action": "rst"},
+    "fin": {"action": "fin"},
+    "stall": {"action": "stall"},
+    "stall the other way": {"action": "stall other"},
+    "pause": {"action": "stall", "seconds": 0.25},
+    "half-open": {"action": "swallow"},
+    "down": {"action": "down"},
+}
+WAYS = ("send", "batch", "call")
+#: Seconds: RABBIT_CONNECT_TIMEOUT, RABBIT_PUBLISH_TIMEOUT and wait_result.
+LOSS_TIMEOUTS = 0.3, 1.2, 1.8
+#: So many cells of the table are tried at once: most of them wait.
+CELLS_AT_ONCE = 24
+#: What the text of an error may say has happened.
+LOSS_WORDS = r"refused|reset|closed|ended|lost|silent|answer|within [\d.]+ seconds|no reply"
+
+
+def is_point_of(way, point):
+    """Whether such a send passes there."""
+    return way == "call" or (
+        not point.phase.startswith("answer") and not point.frame.startswith("Basic.Consume")
+    )
+
+
+def allowed_outcomes(point, loss, way):
+    """Return what may become of a send: it is done, or it is an error, and may have arrived or not.
+
+    - While one connection is lost, another can be had: the send goes on with that.
+    - A silent connection may be kept until the time is over, except while it is being opened.
+    - A confirm, and for a call the reply, may have come or not when it is lost beside it.
+    - A confirmed call isn't sent again, and its reply address has died with the connection.
+    """
+    if loss == "pause" or point.phase == "closing":
+        return {"done"}
+    if (way == "call" and point.frame == "Basic.Ack") or point.phase == "answering":
+        return {"done", "error"}
+    if point.phase in ("confirmed", "answered"):
+        sudden = loss == "down" or (point.phase == "answered" and loss in ("rst", "fin"))
+        beside = way == "batch"  # its other messages, which aren't confirmed yet
+        return {"done", "error"} if sudden or beside else {"done"}
+    if loss == "down":
+        return {"error"}
+    if loss in ("rst", "fin"):
+        return {"done"}
+    logged_in = point.frame == "Connection.OpenOk" and loss == "stall the other way"
+    return {"done"} if point.phase == "login" and not logged_in else {"done", "error"}
+
+
+class Sending:
+    """One cell of the table: a send in one way, while there is one loss at one point."""
+
+    def __init__(self, point, loss, way, queue):
+        self.point, self.loss, self.way, self.queue = point, loss, way, queue
+        self.outcome, self.sent, self.error = None, [], None
+
+    def __str__(self):
+        return f"{self.way}, {self.loss} {self.point}: {self.outcome} ({self.error!r})"
+
+    def send(self, *what):
+        """Send as many messages as there are arguments; by a call, only one."""
+        if self.way == "call":
+            assert self.task.send_to_queue(what, wait_result=LOSS_TIMEOUTS[2]) == what[0]
+        elif self.way == "send":
+            self.task(*what)
+        else:
+            self.app.send_tasks_to_queue([self.task.subtask((each,)) for each in what])
+        self.sent += what
+
+    def works(self, what):
+        with contextlib.suppress(kuyruk.BrokerError, kuyruk.ResultTimeout):
+            self.send(what)
+            return True
+        return False
+
+    def run(self, make_app, url):
+        """Send by an app of its own, while the connection is lost. What is wrong raises."""
+        connect, publish, _ = LOSS_TIMEOUTS
+        with contextlib.closing(TcpProxy(url)) as self.proxy:
+            self.app = make_app(
+                self.proxy.url, RABBIT_CONNECT_TIMEOUT=connect, RABBIT_PUBLISH_TIMEOUT=publish
+            )
+            self.task = self.app.task(self.queue)(echo)
+            if self.point.phase not in ("login", "preparing"):
+                wait_until(lambda: self.works("before"))
+            self.lose()
+            if self.loss == "down":
+                self.proxy.up()
+            wait_until(lambda: self.works("after"), SOON)
+            with takes(0, SOON):
+                self.app.close()
+            self.proxy.resume()
+            # The broker doesn't know of the end of a half-open one.
+            wait_until(lambda: self.proxy.open == 0 or self.loss == "half-open")
+
+    def lose(self):
+        """Send, and lose the connection meanwhile, or when it is closed after that."""
+        many = self.way == "batch" and self.point.frame.startswith("Basic.Publish")
+        trap = self.proxy.at(
+            self.point.frame, self.point.place, **LOSSES[self.loss], nth=10 if many else 1
+        )
+        with takes(0, LOSS_TIMEOUTS[2 if self.way == "call" else 1] + SOON):
+            try:
+                self.send(*range(20 if self.way == "batch" else 1))
+                self.outcome = "done"
+            except (kuyruk.BrokerError, kuyruk.ResultTimeout) as error:
+                self.outcome, self.error = "error", error
+        if self.point.phase == "closing":
+            with takes(0, SOON):
+                self.app.close()
+        assert trap.wait(SOON), "it doesn't pass there"
+        assert self.outcome in allowed_outcomes(self.point, self.loss, self.way)
+        assert self.error is None or re.search(LOSS_WORDS, str(self.error))
+        assert self.way == "call" or not isinstance(self.error, kuyruk.ResultTimeout)
+
+
+@pytest.mark.parametrize(
+    "phases", ["login", "preparing", "publishing", "confirmed answering answered closing"]
+)
+def test_a_send_is_confirmed_or_raises_in_time_whatever_is_lost_while(
+    phases, make_app, app, url, queue, broker, start
+):
+    app.task(queue)(echo)
+    start(app)  # what answers the calls
+    cells = [
+        Sending(point, loss, way, queue if way == "call" else f"{queue}.{number}")
+        for number, (point, loss, way) in enumerate(itertools.product(POINTS, LOSSES, WAYS))
+        if point.phase in phases.split() and is_point_of(way, point)
+    ]
+    with ThreadPoolExecutor(CELLS_AT_ONCE) as pool:
+        runs = [pool.submit(cell.run, make_app, url) for cell in cells]
+    wrong = [
+        f"{cell}: {error!r}"
+        for cell, run in zip(cells, runs, strict=True)
+        if (error := run.exception())
+    ]
+    told = [cell for cell in cells if cell.way != "call" and broker.count(cell.queue)]
+    arrived = {
+        cell: {args[0] for args in arguments_in(broker.take_all(cell.queue))} for cell in told
+    }
+    wrong += [f"{cell}: lost {lost}" for cell in told if (lost := set(cell.sent) - arrived[cell])]
+    broker.delete(*(cell.queue for cell in told))
+    assert not wrong, "\n".join(wrong)
+
+
+# -- each message has its own fate
+
+
+@pytest.mark.parametrize("queues", [1, 2], ids=["one queue", "one of two queues"])
+@pytest.mark.parametrize("count", [9, 10, 2000])
+def test_a_batch_to_a_deleted_queue_is_confirmed_however_many_they_are(
+    count, queues, app, queue, broker
+):
+    tasks = [app.task(name)(echo) for name in (queue, f"{queue}.2")[:queues]]
+    for task in tasks:
+        task("before")
+    broker.delete(queue)
+    sent = [tasks[n % queues].subtask((n,)) for n in range(count)]
+    app.send_tasks_to_queue(sent)
+    arrived = [message for task in tasks for message in broker.take_all(task.queue)]
+    assert set(arguments_in(arrived)) >= {(n,) for n in range(count)}
+
+
+TROUBLES = {
+    # what is wrong with a queue: its arguments, and what the error says beside its name
+    "is full": ({"x-max-length": 1, "x-overflow": "reject-publish"}, "refuses"),
+    "takes nothing": ({"x-max-length": 0, "x-overflow": "reject-publish"}, "refuses"),
+    "is another's": (None, "RESOURCE_LOCKED"),
+}
+
+
+@pytest.mark.parametrize("places", [{4}, {0}, {9}, {1, 2, 7}, set(range(10))], ids=str)
+@pytest.mark.parametrize(("arguments", "words"), TROUBLES.values(), ids=TROUBLES)
+def test_a_batch_names_exactly_those_whose_queue(
+    arguments, words, places, make_app, url, queue, broker
+):
+    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=1)
+    if arguments is None:
+        broker.channel.queue.declare(f"{queue}.2", exclusive=True)
+    else:
+        broker.declare(f"{queue}.2", **arguments)
+        broker.publish(f"{queue}.2", b"so that it is full")
+        broker.channel.basic.qos()
+    good, bad = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
+    subtasks = [(bad if n in places else good).subtask((n,)) for n in range(10)]
+    with takes(0, 1 + SOON), pytest.raises(kuyruk.BrokerError, match=re.escape(queue)) as info:
+        app.send_tasks_to_queue(subtasks)
+    assert words in str(info.value)
+    assert info.value.unconfirmed == [subtasks[n] for n in sorted(places)]
+    arrived = broker.take_all(queue) if len(places) < 10 else []
+    assert set(arguments_in(arrived)) == {(n,) for n in range(10) if n not in places}
+
+
+def test_what_a_large_batch_does_not_name_has_arrived(make_app, url, queue, broker):
+    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=1)
+    broker.declare(f"{queue}.2", **{"x-max-length": 0, "x-overflow": "reject-publish"})
+    good, bad = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
+    subtasks = [(good if n % 1000 else bad).subtask((n,)) for n in range(5000)]
+    with pytest.raises(kuyruk.BrokerError) as info:
+        app.send_tasks_to_queue(subtasks)
+    named = {subtask.args for subtask in info.value.unconfirmed}
+    arrived = set(arguments_in(broker.take_all(queue)))
+    assert named | arrived == {(n,) for n in range(5000)} and not named & arrived
+    assert named >= {(0,)}
+
+
+# -- forks that Python doesn't see
+
+UNSEEN_FORK = """
+import ctypes
+fork = ctypes.PyDLL(None).fork
+def send_on(who):
+    for n in range(5):
+        task(who, n)
+{before}
+children = []
+for child in range(4):
+    if not (pid := fork()):
+        code = 1
+        try:
+            send_on(child)
+            app.send_tasks_to_queue([task.subtask((child, n)) for n in range(5, 10)])
+            code = 0
+        finally:
+            os._exit(code)
+    children.append(pid)
+send_on("parent")
+print([os.waitpid(pid, 0)[1] for pid in children])
+"""
+
+
+@pytest.mark.parametrize("before", ["", 'send_on("before")'], ids=["at first", "after a send"])
+def test_a_child_of_a_fork_that_python_does_not_see_sends_too(before, url, queue, broker):
+    """As uWSGI forks, in C."""
+    code = IN_A_PROCESS + UNSEEN_FORK.format(before=before)
+    codes = run_python("-c", code, queue, KUYRUK_RABBIT_URL=url, KUYRUK_RABBIT_PUBLISH_TIMEOUT="3")
+    messages = broker.take_all(queue)
+    expected = [(child, n) for child in range(4) for n in range(10)]
+    expected += [(who, n) for who in ("parent", "before")[: 2 if before else 1] for n in range(5)]
+    assert (codes, set(arguments_in(messages))) == ("[0, 0, 0, 0]\n", set(expected))
+    ids = {message.message_id for message in messages}
+    assert len(ids) == len(messages) == len(expected)
+
+
+# -- names of queues
+
+
+@pytest.fixture
+def odd_queue(request, queue, url):
+    """A queue whose name RabbitMQ takes, and pamqp doesn't: its deletion is encoded here."""
+    name = request.param.format(queue).ljust(230 if request.param.startswith("long") else 0, "x")
+    yield name
+    with amqpstorm.UriConnection(url) as connection, connection.channel() as channel:
+        for each in (name.encode(), f"{name}.failed".encode()):
+            no_wait = 4
+            payload = struct.pack(">HHHB", 50, 40, 0, len(each)) + each + bytes([no_wait])
+            head = struct.pack(">BHI", 1, int(channel), len(payload))
+            connection.socket.sendall(head + payload + b"\xce")
+        channel.basic.qos()  # has an answer, which comes after the deletions
+
+
+ODD_NAMES = ["mails für alle {}", "%{}", "*{}", "({}", "long {}", "日本{}", "{}'\"\\", "#{}/?&="]
+
+
+@pytest.mark.parametrize("odd_queue", ODD_NAMES, indirect=True, ids=ascii)
+def test_a_queue_may_have_any_name_that_rabbitmq_takes(odd_queue, app, start):
+    task, failing = app.task(odd_queue)(echo), app.task(odd_queue)(play)
+    task("told")
+    app.send_tasks_to_queue([task.subtask(("of many",))])
+    script[:] = [ValueError("bad")]
+    start(app)
+    assert task.send_to_queue(("asked",), wait_result=SOON) == "asked"
+    with pytest.raises(kuyruk.RemoteException, match="bad"):
+        failing.send_to_queue(wait_result=SOON)
+    echoed = [args[0] for args in ran if isinstance(args, tuple)]
+    assert sorted(echoed) == ["asked", "of many", "told"]
+
+
+# -- slow ways, and more than they can carry
+
+
+@pytest.mark.parametrize(
+    ("rate", "size"), [(200_000, 700_000), (1_000_000, 3_500_000)], ids=["buffered", "written on"]
+)
+def test_an_upload_over_a_slow_way_that_ends_in_time_succeeds_once(
+    rate, size, make_app, url, queue, broker
+):
+    """It takes longer than half of its time. Who waits beside it keeps the connection."""
+    with contextlib.closing(TcpProxy(url, rate=rate)) as proxy:
+        app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=5)
+        asking = background(app.task(f"{queue}.2")(echo).send_to_queue, wait_result=PATIENCE)
+        request = broker.take(f"{queue}.2")
+        with takes(3, 5 + SOON):
+            app.task(queue)(echo)("x" * size)
+        assert (broker.count(queue), proxy.accepted) == (1, 1)
+        broker.publish(request.reply_to, b'{"result": "answered"}')
+        assert asking.result(PATIENCE) == "answered"
+
+
+@pytest.mark.parametrize("directions", [["up", "down"], ["up"], ["down"]], ids="-".join)
+def test_a_broker_that_stands_still_for_less_than_the_timeout_costs_nothing(
+    directions, make_app, proxy, queue, broker
+):
+    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=3)
+    asking = background(app.task(f"{queue}.2")(echo).send_to_queue, wait_result=PATIENCE)
+    request = broker.take(f"{queue}.2")
+    task = app.task(queue)(echo)
+    task("before")
+    for direction in directions:
+        proxy.stall(direction)
+    sends = [background(task, "while it stands still") for _ in range(5)]
+    time.sleep(0.7 * 3)
+    proxy.resume()
+    results(sends)
+    broker.publish(request.reply_to, b'{"result": "answered"}')
+    assert asking.result(PATIENCE) == "answered"
+    assert (broker.count(queue), proxy.accepted) == (6, 1)
+
+
+def test_what_nobody_waits_for_any_more_is_not_sent(make_app, url, queue, broker):
+    """Three times, 60 threads want three times as much as the way carries in their time."""
+    size, rate, timeout = 100_000, 1_000_000, 2
+    carried, raised = rate * timeout // size, []
+    with contextlib.closing(TcpProxy(url, rate=rate)) as proxy:
+        task = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=timeout).task(queue)(echo)
+        task(-1)
+        for wave in range(3):
+            numbers = range(60 * wave, 60 * wave + 60)
+            sends = {n: background(task, n, "x" * size) for n in numbers}
+            failed = [n for n, future in sends.items() if future.exception(PATIENCE)]
+            assert len(failed) <= 60 - carried / 5  # the way is of use to those who wait
+            raised += failed
+        proxy.rate = None  # what is on its way may arrive now
+        task(-2)
+        task.kuyruk.close()
+        arrived = {args[0] for args in arguments_in(broker.take_all(queue))}
+    late = len(arrived & set(raised))
+    #: What was being written when the time was over: in buffers of the kernel and of the proxy.
+    being_written = 1_000_000 / size
+    assert arrived >= {-1, -2, *range(180)} - set(raised)
+    assert len(raised) > 60 and late <= 3 * being_written, f"{late} of {len(raised)} that raised"
+
+
+@contextlib.contextmanager
+def takes_memory(most):
+    """Assert that at no time the block has allocated more than so many bytes."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] <= most
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_waits_to_be_written_stays_bounded(make_app, proxy, queue):
+    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=0.3)
+    task = app.task(queue)(echo)
+    wait_until(lambda: confirms(task))
+    proxy.stall("up")
+    raised, until = [], time.monotonic() + 6
+
+    def send_on():
+        while time.monotonic() < until:
+            with pytest.raises(kuyruk.BrokerError):
+                task("x" * 1_000_000)
+            raised.append(1)
+
+    with takes_memory(100_000_000):
+        results([background(send_on) for _ in range(8)])
+    assert len(raised) > 80
+
+
+def confirms(task):
+    with contextlib.suppress(kuyruk.BrokerError):
+        task("is confirmed")
+        return True
+    return False
+
+
+@pytest.mark.parametrize("size", [1000, 100_000])
+def test_without_confirms_the_bytes_that_wait_are_bounded(size, make_app, proxy, queue):
+    app = make_app(proxy.url, RABBIT_CONFIRM=False, RABBIT_PUBLISH_TIMEOUT=1)
+    task, body = app.task(queue)(echo), "x" * size
+    task("before")
+    proxy.stall("up")
+
+    def send_on():
+        for _ in range(200_000_000 // size):
+            task(body)
+
+    with takes_memory(50_000_000), pytest.raises(kuyruk.BrokerError):
+        send_on()
+
+
+def lost_messages(caplog, queue):
+    """How many messages of the queue the log calls lost, or returned."""
+    counts = 0
+    for record in caplog.records:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING and queue in text:
+            count = re.search(r"(\d+|the|a|one) messages?\b", text)
+            assert count, f"it doesn't say how many: {text}"
+            counts += int(count[1]) if count[1].isdigit() else 1
+    return counts
+
+
+@pytest.mark.parametrize("count", [1, 3, 50])
+def test_without_confirms_a_returned_message_is_logged_and_its_queue_looked_for(
+    count, make_app, url, queue, broker, caplog
+):
+    app = make_app(url, RABBIT_CONFIRM=False)
+    task, other = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
+    task("before")
+    other("before")
+    broker.take(queue)
+    broker.delete(queue)
+    app.send_tasks_to_queue([task.subtask(("returned",))] * count)
+
+    def arrives():
+        other("meanwhile")
+        task("after")
+        return broker.count(queue)
+
+    wait_until(arrives)
+    arrived = arguments_in(broker.take_all(queue))
+    logged = wait_until(lambda: lost_messages(caplog, f"'{queue}'"))
+    # Each has been logged, or was sent again; "after" may have been returned, too.
+    assert logged + arrived.count(("returned",)) >= count
+    assert not lost_messages(caplog, f"'{queue}.2'")
+
+
+def test_without_confirms_what_a_lost_connection_takes_along_is_counted_and_logged(
+    make_app, url, queue, broker, caplog
+):
+    size, sent = 20_000, 0
+    with contextlib.closing(TcpProxy(url, rate=10_000_000)) as proxy:
+        app = make_app(proxy.url, RABBIT_CONFIRM=False, RABBIT_PUBLISH_TIMEOUT=0.5)
+        task = app.task(queue)(echo)
+        task("before")
+        broker.take(queue)
+        proxy.stall("up")
+        with contextlib.suppress(kuyruk.BrokerError):
+            for sent in range(500):
+                task(sent, "x" * size)
+        proxy.down()
+        app.close()
+    # What the kernel had taken may have been taken for sent.
+    least = max(1, sent - 1_000_000 / size)
+    wait_until(lambda: lost_messages(caplog, queue) >= least, SOON)
+    assert sent > 10
+
+
+# -- a send where none is expected
+
+
+class SendsByDestructor:
+    def __init__(self, send):
+        self.send = send
+
+    def __del__(self):
+        self.send()
+
+
+def by_callback(send):
+    """Send in the callback of a weak reference."""
+
+    class Thing:
+        pass
+
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: send())
+    del thing
+    return reference
+
+
+SENDERS = {
+    "a log handler": lambda send: send(),
+    "a destructor": lambda send: SendsByDestructor(send) and None,
+    "a weak reference": by_callback,
+}
+
+
+class SendingHandler(logging.Handler):
+    """Sends for each record of the library, in whichever thread writes it."""
+
+    def __init__(self, way, task):
+        super().__init__(logging.DEBUG)
+        self._way, self._task = way, task
+        self._inside = threading.local()
+        self.times, self.threads = [], set()
+
+    def emit(self, record):
+        if not getattr(self._inside, "value", False):
+            self._inside.value = True
+            self._way(self._send)
+            self._inside.value = False
+
+    def _send(self):
+        began = time.monotonic()
+        with contextlib.suppress(kuyruk.KuyrukError):  # it may be refused
+            self._task("of a handler")
+        self.times.append(time.monotonic() - began)
+        self.threads.add(threading.current_thread().name)
+
+
+@pytest.fixture
+def handle():
+    """handle(handler): attach it to the library's loggers for the time of the test."""
+    loggers, handlers = [logging.getLogger(name) for name in ("kuyruk", "amqpstorm")], []
+    levels = [each.level for each in loggers]
+
+    def attach(handler):
+        handlers.append(handler)
+        for each in loggers:
+            each.addHandler(handler)
+            each.setLevel(logging.DEBUG)
+        return handler
+
+    yield attach
+    for each, level in zip(loggers, levels, strict=True):
+        each.setLevel(level)
+        for handler in handlers:
+            each.removeHandler(handler)
+
+
+@pytest.mark.parametrize("way", SENDERS.values(), ids=SENDERS)
+def test_a_send_of_a_log_handler_blocks_no_other(way, make_app, proxy, queue, broker, handle):
+    """Nor one of what a handler lets go of: in threads of the library, too."""
+    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=6)
+    task = app.task(queue)(echo)
+    task("before")
+    handler = handle(SendingHandler(way, app.task(f"{queue}.2")(echo)))
+    for number in range(3):
+        proxy.cut()
+        with takes(0, 4):
+            task(number)
+    with takes(0, SOON):
+        app.close()
+    assert handler.times and max(handler.times) < 6 + SOON
+    assert set(arguments_in(broker.take_all(queue))) >= {("before",), (0,), (1,), (2,)}
+
+
+def test_a_worker_whose_log_handler_sends_goes_on(make_app, proxy, url, queue, start, handle):
+    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=6)
+    task = app.task(queue)(echo)
+    start(app)
+    handler = handle(SendingHandler(SENDERS["a log handler"], app.task(f"{queue}.2")(echo)))
+    caller = make_app(url).task(queue)(echo)
+    for number in range(3):
+        proxy.cut()
+        with takes(0, SOON + 3):
+            assert caller.send_to_queue((number,), wait_result=PATIENCE) == number
+    assert handler.times and max(handler.times) < 6 + SOON
+    task("at last")
+
+
+def test_a_destructor_that_sends_may_run_anywhere_in_a_send(make_app, url, queue, broker):
+    """The garbage collector runs it wherever something is allocated."""
+    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=3)
+    task, other = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
+    refused, inside, wanted = [], threading.local(), 200
+
+    def send():
+        if not getattr(inside, "value", False):
+            inside.value = True
+            try:
+                other("of a destructor")
+            except kuyruk.KuyrukError as error:
+                refused.append(error)
+            inside.value = False
+
+    def send_on(sender):
+        for number in range(wanted):
+            garbage = SendsByDestructor(send)
+            garbage.itself = garbage
+            del garbage
+            task(sender, number)
+
+    task("before")
+    threshold = gc.get_threshold()
+    gc.set_threshold(20)
+    try:
+        with takes(0, 2 * PATIENCE):
+            results([background(send_on, sender) for sender in range(3)])
+    finally:
+        gc.set_threshold(*threshold)
+        gc.collect()
+    sent = {(sender, number) for sender in range(3) for number in range(wanted)}
+    assert set(arguments_in(broker.take_all(queue))) == {("before",), *sent}
+    assert broker.count(f"{queue}.2") + len(refused) >= 3 * wanted
+
+
+# -- a broker that refuses
+
+
+@pytest.mark.parametrize("login", ["guest:wrong@{}/", "guest:guest@{}/no-such-vhost"])
+def test_a_login_that_is_refused_is_neither_repeated_nor_logged_with_each_send(
+    login, make_app, proxy, queue, caplog
+):
+    address = "{}:{}".format(*address_of(proxy.url))
+    app = make_app(f"amqp://{login.format(address)}", RABBIT_PUBLISH_TIMEOUT=PATIENCE)
+    task, began = app.task(queue)(echo), time.monotonic()
+    for _ in range(20):
+        with pytest.raises(kuyruk.BrokerError, match=r"ACCESS_REFUSED|no-such-vhost"):
+            task()
+    assert time.monotonic() - began < PATIENCE
+    logins, most = proxy.seen["Connection.StartOk"], 2 + (time.monotonic() - began)
+    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    refusals = [line for line in lines if re.search(r"(?i)refused|no-such", line)]
+    assert len(refusals) == 1 and logins <= most, (refusals, logins)
+
+
+@pytest.fixture
+def vhost(node):
+    """vhost(limits) is the URL of a virtual host of its own with these limits."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    node.ctl("add_vhost", name)
+    node.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+
+    def limit(**limits):
+        limits = {key.replace("_", "-"): value for key, value in limits.items()}
+        node.ctl("set_vhost_limits", "-p", name, json.dumps(limits))
+        return f"{node.url}{name}"
+
+    yield limit
+    node.ctl("delete_vhost", name)
+
+
+@pytest.mark.parametrize("wait_result", [None, PATIENCE])
+def test_a_send_waits_while_the_broker_has_too_many_connections(
+    wait_result, make_app, vhost, queue
+):
+    url = vhost(max_connections=1)
+    task = make_app(url, RABBIT_PUBLISH_TIMEOUT=PATIENCE).task(queue)(echo)
+    with amqpstorm.UriConnection(url) as connection:
+        connection.channel().queue.declare(queue, durable=True)
+        sending = background(task.send_to_queue, (1,), wait_result=wait_result)
+        assert still_waits(sending) and still_waits(sending)
+    if wait_result is None:
+        sending.result(SOON)
+    vhost(max_connections=-1)
+    broker = Broker(url)
+    request = broker.take(queue)
+    assert arguments_in([request]) == [(1,)]
+    if wait_result is not None:
+        broker.publish(request.reply_to, b'{"result": "answered"}')
+        assert sending.result(SOON) == "answered"
+    broker.connection.close()
+
+
+def test_a_send_that_finds_too_many_connections_says_so_in_time(make_app, vhost, queue):
+    url = vhost(max_connections=1)
+    task = make_app(url, RABBIT_PUBLISH_TIMEOUT=1).task(queue)(echo)
+    with (
+        amqpstorm.UriConnection(url),
+        takes(1, 1 + SOON),
+        pytest.raises(kuyruk.BrokerError, match="limit"),
+    ):
+        task()
+
+
+@pytest.fixture(scope="module")
+def node_with_few_channels():
+    with RabbitmqNode(["channel_max = 5"]) as node:
+        yield node
+
+
+def test_callers_wait_for_their_turn_where_channels_are_few(
+    node_with_few_channels, make_app, queue, start
+):
+    url = node_with_few_channels.url
+    task = make_app(url, RABBIT_PUBLISH_TIMEOUT=PATIENCE).task(queue)(echo)
+    start(make_app(url).task(queue)(echo).kuyruk)
+    calls = [background(task.send_to_queue, (n,), wait_result=PATIENCE) for n in range(30)]
+    task("beside them")
+    assert results(calls) == list(range(30))
+
+
+def test_a_call_whose_turn_does_not_come_where_channels_are_few_says_so(
+    node_with_few_channels, make_app, queue
+):
+    app = make_app(node_with_few_channels.url, RABBIT_PUBLISH_TIMEOUT=1)
+    task = app.task(queue)(echo)
+    calls = [background(task.send_to_queue, (n,), wait_result=2) for n in range(10)]
+    errors = [future.exception(PATIENCE) for future in calls]
+    assert {type(error) for error in errors} <= {kuyruk.BrokerError, kuyruk.ResultTimeout}
+    assert any("channel" in str(error) for error in errors)
+    task("after them")
+
+
+@pytest.fixture
+def mute_hosts(url):
+    """Three addresses that take connections and never answer."""
+    with contextlib.ExitStack() as stack:
+        proxies = [stack.enter_context(contextlib.closing(TcpProxy(url))) for _ in range(3)]
+        for proxy in proxies:
+            proxy.mute = True
+        yield ",".join("{}:{}".format(*address_of(proxy.url)) for proxy in proxies)
+
+
+@pytest.fixture
+def nowhere(mute_hosts, make_app, queue):
+    """A task whose messages take long to find no broker."""
+    timeouts = {"RABBIT_CONNECT_TIMEOUT": 5, "RABBIT_PUBLISH_TIMEOUT": 1}
+    return make_app(None, RABBIT_HOST=mute_hosts, **timeouts).task(queue)(echo)
+
+
+@pytest.mark.parametrize("confirm", [True, False])
+def test_a_send_whose_time_is_over_waits_for_no_attempt_to_connect(confirm, nowhere):
+    nowhere.kuyruk.config.RABBIT_CONFIRM = confirm
+    for options in ({}, {"wait_result": 30}, {"wait_result": 1}):
+        with takes(0.9, 3), pytest.raises((kuyruk.BrokerError, kuyruk.ResultTimeout)):
+            nowhere.send_to_queue(**options)
+    with takes(0.9, 3), pytest.raises(kuyruk.BrokerError):
+        nowhere.kuyruk.send_tasks_to_queue([nowhere.subtask()] * 3)
+
+
+def test_a_close_waits_for_no_attempt_to_connect(nowhere):
+    with pytest.raises(kuyruk.BrokerError):
+        nowhere()
+    with takes(0, 1.5):
+        nowhere.kuyruk.close()
+
+
+def test_a_stop_waits_for_no_attempt_to_connect(nowhere):
+    worker = nowhere.kuyruk.worker()
+    worker.start()
+    time.sleep(0.2)
+    with takes(0, 2):
+        worker.stop()
+
+
+def test_user_and_password_are_used_although_a_broker_offers_external(make_app, queue, tmp_path):
+    """As RabbitMQ does over TLS with a plugin; without a certificate there is no external login."""
+    (tmp_path / "server.pem").write_text(CERTIFICATE)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+    answers = SimpleQueue()
+
+    def serve(listener):
+        with context.wrap_socket(listener.accept()[0], server_side=True) as sock:
+            sock.recv(8)
+            offer = commands.Connection.Start(mechanisms="EXTERNAL PLAIN", server_properties={})
+            sock.sendall(frame.marshal(offer, 0))
+            answers.put(frame.unmarshal(sock.recv(0x10000))[2])
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = background(serve, listener)
+        url = f"amqps://joe:secret@localhost:{listener.getsockname()[1]}/"
+        options = {"cafile": str(tmp_path / "server.pem")}
+        app = make_app(url, RABBIT_SSL_OPTIONS=options, RABBIT_PUBLISH_TIMEOUT=0.5)
+        with pytest.raises(kuyruk.BrokerError):
+            app.task(queue)(echo)()
+        serving.result(PATIENCE)
+    answer = answers.get(timeout=PATIENCE)
+    assert (answer.mechanism, answer.response) == ("PLAIN", "\0joe\0secret")
+
+
+def test_a_refusal_is_forgotten_when_its_cause_is_gone(make_app, node, queue):
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    task = make_app(f"{node.url}{name}", RABBIT_PUBLISH_TIMEOUT=1).task(queue)(echo)
+    for _ in range(3):
+        with pytest.raises(kuyruk.BrokerError, match=name):
+            task()
+    node.ctl("add_vhost", name)
+    try:
+        node.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+        wait_until(lambda: confirms(task), SOON)
+    finally:
+        node.ctl("delete_vhost", name)
+
+
+# -- what is wrong with one queue is that queue's trouble only
+
+BAD_QUEUES = {
+    # its name, and how it comes to be
+    "is full": (
+        "{}.2",
+        lambda channel, queue: channel.queue.declare(
+            queue, durable=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
+        ),
+    ),
+    "is another connection's": (
+        "{}.2",
+        lambda channel, queue: channel.queue.declare(queue, exclusive=True),
+    ),
+    "has a reserved name": ("amq.{}", lambda channel, queue: None),
+}
+
+
+@pytest.mark.parametrize(("name", "prepare"), BAD_QUEUES.values(), ids=BAD_QUEUES)
+@pytest.mark.parametrize("confirm", [True, False])
+def test_no_send_suffers_from_another_whose_queue(
+    name, prepare, confirm, make_app, url, proxy, queue, broker, start
+):
+    bad = name.format(queue)
+    prepare(broker.channel, bad)
+    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=SOON, RABBIT_CONFIRM=confirm)
+    good_task, bad_task = app.task(queue)(echo), app.task(bad)(echo)
+    start(make_app(url).task(queue)(echo).kuyruk)
+    enough = threading.Event()
+
+    def send_on(options):
+        while not enough.is_set():
+            with contextlib.suppress(kuyruk.BrokerError, kuyruk.ResultTimeout):
+                bad_task.send_to_queue(**options)
+            time.sleep(0.05)
+
+    suffering = [background(send_on, options) for options in ({}, {}, {"wait_result": 0.2})]
+    try:
+        for number in range(20):
+            with takes(0, SOON):
+                assert good_task.send_to_queue((number,), wait_result=PATIENCE) == number
+                app.send_tasks_to_queue([good_task.subtask()] * 20)
+    finally:
+        enough.set()
+        results(suffering)
+    assert proxy.accepted == 1
+
+
+# -- whatever fails for a moment
+
+
+def fail_in_socket(monkeypatch, stack):
+    """No memory where something is written or read, in whichever thread of the library."""
+
+    def failing(method, sock, *args):
+        if threading.current_thread().name.startswith(("kuyruk", "test")):
+            raise MemoryError
+        return method(sock, *args)
+
+    for name in ("send", "sendmsg", "recv", "recv_into"):
+        method = functools.partialmethod(functools.partial(failing, getattr(socket.socket, name)))
+        monkeypatch.setattr(socket.socket, name, method)
+
+
+def fail_in_thread_start(monkeypatch, stack):
+    begin = threading.Thread.start
+
+    def failing(thread):
+        if threading.current_thread().name.startswith(("kuyruk", "test")):
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+
+
+def fail_in_open(monkeypatch, stack):
+    """No descriptor is left; and what is closed meanwhile is taken by others."""
+    limit, taken, enough = resource.getrlimit(resource.RLIMIT_NOFILE), [], threading.Event()
+    highest = max(map(int, os.listdir("/proc/self/fd" if os.path.isdir("/proc") else "/dev/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limit[1]))
+
+    def take_all():
+        while not enough.is_set():
+            try:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+            except OSError:
+                enough.wait(0.001)
+
+    taking = background(take_all)
+
+    @stack.callback
+    def give_back():
+        enough.set()
+        taking.result(PATIENCE)
+        for each in taken:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+    time.sleep(0.02)
+
+
+class FailingHandler(logging.Handler):
+    def emit(self, record):
+        raise OSError("no space left on device")
+
+
+def fail_in_log(monkeypatch, stack):
+    logger, handler = logging.getLogger("kuyruk"), FailingHandler()
+    stack.callback(logger.removeHandler, handler)
+    logger.addHandler(handler)
+
+
+FAILURES = {
+    "the socket has no memory": fail_in_socket,
+    "no thread can be started": fail_in_thread_start,
+    "no file can be opened": fail_in_open,
+    "the log raises": fail_in_log,
+}
+
+
+@pytest.mark.parametrize("broker_is", ["there", "going away", "away"])
+@pytest.mark.parametrize("fail", FAILURES.values(), ids=FAILURES)
+def test_sends_work_again_after(fail, broker_is, make_app, proxy, queue, broker, monkeypatch):
+    """An exception costs a connection, or a message's turn: that raises, and is all."""
+    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=1)
+    task = app.task(queue)(echo)
+    task("before")
+    with contextlib.ExitStack() as stack:
+        if broker_is == "away":
+            proxy.down()
+            wait_until(lambda: not confirms(task))
+        sends = [background(task, "meanwhile") for _ in range(2)]
+        fail(monkeypatch, stack)
+        if broker_is == "going away":
+            proxy.down()
+        sends += [background(task, "meanwhile") for _ in range(2)]
+        sends += [background(task.send_to_queue, ("meanwhile",), wait_result=1.5)]
+        outcomes = [future.exception(PATIENCE) for future in sends]
+        monkeypatch.undo()
+    fails = broker_is != "there" or fail is fail_in_socket
+    assert not fails or None not in outcomes[2:]  # of those that begin after it
+    if broker_is != "there":
+        proxy.up()
+    for future in [background(task, "after") for _ in range(4)]:
+        future.result(SOON)
+    arrived = collections.Counter(args[0] for args in arguments_in(broker.take_all(queue)))
+    assert arrived["before"] == 1 and arrived["after"] >= 4
+    assert arrived["meanwhile"] >= outcomes.count(None)
+    asked = background(task.send_to_queue, ("asked",), wait_result=PATIENCE)
+    broker.publish(broker.take(queue).reply_to, b'{"result": "answered"}')
+    assert asked.result(SOON) == "answered"
 
 
 # --- Results -----------------------------------------------------------------
