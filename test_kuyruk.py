@@ -2871,9 +2871,9 @@ LOSSES = {
 }
 WAYS = ("send", "batch", "call")
 #: Seconds: RABBIT_CONNECT_TIMEOUT, RABBIT_PUBLISH_TIMEOUT and wait_result.
-LOSS_TIMEOUTS = 0.3, 1.2, 1.8
+LOSS_TIMEOUTS = 0.3, 2.0, 2.5
 #: So many cells of the table are tried at once: most of them wait.
-CELLS_AT_ONCE = 24
+CELLS_AT_ONCE = 32
 #: What the text of an error may say has happened.
 LOSS_WORDS = r"refused|reset|closed|ended|lost|silent|answer|within [\d.]+ seconds|no reply"
 
