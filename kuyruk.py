@@ -687,13 +687,12 @@ UNSAFE_MODULES = {
     "coverage", "importlib", "logging", "queue", "threading", "weakref", "zipimport",
 }  # fmt: skip
 
-#: Functions of logging that hold no lock: a line's way to its handlers. A task that logs much is
-#: rarely seen elsewhere.
+#: Functions of logging that hold no lock, and swallow nothing: a line's way to its handlers. A task
+#: that logs much is rarely seen elsewhere.
 _HOLD_NO_LOCK = {
-    "Filterer.filter", "LogRecord.__init__", "Logger._log", "Logger.callHandlers",
-    "Logger.critical", "Logger.debug", "Logger.error", "Logger.exception", "Logger.findCaller",
-    "Logger.handle", "Logger.info", "Logger.log", "Logger.makeRecord", "Logger.warning",
-    "_is_internal_frame",
+    "Filterer.filter", "Logger._log", "Logger.callHandlers", "Logger.critical", "Logger.debug",
+    "Logger.error", "Logger.exception", "Logger.findCaller", "Logger.handle", "Logger.info",
+    "Logger.log", "Logger.makeRecord", "Logger.warning", "_is_internal_frame",
 }  # fmt: skip
 
 _LOOK_AGAIN = 0.001  #: Seconds after which a thread that wasn't at a safe point is looked at again.

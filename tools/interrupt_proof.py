@@ -21,6 +21,7 @@ import functools
 import importlib
 import itertools
 import logging
+import multiprocessing
 import os
 import queue
 import random
@@ -45,6 +46,8 @@ LATE = 30.0  #: Seconds in which each timeout, and each lock, must come.
 QUEUE = "kuyruk-interrupt-proof"
 
 logger = logging.getLogger("interrupt-proof")
+#: Where it is imported, logging swallows what is raised while it asks for the process's name.
+multiprocessing.current_process()
 shared: queue.Queue[int] = queue.Queue()
 
 
