@@ -1066,6 +1066,9 @@ class _Watch:
     # -- its thread
 
     def _loop(self) -> None:
+        # A tracer in Python would let other threads run between the look and the exception.
+        sys.settrace(None)
+        sys.setprofile(None)
         while not self._closed:
             try:
                 run = self._next_due()
