@@ -1038,13 +1038,12 @@ UNSAFE_MODULES = {
     "coverage", "importlib", "logging", "queue", "threading", "weakref", "zipimport",
 }  # fmt: skip
 
-#: Functions of logging that hold no lock: a line's way to its handlers. A task that logs much is
-#: rarely seen elsewhere.
+#: Functions of logging that hold no lock, and swallow nothing: a line's way to its handlers. A task
+#: that logs much is rarely seen elsewhere.
 _HOLD_NO_LOCK = {
-    "Filterer.filter", "LogRecord.__init__", "Logger._log", "Logger.callHandlers",
-    "Logger.critical", "Logger.debug", "Logger.error", "Logger.exception", "Logger.findCaller",
-    "Logger.handle", "Logger.info", "Logger.log", "Logger.makeRecord", "Logger.warning",
-    "_is_internal_frame",
+    "Filterer.filter", "Logger._log", "Logger.callHandlers", "Logger.critical", "Logger.debug",
+    "Logger.error", "Logger.exception", "Logger.findCaller", "Logger.handle", "Logger.info",
+    "Logger.log", "Logger.makeRecord", "Logger.warning", "_is_internal_frame",
 }  # fmt: skip
 
 _LOOK_AGAIN = 0.001  #: Seconds after which a thread that wasn't at a safe point is looked at again.
@@ -1418,6 +1417,9 @@ class _Watch:
     # -- its thread
 
     def _loop(self) -> None:
+        # A tracer in Python would let other threads run between the look and the exception.
+        sys.settrace(None)
+        sys.setprofile(None)
         while not self._closed:
             try:
                 run = self._next_due()

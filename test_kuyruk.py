@@ -26,11 +26,13 @@ import faulthandler
 import functools
 import gc
 import importlib
+import inspect
 import io
 import itertools
 import json
 import logging
 import math
+import operator
 import os
 import pickle
 import queue as queue_module
@@ -1943,6 +1945,12 @@ def test_a_task_is_not_cut_in_a_destructor_which_would_swallow_it(offline):
     with pytest.raises(kuyruk.Timeout):
         offline.task(max_run_time=0.05)(task).apply()
     assert ran == ["whole"]
+
+
+@pytest.mark.parametrize("name", sorted(kuyruk._HOLD_NO_LOCK))
+def test_what_counts_as_safe_in_logging_takes_no_lock_and_swallows_nothing(name):
+    source = inspect.getsource(operator.attrgetter(name)(logging))
+    assert not re.search(r"except\s*:|except (Base)?Exception|[lL]ock\b|acquire", source)
 
 
 def test_a_task_that_does_nothing_but_log_is_interrupted(offline, tmp_path):

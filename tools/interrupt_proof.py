@@ -1,10 +1,11 @@
 """Prove that interrupting tasks breaks nothing: thousands of timeouts of tasks that never check.
 
-    python tools/interrupt_proof.py [--timeouts 5000] [--url amqp://...]
+    python tools/interrupt_proof.py [--timeouts 5000] [--threads 8] [--url amqp://...]
+    coverage run tools/interrupt_proof.py
 
 Tasks log to a file, use a queue.Queue, import modules and send messages, and some do a bit of each;
-eight threads run them with a limit of some milliseconds each. It starts a private RabbitMQ unless a
-URL is given, prints figures, and ends with 1 if an interruption
+threads run them with a limit of some milliseconds each. It starts a private RabbitMQ unless a URL
+is given, prints figures, and ends with 1 if an interruption
 
 - left a lock taken: of a log handler, logging, the queue, the import system, threading, or the
   application's connection;
@@ -21,6 +22,7 @@ import functools
 import importlib
 import itertools
 import logging
+import multiprocessing
 import os
 import queue
 import random
@@ -37,7 +39,6 @@ sys.path.insert(0, ROOT)
 
 import kuyruk
 
-THREADS = 8
 MODULES = 5  #: For each thread.
 LIMIT = 0.004  #: Seconds: each task's max_run_time.
 PAUSES = 0.00005, 0.0005  #: Seconds of work between two uses of a lock.
@@ -45,6 +46,8 @@ LATE = 30.0  #: Seconds in which each timeout, and each lock, must come.
 QUEUE = "kuyruk-interrupt-proof"
 
 logger = logging.getLogger("interrupt-proof")
+#: Where it is imported, logging swallows what is raised while it asks for the process's name.
+multiprocessing.current_process()
 shared: queue.Queue[int] = queue.Queue()
 
 
@@ -82,7 +85,8 @@ def import_module(n: int) -> object:
 
 
 class Proof:
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, threads: int) -> None:
+        self.threads = threads
         config = kuyruk.Config()
         config.from_dict({"RABBIT_URL": url})
         self.app = kuyruk.Kuyruk(config)
@@ -90,15 +94,18 @@ class Proof:
         self.handler = NotingHandler(folder / "log")
         self.counts: collections.Counter[str] = collections.Counter()
         self.slowest = 0.0
-        for name in (*map(str, range(THREADS)), "last"):
+        for name in (*map(str, range(threads)), "last"):
             for n in range(MODULES):
-                (folder / f"interrupt_proof_{name}_{n}.py").write_text(f"import math\nvalue = {n}\n")
+                module = folder / f"interrupt_proof_{name}_{n}.py"
+                module.write_text(f"import math\nvalue = {n}\n")
         self.actions: list[Callable[[int], object]] = [log, use_queue, import_module, self.send]
 
     def send(self, n: int) -> None:
         self.note.send_to_queue((0,), message_ttl=0.001)
 
-    def make_task(self, actions: list[Callable[[int], object]], pause: float) -> kuyruk.Task[..., Any]:
+    def make_task(
+        self, actions: list[Callable[[int], object]], pause: float
+    ) -> kuyruk.Task[..., Any]:
         def act() -> None:
             for n in itertools.count(random.randrange(1000)):
                 for action in actions:
@@ -128,11 +135,9 @@ class Proof:
             self.slowest = max(self.slowest, time.monotonic() - began)
 
     def run(self, timeouts: int) -> None:
+        run = functools.partial(self.run_thread, -(-timeouts // self.threads))
         threads = [
-            threading.Thread(
-                target=self.run_thread, args=(-(-timeouts // THREADS),), name=str(n), daemon=True
-            )
-            for n in range(THREADS)
+            threading.Thread(target=run, name=str(n), daemon=True) for n in range(self.threads)
         ]
         for thread in threads:
             thread.start()
@@ -160,11 +165,11 @@ class Proof:
                 self.counts[f"lock of {name} left taken"] += 1
 
 
-def prove(url: str, timeouts: int) -> tuple[dict[str, int], float]:
+def prove(url: str, timeouts: int, threads: int = 8) -> tuple[dict[str, int], float]:
     """Run that many tasks that exceed their limit; returns counts of what became of them (all but
     "timeouts" must be 0), and how long the slowest took."""
     with tempfile.TemporaryDirectory() as folder:
-        proof = Proof(url, Path(folder))
+        proof = Proof(url, Path(folder), threads)
         sys.path.insert(0, folder)
         logger.addHandler(proof.handler)
         logger.setLevel(logging.INFO)
@@ -189,17 +194,19 @@ def prove(url: str, timeouts: int) -> tuple[dict[str, int], float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--timeouts", type=int, default=5000)
+    parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--url")
     arguments = parser.parse_args()
     began = time.monotonic()
     if arguments.url:
-        counts, slowest = prove(arguments.url, arguments.timeouts)
+        counts, slowest = prove(arguments.url, arguments.timeouts, arguments.threads)
     else:
         from rabbitmq_node import RabbitmqNode
 
         with RabbitmqNode() as node:
-            counts, slowest = prove(node.url, arguments.timeouts)
-    print(f"Python {sys.version.split()[0]}: {time.monotonic() - began:.0f} s, slowest {slowest:.2f} s")
+            counts, slowest = prove(node.url, arguments.timeouts, arguments.threads)
+    version, seconds = sys.version.split()[0], time.monotonic() - began
+    print(f"Python {version}: {seconds:.0f} s, slowest {slowest:.2f} s")
     for name, count in counts.items():
         print(f"{count:8} {name}")
     return int(any(count for name, count in counts.items() if name != "timeouts"))
