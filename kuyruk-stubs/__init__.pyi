@@ -420,7 +420,7 @@ def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 def _resolve_host(queue: str) -> str:
     ...
 UNSAFE_MODULES = {'_frozen_importlib', '_frozen_importlib_external', '_weakrefset', 'bdb', 'concurrent.futures', 'coverage', 'importlib', 'logging', 'queue', 'threading', 'weakref', 'zipimport'}
-_HOLD_NO_LOCK = {'Filterer.filter', 'LogRecord.__init__', 'Logger._log', 'Logger.callHandlers', 'Logger.critical', 'Logger.debug', 'Logger.error', 'Logger.exception', 'Logger.findCaller', 'Logger.handle', 'Logger.info', 'Logger.log', 'Logger.makeRecord', 'Logger.warning', '_is_internal_frame'}
+_HOLD_NO_LOCK = {'Filterer.filter', 'Logger._log', 'Logger.callHandlers', 'Logger.critical', 'Logger.debug', 'Logger.error', 'Logger.exception', 'Logger.findCaller', 'Logger.handle', 'Logger.info', 'Logger.log', 'Logger.makeRecord', 'Logger.warning', '_is_internal_frame'}
 _LOOK_AGAIN = 0.001
 _SHORT_SWITCH = 1e-05
 _GIVE_UP_AGAIN = 0.1
