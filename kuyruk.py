@@ -1864,6 +1864,8 @@ class _Connection(Stateful):
         #: The channel that all publish on, and those of calls that are free.
         self.confirms: _ConfirmChannel | None = None
         self.replies: collections.deque[_ReplyChannel] = collections.deque()
+        #: Channels that nobody is to use any more, for the reader to close.
+        self.retired: collections.deque[_Channel] = collections.deque()
         self._look_at = self.stepped_at = self.read_at = self.wrote_at = self.moved_at = time.monotonic()
         self._owes_since = math.inf  # the broker an answer
         self._has_pinged = False
@@ -1899,9 +1901,9 @@ class _Connection(Stateful):
         if not (self._awake or self._rest):
             self._write()
 
-    def append(self, channel: _Channel, *frames: Any) -> None:
-        """Have frames written together with what follows."""
-        self._frames.append((channel, _marshal(channel.id, *frames)))
+    def append(self, channel: _Channel | None, number: int, *frames: Any) -> None:
+        """Have frames written together with what follows. None: even if their channel is lost by then."""
+        self._frames.append((channel, _marshal(number, *frames)))
 
     def post_soon(self, channel: _Channel, data: bytes) -> None:
         """Have frames written by the reader, which may have more: cheaper where nobody waits for it."""
@@ -2152,6 +2154,12 @@ class _Connection(Stateful):
             self.changes.notify()
         if self.failures:
             self._log_failures()
+        for _ in range(len(self.retired)):
+            channel = self.retired.popleft()
+            if channel.waits:
+                self.retired.append(channel)
+            else:
+                channel.close()
 
     def _look(self, now: float) -> None:
         """Look whether the broker still lives. Raise OSError if it doesn't."""
@@ -2163,9 +2171,6 @@ class _Connection(Stateful):
             raise OSError(f"no heartbeat or data received for {silence:.1f} seconds (RABBIT_HEARTBEAT)")
         if self._is_full and now - self.moved_at > self._timeout:
             raise OSError(f"the broker has taken no data for {self._timeout:g} seconds")
-        for channel in tuple(self.channels.values()):
-            if channel.is_retired and not channel.waits:
-                channel.close()
         if self.is_blocked or not any(channel.waits for channel in tuple(self.channels.values())):
             self._owes_since = math.inf
         elif self._owes_since == math.inf:
@@ -2191,10 +2196,17 @@ class _Connection(Stateful):
         written = [o for c in confirms for o in tuple(c.in_flight.values()) if o.batch is None]
         return written + [o for o in tuple(self.outbox) if o.fate == LEFT]
 
-    def log_what_is_lost(self) -> None:
+    def forget(self) -> None:
+        """Log what is lost with it of what nobody waits for. Keep nothing: a cycle would live on for a while."""
         for outgoing in self.unattended:
             self.failures[outgoing.message.queue, str(self.lost)] += 1
         self._log_failures()
+        for channel in tuple(self.channels.values()):
+            channel.forget()
+        for deque in (self.outbox, self._frames, self.replies, self.retired):
+            deque.clear()
+        self.confirms, self._rest, self._buffer = None, memoryview(b""), b""
+        self.channels.clear()
 
     def _log_failures(self) -> None:
         failures, self.failures = self.failures, collections.Counter()
@@ -2266,6 +2278,8 @@ def _new_channel(connection: _Connection, kind: type[CH]) -> CH | None:
     try:
         return kind(connection)
     except _ChannelsExhausted:
+        with contextlib.suppress(IndexError):  # calls need none of the idle ones now
+            connection.replies.pop().retire()
         return None
 
 
@@ -2276,8 +2290,6 @@ class _Channel:
         self.connection = connection
         #: Why nothing can be done on this channel any more, though its connection may live.
         self.lost: AMQPError | None = None
-        #: Another has taken its place: its connection's reader closes it when no answer is to come.
-        self.is_retired = False
         #: Notified when this channel or its connection is lost.
         self.waiting = _Changes()
         self._awaited: Sequence[str] = ()
@@ -2291,7 +2303,7 @@ class _Channel:
 
     def begin(self) -> None:
         """Open it. Its answer isn't waited for: what follows leaves in one write with it."""
-        self.connection.append(self, commands.Channel.Open())
+        self.connection.append(None, self.id, commands.Channel.Open())
 
     @property
     def why_lost(self) -> AMQPError | None:
@@ -2310,6 +2322,10 @@ class _Channel:
 
     def on_lost(self) -> None:
         """The broker has closed this channel."""
+
+    def forget(self) -> None:
+        """Its connection has ended: keep no messages."""
+        self._parts.clear()
 
     def post(self, *frames: Any) -> None:
         self.connection.post(self, _marshal(self.id, *frames))
@@ -2330,11 +2346,16 @@ class _Channel:
             raise _again(self.why_lost or AMQPConnectionError(f"no answer to {frame.name} in time"))
         return self._answer
 
+    def retire(self) -> None:
+        """Have the reader close it, as soon as no answer is to come. Others may still append."""
+        self.connection.retired.append(self)
+        self.connection.wake()
+
     def close(self) -> None:
-        """Close it. Its number is free when the broker has answered."""
-        if self.why_lost is None:
+        """Close it. By the reader alone: so this can't cross with what the broker's own Close does."""
+        if self.lost is None:
             self.lost = AMQPChannelError("it was closed")  # first: nothing is written to it after that
-            self.connection.post(None, _marshal(self.id, commands.Channel.Close(200, "", 0, 0)))
+            self.connection.append(None, self.id, commands.Channel.Close(200, "", 0, 0))
             self.waiting.notify()
 
     def on_header(self, payload: bytes) -> None:
@@ -2361,9 +2382,9 @@ class _Channel:
         elif name == "Channel.CloseOk":
             self.connection.remove(self)
         elif name == "Channel.Close":
-            self.connection._frames.append((None, _marshal(self.id, commands.Channel.CloseOk())))
-            self.connection.remove(self)
-            if self.lost is None:  # else both sides close it
+            self.connection.append(None, self.id, commands.Channel.CloseOk())
+            if self.lost is None:  # else both sides close it, and the broker answers ours, too
+                self.connection.remove(self)
                 self.lost = AMQPChannelError(str(frame.reply_text), reply_code=frame.reply_code)
                 self.on_lost()
             self.waiting.notify()
@@ -2399,7 +2420,7 @@ def _ensure_queue(connection: _Connection, queue: str, arguments: dict[str, Any]
             if error.error_code != (404 if look else 406):
                 break
         finally:
-            channel.close()
+            channel.retire()
     raise cast(AMQPChannelError, failure)
 
 
@@ -2422,10 +2443,11 @@ class _Keeper:
     whatever an attempt takes. It ends when the connection is idle, or is closed.
     """
 
-    def __init__(self, config: Config, longest_pause: float, idle: float = math.inf) -> None:
+    def __init__(self, config: Config, publishes: bool) -> None:
         self._config = config
-        self._pauses = functools.partial(_pauses, longest_pause)  #: Between attempts.
-        self._idle = idle  #: Seconds; inf: a connection is always wanted.
+        self._publishes = publishes
+        self._idle = config.RABBIT_IDLE_DURATION if publishes else math.inf  #: Seconds.
+        self._longest_pause = LONGEST_PAUSE if publishes else config.WORKER_RECONNECT_INTERVAL
         #: Notified when there is another connection, or another reason why there is none.
         self.changes = _Changes()
         self.connection: _Connection | None = None
@@ -2438,7 +2460,7 @@ class _Keeper:
         self._wakeup = _Event()
         self._successor: _Connection | None = None
         self._is_probing = False
-        self._was_idle = self._was_connected = False
+        self._is_asked = self._was_idle = self._was_connected = False
         self._logged, self._logged_at = "", -math.inf  # the last trouble
         self._thread = threading.Thread(target=self._run, name="kuyruk-connection", daemon=True)
 
@@ -2466,6 +2488,7 @@ class _Keeper:
         raise _again(self.refusal or self.trouble or AMQPConnectionError("there is no connection yet"))
 
     def _look(self) -> Any:
+        self._is_asked = True
         self._wakeup.set()
         return self.usable or self.refusal or self.ended
 
@@ -2482,12 +2505,12 @@ class _Keeper:
 
     def _run(self) -> None:
         _this_thread.reads = True
-        pauses = self._pauses()
+        pauses = _pauses(self._longest_pause)
         while not self._may_end():
-            self.refusal, self._was_idle = None, False
+            self.refusal, self._is_asked, self._was_idle = None, False, False
             try:
                 connection = self._open()
-                pauses = self._pauses()
+                pauses = _pauses(self._longest_pause)
                 self._read(connection)
             except BaseException as error:
                 if not isinstance(error, OSError | ValueError | AMQPError):
@@ -2506,7 +2529,10 @@ class _Keeper:
         limit = self._config.RABBIT_PUBLISH_TIMEOUT / 2
         try:
             connection.used_at = time.monotonic()
+            if self._publishes:  # now: calls may take all channels later
+                connection.confirms = _ConfirmChannel(connection)
             self.connection, self.trouble, self._was_connected = connection, None, True
+            self._is_asked = False
             self.changes.notify()
             while not self._is_over(connection):
                 connection.step(math.inf)
@@ -2520,7 +2546,7 @@ class _Keeper:
         finally:
             self.connection = None
             connection.hang_up()
-            connection.log_what_is_lost()
+            connection.forget()
 
     def _is_over(self, connection: _Connection) -> bool:
         return (self.closing or connection.stepped_at >= connection.used_at + self._idle) and connection.is_quiet
@@ -2540,8 +2566,8 @@ class _Keeper:
         return False
 
     def _is_wanted(self) -> bool:
-        always = self._idle == math.inf and not self.closing
-        return bool(always or self.changes or self._successor)
+        always = not (self._publishes or self.closing)
+        return bool(always or self.changes or self._is_asked or self._successor)
 
     def _on_trouble(self, error: BaseException, pause: float) -> None:
         was_connected, self._was_connected = self._was_connected, False
@@ -2669,7 +2695,7 @@ class _ConfirmChannel(_Channel):
 
     def begin(self) -> None:
         super().begin()
-        self.connection.append(self, commands.Confirm.Select(nowait=True))
+        self.connection.append(self, self.id, commands.Confirm.Select(nowait=True))
 
     @property
     def waits(self) -> bool:
@@ -2679,6 +2705,10 @@ class _ConfirmChannel(_Channel):
         for outgoing in self.in_flight.values():
             if outgoing.batch is None:
                 self.connection.failures[outgoing.message.queue, str(self.lost)] += 1
+
+    def forget(self) -> None:
+        super().forget()
+        self.in_flight.clear()
 
     @property
     def has_room(self) -> bool:
@@ -2765,7 +2795,7 @@ class _ReplyChannel(_ConfirmChannel):
         consume = commands.Basic.Consume(
             queue="amq.rabbitmq.reply-to", consumer_tag=new, no_ack=True, nowait=True
         )
-        self.connection.append(self, commands.Basic.Cancel(consumer_tag=old, nowait=True), consume)
+        self.connection.append(self, self.id, commands.Basic.Cancel(consumer_tag=old, nowait=True), consume)
 
     def publish(self, messages: Sequence[_Outgoing]) -> None:
         self._batch = messages[0].batch
@@ -3026,16 +3056,15 @@ class _Publisher:
             connection.replies.append(channel)
             connection.flush()
         elif isinstance(channel, _ReplyChannel):
-            channel.close()
-        elif channel.has_refused:
-            channel.is_retired = True
-            if connection.confirms is channel:
-                connection.confirms = None
+            channel.retire()
+        elif channel.has_refused and connection.confirms is channel:
+            connection.confirms = None
+            channel.retire()
         if connection.changes:
             connection.changes.notify()
 
     def _make_keeper(self) -> _Keeper:
-        return _Keeper(self._config, LONGEST_PAUSE, self._config.RABBIT_IDLE_DURATION).start()
+        return _Keeper(self._config, publishes=True).start()
 
     def _get_keeper(self) -> _Keeper:
         keeper = self._keeper
@@ -4774,7 +4803,7 @@ class Worker:
         #: What it has failed with, if it has.
         self.error: BaseException | None = None
         self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
-        self._keeper = _Keeper(self._config, self._config.WORKER_RECONNECT_INTERVAL)
+        self._keeper = _Keeper(self._config, publishes=False)
         self._wakeup = _Event()  # of the supervisor
         self._looks_around = False  # the supervisor will, soon
         settlement = _Settlement(self._config, self._publisher)
