@@ -1746,6 +1746,8 @@ class _ThisThread(threading.local):
 
 
 _this_thread = _ThisThread()
+# What amqpstorm logs in a reader would run handlers of the user's there, which may raise, or send.
+logging.getLogger("amqpstorm.channel0").addFilter(lambda record: not _this_thread.reads)
 
 
 # --- AMQP: connections -----------------------------------------------------------------------------
@@ -1918,7 +1920,7 @@ class _Connection(Stateful):
     def give_up(self, error: AMQPError) -> None:
         """Note that it is lost, and tell those that wait. The reader then ends it."""
         if self.lost is None:
-            self.lost = error
+            self.lost = _again(error)  # without a traceback, whose frames would lead back to here
         for channel in tuple(self.channels.values()):
             channel.waiting.notify()
         self.changes.notify()
@@ -2137,7 +2139,11 @@ class _Connection(Stateful):
         elif channel is not None and kind == 1:
             channel.on_frame(_decode_method(payload))
         elif number == 0 and kind == 1:
+            was_blocked = self.is_blocked
             self._channel0.on_frame(_decode_method(payload))
+            if self.is_blocked is not was_blocked:
+                what = "takes no messages (memory or disk alarm)" if self.is_blocked else "takes messages again"
+                _log(logging.WARNING, "RabbitMQ at %s %s", self.address, what)
             if self.exceptions or self.is_closed:
                 raise self.exceptions[0] if self.exceptions else OSError("closed by the broker")
 
@@ -2571,7 +2577,7 @@ class _Keeper:
 
     def _on_trouble(self, error: BaseException, pause: float) -> None:
         was_connected, self._was_connected = self._was_connected, False
-        self.trouble = _as_lost(error)
+        self.trouble = _again(_as_lost(error))
         if _refuses_us(self.trouble):
             self.refusal = self.trouble
         self.changes.notify()
@@ -2964,6 +2970,8 @@ class _Publisher:
         connection.used_at = time.monotonic()
         self._look_for_queues(connection, messages, until)
         messages = [outgoing for outgoing in messages if outgoing.failure is None]
+        if not messages:
+            return False
         channel = connection.changes.wait_for(lambda: self._get_channel(connection, batch), until)
         if channel is None:
             raise AMQPConnectionError("all channels of its connection are in use (channel_max)")
