@@ -20,31 +20,32 @@ The threads, and what each owns
       your threads              worker
       ------------              ---------------------------------------------------------
       task(...)                 supervisor                  pool threads 1..N
-          |   ^                 owns: its connection,       own: one delivery each
-    order |   | done            consumers, stop             run, reply, settle or forward
-          v   |                     |      ^                     ^    |         |
-      sender                        |      '------- acks --------|----'         v
-      owns: its connection          '---------- deliveries ------'           sender
-          |   ^                     ^                                     (the worker's)
-          v   |                     |                                           |
+        |  ^                    owns: consumers,            own: one delivery each
+        |  | fates, replies     prefetch, the stop          run, settle; reply and forward
+        v  |                        |                          ^    |          |
+      connection's reader           v                          |    v          v
+      owns: what is read        connection's reader -- deliveries  acks     another
+        |  ^                    owns: what is read             |    |       connection
+        v  |                        |  ^                            v       for sending
       ============= RabbitMQ: queue ==> delivery ==> unacked ==> gone ==================
 
-Each connection has one owner: the one thread that reads it, writes it, and keeps its state, without locks (a sender's
-may be lent to another). It waits in `_Link.pump` for the socket, for a heartbeat that is due, or to be woken
-(`_Wakeup`).
-
-*Your threads* make an order of what they send, and wait for it on an event of its own, never longer than their
-deadline, whatever the sender is doing.
-*A sender* (kuyruk-sender; one for each application that sends, and one for each worker) takes orders, connects,
-declares, publishes, matches confirms and replies, and sends again what was on its way when the connection was
-lost, and what a queue has refused. It ends when idle (RABBIT_IDLE_DURATION). While it has nothing to do, the thread
-that sends next *leads*: it uses the connection in the sender's place, until its order is done or others send, too.
-With RABBIT_CONFIRM=False nobody waits for an order, as long as the sender is connected and few orders wait.
-*The supervisor* (kuyruk-supervisor) connects, consumes, hands deliveries to the pool, writes the pool's
-acknowledgements, decides how many messages to hold (`_Spare`), reconnects, pauses, drains. It ends after a stop.
-*A pool thread* (kuyruk-pool_N) decodes its delivery, finds the task, runs it, decides what becomes of the message,
-and settles it. It waits for the sender when it replies, or forwards a message (failed, delayed). Then it takes what
-waits, or waits a moment for what comes, before it goes back to its `ThreadPoolExecutor`.
+*Your threads* send for themselves (`_Publisher`): connect, look for the queue, publish, wait for what
+becomes of each message, and again for those that are open until RABBIT_PUBLISH_TIMEOUT. They write to
+the connection, together with what others have appended meanwhile.
+*A connection's reader* (kuyruk-connection; one for each application that sends, two for each worker)
+belongs to a `_Keeper`. It connects as long as somebody wants a connection, and then reads: it hands
+confirms, returned messages, replies and deliveries on, writes what the socket didn't take at once,
+keeps the heartbeats, and notices that the broker is silent or takes nothing. Nothing in it waits for
+an answer, so a send in it is refused. It ends when the connection is idle (RABBIT_IDLE_DURATION) or
+closed.
+*A probe* (kuyruk-probe) opens another connection while one is silent that owes an answer. If it can,
+the other takes the place of the silent one; if not, the broker stands still, and the old one is kept.
+*The supervisor* (kuyruk-supervisor) consumes when there is a connection, decides how many messages to
+hold (`_Spare`), pauses, drains. It ends after a stop.
+*A pool thread* (kuyruk-pool_N) decodes its delivery, finds the task, runs it, decides what becomes of
+the message, and settles it. Replies and forwarded messages (failed, delayed) it sends as your threads
+do. Then it takes what waits, or waits a moment for what comes, before it goes back to its
+`ThreadPoolExecutor`.
 *The watch* (kuyruk-watch) owns the schedule of interruptions. It waits for the next deadline, or
 for an interruption that another thread orders, raises it in the task's thread as soon as that is at
 a safe point, and gives up what still runs WORKER_GRACE later. It ends with the worker (or with
@@ -54,13 +55,26 @@ and ends. Nobody waits for that pool thread any more; another has taken its plac
 
     lock              guards                                        while holding it
     ----------------  --------------------------------------------  -------------------------
-    _Publisher._lock  which sender takes orders, and its end        a thread may be started
-    _Sender._helm     its connection: who has it is the owner       the broker is waited for
+    _Connection._lock what is taken from its queues and written     the socket, without blocking
+    _Publisher._lock  which keeper and channel it publishes with    a thread may be started
     _Pool._lock       what waits, runs, is parked or stuck          a thread may be started
     _Watch._changed   when to look at which run                     nothing
     Run._gate         whether the task can be interrupted now       an exception may be set
 
-The life of a delivery. The supervisor reads it. A free pool thread takes it, unless it has been handed back (by a
+No thread waits for the first of these: who can't have it leaves its frames to the thread that has it,
+which looks again after letting go. Waiting is done on events (`_Event`, `_Changes`): who waits
+registers and then looks, who changes something notifies afterwards. An exception in the middle of a
+write (a signal handler's, no memory) gives the connection up, never a message: whoever waits on it
+sends again.
+
+The life of a message that is sent. It is in its connection's outbox, until a thread takes it: that
+numbers and writes it. From then on it is in flight, until the broker confirms it, returns it (its
+queue is gone: look for that, and again) or refuses it (again after a pause). When its channel is
+closed instead, it may be to blame: it is sent once more on a connection of its own. When the
+connection is lost it is sent again on the next. When its time is up it is taken from the outbox, or
+`BrokerError.unconfirmed` names it: it may have arrived.
+
+The life of a delivery. The reader reads it. A free pool thread takes it, unless it has been handed back (by a
 stop, by a pause, or because it waited too long while another worker may be free), runs its task, and claims it:
 whoever claims a delivery settles it, and one that is given up is claimed by that. When its connection is lost it isn't
 ours any more: what runs is interrupted (HeartbeatError), nothing is settled, and the broker delivers it again; a
@@ -71,8 +85,8 @@ the copy of a forwarded message is confirmed before it.
 connection before the confirm and sends again, makes a task run twice.
 
 The order of a stop. The consumers are cancelled: nothing new comes. What hasn't begun goes back: another worker can
-have it at once. What runs ends, or is interrupted. Then the pool, the sender, and last the connection, because
-heartbeats and acknowledgements need it until then.
+have it at once. What runs ends, or is interrupted. Then the pool, then the connection for sending, and last the one
+that consumes, because heartbeats and acknowledgements need it until then.
 """
 
 from __future__ import annotations
@@ -1283,6 +1297,7 @@ class Run:
                 self.deadline = time.monotonic() + self.task.max_run_time
                 watch.add(self, self.deadline)
             try:
+                self.task._notify(task_prerun, args, kwargs)
                 self._unmask()
                 try:
                     return _call_task(self.task.f, args, kwargs)
@@ -1290,14 +1305,18 @@ class Run:
                     self._mask()
                     if watch is not None:
                         watch.discard(self)
-            except (Timeout, Reject, Discard):
+            except (Timeout, Reject, Discard) as error:
+                self.task._notify(task_error, args, kwargs, error)
                 raise
             except Exception as error:
+                self.task._notify(task_error, args, kwargs, error)
                 if not tries or self._hit or not self.task._fits(error, args, kwargs):
                     raise
                 what = f"{_bounded(_exception_name(error), 200)}: {_text_of(error, REPLY_TEXT)}"
                 text = "Task %s [%s] raised %s; trying again (%d left)"
-                logger.warning(text, self.task.name, self.id, what, tries)
+                _log(logging.WARNING, text, self.task.name, self.id, what, tries)
+            finally:
+                self.task._notify(task_postrun, args, kwargs)
             args, kwargs = _fresh_arguments(*original)
 
 
@@ -1758,6 +1777,7 @@ logging.getLogger("amqpstorm.channel0").addFilter(lambda record: not _this_threa
 #   Connection._channel0                    replaced, so that user and password are used beside EXTERNAL
 #   Connection._exceptions                  kept, so that `app.connection()` can say why it failed
 #   Connection._wait_for_connection_state   bounded by RABBIT_CONNECT_TIMEOUT
+#   Message._body                           the bytes of a failed message, which may be no text
 
 
 class _Channel0(Channel0):
@@ -1767,13 +1787,17 @@ class _Channel0(Channel0):
     own means the user.
     """
 
+    def __init__(self, connection: Any, client_properties: dict[str, Any]) -> None:
+        super().__init__(connection, client_properties)
+        self._options = connection.parameters
+
     def on_frame(self, frame_in: Any) -> None:
         if frame_in.name == "Connection.Start" and self._means_user():
             frame_in.mechanisms = frame_in.mechanisms.replace("EXTERNAL", "").strip() or "EXTERNAL"
         super().on_frame(frame_in)
 
     def _means_user(self) -> bool:
-        options = self._connection.parameters
+        options = self._options
         has_certificate = {"certfile", "context"} & {k for k, v in options["ssl_options"].items() if v}
         return not has_certificate or options["username"] != "guest"
 
@@ -1784,7 +1808,12 @@ class _PlainConnection(Connection):
     def __init__(self, host: str, port: int, options: dict[str, Any]) -> None:
         super().__init__(host, port=port, lazy=True, **options)
         self._channel0 = _Channel0(self, self.parameters["client_properties"])
-        self.open()
+        try:
+            self.open()
+        except BaseException:
+            self.set_state(self.CLOSED)  # else `close` would wait for an answer
+            self.close()
+            raise
 
     def __setattr__(self, name: str, value: Any) -> None:
         # `open` replaces the list that the reader thread writes to; then nobody would look at its errors.
@@ -2675,6 +2704,10 @@ class _Batch:
         self.pending = 0
         self.done = _Event()
 
+    def close(self) -> None:
+        """Forget the messages, which refer to this: else they would live until the garbage collector comes."""
+        self.outgoing = []
+
     @property
     def unconfirmed(self) -> list[_Outgoing]:
         return [o for o in self.outgoing if o.fate not in (CONFIRMED, LEFT)]
@@ -2920,24 +2953,24 @@ class _Publisher:
     def _send(self, messages: Sequence[_Message]) -> None:
         sent = 0
         for window in _windows(messages):
-            batch = _Batch(window, leaves=not self._config.RABBIT_CONFIRM)
-            self._deliver(batch, time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT)
-            sent += len(window)
-            if batch.unconfirmed:
-                raise self._error(batch, messages[sent:])
+            with contextlib.closing(_Batch(window, leaves=not self._config.RABBIT_CONFIRM)) as batch:
+                self._deliver(batch, time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT)
+                sent += len(window)
+                if batch.unconfirmed:
+                    raise self._error(batch, messages[sent:])
 
     def _call(self, message: _Message, wait_result: float) -> bytes:
         result_by = time.monotonic() + wait_result
         sent_by = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
-        batch = _Batch([message], result_by)
-        self._deliver(batch, min(sent_by, result_by))
-        if batch.reply is not None:
-            return batch.reply
-        [outgoing] = batch.outgoing
-        if outgoing.failure is None and time.monotonic() >= result_by:
-            why = f"; nor has RabbitMQ confirmed the message: {outgoing.trouble}" if batch.unconfirmed else ""
-            raise ResultTimeout(f"no reply within {wait_result:g} seconds (wait_result){why}")
-        raise self._error(batch)
+        with contextlib.closing(_Batch([message], result_by)) as batch:
+            self._deliver(batch, min(sent_by, result_by))
+            if batch.reply is not None:
+                return batch.reply
+            [outgoing] = batch.outgoing
+            if outgoing.failure is None and time.monotonic() >= result_by:
+                why = f"; nor has RabbitMQ confirmed the message: {outgoing.trouble}" if batch.unconfirmed else ""
+                raise ResultTimeout(f"no reply within {wait_result:g} seconds (wait_result){why}")
+            raise self._error(batch)
 
     def _deliver(self, batch: _Batch, until: float) -> None:
         """Send what is open, until nothing is, or the time is up, or RabbitMQ refuses us."""
@@ -4030,11 +4063,17 @@ class _Verdict(NamedTuple):
 
 
 def _decide(
-    task: AnyTask | None, error: BaseException | None, fits: bool = True, lost: bool = False
+    task: AnyTask | None,
+    error: BaseException | None,
+    fits: bool = True,
+    lost: bool = False,
+    failures: int = 0,
+    jitter: float = 0,
 ) -> _Verdict:
-    """What becomes of the message, by what its task raised (None: it returned).
+    """Return what becomes of the message, by what its task raised (None: it returned).
 
-    task: None when none was found; fits: whether the arguments fitted the function; lost: it isn't ours any more.
+    task: None when none was found; fits: whether the arguments fitted the function; lost: it isn't
+    ours any more; failures: how often it has failed before; jitter: from 0 to 1.
     """
     if lost:
         return _Verdict("lost", "leave", reply=False)
@@ -4045,11 +4084,16 @@ def _decide(
     if task is None or not fits:
         return _Verdict("failed", "fail", reply=True)
     if isinstance(error, Reject):
-        return _Verdict("rejected", "requeue", reply=False, delay=task.reject_delay)
+        delay = task.reject_delay if error.delay is None else error.delay
+        return _Verdict("rejected", "requeue", reply=False, delay=delay)
     if isinstance(error, Discard):
         return _Verdict("discarded", "ack", reply=True)
     tally = "timed_out" if isinstance(error, Timeout) else "failed"
-    return _Verdict(tally, "requeue" if task.fail_delay else "fail", reply=True, delay=task.fail_delay)
+    was_last = task.max_failures is not None and failures + 1 >= task.max_failures
+    if not task.fail_delay or was_last or isinstance(error, task.throws):
+        return _Verdict(tally, "fail", reply=True)
+    delay = _growing_delay(task.fail_delay, task.max_fail_delay, failures + 1, jitter)
+    return _Verdict(tally, "requeue", reply=True, delay=delay)
 
 
 def _forwarded(delivery: _Delivery, queue: str, headers: dict[str, Any], arguments: dict[str, Any]) -> _Message:
@@ -4062,13 +4106,17 @@ def _forwarded(delivery: _Delivery, queue: str, headers: dict[str, Any], argumen
     return _Message(queue, delivery.body, properties, arguments)
 
 
+def _failures_in(headers: Mapping[str, Any] | None) -> int:
+    times = (headers or {}).get("x-kuyruk-failures")
+    return times if type(times) is int and 0 <= times < 1_000_000_000 else 0
+
+
 def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any]:
     """When, where, why and how often it has failed."""
-    times = (getattr(delivery.properties, "headers", None) or {}).get("x-kuyruk-failures")
     return {
         "x-kuyruk-failed-at": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
         "x-kuyruk-failed-on": f"{socket.gethostname()}:{os.getpid()}",
-        "x-kuyruk-failures": 1 + (times if type(times) is int and 0 <= times < 1_000_000_000 else 0),
+        "x-kuyruk-failures": 1 + delivery.failures,
         "x-kuyruk-queue": delivery.queue,
         "x-kuyruk-exception": _exception_name(error),
         "x-kuyruk-value": _text_of(error, HEADER_TEXT),
@@ -4124,6 +4172,11 @@ class _Delivery:
     def id(self) -> str | None:
         """The message's, once it is decoded."""
         return self.task and self.task.id
+
+    @property
+    def failures(self) -> int:
+        """How often it has failed before."""
+        return _failures_in(getattr(self.properties, "headers", None))
 
     @property
     def is_counted(self) -> bool:
@@ -4373,6 +4426,8 @@ class _Pool:
         self.stopping = False
         self.paused = False
         self.on_end: Callable[[], object] = lambda: None  #: Called after each run.
+        #: Called with a failure, before it is logged.
+        self.on_failure: Callable[..., object] = lambda *args: None
         #: `is_ours` in threads of the worker: in these nobody waits for its end. Idents are reused.
         self.here = threading.local()
         #: Guards what follows, and `_Delivery.claimed`.
@@ -4429,6 +4484,11 @@ class _Pool:
             {"id": r.id, "task": r.task.name, "queue": r.queue, "seconds": round(now - r.started, 3)} for r in runs
         ]
         return stats
+
+    @property
+    def watches(self) -> bool:
+        """Whether time limits are watched."""
+        return self._watch.healthy
 
     @property
     def has_waiting(self) -> bool:
@@ -4657,9 +4717,8 @@ class _Pool:
         try:
             verdict = _decide(run.task if run else None, cause, lost=delivery.intake.why_lost is not None)
             self._do(delivery, None, cause, verdict)
-        except Exception:
-            logger.exception("Defect in the worker; a message from %r goes back", delivery.queue)
-            delivery.requeue()
+        except BaseException as error:
+            self._on_defect(delivery, error)
         with self._lock:
             self._forget(delivery)
             self._dispatch()
@@ -4673,10 +4732,19 @@ class _Pool:
     def _process(self, delivery: _Delivery) -> None:
         try:
             self._perform(delivery)
-        except BaseException:  # whatever it is, the thread goes on
-            logger.exception("Defect in the worker; a message from %r goes back", delivery.queue)
+        except BaseException as error:  # whatever it is, the thread goes on
             if delivery not in self._stuck:
-                delivery.requeue()
+                self._on_defect(delivery, error)
+
+    def _on_defect(self, delivery: _Delivery, error: BaseException) -> None:
+        """Something of ours has failed, perhaps after the task has ended: it must not run again at once."""
+        _log(logging.ERROR, "Defect in the worker; a message from %r fails", delivery.queue, exc_info=True)
+        try:
+            self._settle(delivery, None, error, _Verdict("failed", "fail", reply=True))
+        except BaseException:
+            _log(logging.ERROR, "It goes back to its queue", exc_info=True)
+            time.sleep(FORWARD_PAUSE)
+            delivery.requeue()
 
     def _perform(self, delivery: _Delivery) -> None:
         try:
@@ -4747,7 +4815,7 @@ class _Pool:
             return self._finish(delivery, task, None, cause)
         result, raised, fits = None, None, True
         try:
-            result = run._call(description.args, description.kwargs, self._watch)
+            result = task._run(run, description.args, description.kwargs, self._watch)
         except BaseException as error:
             raised = error
             fits = task._fits(error, description.args, description.kwargs)
@@ -4760,11 +4828,16 @@ class _Pool:
         self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, fits: bool = True
     ) -> None:
         if self._claim(delivery):
-            verdict = _decide(task, error, fits, delivery.intake.why_lost is not None)
-            self._log(delivery, error, verdict)
+            jitter = os.urandom(1)[0] / 255
+            lost = delivery.intake.why_lost is not None
+            verdict = _decide(task, error, fits, lost, delivery.failures, jitter)
             self._do(delivery, result, error, verdict)
+            if error is not None and verdict.tally in ("failed", "timed_out"):
+                self.on_failure(delivery.queue, delivery.task, task, error)
+            self._log(delivery, error, verdict)  # last: nothing waits for a log
         else:
-            logger.warning("%s from %r has ended after all: what came of it is dropped", delivery, delivery.queue)
+            text = "%s from %r has ended after all: what came of it is dropped"
+            _log(logging.WARNING, text, delivery, delivery.queue)
 
     def _do(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
         with self._lock:
@@ -4775,13 +4848,13 @@ class _Pool:
 
     def _log(self, delivery: _Delivery, error: BaseException | None, verdict: _Verdict) -> None:
         if error is None:
-            logger.debug("%s from %r %s", delivery, delivery.queue, verdict.tally)
+            _log(logging.DEBUG, "%s from %r %s", delivery, delivery.queue, verdict.tally)
         elif verdict.tally in ("failed", "timed_out"):
             then = f"it comes back in {verdict.delay:g} seconds" if verdict.delay else "see its .failed queue"
             info = (type(error), error, _task_traceback(error))
-            logger.error("%s from %r %s; %s", delivery, delivery.queue, verdict.tally, then, exc_info=info)
+            _log(logging.ERROR, "%s from %r %s; %s", delivery, delivery.queue, verdict.tally, then, exc_info=info)
         else:
-            logger.warning("%s from %r %s: %r", delivery, delivery.queue, verdict.tally, error)
+            _log(logging.WARNING, "%s from %r %s: %r", delivery, delivery.queue, verdict.tally, error)
 
 
 class Worker:
@@ -4827,6 +4900,8 @@ class Worker:
         self._spare = _Spare(self._config.WORKER_THREADS)
         self._began = threading.Lock()  # taken once and for ever
         self._ended = threading.Event()
+        self._pool.on_failure = functools.partial(_notify_failure, self)
+        _notify_worker(worker_init, self)
 
     # -- its life, as its owner sees it
 
@@ -4900,7 +4975,7 @@ class Worker:
         intake = self._intake
         if intake is None or intake.why_lost is not None or self._pool.stopping or self._pool.stuck:
             return False
-        return self._pool.paused or intake.consuming
+        return self._pool.watches and (self._pool.paused or intake.consuming)
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -4922,6 +4997,7 @@ class Worker:
     def _run(self) -> None:
         self._pool.here.is_ours = True
         try:
+            _notify_worker(worker_start, self)
             self._supervise()
         except BaseException as error:
             logger.critical("Defect in the worker: it stops", exc_info=True)
@@ -5131,6 +5207,7 @@ class Worker:
             intake.waiting.unsubscribe(self._wakeup)
             intake.lost = AMQPConnectionError("the worker has stopped")
         self._keeper.close()  # what is unacknowledged goes back
-        logger.info("Stopped")
+        _notify_worker(worker_shutdown, self)
+        _log(logging.INFO, "Stopped")
         self._ended.set()
         self.on_change()

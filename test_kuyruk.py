@@ -2501,6 +2501,46 @@ def test_a_connection_for_own_use_is_amqpstorms_and_is_closed(make_app, proxy, q
     assert connection.is_closed and channel.is_closed
 
 
+def test_a_connection_for_own_use_says_why_it_cannot_be_had(make_app, url):
+    """amqpstorm._exceptions: what its reader thread notes must be where `open` looks."""
+    app = make_app(f"{url}no-such-vhost")
+    with takes(0, SOON), pytest.raises(amqpstorm.AMQPConnectionError, match="no-such-vhost"), app.connection():
+        pass
+
+
+def test_a_connection_for_own_use_waits_no_longer_than_the_connect_timeout(make_app, proxy):
+    """amqpstorm._wait_for_connection_state: it would wait for 30 seconds."""
+    proxy.mute = True
+    app = make_app(proxy.url, RABBIT_CONNECT_TIMEOUT=0.2)
+    with takes(0.2, SOON), pytest.raises(amqpstorm.AMQPConnectionError, match="timed out"), app.channel():
+        pass
+
+
+def test_amqpstorm_makes_the_sockets():
+    """amqpstorm._create_socket: with TLS, when that is asked for."""
+    parameters = {"ssl": False, "timeout": 1.5, "poller": "poll", "ssl_options": {}, "hostname": "localhost"}
+    for options, kind in ((parameters, socket.socket), (parameters | {"ssl": True}, ssl.SSLSocket)):
+        with amqpstorm.io.IO(options)._create_socket(socket.AF_INET) as sock:
+            assert type(sock) is kind and sock.gettimeout() == 1.5
+
+
+def test_amqpstorm_is_used_by_its_public_names_but_for_those_that_are_listed():
+    text = (HERE / "kuyruk.py").read_text()
+    listed = set(re.findall(r"^#   (\w+)\.(_\w+) {2,}", text, re.M))
+    lazy = amqpstorm.Connection("localhost", "guest", "guest", lazy=True)
+    owners = {"IO": amqpstorm.io.IO, "Connection": lazy, "Message": amqpstorm.Message(None, b"x")}
+    assert 0 < len(listed) <= 6
+    for kind, name in listed:
+        assert hasattr(owners[kind], name)
+    # A private name of amqpstorm's is one that its own source has, and that this project doesn't define.
+    modules = [Path(amqpstorm.__file__).parent / f"{name}.py" for name in ("base", "channel0", "connection", "io")]
+    source = "".join(module.read_text() for module in modules)
+    theirs = set(re.findall(r"(?:def |self\.)(_[a-z]\w+)", source))
+    ours = set(re.findall(r"(?:def |self\.|    )(_[a-z]\w+)(?=\(| = |: )", text)) - {name for _, name in listed}
+    used = set(re.findall(r"\.(_[a-z]\w+)", text)) & theirs - ours
+    assert used <= {name for _, name in listed}
+
+
 def test_file_descriptors_above_1023_work(app, queue, start):
     """Trap 10: select() fails for them."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -4256,6 +4296,95 @@ def test_a_message_is_never_run_beside_itself(app, queue, broker, start):
     release.set()
     wait_until(lambda: worker.stats["succeeded"] == 4)
     assert ran == ["begins", "ends"] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "errors", "deliveries"),
+    [
+        ({"max_failures": 2}, [ValueError(), ValueError()], 2),
+        ({"max_failures": 1}, [ValueError()], 1),
+        ({"throws": KeyError}, [ValueError(), KeyError()], 2),
+        ({"throws": (LookupError, OSError)}, [KeyError()], 1),
+        ({"max_failures": 3, "retry": 1}, [ValueError()] * 6, 3),
+        ({"max_fail_delay": 0.3, "max_failures": 3}, [ValueError()] * 3, 3),
+    ],
+)
+def test_a_message_that_comes_back_fails_for_good_when(options, errors, deliveries, app, queue, broker, start):
+    task = app.task(queue, fail_delay=0.2, **options)(play)
+    script[:] = errors
+    worker = start(app)
+    task()
+    wait_until(lambda: broker.count(f"{queue}.failed") == 1)
+    assert not script and worker.stats["received"] == deliveries
+    assert broker.take(f"{queue}.failed").properties["headers"]["x-kuyruk-failures"] == deliveries
+
+
+@pytest.mark.parametrize(("given", "option", "least"), [(0.3, 9, 0.3), (None, 0.3, 0.3), (0, 9, 0)])
+def test_a_reject_says_when_the_message_is_back(given, option, least, app, queue, start):
+    task = app.task(queue, reject_delay=option)(play)
+    script[:] = [kuyruk.Reject(delay=given), "again"]
+    start(app)
+    with takes(least, SOON):
+        assert task.send_to_queue(wait_result=PATIENCE) == "again"
+
+
+def test_signals_of_a_worker_are_sent_in_the_order_of_what_happens(app, queue, broker, start):
+    seen, names = [], ("task_preapply", "task_prerun", "task_postrun", "task_error", "task_success", "task_failure")
+    names += ("task_postapply", "worker_init", "worker_start", "worker_shutdown", "worker_failure")
+    receivers = {name: lambda sender, name=name, **facts: seen.append((name, facts)) for name in names}
+    for name, receiver in receivers.items():
+        getattr(kuyruk.signals, name).connect(receiver, sender=app)
+    task = app.task(queue, retry=1)(play)
+    script[:] = [ValueError("first"), "ok", ValueError("a"), KeyError("b")]
+    worker = start(app)
+    assert task.send_to_queue(wait_result=PATIENCE) == "ok"
+    task(1, x=2)
+    wait_until(lambda: broker.count(f"{queue}.failed") == 1 and worker.stats["failed"] == 1)
+    worker.stop()
+    a_try, failing = ["task_prerun", "task_postrun"], ["task_prerun", "task_error", "task_postrun"]
+    assert [name for name, _ in seen] == [
+        "worker_init", "worker_start",
+        "task_preapply", *failing, *a_try, "task_success", "task_postapply",
+        "task_preapply", *failing, *failing, "task_failure", "task_postapply", "worker_failure",
+        "worker_shutdown",
+    ]  # fmt: skip
+    [facts] = [facts for name, facts in seen if name == "worker_failure"]
+    assert facts["worker"] is worker and facts["queue"] == queue and facts["task"].f is play
+    assert (facts["args"], facts["kwargs"]) == ([1], {"x": 2}) and isinstance(facts["exc_info"][1], KeyError)
+    assert facts["description"]["function"] == "play"
+
+
+def test_what_a_receiver_raises_before_a_try_is_the_tasks(app, queue, broker, start):
+    def refuse(sender, **facts):
+        raise ValueError("not now")
+
+    kuyruk.signals.task_prerun.connect(refuse, sender=app)
+    app.task(queue)(echo)()
+    start(app)
+    wait_until(lambda: broker.count(f"{queue}.failed") == 1)
+    assert not ran and broker.take(f"{queue}.failed").properties["headers"]["x-kuyruk-value"] == "not now"
+
+
+@pytest.mark.parametrize("kind", ["reply", "failure"])
+def test_a_task_does_not_run_again_because_something_of_ours_failed(kind, app, queue, broker, start):
+    """Its result's own code raises where the reply is written; its exception's where the failure is."""
+
+    class Odd(dict):
+        def items(self):
+            raise SystemExit("a lazy object")
+
+    class OddError(Exception):
+        def __str__(self):
+            raise SystemExit("no text")
+
+    task = app.task(queue)(play)
+    script[:] = [Odd(a=1) if kind == "reply" else OddError()] * 5
+    worker = start(app)
+    with pytest.raises((kuyruk.RemoteException, kuyruk.ResultTimeout)):
+        task.send_to_queue(wait_result=1)
+    wait_until(lambda: not worker.stats["running"] and broker.count(queue) == 0)
+    time.sleep(0.3)
+    assert len(ran) == 1 and worker.healthy
 
 
 # --- Worker ------------------------------------------------------------------

@@ -46,7 +46,7 @@ from bench_report import ROWS, Figure, Results, report
 from rabbitmq_node import RabbitmqError, RabbitmqNode
 
 PEERS = ("kuyruk==10.2.2", "dramatiq[rabbitmq]==2.2.1", "celery==5.7.0", "amqp==5.4.2", "pika==1.4.4")
-OURS = ("amqpstorm>=3.1.3,<4",)
+OURS = ("amqpstorm>=3.1.3,<3.2",)
 #: What `versions` prints, beside Python and RabbitMQ.
 LIBRARIES = ("amqpstorm", "pamqp", "kuyruk", "dramatiq", "celery", "kombu", "amqp", "pika")
 
