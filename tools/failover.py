@@ -52,7 +52,7 @@ DOWN = 1.0  #: Seconds that a node is down, at least: its start comes to that.
 #: its queue hasn't taken it (x-dead-letter-strategy at-least-once), and doesn't count it among the messages till then.
 PATIENCE = 200.0
 STOP_TIMEOUT = 20.0  #: Seconds that the worker gets to stop.
-LIFE_CYCLE = re.compile("kuyruk-supervisor|kuyruk-sender|MainThread|Defect")  #: What is shown of its log.
+LIFE_CYCLE = re.compile("kuyruk-supervisor|kuyruk-connection|MainThread|Defect")  #: What is shown of its log.
 
 # --- The tasks -----------------------------------------------------------------
 
