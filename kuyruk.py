@@ -2523,8 +2523,9 @@ class _Keeper:
         raise _again(self.refusal or self.trouble or AMQPConnectionError("there is no connection yet"))
 
     def _look(self) -> Any:
-        self._is_asked = True
-        self._wakeup.set()
+        if self.usable is None:
+            self._is_asked = True
+            self._wakeup.set()
         return self.usable or self.refusal or self.ended
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:

@@ -689,8 +689,13 @@ class _Wakeup:
 class _ThisThread(threading.local):
     reads = False
 _this_thread = _ThisThread()
+logging.getLogger('amqpstorm.channel0').addFilter(lambda record: not _this_thread.reads)
 
 class _Channel0(Channel0):
+
+    def __init__(self, connection: Any, client_properties: dict[str, Any]) -> None:
+        super().__init__(connection, client_properties)
+        self._options = connection.parameters
 
     def on_frame(self, frame_in: Any) -> None:
         ...
@@ -703,7 +708,12 @@ class _PlainConnection(Connection):
     def __init__(self, host: str, port: int, options: dict[str, Any]) -> None:
         super().__init__(host, port=port, lazy=True, **options)
         self._channel0 = _Channel0(self, self.parameters['client_properties'])
-        self.open()
+        try:
+            self.open()
+        except BaseException:
+            self.set_state(self.CLOSED)
+            self.close()
+            raise
 
     def __setattr__(self, name: str, value: Any) -> None:
         ...
@@ -749,6 +759,7 @@ class _Connection(Stateful):
         self.failures: collections.Counter[tuple[str, str]] = collections.Counter()
         self.confirms: _ConfirmChannel | None = None
         self.replies: collections.deque[_ReplyChannel] = collections.deque()
+        self.retired: collections.deque[_Channel] = collections.deque()
         self._look_at = self.stepped_at = self.read_at = self.wrote_at = self.moved_at = time.monotonic()
         self._owes_since = math.inf
         self._has_pinged = False
@@ -776,7 +787,7 @@ class _Connection(Stateful):
     def flush(self) -> None:
         ...
 
-    def append(self, channel: _Channel, *frames: Any) -> None:
+    def append(self, channel: _Channel | None, number: int, *frames: Any) -> None:
         ...
 
     def post_soon(self, channel: _Channel, data: bytes) -> None:
@@ -853,7 +864,7 @@ class _Connection(Stateful):
     def unattended(self) -> list[_Outgoing]:
         ...
 
-    def log_what_is_lost(self) -> None:
+    def forget(self) -> None:
         ...
 
     def _log_failures(self) -> None:
@@ -888,7 +899,6 @@ class _Channel:
     def __init__(self, connection: _Connection) -> None:
         self.connection = connection
         self.lost: AMQPError | None = None
-        self.is_retired = False
         self.waiting = _Changes()
         self._awaited: Sequence[str] = ()
         self._answer: Any = None
@@ -919,6 +929,9 @@ class _Channel:
     def on_lost(self) -> None:
         ...
 
+    def forget(self) -> None:
+        ...
+
     def post(self, *frames: Any) -> None:
         ...
 
@@ -926,6 +939,9 @@ class _Channel:
         ...
 
     def request(self, frame: Any, until: float) -> Any:
+        ...
+
+    def retire(self) -> None:
         ...
 
     def close(self) -> None:
@@ -954,10 +970,11 @@ def _refuses_us(error: BaseException) -> bool:
 
 class _Keeper:
 
-    def __init__(self, config: Config, longest_pause: float, idle: float=math.inf) -> None:
+    def __init__(self, config: Config, publishes: bool) -> None:
         self._config = config
-        self._pauses = functools.partial(_pauses, longest_pause)
-        self._idle = idle
+        self._publishes = publishes
+        self._idle = config.RABBIT_IDLE_DURATION if publishes else math.inf
+        self._longest_pause = LONGEST_PAUSE if publishes else config.WORKER_RECONNECT_INTERVAL
         self.changes = _Changes()
         self.connection: _Connection | None = None
         self.trouble: AMQPError | None = None
@@ -967,7 +984,7 @@ class _Keeper:
         self._wakeup = _Event()
         self._successor: _Connection | None = None
         self._is_probing = False
-        self._was_idle = self._was_connected = False
+        self._is_asked = self._was_idle = self._was_connected = False
         self._logged, self._logged_at = ('', -math.inf)
         self._thread = threading.Thread(target=self._run, name='kuyruk-connection', daemon=True)
 
@@ -1043,6 +1060,9 @@ class _Batch:
         self.pending = 0
         self.done = _Event()
 
+    def close(self) -> None:
+        ...
+
     @property
     def unconfirmed(self) -> list[_Outgoing]:
         ...
@@ -1069,6 +1089,9 @@ class _ConfirmChannel(_Channel):
         ...
 
     def on_lost(self) -> None:
+        ...
+
+    def forget(self) -> None:
         ...
 
     @property
@@ -1475,10 +1498,13 @@ class _Verdict(NamedTuple):
     reply: bool
     delay: float = 0
 
-def _decide(task: AnyTask | None, error: BaseException | None, fits: bool=True, lost: bool=False) -> _Verdict:
+def _decide(task: AnyTask | None, error: BaseException | None, fits: bool=True, lost: bool=False, failures: int=0, jitter: float=0) -> _Verdict:
     ...
 
 def _forwarded(delivery: _Delivery, queue: str, headers: dict[str, Any], arguments: dict[str, Any]) -> _Message:
+    ...
+
+def _failures_in(headers: Mapping[str, Any] | None) -> int:
     ...
 
 def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any]:
@@ -1510,6 +1536,10 @@ class _Delivery:
 
     @property
     def id(self) -> str | None:
+        ...
+
+    @property
+    def failures(self) -> int:
         ...
 
     @property
@@ -1630,6 +1660,7 @@ class _Pool:
         self.stopping = False
         self.paused = False
         self.on_end: Callable[[], object] = lambda: None
+        self.on_failure: Callable[..., object] = lambda *args: None
         self.here = threading.local()
         self._lock = threading.Lock()
         self._waiting: collections.deque[_Delivery] = collections.deque()
@@ -1658,6 +1689,10 @@ class _Pool:
 
     @property
     def stats(self) -> dict[str, Any]:
+        ...
+
+    @property
+    def watches(self) -> bool:
         ...
 
     @property
@@ -1745,6 +1780,9 @@ class _Pool:
     def _process(self, delivery: _Delivery) -> None:
         ...
 
+    def _on_defect(self, delivery: _Delivery, error: BaseException) -> None:
+        ...
+
     def _perform(self, delivery: _Delivery) -> None:
         ...
 
@@ -1783,7 +1821,7 @@ class Worker:
         self.on_change: Callable[[], object] = lambda: None
         self.error: BaseException | None = None
         self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
-        self._keeper = _Keeper(self._config, self._config.WORKER_RECONNECT_INTERVAL)
+        self._keeper = _Keeper(self._config, publishes=False)
         self._wakeup = _Event()
         self._looks_around = False
         settlement = _Settlement(self._config, self._publisher)
@@ -1798,6 +1836,8 @@ class Worker:
         self._spare = _Spare(self._config.WORKER_THREADS)
         self._began = threading.Lock()
         self._ended = threading.Event()
+        self._pool.on_failure = functools.partial(_notify_failure, self)
+        _notify_worker(worker_init, self)
 
     def __enter__(self) -> Worker:
         ...
