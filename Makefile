@@ -10,6 +10,8 @@
 # make clean   remove what the others made
 
 PYTHON ?= python3
+# Tests that run at once, each with a RabbitMQ of its own: most of them wait most of the time.
+JOBS ?= 3
 VENV_PYTHON := .venv/bin/python
 # mypy refuses a folder without Python files.
 TYPED := $(wildcard kuyruk.py kuyruk_worker.py) \
@@ -19,7 +21,7 @@ TYPED := $(wildcard kuyruk.py kuyruk_worker.py) \
 .PHONY: test demo soak chaos fuzz bench lint setup clean
 
 test: lint
-	$(VENV_PYTHON) -u -m pytest $(ARGS)
+	$(VENV_PYTHON) -u -m pytest -n $(JOBS) $(ARGS)
 
 demo: setup
 	$(VENV_PYTHON) -u tools/demo.py $(FOLDER)
