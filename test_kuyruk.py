@@ -3898,7 +3898,7 @@ class UnspeakableError(Exception):
     ids=["ordinary", "ours", "without a text", "surrogate", "long"],
 )
 def test_a_remote_exception_tells_what_happened(error, kind, text, app, queue, start, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("kuyruk"), "propagate", False)  # pytest-xdist carries no lone surrogates
+    monkeypatch.setattr(logging.getLogger("kuyruk"), "disabled", True)  # pytest-xdist carries no lone surrogates
     task = app.task(queue)(play)
     script[:] = [error]
     start(app)
