@@ -3901,11 +3901,12 @@ def test_a_remote_exception_tells_what_happened(error, kind, text, app, queue, s
     monkeypatch.setattr(logging.getLogger("kuyruk"), "disabled", True)  # pytest-xdist carries no lone surrogates
     task = app.task(queue)(play)
     script[:] = [error]
-    start(app)
+    worker = start(app)
     with pytest.raises(kuyruk.RemoteException) as info:
         task.send_to_queue(wait_result=PATIENCE)
     assert info.value.type == kind and text in info.value.value and len(info.value.value) < 10**6
     assert "in play" in info.value.traceback and "kuyruk.py" not in info.value.traceback.replace(__file__, "")
+    worker.stop()  # what it logs comes last
 
 
 def test_workers_that_send_no_correlation_id_are_understood(app, queue, broker):
