@@ -5206,8 +5206,9 @@ class Worker:
         intake, self._intake = self._intake, None
         if intake is not None:
             intake.waiting.unsubscribe(self._wakeup)
+        self._keeper.close()  # acknowledgements are written; what is unacknowledged goes back
+        if intake is not None:
             intake.lost = AMQPConnectionError("the worker has stopped")
-        self._keeper.close()  # what is unacknowledged goes back
         _notify_worker(worker_shutdown, self)
         _log(logging.INFO, "Stopped")
         self._ended.set()
