@@ -156,6 +156,7 @@ CONSUMER_TIMEOUT_HELP = (
     " or for its queue, from RabbitMQ 3.12 on, a policy with consumer-timeout (milliseconds)"
 )
 MAX_TASK_NAME = 1000  #: Characters: looking for longer ones would take long.
+MAX_PROPERTIES = 0x20000 - 22  #: Bytes of a message's properties: they have to fit into one frame.
 MAX_QUEUE_NAME = 230  #: Bytes: leaves room for the suffixes of the queues that are derived from it.
 QUIET = 5.0  #: Seconds without a message after which those that were counted must have been taken by others.
 CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker.
@@ -2437,7 +2438,7 @@ def _ensure_queue(connection: _Connection, queue: str, arguments: dict[str, Any]
 
     On a channel of its own, which a failure closes. Raise amqpstorm's errors.
     """
-    failure = None
+    failure: tuple[str, int | None] | None = None
     # Classic queues of RabbitMQ 4.3 have no such timeout, and can't be declared with one.
     timeless = {key: value for key, value in arguments.items() if key != "x-consumer-timeout"}
     declarations = [arguments] if timeless == arguments else [arguments, timeless]
@@ -2451,12 +2452,13 @@ def _ensure_queue(connection: _Connection, queue: str, arguments: dict[str, Any]
             return
         except AMQPChannelError as error:
             if failure is None or error.error_code != 404:  # that there is none says less than why
-                failure = error
+                failure = str(error), error.error_code  # not the error: its frames would lead back to here
             if error.error_code != (404 if look else 406):
                 break
         finally:
             channel.retire()
-    raise cast(AMQPChannelError, failure)
+    text, code = cast(Any, failure)
+    raise AMQPChannelError(text, reply_code=code)
 
 
 def _pauses(longest: float) -> Iterator[float]:
@@ -2668,6 +2670,8 @@ class _Outgoing:
     def __init__(self, message: _Message, batch: _Batch | None) -> None:
         self.message = message
         self.properties = _encode_properties(message.properties)
+        if len(self.properties) > MAX_PROPERTIES:
+            raise ValueError(f"properties of more than {MAX_PROPERTIES} bytes")
         self.batch = batch
         self.channel: _ConfirmChannel
         #: Its number on that channel, once it is written.
