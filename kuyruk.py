@@ -3084,7 +3084,8 @@ class _Publisher:
     def _leave(self, channel: _ConfirmChannel, messages: list[_Outgoing], until: float) -> None:
         """Wait only until not too much is on its way. What is lost from now on is counted and logged."""
         connection = channel.connection
-        connection.changes.wait_for(lambda: channel.has_room or channel.why_lost, until)
+        if not channel.has_room:
+            connection.changes.wait_for(lambda: channel.has_room or channel.why_lost, until)
         has_room = channel.has_room and channel.why_lost is None
         for outgoing in messages:
             if has_room or outgoing.tag is not None:
