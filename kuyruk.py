@@ -1773,7 +1773,8 @@ logging.getLogger("amqpstorm.channel0").addFilter(lambda record: not _this_threa
 # --- AMQP: connections -----------------------------------------------------------------------------
 
 # amqpstorm does handshake, credentials, TLS, blocked and close. These are all of its private names that
-# are used here; test_private_names_of_amqpstorm has a test for each, and pyproject.toml pins the versions.
+# are used here. A test looks that these are all, each has a test of what it is for, and pyproject.toml pins
+# the versions.
 #   IO._create_socket                       makes a socket, with TLS as RABBIT_SSL_OPTIONS says
 #   Connection._channel0                    replaced, so that user and password are used beside EXTERNAL
 #   Connection._exceptions                  kept, so that `app.connection()` can say why it failed
@@ -2220,6 +2221,11 @@ class _Connection(Stateful):
         return self.stepped_at - max(self.read_at, self.moved_at, self._owes_since)
 
     @property
+    def is_silent(self) -> bool:
+        """Whether that has lasted for half of the time-out: another connection is tried then."""
+        return self.silence() > self._timeout / 2
+
+    @property
     def is_quiet(self) -> bool:
         """Whether nothing is to be written, no answer is to come, and nobody waits."""
         channels = tuple(self.channels.values())
@@ -2530,14 +2536,14 @@ class _Keeper:
             self._wakeup.set()
         return self.usable or self.refusal or self.ended
 
-    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Close the connection as soon as nothing is on its way; wait for that for `timeout` seconds."""
+    def close(self) -> None:
+        """Close the connection as soon as nothing is on its way; wait for that for CLOSE_TIMEOUT seconds."""
         self.closing = True
         self._wakeup.set()
         connection = self.connection
         if connection is not None and not _this_thread.reads:
             connection.wake()
-            self._thread.join(timeout)
+            self._thread.join(CLOSE_TIMEOUT)
 
     # -- its thread
 
@@ -2564,7 +2570,6 @@ class _Keeper:
 
     def _read(self, connection: _Connection) -> None:
         """Read until it is to be closed. Raise AMQPConnectionError when it is lost."""
-        limit = self._config.RABBIT_PUBLISH_TIMEOUT / 2
         try:
             connection.used_at = time.monotonic()
             if self._publishes:  # now: calls may take all channels later
@@ -2574,7 +2579,7 @@ class _Keeper:
             self.changes.notify()
             while not self._is_over(connection):
                 connection.step(math.inf)
-                if connection.silence() > limit:
+                if connection.is_silent:
                     self._probe(connection)
             connection.close()
             self._was_idle = True
@@ -2643,10 +2648,10 @@ class _Keeper:
         _this_thread.reads = True
         try:
             successor = _Connection.open_first(self._config)
-            limit = self._config.RABBIT_PUBLISH_TIMEOUT / 2
-            if silent.lost is None and silent.silence() > limit:
+            if silent.lost is None and silent.is_silent:
                 self._successor = successor
-                silent.give_up(AMQPConnectionError(f"no answer for {limit:g} seconds, but from a new connection"))
+                why = f"no answer for {silent.silence():.1f} seconds, but from a new connection"
+                silent.give_up(AMQPConnectionError(why))
             else:
                 successor.hang_up()
         except (OSError, ValueError) as error:

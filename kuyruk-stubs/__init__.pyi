@@ -858,6 +858,10 @@ class _Connection(Stateful):
         ...
 
     @property
+    def is_silent(self) -> bool:
+        ...
+
+    @property
     def is_quiet(self) -> bool:
         ...
 
@@ -1002,7 +1006,7 @@ class _Keeper:
     def _look(self) -> Any:
         ...
 
-    def close(self, timeout: float=CLOSE_TIMEOUT) -> None:
+    def close(self) -> None:
         ...
 
     def _run(self) -> None:
