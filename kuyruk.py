@@ -156,7 +156,6 @@ CONSUMER_TIMEOUT_HELP = (
     " or for its queue, from RabbitMQ 3.12 on, a policy with consumer-timeout (milliseconds)"
 )
 MAX_TASK_NAME = 1000  #: Characters: looking for longer ones would take long.
-MAX_PROPERTIES = 0x20000 - 22  #: Bytes of a message's properties: they have to fit into one frame.
 MAX_QUEUE_NAME = 230  #: Bytes: leaves room for the suffixes of the queues that are derived from it.
 QUIET = 5.0  #: Seconds without a message after which those that were counted must have been taken by others.
 CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker.
@@ -1660,9 +1659,6 @@ class _Event:
         self._until_set = threading.Lock()
         self._until_set.acquire()
 
-    def is_set(self) -> bool:
-        return self._is_set
-
     def set(self) -> None:
         self._is_set = True
         try:
@@ -2675,8 +2671,6 @@ class _Outgoing:
     def __init__(self, message: _Message, batch: _Batch | None) -> None:
         self.message = message
         self.properties = _encode_properties(message.properties)
-        if len(self.properties) > MAX_PROPERTIES:
-            raise ValueError(f"properties of more than {MAX_PROPERTIES} bytes")
         self.batch = batch
         self.channel: _ConfirmChannel
         #: Its number on that channel, once it is written.
@@ -3032,11 +3026,16 @@ class _Publisher:
         return True in pauses
 
     def _look_for_queues(self, connection: _Connection, messages: list[_Outgoing], until: float) -> None:
-        """Declare those that are missing. What can't be published fails."""
+        """Declare those that are missing. A message whose queue can't be used fails.
+
+        Raise ValueError for properties that don't fit into a frame: the broker would close the connection.
+        """
         failures: dict[str, str] = {}
         largest = connection.frame_max - 22
         for outgoing in messages:
-            message = outgoing.message
+            message, size = outgoing.message, len(outgoing.properties)
+            if size > largest:
+                raise ValueError(f"its properties take {size} bytes, a frame of RabbitMQ's has {largest} (frame_max)")
             seen = connection.queues.get(message.queue, -math.inf)
             if message.mandatory and message.queue not in failures and time.monotonic() - seen >= message.renewal:
                 try:
@@ -3047,9 +3046,6 @@ class _Publisher:
                 except AMQPChannelError as error:  # one that we may not use, or that can't be declared so
                     failures[message.queue] = f"queue {message.queue!r} can't be used: {error}"
             outgoing.failure = failures.get(message.queue)
-            if len(outgoing.properties) > largest:
-                size = len(outgoing.properties)
-                outgoing.failure = f"its properties take {size} bytes, a frame of RabbitMQ's has {largest} (frame_max)"
 
     def _get_channel(self, connection: _Connection, batch: _Batch) -> _ConfirmChannel | None:
         """Return a channel to publish the batch on, or None if none is free."""

@@ -55,7 +55,6 @@ CONSUMER_TIMEOUT = 1800.0
 LEAST_CONSUMER_TIMEOUT = 60.0
 CONSUMER_TIMEOUT_HELP = 'Let its task end sooner (max_run_time), or allow more: consumer_timeout in rabbitmq.conf, or for its queue, from RabbitMQ 3.12 on, a policy with consumer-timeout (milliseconds)'
 MAX_TASK_NAME = 1000
-MAX_PROPERTIES = 131072 - 22
 MAX_QUEUE_NAME = 230
 QUIET = 5.0
 CLOSE_TIMEOUT = 2.0
@@ -632,9 +631,6 @@ class _Event:
         self._until_set = threading.Lock()
         self._until_set.acquire()
 
-    def is_set(self) -> bool:
-        ...
-
     def set(self) -> None:
         ...
 
@@ -1043,8 +1039,6 @@ class _Outgoing:
     def __init__(self, message: _Message, batch: _Batch | None) -> None:
         self.message = message
         self.properties = _encode_properties(message.properties)
-        if len(self.properties) > MAX_PROPERTIES:
-            raise ValueError(f'properties of more than {MAX_PROPERTIES} bytes')
         self.batch = batch
         self.channel: _ConfirmChannel
         self.tag: int | None = None
