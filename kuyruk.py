@@ -2867,8 +2867,7 @@ def _judge(outgoing: _Outgoing, alone: bool) -> bool:
         outgoing.trouble = f"queue {queue!r} refuses it (it is full, or without a leader)"
         return True
     if channel.why_lost is None:
-        alarm = "it blocks publishing (memory or disk alarm)"
-        outgoing.trouble = outgoing.trouble or (alarm if channel.connection.is_blocked else "no answer")
+        outgoing.trouble = outgoing.trouble or _why_no_answer(channel.connection)
     elif outgoing.tag is not None:  # else it wasn't even written
         outgoing.trouble = str(channel.why_lost)
         outgoing.failure = outgoing.trouble if alone else None
@@ -2877,6 +2876,10 @@ def _judge(outgoing: _Outgoing, alone: bool) -> bool:
         outgoing.is_suspect = channel.lost is not None or not outgoing.message.mandatory
         return again
     return False
+
+
+def _why_no_answer(connection: _Connection) -> str:
+    return "it blocks publishing (memory or disk alarm)" if connection.is_blocked else "no answer"
 
 
 def _windows(messages: Sequence[_Message]) -> Iterator[list[_Message]]:
@@ -3012,12 +3015,14 @@ class _Publisher:
         channel = connection.changes.wait_for(lambda: self._get_channel(connection, batch), until)
         if channel is None:
             raise AMQPConnectionError("all channels of its connection are in use (channel_max)")
+        if batch.leaves:
+            self._wait_for_room(channel, until)
         batch.pending = len(messages)
         batch.done.clear()
         try:
             channel.publish(messages)
             if batch.leaves:
-                self._leave(channel, messages, until)
+                self._leave(channel, messages)
             else:
                 self._wait_for_fates(channel, batch, messages, until)
         finally:
@@ -3082,15 +3087,24 @@ class _Publisher:
         if outgoing.fate == CONFIRMED:
             channel.waiting.wait_for(look, batch.result_by, batch.done)
 
-    def _leave(self, channel: _ConfirmChannel, messages: list[_Outgoing], until: float) -> None:
-        """Wait only until not too much is on its way. What is lost from now on is counted and logged."""
+    def _wait_for_room(self, channel: _ConfirmChannel, until: float) -> None:
+        """Wait until not too much is on its way that nobody waits for. Raise AMQPError if it stays so."""
         connection = channel.connection
         if not channel.has_room:
             connection.changes.wait_for(lambda: channel.has_room or channel.why_lost, until)
-        has_room = channel.has_room and channel.why_lost is None
+        if channel.why_lost is not None:
+            raise _again(channel.why_lost)
+        if not channel.has_room:
+            raise AMQPConnectionError(_why_no_answer(connection))
+
+    def _leave(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
+        """Wait for nothing. What is lost from now on is counted and logged."""
         for outgoing in messages:
-            if has_room or outgoing.tag is not None:
-                outgoing.fate = LEFT
+            outgoing.fate = LEFT
+        if channel.why_lost is not None:
+            for outgoing in messages:
+                if outgoing.tag is None:  # it wasn't written: it is sent again
+                    outgoing.fate = None
 
     def _release(self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing]) -> None:
         """Withdraw what isn't written, and give the channel back."""

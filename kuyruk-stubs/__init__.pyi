@@ -1136,6 +1136,9 @@ class _ReplyChannel(_ConfirmChannel):
 def _judge(outgoing: _Outgoing, alone: bool) -> bool:
     ...
 
+def _why_no_answer(connection: _Connection) -> str:
+    ...
+
 def _windows(messages: Sequence[_Message]) -> Iterator[list[_Message]]:
     ...
 
@@ -1182,7 +1185,10 @@ class _Publisher:
     def _wait_for_fates(self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing], until: float) -> None:
         ...
 
-    def _leave(self, channel: _ConfirmChannel, messages: list[_Outgoing], until: float) -> None:
+    def _wait_for_room(self, channel: _ConfirmChannel, until: float) -> None:
+        ...
+
+    def _leave(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
         ...
 
     def _release(self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing]) -> None:
