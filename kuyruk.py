@@ -2182,7 +2182,7 @@ class _Connection(Stateful):
     def _look_around(self) -> None:
         self.stepped_at = time.monotonic()
         if self.stepped_at >= self._look_at:
-            self._look(self.stepped_at)
+            self._raise_if_dead(self.stepped_at)
         if self.changes:
             self.changes.notify()
         if self.failures:
@@ -2194,8 +2194,8 @@ class _Connection(Stateful):
             else:
                 channel.close()
 
-    def _look(self, now: float) -> None:
-        """Look whether the broker still lives. Raise OSError if it doesn't."""
+    def _raise_if_dead(self, now: float) -> None:
+        """Raise OSError if the broker gives no sign of life, and keep the heartbeats."""
         self._look_at = now + self._tick
         if now - self.wrote_at >= self._heartbeat / 2 - self._tick:
             self._channel0.send_heartbeat()
@@ -2521,12 +2521,13 @@ class _Keeper:
         1. This thread: registers as waiting. 2. It looks whether the keeper has ended. The keeper: 1. notes
         that it has ended. 2. It looks whether somebody waits, and takes that back. One sees the other.
         """
-        connection = self.usable or self.changes.wait_for(self._look, until)
+        connection = self.usable or self.changes.wait_for(self._ask, until)
         if isinstance(connection, _Connection):
             return connection
         raise _again(self.refusal or self.trouble or AMQPConnectionError("there is no connection yet"))
 
-    def _look(self) -> Any:
+    def _ask(self) -> Any:
+        """Have it connect, unless it is connected. Return what ends the wait for that."""
         if self.usable is None:
             self._is_asked = True
             self._wakeup.set()

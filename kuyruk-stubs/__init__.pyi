@@ -847,7 +847,7 @@ class _Connection(Stateful):
     def _look_around(self) -> None:
         ...
 
-    def _look(self, now: float) -> None:
+    def _raise_if_dead(self, now: float) -> None:
         ...
 
     def silence(self) -> float:
@@ -999,7 +999,7 @@ class _Keeper:
     def connect(self, until: float) -> _Connection:
         ...
 
-    def _look(self) -> Any:
+    def _ask(self) -> Any:
         ...
 
     def close(self) -> None:
