@@ -189,7 +189,7 @@ FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; then tw
 
 
 class KuyrukError(Exception):
-    """Base of the exceptions below, but for the two that a task must not swallow."""
+    """Base of the exceptions below, except for the two that a task must not swallow."""
 
 
 class _Interruption:
@@ -216,12 +216,13 @@ class Reject(KuyrukError):
 
 
 class Discard(_Interruption, KuyrukError):
-    """Raised by a task that doesn't want its message, or in it by an operator: the message is dropped."""
+    """Raised by a task that doesn't want its message, or in it by an operator: the message is
+    dropped."""
 
 
 class Timeout(_Interruption, KuyrukError):
-    """Raised in a task that exceeds its `max_run_time`: the message has failed. A broad `except Exception` in
-    the task can swallow it."""
+    """Raised in a task that exceeds its `max_run_time`: the message has failed. A broad `except
+    Exception` in the task can swallow it."""
 
 
 class ResultTimeout(KuyrukError):
@@ -229,8 +230,8 @@ class ResultTimeout(KuyrukError):
 
 
 class RemoteException(KuyrukError):
-    """Raised by `Task.send_to_queue`: the task raised in the worker. `type` is the dotted name of the exception's
-    class, `value` its text, `traceback` its formatted traceback (str)."""
+    """Raised by `Task.send_to_queue`: the task raised in the worker. `type` is the dotted name of
+    the exception's class, `value` its text, `traceback` its formatted traceback (str)."""
 
     def __init__(self, type_: str, value: str, traceback: str | None) -> None:
         super().__init__(type_, value, traceback)
@@ -245,8 +246,9 @@ class RemoteException(KuyrukError):
 
 
 class BrokerError(KuyrukError, ConnectionError):
-    """Raised when sending: RabbitMQ can't be reached, or didn't confirm a message in time, or refused it. It may
-    have arrived all the same. `unconfirmed` lists the `SubTask`s of a batch that aren't known to have arrived."""
+    """Raised when sending: RabbitMQ can't be reached, or didn't confirm a message in time, or
+    refused it. It may have arrived all the same. `unconfirmed` lists the `SubTask`s of a batch that
+    aren't known to have arrived."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
@@ -262,8 +264,8 @@ class Crashed(KuyrukError):
 
 
 class HeartbeatError(_Interruption, BaseException):
-    """Raised in a task whose worker has lost the connection by which the message came: it will run again.
-    `exc_info` tells how it was lost. No Exception, so that the task doesn't swallow it."""
+    """Raised in a task whose worker has lost the connection by which the message came: it will run
+    again. `exc_info` tells how it was lost. No Exception, so that the task doesn't swallow it."""
 
     def __init__(self, exc_info: Any = None) -> None:
         super().__init__(*(() if exc_info is None else (exc_info,)))
@@ -277,29 +279,26 @@ class HeartbeatError(_Interruption, BaseException):
 
 
 class Shutdown(_Interruption, BaseException):
-    """Raised in a task that a stopping worker can't wait for: it will run again. No Exception, as above."""
+    """Raised in a task that a stopping worker can't wait for: it will run again. No Exception, as
+    above."""
 
 
-def _make_module(name: str, doc: str, members: Mapping[str, Any]) -> types.ModuleType:
+def _make_module(name: str, is_member: Callable[[Any], bool]) -> types.ModuleType:
     """Make `kuyruk.<name>`, importable, in a vendored copy too (as `os.path` is a module of os)."""
-    module = types.ModuleType(f"{__name__}.{name}", doc)
+    module = types.ModuleType(f"{__name__}.{name}", f"The {name} of kuyruk.")
     module.__file__ = __file__
-    for key, value in members.items():
-        if isinstance(value, type):
-            value.__module__ = module.__name__
-        setattr(module, key, value)
+    for key, value in list(globals().items()):
+        if is_member(value):
+            setattr(module, key, value)
+            if isinstance(value, type):
+                value.__module__ = module.__name__
     sys.modules[module.__name__] = module
     return module
 
 
 exceptions = _make_module(
     "exceptions",
-    "The exceptions of kuyruk.",
-    {
-        name: value
-        for name, value in list(globals().items())
-        if isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == __name__
-    },
+    lambda v: isinstance(v, type) and issubclass(v, BaseException) and v.__module__ == __name__,
 )
 
 
@@ -307,10 +306,10 @@ exceptions = _make_module(
 
 
 class _Receiver(NamedTuple):
-    """Who is called when a signal is sent."""
+    """A function to call when a signal is sent."""
 
-    function: Callable[[], Callable[..., Any] | None]  #: Returns it; None if it was connected weakly and is gone.
-    sender: Callable[[], Any] | None  #: Returns whose signals it wants; None: everybody's.
+    function: Callable[[], Callable[..., Any] | None]  #: Returns it; None: it is gone (weak).
+    sender: Callable[[], Any] | None  #: Returns the only sender it wants; None: it wants any.
 
 
 class Signal:
@@ -341,9 +340,10 @@ class Signal:
             raise TypeError(f"{self!r} takes a plain function as a receiver: not {f!r}")
         self.disconnect(f, sender)
         kind: Any = weakref.WeakMethod if inspect.ismethod(f) else weakref.ref
-        function = kind(f) if weak else lambda: f
+        wanted = None if sender is None else weakref.ref(sender)
+        receiver = _Receiver(kind(f) if weak else lambda: f, wanted)
         with _signals_change:
-            self.receivers += (_Receiver(function, None if sender is None else weakref.ref(sender)),)
+            self.receivers += (receiver,)
         return f
 
     def connect_via(self, sender: Any, weak: bool = False) -> Callable[[F], F]:
@@ -351,12 +351,11 @@ class Signal:
         return lambda f: self.connect(f, sender, weak)
 
     def disconnect(self, f: Callable[..., Any], sender: Any = None) -> None:
-        """Call `f` no longer, for this sender or (None) for none. What isn't connected is no error."""
+        """Call `f` no longer, for this sender or (None) for any. No error if it isn't connected."""
 
         def stays(receiver: _Receiver) -> bool:
-            function = receiver.function()
-            is_other = sender is not None and (receiver.sender is None or receiver.sender() is not sender)
-            return function is not None and (function != f or is_other)
+            is_other = sender is not None and not (receiver.sender and receiver.sender() is sender)
+            return receiver.function() is not None and (receiver.function() != f or is_other)
 
         with _signals_change:
             self.receivers = tuple(filter(stays, self.receivers))
@@ -372,20 +371,21 @@ class Signal:
             try:
                 results.append((f, f(sender, **kwargs)))
             except BaseException as error:
+                is_main = threading.current_thread() is threading.main_thread()
                 # In the main thread it may be a signal handler's of the program (Ctrl-C).
-                is_ours = isinstance(error, Exception) or threading.current_thread() is not threading.main_thread()
-                if self.raises or not is_ours:
+                if self.raises or (is_main and not isinstance(error, Exception)):
                     raise
-                with contextlib.suppress(Exception):  # a log that raises
-                    logger.exception("A receiver of the signal %s has raised", self.name)
+                text = "A receiver of the signal %s has raised"
+                _log(logging.ERROR, text, self.name, exc_info=True)
         return results
 
 
-_signals_change = threading.Lock()  #: Guards the replacement of `Signal.receivers`. Held for nothing else.
+_signals_change = threading.Lock()  #: Guards the replacement of `Signal.receivers`.
 
-# Each is sent with task=, args= and kwargs= (the arguments of the task's function), and with what is said.
+# Each is sent with task=, args= and kwargs= (the arguments of the task's function), and with what
+# is said. The last four are a worker's.
 task_init = Signal("task_init")  #: A task is made. With task= only.
-task_presend = Signal("task_presend", raises=True)  #: About to be sent. description=, which may be changed.
+task_presend = Signal("task_presend", raises=True)  #: description=, which may be changed.
 task_postsend = Signal("task_postsend")  #: It was sent: the broker has it. description=
 task_preapply = Signal("task_preapply")  #: About to be run, with all tries.
 task_postapply = Signal("task_postapply")  #: All tries are over.
@@ -394,20 +394,20 @@ task_postrun = Signal("task_postrun")  #: After a try.
 task_success = Signal("task_success")  #: It has returned.
 task_error = Signal("task_error")  #: A try has raised. exc_info=
 task_failure = Signal("task_failure")  #: The last try has raised. exc_info=
-#: A message has failed. worker=, queue=, description= and exc_info=; the three if its task was found.
+#: A message has failed. worker=, queue=, description=, exc_info=; the three if its task was found.
 worker_failure = Signal("worker_failure")
 worker_init = Signal("worker_init")  #: A worker is made. With worker= only, as the next two.
 worker_start = Signal("worker_start")  #: It starts.
 worker_shutdown = Signal("worker_shutdown")  #: It has stopped.
 
-signals = _make_module(
-    "signals",
-    "The signals of kuyruk.",
-    {"Signal": Signal, **{name: value for name, value in list(globals().items()) if isinstance(value, Signal)}},
-)
+signals = _make_module("signals", lambda v: v is Signal or isinstance(v, Signal))
 
 
 # --- Config ------------------------------------------------------------------
+
+_HOST = re.compile(
+    r"\s*(?:\[([^]\s/@]+)]|([^][:\s/@]+)|([^][\s/@]*:[^][\s/@]*:[^][\s/@]*))(?::([^]:\s]*))?\s*"
+)
 
 
 def _parse_hosts(hosts: str, default_port: int = 5672) -> list[tuple[str, int]]:
@@ -416,12 +416,11 @@ def _parse_hosts(hosts: str, default_port: int = 5672) -> list[tuple[str, int]]:
         raise ValueError("a URL belongs into RABBIT_URL")
     addresses = []
     for item in hosts.split(","):
-        name = r"\[([^]\s/@]+)]|([^][:\s/@]+)|([^][\s/@]*:[^][\s/@]*:[^][\s/@]*)"
-        match = re.fullmatch(rf"\s*(?:{name})(?::([^]:\s]*))?\s*", item)
+        match = _HOST.fullmatch(item)
         if match is None:
-            raise ValueError("a host is a name or an address, an IPv6 address with a port [::1]:5672")
+            raise ValueError("a host is a name or an address; IPv6 with a port is [::1]:5672")
         port = match[4] if match[4] is not None else str(default_port)
-        if not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536):
+        if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
             raise ValueError("a port is a number from 1 to 65535")
         addresses.append((match[1] or match[2] or match[3], int(port)))
     return addresses
@@ -433,7 +432,7 @@ def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError:  # its text quotes the URL
-        raise ValueError("a [ or ] that belongs to no IPv6 address is written as %5B or %5D") from None
+        raise ValueError("[ and ] that enclose no IPv6 address are written as %5B and %5D") from None
     if parts.scheme not in ("amqp", "amqps") or "//" not in url:
         raise ValueError("it begins with amqp:// or amqps://")
     if "?" in url or "#" in url:
@@ -442,33 +441,10 @@ def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
         raise ValueError("/ in a user or password is written as %2F, @ in a virtual host as %40")
     login, _, hosts = parts.netloc.rpartition("@")
     user, _, password = (urllib.parse.unquote(part) for part in login.partition(":"))
-    options: dict[str, Any] = {"username": user or "guest", "password": password or "guest"}
-    options |= {"ssl": parts.scheme == "amqps"}
-    options["virtual_host"] = urllib.parse.unquote(parts.path[1:]) or "/"
-    return _parse_hosts(hosts or "localhost", 5671 if options["ssl"] else 5672), options
-
-
-#: What amqpstorm reads of its `ssl_options`. It ignores others: a misspelt one can leave a
-#: connection unverified that was to be verified.
-_SSL_OPTIONS = (
-    "ca_certs", "cafile", "cert_reqs", "certfile", "check_hostname", "context", "keyfile",
-    "server_hostname", "verify_mode",
-)  # fmt: skip
-
-
-def _check_ssl_options(options: Any) -> bool:
-    """Return whether it is a dict of names. Raises ValueError for what amqpstorm would ignore."""
-    if not _is_table(options):
-        return False
-    unknown = [name for name in options if name not in _SSL_OPTIONS]
-    if unknown:
-        raise ValueError(f"{unknown[0][:100]!r} is none of {', '.join(_SSL_OPTIONS)}")
-    for name in ("verify_mode", "cert_reqs"):
-        mode = options.get(name)
-        known = mode is None or isinstance(mode, ssl.VerifyMode)
-        if not known and str(mode).lower() not in ("required", "optional", "none"):
-            raise ValueError(f"{name} is 'required', 'optional', 'none', or an ssl.VerifyMode")
-    return True
+    is_ssl, vhost = parts.scheme == "amqps", urllib.parse.unquote(parts.path[1:])
+    options = {"username": user or "guest", "password": password or "guest", "ssl": is_ssl}
+    addresses = _parse_hosts(hosts or "localhost", 5671 if is_ssl else 5672)
+    return addresses, options | {"virtual_host": vhost or "/"}
 
 
 def _is_table(value: Any) -> bool:
@@ -476,10 +452,33 @@ def _is_table(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number. An int can be too large for a float."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return -sys.float_info.max <= value <= sys.float_info.max
+    """Return whether it is a finite number. An int can be too large for a float."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -sys.float_info.max <= value <= sys.float_info.max
+
+
+def _is_ssl_options(options: Any) -> bool:
+    """Raise ValueError for what amqpstorm would ignore: a misspelt option can leave a connection
+    unverified that was to be verified."""
+    known = ["ca_certs", "cafile", "cert_reqs", "certfile", "check_hostname", "context", "keyfile"]
+    known += ["server_hostname", "verify_mode"]
+    for name, value in options.items() if _is_table(options) else ():
+        if name not in known:
+            raise ValueError(f"{name[:100]!r} is none of {', '.join(known)}")
+        is_mode = value is None or isinstance(value, ssl.VerifyMode)
+        is_mode = is_mode or str(value).lower() in ("required", "optional", "none")
+        if name in ("verify_mode", "cert_reqs") and not is_mode:
+            raise ValueError(f"{name} is 'required', 'optional', 'none', or an ssl.VerifyMode")
+    return _is_table(options)
+
+
+def _level_name(level: str) -> str:
+    """Return the name of a level of logging's: "info" is "INFO". Raises ValueError."""
+    names = logging.getLevelNamesMapping()
+    name = level if level in names else level.upper()
+    if name not in names:
+        raise ValueError(f"there are {', '.join(names)}")
+    return name
 
 
 #: The kinds of values: in words, and as a test, which may raise ValueError with a better reason.
@@ -492,62 +491,48 @@ _KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "load": ("a load average, 0 or more, or -1", lambda v: _is_number(v) and (v >= 0 or v == -1)),
     "hosts": ("'host', 'host:port', or several with commas", _parse_hosts),
     "url": ("'amqp://user:password@host:port/vhost'", _parse_url),
-    "ssl": ("a dict of amqpstorm's ssl_options", _check_ssl_options),
-    "level": ("a level of logging's, as 'INFO'", lambda v: _level_name(v)),
+    "ssl": ("a dict of amqpstorm's ssl_options", _is_ssl_options),
+    "level": ("a level of logging's, as 'INFO'", _level_name),
 }
-_MAX_SECONDS = MAX_TTL // 1000
-
-
 class _Rule(NamedTuple):
-    """What a setting, a task option or an argument takes."""
+    """What a setting, an option of a task or an argument takes."""
 
     kind: str  #: One of `_KINDS`; with "?" None is allowed, too.
     least: float = -math.inf
     most: float = math.inf
 
 
+_MOST = 0x7FFFFFFF
 _RULES = {
-    "RABBIT_HOST": _Rule("hosts"),
-    "RABBIT_PORT": _Rule("whole", 1, 65535),
-    "RABBIT_USER": _Rule("text"),
-    "RABBIT_PASSWORD": _Rule("text"),
-    "RABBIT_VIRTUAL_HOST": _Rule("text"),
-    "RABBIT_URL": _Rule("url?"),
-    "RABBIT_SSL": _Rule("flag"),
-    "RABBIT_SSL_OPTIONS": _Rule("ssl"),
-    "RABBIT_HEARTBEAT": _Rule("whole", 0, 65535),
-    "RABBIT_CONNECT_TIMEOUT": _Rule("seconds", 0.001),
-    "RABBIT_PUBLISH_TIMEOUT": _Rule("seconds", 0.001),
-    "RABBIT_CONFIRM": _Rule("flag"),
-    "RABBIT_IDLE_DURATION": _Rule("seconds", 0.001),
-    "QUEUE_ARGUMENTS": _Rule("table"),
-    "EAGER": _Rule("flag"),
-    "FAILED_TTL": _Rule("seconds?", 0, _MAX_SECONDS),
-    "WORKER_THREADS": _Rule("whole", 1, 0x7FFFFFFF),
-    "WORKER_PROCESSES": _Rule("whole", 1, 1000),
-    "WORKER_PREFETCH": _Rule("whole?", 1, 65535),
-    "WORKER_MAX_LOAD": _Rule("load?"),
-    "WORKER_MAX_RUN_TIME": _Rule("seconds?", 0),
-    "WORKER_GRACE": _Rule("seconds", 0),
-    "WORKER_SHUTDOWN_TIMEOUT": _Rule("seconds?", 0),
-    "WORKER_RECONNECT_INTERVAL": _Rule("seconds", 0.001),
-    "WORKER_PRIORITY": _Rule("whole?", -0x80000000, 0x7FFFFFFF),
-    "WORKER_MAX_CRASHES": _Rule("whole", 1, 0x7FFFFFFF),
-    "WORKER_LOGGING_LEVEL": _Rule("level"),
-    "retry": _Rule("whole", 0, 0x7FFFFFFF),
-    "max_run_time": _Rule("seconds?", 0),
-    "fail_delay": _Rule("seconds", 0, _MAX_SECONDS),
-    "reject_delay": _Rule("seconds", 0, _MAX_SECONDS),
-    "max_fail_delay": _Rule("seconds?", 0, _MAX_SECONDS),
-    "max_failures": _Rule("whole?", 1, 0x7FFFFFFF),
-    "host": _Rule("text?"),
-    "wait_result": _Rule("seconds?", 0),
-    "message_ttl": _Rule("seconds?", 0, _MAX_SECONDS),
-    "delay": _Rule("seconds?", 0, _MAX_SECONDS),
-    "priority": _Rule("whole?", 0, 255),
-    "headers": _Rule("table?"),
-    "id": _Rule("text?"),
-    "timeout": _Rule("seconds", 0),
+    name: _Rule(*rule)
+    for names, *rule in (
+        ("RABBIT_HOST", "hosts"),
+        ("RABBIT_URL", "url?"),
+        ("RABBIT_PORT", "whole", 1, 65535),
+        ("RABBIT_HEARTBEAT", "whole", 0, 65535),
+        ("RABBIT_USER RABBIT_PASSWORD RABBIT_VIRTUAL_HOST", "text"),
+        ("RABBIT_SSL RABBIT_CONFIRM EAGER", "flag"),
+        ("RABBIT_SSL_OPTIONS", "ssl"),
+        ("RABBIT_CONNECT_TIMEOUT RABBIT_PUBLISH_TIMEOUT RABBIT_IDLE_DURATION", "seconds", 0.001),
+        ("WORKER_RECONNECT_INTERVAL", "seconds", 0.001),
+        ("QUEUE_ARGUMENTS", "table"),
+        ("WORKER_THREADS WORKER_MAX_CRASHES", "whole", 1, _MOST),
+        ("WORKER_PROCESSES", "whole", 1, 1000),
+        ("WORKER_PREFETCH", "whole?", 1, 65535),
+        ("WORKER_MAX_LOAD", "load?"),
+        ("WORKER_GRACE timeout", "seconds", 0),
+        ("WORKER_MAX_RUN_TIME WORKER_SHUTDOWN_TIMEOUT max_run_time wait_result", "seconds?", 0),
+        ("WORKER_PRIORITY", "whole?", -_MOST - 1, _MOST),
+        ("WORKER_LOGGING_LEVEL", "level"),
+        ("retry", "whole", 0, _MOST),
+        ("max_failures", "whole?", 1, _MOST),
+        ("fail_delay reject_delay", "seconds", 0, MAX_TTL // 1000),
+        ("FAILED_TTL max_fail_delay message_ttl delay", "seconds?", 0, MAX_TTL // 1000),
+        ("host id", "text?"),
+        ("priority", "whole?", 0, 255),
+        ("headers", "table?"),
+    )
+    for name in names.split()
 }
 _SECRETS = ("RABBIT_PASSWORD", "RABBIT_URL", "RABBIT_SSL_OPTIONS")  # in no error text, log or repr
 
@@ -555,9 +540,9 @@ _SECRETS = ("RABBIT_PASSWORD", "RABBIT_URL", "RABBIT_SSL_OPTIONS")  # in no erro
 def _check(name: str, value: Any) -> None:
     """Raise ValueError if the rule of this name doesn't allow the value."""
     kind, least, most = _RULES[name]
-    if kind.endswith("?") and value is None:
-        return
     words, test = _KINDS[kind.removesuffix("?")]
+    if value is None and kind.endswith("?"):
+        return
     reason = ""
     try:
         if test(value) and (least == -math.inf or least <= value <= most):
@@ -566,8 +551,8 @@ def _check(name: str, value: Any) -> None:
         reason = f" ({error})"
     except (TypeError, AttributeError):  # a parser that was given another type
         pass
-    words += f" from {least} to {most}" if most < math.inf else ""
-    words += f", {least:g} or more" if most == math.inf and least > -math.inf else ""
+    if least > -math.inf:
+        words += f", {least:g} or more" if most == math.inf else f" from {least} to {most}"
     words += ", or None" if kind.endswith("?") else ""
     raise ValueError(f"{name} takes {words}{reason}: not {_shown(name, value)}")
 
@@ -576,18 +561,9 @@ def _shown(name: str, value: Any) -> str:
     """Return a value for an error's text, unless it is secret or can't be written."""
     try:
         text = repr(value)
-        return "the given value" if name in _SECRETS or "@" in text or "://" in text else text[:500]
+        return "the given value" if name in _SECRETS or re.search("@|://", text) else text[:500]
     except Exception:  # too many digits, too deep, or an object of the user's
         return f"this {type(value).__name__}"
-
-
-def _level_name(level: str) -> str:
-    """Return the name of a level of logging's: "info" is "INFO". Raises ValueError."""
-    names = logging.getLevelNamesMapping()
-    name = level if level in names else level.upper()
-    if name not in names:
-        raise ValueError(f"there are {', '.join(names)}")
-    return name
 
 
 #: What Kubernetes sets for each of its Services: one that is called "kuyruk" (or "kuyruk-rabbit")
@@ -599,7 +575,8 @@ _KUBERNETES = re.compile(
 
 
 class Config:
-    """The settings of a `Kuyruk`: the class attributes are the defaults. Set them by assignment or with a loader.
+    """The settings of a `Kuyruk`: the class attributes are the defaults. Set them by assignment or
+    with a loader.
 
     A value that its key doesn't take raises ValueError, and so does a key that looks like a
     misspelling of one of these. Another upper-case key is an extension's: it is kept. No error
@@ -611,35 +588,45 @@ class Config:
     RABBIT_USER: str = "guest"
     RABBIT_PASSWORD: str = "guest"
     RABBIT_VIRTUAL_HOST: str = "/"
-    RABBIT_URL: str | None = None  #: "amqp://user:password@host:port/vhost", or amqps: wins over the five above.
+    #: "amqp://user:password@host:port/vhost", or amqps: wins over the five above.
+    RABBIT_URL: str | None = None
     RABBIT_SSL: bool = False  #: TLS; certificates are verified unless the options say otherwise.
-    RABBIT_SSL_OPTIONS: dict[str, Any] = {}  #: amqpstorm's: cafile, certfile, keyfile, context...  # noqa: RUF012
-    RABBIT_HEARTBEAT: int = 60  #: Seconds; a connection that is silent for longer is given up. 0: never.
-    RABBIT_CONNECT_TIMEOUT: float = 5  #: Seconds that an attempt to connect to one address may take.
+    #: amqpstorm's: cafile, certfile, keyfile, context...
+    RABBIT_SSL_OPTIONS: dict[str, Any] = {}  # noqa: RUF012
+    RABBIT_HEARTBEAT: int = 60  #: Seconds of silence after which a connection is lost. 0: never.
+    RABBIT_CONNECT_TIMEOUT: float = 5  #: Seconds that an attempt to connect to an address may take.
     RABBIT_PUBLISH_TIMEOUT: float = 10  #: Seconds within which a send is confirmed or raises.
     RABBIT_CONFIRM: bool = True  #: Wait for the broker's confirms.
     RABBIT_IDLE_DURATION: float = 60  #: Seconds after which an unused sending connection is closed.
-    QUEUE_ARGUMENTS: dict[str, Any] = {}  #: For queues that it declares: {"x-queue-type": "quorum"}.  # noqa: RUF012
+    #: For queues that it declares: {"x-queue-type": "quorum"}.
+    QUEUE_ARGUMENTS: dict[str, Any] = {}  # noqa: RUF012
     EAGER: bool = False  #: Run tasks in this process instead of sending them: for tests.
-    FAILED_TTL: float | None = 604800  #: Seconds that "<queue>.failed" keeps messages; None: reject them instead.
+    #: Seconds that "<queue>.failed" keeps messages; None: reject them instead.
+    FAILED_TTL: float | None = 604800
     WORKER_THREADS: int = 8  #: Tasks that one worker process runs at once.
     WORKER_PROCESSES: int = 1  #: Processes that the command line starts.
-    WORKER_PREFETCH: int | None = None  #: Messages held at once, of each queue. None: as threads, and 20 ms of work.
-    WORKER_MAX_LOAD: float | None = None  #: Pause above this load average. -1: the number of CPUs; 0: never.
-    WORKER_MAX_RUN_TIME: float | None = None  #: Seconds after which a worker stops gracefully. 0: never.
-    WORKER_GRACE: float = 5  #: Seconds that an interrupted task gets to end, before its thread is given up.
-    WORKER_SHUTDOWN_TIMEOUT: float | None = None  #: Seconds that a stop waits for running tasks. None: for ever.
-    WORKER_RECONNECT_INTERVAL: float = 5  #: Seconds: the longest pause between attempts to reconnect.
+    #: Messages held at once, of each queue. None: as threads, and 20 ms of work.
+    WORKER_PREFETCH: int | None = None
+    #: Pause above this load average. -1: the number of CPUs; 0: never.
+    WORKER_MAX_LOAD: float | None = None
+    #: Seconds after which a worker stops gracefully. 0: never.
+    WORKER_MAX_RUN_TIME: float | None = None
+    #: Seconds that an interrupted task gets to end, before its thread is given up.
+    WORKER_GRACE: float = 5
+    #: Seconds that a stop waits for running tasks. None: for ever.
+    WORKER_SHUTDOWN_TIMEOUT: float | None = None
+    WORKER_RECONNECT_INTERVAL: float = 5  #: Seconds: longest pause between attempts to reconnect.
     WORKER_PRIORITY: int | None = None  #: Of its consumers: larger numbers are served first.
-    WORKER_MAX_CRASHES: int = 3  #: Processes that a message may bring down before it has failed. Command line only.
+    #: Processes that a message may bring down before it has failed. Command line only.
+    WORKER_MAX_CRASHES: int = 3
     WORKER_LOGGING_LEVEL: str = "INFO"  #: Command line only.
 
     def __init__(self) -> None:
-        for key in _RULES:
-            value = getattr(self, key, None)
+        for key in filter(str.isupper, _RULES):
+            value = getattr(self, key)
             if isinstance(value, dict):  # what is put into it is for this object only
                 setattr(self, key, dict(value))
-            elif value is not getattr(Config, key, None):  # a subclass's: it is checked, too
+            elif value is not getattr(Config, key):  # a subclass's: it is checked, too
                 setattr(self, key, value)
 
     if not TYPE_CHECKING:  # type checkers know the keys, unless they see this
@@ -652,9 +639,7 @@ class Config:
                     raise ValueError(f"unknown configuration key {key!r}{hint}")
             if key in _RULES:
                 _check(key, value)
-            if key == "WORKER_LOGGING_LEVEL":
-                value = _level_name(value)
-            super().__setattr__(key, value)
+            super().__setattr__(key, _level_name(value) if key == "WORKER_LOGGING_LEVEL" else value)
 
     def __repr__(self) -> str:
         shown = []
@@ -671,36 +656,38 @@ class Config:
             setattr(self, key, value)
 
     def from_object(self, obj: Any) -> None:
-        """Load the upper-case attributes of an object, or of what a dotted path (str) leads to, or ImportError."""
+        """Load the upper-case attributes, but modules, of an object, or of what a dotted path (str)
+        leads to. Raises ImportError if it leads nowhere."""
         if isinstance(obj, str):
-            module, _, name = obj.rpartition(".")
-            if not hasattr(importlib.import_module(module or obj), name):
-                raise ImportError(f"there is no {obj!r}: it takes the dotted path of an object in a module")
-            obj = getattr(importlib.import_module(module), name)
-        self.from_dict({key: getattr(obj, key) for key in dir(obj) if key.isupper()})
+            import pkgutil
+
+            try:
+                obj = pkgutil.resolve_name(obj)
+            except (AttributeError, ValueError) as error:
+                raise ImportError(f"the dotted path {obj!r} leads to no object: {error}") from error
+        values = {key: getattr(obj, key) for key in dir(obj) if key.isupper()}
+        self.from_dict({k: v for k, v in values.items() if not isinstance(v, types.ModuleType)})
 
     def from_pymodule(self, name: str) -> None:
         """Load the upper-case names of a Python module. Raises ImportError."""
-        self._from_namespace(vars(importlib.import_module(name)))
+        self.from_object(importlib.import_module(name))
 
     def from_pyfile(self, filename: str) -> None:
-        """Run a Python file and load its upper-case names. Raises OSError, and what the file raises."""
-        namespace: dict[str, Any] = {"__file__": filename}
+        """Run a Python file and load its upper-case names. Raises OSError, and what it raises."""
+        module = types.ModuleType("kuyruk_config")
+        module.__file__ = filename
         with open(filename, "rb") as file:
-            exec(compile(file.read(), filename, "exec"), namespace)
-        self._from_namespace(namespace)
+            exec(compile(file.read(), filename, "exec"), vars(module))
+        self.from_object(module)
 
     def from_env_vars(self) -> None:
         """Load the environment's KUYRUK_* variables: Python literals, else strings. Those that
         Kubernetes sets for a Service are ignored, and KUYRUK_TEST_*, which aren't ours."""
         for name, text in os.environ.items():
             key = name.removeprefix("KUYRUK_")
-            if key == name or key.startswith("TEST_") or _KUBERNETES.fullmatch(f"{key}={text}"):
-                continue
-            setattr(self, key, self._from_text(key, text))
-
-    def _from_namespace(self, namespace: Mapping[str, Any]) -> None:
-        self.from_dict({k: v for k, v in namespace.items() if k.isupper() and not isinstance(v, types.ModuleType)})
+            is_ours = key != name and not key.startswith("TEST_")
+            if is_ours and not _KUBERNETES.fullmatch(f"{key}={text}"):
+                setattr(self, key, self._from_text(key, text))
 
     def _from_text(self, key: str, text: str) -> Any:
         import ast
@@ -715,28 +702,33 @@ class Config:
         return bool(value) if is_flag and value in (0, 1) else value
 
     def _with(self, **values: Any) -> Config:
-        """A copy, with those of the values that aren't None."""
+        """Return a copy, with those of the values that aren't None."""
         copy = type(self)()
-        copy.from_dict(vars(self) | {key: value for key, value in values.items() if value is not None})
+        copy.from_dict(vars(self) | {k: v for k, v in values.items() if v is not None})
         return copy
 
     def _addresses(self) -> list[tuple[str, int]]:
-        return _parse_url(self.RABBIT_URL)[0] if self.RABBIT_URL else _parse_hosts(self.RABBIT_HOST, self.RABBIT_PORT)
+        if self.RABBIT_URL:
+            return _parse_url(self.RABBIT_URL)[0]
+        return _parse_hosts(self.RABBIT_HOST, self.RABBIT_PORT)
 
     def _connection_options(self) -> dict[str, Any]:
-        """For amqpstorm's Connection, but for the address."""
-        names = ("username", "password", "virtual_host", "ssl")
-        values = (self.RABBIT_USER, self.RABBIT_PASSWORD, self.RABBIT_VIRTUAL_HOST, self.RABBIT_SSL)
-        options: dict[str, Any] = dict(zip(names, values, strict=True))
-        if self.RABBIT_URL is not None:
-            options = _parse_url(self.RABBIT_URL)[1]
-        properties = {"product": "kuyruk", "version": __version__}
-        more = {"ssl_options": self.RABBIT_SSL_OPTIONS, "client_properties": properties}
-        return options | more | {"heartbeat": self.RABBIT_HEARTBEAT, "timeout": self.RABBIT_CONNECT_TIMEOUT}
+        """Return the options of amqpstorm's Connection, without the address."""
+        options: dict[str, Any] = {
+            "username": self.RABBIT_USER,
+            "password": self.RABBIT_PASSWORD,
+            "virtual_host": self.RABBIT_VIRTUAL_HOST,
+            "ssl": self.RABBIT_SSL,
+            "ssl_options": self.RABBIT_SSL_OPTIONS,
+            "client_properties": {"product": "kuyruk", "version": __version__},
+            "heartbeat": self.RABBIT_HEARTBEAT,
+            "timeout": self.RABBIT_CONNECT_TIMEOUT,
+        }
+        return options | (_parse_url(self.RABBIT_URL)[1] if self.RABBIT_URL is not None else {})
 
 
 def _log(level: int, text: str, *args: Any, **options: Any) -> None:
-    """Log. A handler of the user's may raise: nothing of ours ends or changes its way because of that."""
+    """Log. A handler of the user's may raise: nothing of ours ends or changes its way then."""
     with contextlib.suppress(Exception):
         logger.log(level, text, *args, stacklevel=2, **options)
 

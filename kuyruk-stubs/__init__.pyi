@@ -150,9 +150,9 @@ class HeartbeatError(_Interruption, BaseException):
 class Shutdown(_Interruption, BaseException):
     ...
 
-def _make_module(name: str, doc: str, members: Mapping[str, Any]) -> types.ModuleType:
+def _make_module(name: str, is_member: Callable[[Any], bool]) -> types.ModuleType:
     ...
-exceptions = _make_module('exceptions', 'The exceptions of kuyruk.', {name: value for name, value in list(globals().items()) if isinstance(value, type) and issubclass(value, BaseException) and (value.__module__ == __name__)})
+exceptions = _make_module('exceptions', lambda v: isinstance(v, type) and issubclass(v, BaseException) and (v.__module__ == __name__))
 
 class _Receiver(NamedTuple):
     function: Callable[[], Callable[..., Any] | None]
@@ -194,16 +194,13 @@ worker_failure = Signal('worker_failure')
 worker_init = Signal('worker_init')
 worker_start = Signal('worker_start')
 worker_shutdown = Signal('worker_shutdown')
-signals = _make_module('signals', 'The signals of kuyruk.', {'Signal': Signal, **{name: value for name, value in list(globals().items()) if isinstance(value, Signal)}})
+signals = _make_module('signals', lambda v: v is Signal or isinstance(v, Signal))
+_HOST = re.compile('\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|([^][\\s/@]*:[^][\\s/@]*:[^][\\s/@]*))(?::([^]:\\s]*))?\\s*')
 
 def _parse_hosts(hosts: str, default_port: int=5672) -> list[tuple[str, int]]:
     ...
 
 def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
-    ...
-_SSL_OPTIONS = ('ca_certs', 'cafile', 'cert_reqs', 'certfile', 'check_hostname', 'context', 'keyfile', 'server_hostname', 'verify_mode')
-
-def _check_ssl_options(options: Any) -> bool:
     ...
 
 def _is_table(value: Any) -> bool:
@@ -211,23 +208,26 @@ def _is_table(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     ...
-_KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {'text': ('a string', lambda v: isinstance(v, str)), 'flag': ('True or False', lambda v: isinstance(v, bool)), 'table': ('a dict with strings as keys', _is_table), 'whole': ('a whole number', lambda v: type(v) is int), 'seconds': ('seconds', _is_number), 'load': ('a load average, 0 or more, or -1', lambda v: _is_number(v) and (v >= 0 or v == -1)), 'hosts': ("'host', 'host:port', or several with commas", _parse_hosts), 'url': ("'amqp://user:password@host:port/vhost'", _parse_url), 'ssl': ("a dict of amqpstorm's ssl_options", _check_ssl_options), 'level': ("a level of logging's, as 'INFO'", lambda v: _level_name(v))}
-_MAX_SECONDS = MAX_TTL // 1000
+
+def _is_ssl_options(options: Any) -> bool:
+    ...
+
+def _level_name(level: str) -> str:
+    ...
+_KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {'text': ('a string', lambda v: isinstance(v, str)), 'flag': ('True or False', lambda v: isinstance(v, bool)), 'table': ('a dict with strings as keys', _is_table), 'whole': ('a whole number', lambda v: type(v) is int), 'seconds': ('seconds', _is_number), 'load': ('a load average, 0 or more, or -1', lambda v: _is_number(v) and (v >= 0 or v == -1)), 'hosts': ("'host', 'host:port', or several with commas", _parse_hosts), 'url': ("'amqp://user:password@host:port/vhost'", _parse_url), 'ssl': ("a dict of amqpstorm's ssl_options", _is_ssl_options), 'level': ("a level of logging's, as 'INFO'", _level_name)}
 
 class _Rule(NamedTuple):
     kind: str
     least: float = -math.inf
     most: float = math.inf
-_RULES = {'RABBIT_HOST': _Rule('hosts'), 'RABBIT_PORT': _Rule('whole', 1, 65535), 'RABBIT_USER': _Rule('text'), 'RABBIT_PASSWORD': _Rule('text'), 'RABBIT_VIRTUAL_HOST': _Rule('text'), 'RABBIT_URL': _Rule('url?'), 'RABBIT_SSL': _Rule('flag'), 'RABBIT_SSL_OPTIONS': _Rule('ssl'), 'RABBIT_HEARTBEAT': _Rule('whole', 0, 65535), 'RABBIT_CONNECT_TIMEOUT': _Rule('seconds', 0.001), 'RABBIT_PUBLISH_TIMEOUT': _Rule('seconds', 0.001), 'RABBIT_CONFIRM': _Rule('flag'), 'RABBIT_IDLE_DURATION': _Rule('seconds', 0.001), 'QUEUE_ARGUMENTS': _Rule('table'), 'EAGER': _Rule('flag'), 'FAILED_TTL': _Rule('seconds?', 0, _MAX_SECONDS), 'WORKER_THREADS': _Rule('whole', 1, 2147483647), 'WORKER_PROCESSES': _Rule('whole', 1, 1000), 'WORKER_PREFETCH': _Rule('whole?', 1, 65535), 'WORKER_MAX_LOAD': _Rule('load?'), 'WORKER_MAX_RUN_TIME': _Rule('seconds?', 0), 'WORKER_GRACE': _Rule('seconds', 0), 'WORKER_SHUTDOWN_TIMEOUT': _Rule('seconds?', 0), 'WORKER_RECONNECT_INTERVAL': _Rule('seconds', 0.001), 'WORKER_PRIORITY': _Rule('whole?', -2147483648, 2147483647), 'WORKER_MAX_CRASHES': _Rule('whole', 1, 2147483647), 'WORKER_LOGGING_LEVEL': _Rule('level'), 'retry': _Rule('whole', 0, 2147483647), 'max_run_time': _Rule('seconds?', 0), 'fail_delay': _Rule('seconds', 0, _MAX_SECONDS), 'reject_delay': _Rule('seconds', 0, _MAX_SECONDS), 'max_fail_delay': _Rule('seconds?', 0, _MAX_SECONDS), 'max_failures': _Rule('whole?', 1, 2147483647), 'host': _Rule('text?'), 'wait_result': _Rule('seconds?', 0), 'message_ttl': _Rule('seconds?', 0, _MAX_SECONDS), 'delay': _Rule('seconds?', 0, _MAX_SECONDS), 'priority': _Rule('whole?', 0, 255), 'headers': _Rule('table?'), 'id': _Rule('text?'), 'timeout': _Rule('seconds', 0)}
+_MOST = 2147483647
+_RULES = {name: _Rule(*rule) for names, *rule in (('RABBIT_HOST', 'hosts'), ('RABBIT_URL', 'url?'), ('RABBIT_PORT', 'whole', 1, 65535), ('RABBIT_HEARTBEAT', 'whole', 0, 65535), ('RABBIT_USER RABBIT_PASSWORD RABBIT_VIRTUAL_HOST', 'text'), ('RABBIT_SSL RABBIT_CONFIRM EAGER', 'flag'), ('RABBIT_SSL_OPTIONS', 'ssl'), ('RABBIT_CONNECT_TIMEOUT RABBIT_PUBLISH_TIMEOUT RABBIT_IDLE_DURATION', 'seconds', 0.001), ('WORKER_RECONNECT_INTERVAL', 'seconds', 0.001), ('QUEUE_ARGUMENTS', 'table'), ('WORKER_THREADS WORKER_MAX_CRASHES', 'whole', 1, _MOST), ('WORKER_PROCESSES', 'whole', 1, 1000), ('WORKER_PREFETCH', 'whole?', 1, 65535), ('WORKER_MAX_LOAD', 'load?'), ('WORKER_GRACE timeout', 'seconds', 0), ('WORKER_MAX_RUN_TIME WORKER_SHUTDOWN_TIMEOUT max_run_time wait_result', 'seconds?', 0), ('WORKER_PRIORITY', 'whole?', -_MOST - 1, _MOST), ('WORKER_LOGGING_LEVEL', 'level'), ('retry', 'whole', 0, _MOST), ('max_failures', 'whole?', 1, _MOST), ('fail_delay reject_delay', 'seconds', 0, MAX_TTL // 1000), ('FAILED_TTL max_fail_delay message_ttl delay', 'seconds?', 0, MAX_TTL // 1000), ('host id', 'text?'), ('priority', 'whole?', 0, 255), ('headers', 'table?')) for name in names.split()}
 _SECRETS = ('RABBIT_PASSWORD', 'RABBIT_URL', 'RABBIT_SSL_OPTIONS')
 
 def _check(name: str, value: Any) -> None:
     ...
 
 def _shown(name: str, value: Any) -> str:
-    ...
-
-def _level_name(level: str) -> str:
     ...
 _KUBERNETES = re.compile('(?s)(.*_)?(SERVICE_HOST|SERVICE_PORT(_\\w+)?|PORT_\\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|(.*_)?PORT=(tcp|udp|sctp)://.*')
 
@@ -261,11 +261,11 @@ class Config:
     WORKER_LOGGING_LEVEL: str = 'INFO'
 
     def __init__(self) -> None:
-        for key in _RULES:
-            value = getattr(self, key, None)
+        for key in filter(str.isupper, _RULES):
+            value = getattr(self, key)
             if isinstance(value, dict):
                 setattr(self, key, dict(value))
-            elif value is not getattr(Config, key, None):
+            elif value is not getattr(Config, key):
                 setattr(self, key, value)
     if not TYPE_CHECKING:
 
@@ -288,9 +288,6 @@ class Config:
         ...
 
     def from_env_vars(self) -> None:
-        ...
-
-    def _from_namespace(self, namespace: Mapping[str, Any]) -> None:
         ...
 
     def _from_text(self, key: str, text: str) -> Any:
