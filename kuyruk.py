@@ -92,12 +92,13 @@ that consumes, because heartbeats and acknowledgements need it until then.
 from __future__ import annotations
 
 import bisect
-import collections
+import collections.abc
 import contextlib
 import contextvars
 import datetime
 import functools
 import importlib
+import inspect
 import itertools
 import json
 import logging
@@ -115,10 +116,11 @@ import threading
 import time
 import traceback
 import types
+import typing
 import urllib.parse
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast
 
 from amqpstorm.base import Stateful
 from amqpstorm.channel import Channel
@@ -182,7 +184,7 @@ FORWARD_PAUSE = 1.0  #: Seconds that a message is kept before it goes back becau
 POOL_SLICE = 0.05  #: Seconds that a pool thread goes on with what waits before it asks the pool again.
 FIRST_SHARE = 10  #: Failed messages that are fetched at once at first. Then as their size allows,
 MAX_SHARE, SHARE_BYTES = 500, 4_000_000  #: at most so many, or so many bytes.
-FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; then twice as long, and so on.
+FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; each time twice as long.
 
 
 # --- Exceptions --------------------------------------------------------------
@@ -334,8 +336,6 @@ class Signal:
         sender: only for the signals of this `Kuyruk`. weak: only as long as `f` exists elsewhere.
         Raises TypeError for an async function, whose call wouldn't run it.
         """
-        import inspect
-
         if not callable(f) or inspect.iscoroutinefunction(f):
             raise TypeError(f"{self!r} takes a plain function as a receiver: not {f!r}")
         self.disconnect(f, sender)
@@ -432,7 +432,7 @@ def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError:  # its text quotes the URL
-        raise ValueError("[ and ] that enclose no IPv6 address are written as %5B and %5D") from None
+        raise ValueError("[ or ] around no IPv6 address is written as %5B or %5D") from None
     if parts.scheme not in ("amqp", "amqps") or "//" not in url:
         raise ValueError("it begins with amqp:// or amqps://")
     if "?" in url or "#" in url:
@@ -755,7 +755,7 @@ class _Message(NamedTuple):
     properties: dict[str, Any]
     arguments: dict[str, Any]  #: With which the queue is declared when it is missing.
     mandatory: bool = True  #: It must get into a queue (a reply needn't).
-    renewal: float = math.inf  #: Seconds after which the queue is looked for again (a delay queue's lease).
+    renewal: float = math.inf  #: Seconds after which a delay queue is declared again.
     #: Of a delay queue: the queue that it passes the message on to, and its arguments. It is looked
     #: for as well: RabbitMQ drops what is passed on to a queue that isn't there.
     target: tuple[str, dict[str, Any]] | None = None
@@ -777,11 +777,12 @@ class _Description(NamedTuple):
     whole: dict[str, Any]  #: As it was sent, with all its keys.
 
 
-_to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode  # NaN and Infinity aren't JSON
+#: NaN and Infinity aren't JSON.
+_to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 def _encode_json(value: Any, what: str) -> bytes:
-    """Raises TypeError for what isn't JSON; `what` tells the user where to look."""
+    """Return JSON. Raises TypeError for what isn't; `what` tells the user where to look."""
     try:
         return _to_json(value).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -804,19 +805,17 @@ def _describe(module: str, function: str, id: str | None, args: Any, kwargs: Any
 
 
 def _encode_description(description: Mapping[str, Any]) -> bytes:
-    """Raises TypeError for what isn't JSON."""
+    """Return the message's body. Raises TypeError for what isn't JSON."""
     name = f"{description['module']}.{description['function']}"
     return _encode_json(description, f"an argument of task {name}")
 
 
-#: Headers that a sender can't set: RabbitMQ sends copies for the first two, the others are ours.
-_RESERVED_HEADER = re.compile(r"CC$|BCC$|x-kuyruk-")
-
-
 def _check_headers(headers: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError for headers that AMQP can't carry, or that aren't the sender's."""
+    """Raise TypeError or ValueError for headers that AMQP can't carry, or that aren't the
+    sender's: RabbitMQ sends copies for CC and BCC, the others are ours."""
     for name in headers:
-        if _RESERVED_HEADER.match(name) or not 0 < len(name.encode("utf-8", "replace")) <= 128:
+        is_short = 0 < len(name.encode("utf-8", "replace")) <= 128
+        if not is_short or name in ("CC", "BCC") or name.startswith("x-kuyruk-"):
             raise ValueError(
                 "headers takes names of 1 to 128 bytes, but CC, BCC and those that begin with"
                 f" x-kuyruk-: not {_shown('headers', name)}"
@@ -824,18 +823,24 @@ def _check_headers(headers: Mapping[str, Any]) -> None:
     try:
         encode.field_table(dict(headers))
     except (TypeError, ValueError, RecursionError, struct.error) as error:
-        raise TypeError(f"headers takes what AMQP can carry (text, numbers, lists, dicts): {error}") from error
+        what = "headers takes what AMQP can carry (text, numbers, lists, dicts)"
+        raise TypeError(f"{what}: {error}") from error
 
 
 @functools.lru_cache(1)
 def _facts_about_sender(now: int, pid: int) -> dict[str, Any]:
-    """As they are in this second: system calls for each message are slow, and let other threads take over."""
-    facts = {"sender_hostname": socket.gethostname(), "sender_pid": pid, "sender_cmd": " ".join(sys.argv)[:1000]}
-    return facts | {"sender_timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))}
+    """Return them as they are in this second: system calls for each message are slow, and let other
+    threads take over."""
+    return {
+        "sender_hostname": socket.gethostname(),
+        "sender_pid": pid,
+        "sender_cmd": " ".join(sys.argv)[:1000],
+        "sender_timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)),
+    }
 
 
 class _Ids:
-    """Makes ids for messages: of random numbers, but of one for each process."""
+    """Makes ids for messages: of a random number for each process, and a count."""
 
     def __init__(self) -> None:
         self.begin()
@@ -854,7 +859,7 @@ _ids = _Ids()
 
 
 def _decode_json_object(body: bytes) -> dict[str, Any]:
-    """Raises InvalidMessage, which names what is wrong with the body."""
+    """Return the object. Raises InvalidMessage, which names what is wrong with the body."""
     try:
         value = json.loads(body.decode())
     except UnicodeDecodeError as error:
@@ -868,24 +873,21 @@ def _decode_json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-_MESSAGE_KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (
-    ("module", (str,)), ("function", (str,)), ("args", (list, type(None))), ("kwargs", (dict, type(None))),
-)  # fmt: skip
-
-
 def _decode_task(body: bytes) -> _Description:
-    """Raises InvalidMessage, which names what is wrong with the body."""
+    """Return what a task's message says. Raises InvalidMessage, which names what is wrong."""
     d = _decode_json_object(body)
-    for key, kind in _MESSAGE_KINDS:
-        if not isinstance(d.get(key, ...), kind):
-            given = f"is a {type(d[key]).__name__}, not a {kind[0].__name__}" if key in d else "is missing"
-            raise InvalidMessage(f"the message's {key!r} {given}")
+    for key, kind in (("module", str), ("function", str), ("args", list), ("kwargs", dict)):
+        if key not in d:
+            raise InvalidMessage(f"the message's {key!r} is missing")
+        if not isinstance(d[key], kind) and not (d[key] is None and kind is not str):
+            given = type(d[key]).__name__
+            raise InvalidMessage(f"the message's {key!r} is a {given}, not a {kind.__name__}")
     id = None if d.get("id") is None else str(d["id"])[:255]
     return _Description(id, d["module"], d["function"], d["args"] or [], d["kwargs"] or {}, d)
 
 
 def _encode_reply(result: Any, error: BaseException | None) -> bytes:
-    """Raises TypeError for a result that isn't JSON."""
+    """Return a reply's body. Raises TypeError for a result that isn't JSON."""
     if error is None:
         return _encode_json({"result": result}, "the task's result")
     exception = {"type": _exception_name(error), "value": _text_of(error, REPLY_TEXT)}
@@ -894,7 +896,7 @@ def _encode_reply(result: Any, error: BaseException | None) -> bytes:
 
 
 def _decode_reply(body: bytes) -> Any:
-    """The result in a reply. Raises RemoteException for the exception in it."""
+    """Return the result in a reply. Raises RemoteException for the exception in it."""
     try:
         reply = _decode_json_object(body)
         exception = reply.get("exception")
@@ -907,20 +909,24 @@ def _decode_reply(body: bytes) -> Any:
 
 
 def _exception_name(error: BaseException) -> str:
-    """Dotted; `kuyruk.exceptions.Timeout` is called so in a vendored copy, too."""
+    """Return the dotted name; `kuyruk.exceptions.Timeout` is called so in a vendored copy, too."""
     module = type(error).__module__
-    return f"{'kuyruk.exceptions' if module == exceptions.__name__ else module}.{type(error).__qualname__}"
+    module = "kuyruk.exceptions" if module == exceptions.__name__ else module
+    return f"{module}.{type(error).__qualname__}"
 
 
-def _text_of(error: BaseException, limit: int) -> str:
+def _text_of(value: object, limit: int, write: Callable[[Any], str] = str) -> str:
+    """Return a text of at most about `limit` characters. What writes it is the user's code."""
     try:
-        return _bounded(str(error), limit)
-    except Exception as inner:
-        return f"<no text: str() raised {type(inner).__name__}>"
+        return _bounded(write(value), limit)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):  # it is the program's
+            raise
+        return f"<no text: {type(error).__name__} was raised instead>"
 
 
 def _task_traceback(error: BaseException) -> types.TracebackType | None:
-    """Without the frames of this file that lead to the task."""
+    """Return it without the frames of this file that lead to the task."""
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
         tb = tb.tb_next
@@ -928,14 +934,15 @@ def _task_traceback(error: BaseException) -> types.TracebackType | None:
 
 
 def _format_traceback(error: BaseException, limit: int) -> str:
-    try:
-        return _bounded("".join(traceback.format_exception(type(error), error, _task_traceback(error))), limit)
-    except Exception as inner:
-        return f"<no traceback: formatting it raised {type(inner).__name__}>"
+    def write(error: BaseException) -> str:
+        return "".join(traceback.format_exception(type(error), error, _task_traceback(error)))
+
+    return _text_of(error, limit, write)
 
 
 def _format_stack(thread: int) -> str:
-    """Where a thread is, without the frames that lead from its beginning through this file to the task."""
+    """Return where a thread is, without the frames that lead from its beginning through this file
+    to the task."""
     frames = traceback.extract_stack(sys._current_frames().get(thread))
     ours = itertools.dropwhile(lambda frame: frame.filename != __file__, frames)
     inner = list(itertools.dropwhile(lambda frame: frame.filename == __file__, ours))
@@ -943,14 +950,16 @@ def _format_stack(thread: int) -> str:
 
 
 def _bounded(text: str, limit: int) -> str:
-    """The beginning and the end of a text that is longer than `limit` characters; no lone surrogates."""
+    """Return a text, or its beginning and its end if it has more than `limit` characters, without
+    lone surrogates."""
     if len(text) > limit:
-        text = f"{text[: limit // 2]}\n[... {len(text) - limit} characters ...]\n{text[-(limit // 2) :]}"
+        left_out = f"\n[... {len(text) - limit} characters ...]\n"
+        text = text[: limit // 2] + left_out + text[-(limit // 2) :]
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _milliseconds(seconds: float) -> str:
-    """As AMQP wants a TTL; rounded up, so that a short one doesn't become none."""
+    """Return them as AMQP wants a TTL; rounded up, so that a short one doesn't become none."""
     return str(math.ceil(seconds * 1000))
 
 
@@ -960,11 +969,9 @@ def _check_queue_name(queue: str) -> str:
         fits = isinstance(queue, str) and 0 < len(queue.encode()) <= MAX_QUEUE_NAME
     except UnicodeEncodeError:
         fits = False
-    if not fits or "\r" in queue or "\n" in queue:  # RabbitMQ drops these two: no message gets there
-        raise ValueError(
-            f"a queue's name is a string of 1 to {MAX_QUEUE_NAME} bytes of UTF-8, without line breaks:"
-            f" not {queue!r}"
-        )
+    if not fits or "\r" in queue or "\n" in queue:  # RabbitMQ drops these two
+        what = f"a string of 1 to {MAX_QUEUE_NAME} bytes of UTF-8, without line breaks"
+        raise ValueError(f"a queue's name is {what}: not {_shown('queue', queue)}")
     if queue.startswith("amq."):
         raise ValueError(f"RabbitMQ keeps queue names that begin with 'amq.' to itself: {queue!r}")
     return queue
@@ -1013,7 +1020,8 @@ def _growing_delay(first: float, most: float | None, failures: int, jitter: floa
 
 
 def _undropped(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A queue's, so that RabbitMQ drops no message because its connection was lost too often."""
+    """Return a queue's arguments, so that RabbitMQ drops no message because its connection was lost
+    too often."""
     return {"x-delivery-limit": DELIVERY_LIMIT, **arguments} if _is_quorum(arguments) else arguments
 
 
@@ -1022,13 +1030,13 @@ def _is_quorum(arguments: Mapping[str, Any]) -> bool:
 
 
 def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """The arguments of a queue that is derived from one with these: of the same type."""
+    """Return the arguments of a queue that is derived from one with these: of the same type."""
     inherited = {k: v for k, v in arguments.items() if k == "x-queue-type"}
     return _undropped(inherited | {k.replace("_", "-"): v for k, v in more.items()})
 
 
 def _resolve_host(queue: str) -> str:
-    """"name.localhost" stands for "name.<hostname>"."""
+    """Return a queue's name, in which "name.localhost" stands for "name.<hostname>"."""
     name, dot, host = queue.rpartition(".")
     return f"{name}.{socket.gethostname()}" if dot and host == "localhost" else queue
 
@@ -3173,6 +3181,19 @@ if hasattr(os, "register_at_fork"):
 
 # --- Task --------------------------------------------------------------------
 
+_MAIN = ("__main__", "__mp_main__")  #: The program's module; in a child of multiprocessing.
+
+
+class SendOptions(typing.TypedDict, total=False):
+    """Options of `Task.send_to_queue` and `Task.subtask`. None, 0 and "" mean "not given"."""
+
+    #: Seconds (up to 49 days) after which the message is in its queue. Until then RabbitMQ keeps it
+    #: on a queue for this delay.
+    delay: float | None
+    priority: int | None  #: From 0 to 255, in a queue that was declared with x-max-priority.
+    headers: Mapping[str, Any] | None  #: The task finds them in `current_task().headers`.
+    id: str | None  #: The message's, instead of a new one.
+
 
 class SubTask(NamedTuple):
     """A task with its arguments and options, for `Kuyruk.send_tasks_to_queue`."""
@@ -3186,9 +3207,36 @@ class SubTask(NamedTuple):
     headers: Mapping[str, Any] | None = None
     id: str | None = None
 
+    def _check_options(self) -> None:
+        """Raise TypeError or ValueError for options that can't be."""
+        if any(self[3:]):  # most have none
+            for name in ("host", "delay", "priority", "headers", "id"):
+                _check(name, getattr(self, name) or None)
+            _check_headers(self.headers or {})
+            self._queue()
 
-_NO_KWARGS: Mapping[str, Any] = types.MappingProxyType({})
-_MAIN = ("__main__", "__mp_main__")  #: The program's module; in a child of multiprocessing.
+    def _queue(self) -> str:
+        queue = self.task.queue
+        return _check_queue_name(_resolve_host(f"{queue}.{self.host}")) if self.host else queue
+
+    def _describe(self) -> dict[str, Any]:
+        """Return its description. Raises TypeError or ValueError for what can't be sent."""
+        self._check_options()
+        function, id = self.task.f.__name__, self.id or None
+        return _describe(self.task._module, function, id, self.args, self.kwargs)
+
+    def _message(self, description: dict[str, Any]) -> _Message:
+        """Raises TypeError for what isn't JSON."""
+        app, queue = self.task.kuyruk, self._queue()
+        properties = {"content_type": "application/json", "delivery_mode": 2}
+        properties |= {"message_id": description["id"], "timestamp": int(time.time())}
+        if self.priority:
+            properties["priority"] = self.priority
+        if self.headers:
+            properties["headers"] = dict(self.headers)
+        body, arguments = _encode_description(description), app._queue_arguments(queue)
+        message = _Message(queue, body, properties, arguments)
+        return _put_off(message, self.delay, app.config.QUEUE_ARGUMENTS) if self.delay else message
 
 
 def _module_of(f: Callable[..., Any]) -> str:
@@ -3196,10 +3244,8 @@ def _module_of(f: Callable[..., Any]) -> str:
     Raises TypeError if it has none."""
     if f.__module__ not in _MAIN:
         return f.__module__
-    import inspect
-
-    namespace = getattr(inspect.unwrap(f), "__globals__", {})  # profilers have a __main__ of their own
-    if namespace.get("__name__") != f.__module__:
+    namespace = getattr(inspect.unwrap(f), "__globals__", {})
+    if namespace.get("__name__") != f.__module__:  # a profiler has a __main__ of its own
         namespace = vars(sys.modules[f.__module__])
     spec, file = namespace.get("__spec__"), namespace.get("__file__")
     if spec is not None and spec.name not in _MAIN:
@@ -3217,32 +3263,28 @@ def _module_of(f: Callable[..., Any]) -> str:
 
 def _check_function(f: Any) -> None:
     """Raise TypeError for what can't be a task, or whose call doesn't run it."""
-    import inspect
-
     names = [getattr(f, name, None) for name in ("__module__", "__name__", "__qualname__")]
-    if isinstance(f, type | Task) or not callable(f) or not all(isinstance(name, str) for name in names):
+    if isinstance(f, type | Task) or not callable(f) or not all(isinstance(n, str) for n in names):
         raise TypeError(
             f"a task is made of a function, not of {_shown('f', f)}: write one that calls it"
             " (def f(x): return ...), and decorate that"
         )
-    name = names[1]
     for test, kind, instead in (
-        (inspect.iscoroutinefunction, "an async function", f"asyncio.run({name}(...))"),
-        (inspect.isgeneratorfunction, "a generator function", f"list({name}(...))"),
+        (inspect.iscoroutinefunction, "an async function", "asyncio.run({}(...))"),
+        (inspect.isgeneratorfunction, "a generator function", "list({}(...))"),
         (inspect.isasyncgenfunction, "an async generator function", "asyncio.run(...)"),
     ):
         if test(f):
             raise TypeError(
-                f"{name!r} is {kind}: to call it doesn't run it. Decorate a plain function in its"
-                f" place, which calls {instead}"
+                f"{names[1]!r} is {kind}: to call it doesn't run it. Decorate a plain function in"
+                f" its place, which calls {instead.format(names[1])}"
             )
 
 
 def _require_result(task: Task[..., Any], result: T) -> T:
     """Return what a task has returned. Raises TypeError if that has yet to be run by somebody."""
-    from collections.abc import AsyncGenerator, Awaitable, Generator
-
-    if issubclass(type(result), Generator | Awaitable | AsyncGenerator):
+    abc = collections.abc
+    if issubclass(type(result), abc.Generator | abc.Awaitable | abc.AsyncGenerator):
         if isinstance(result, types.CoroutineType) and result.cr_frame is not None:
             result.close()  # Python would warn that nobody has waited for it
         raise TypeError(
@@ -3250,27 +3292,6 @@ def _require_result(task: Task[..., Any], result: T) -> T:
             " asyncio.run(...), or list(...) for a generator, in the task"
         )
     return result
-
-
-def _functions_in(f: Any) -> list[Any]:
-    """Return the function and what its decorators (functools.wraps) have wrapped, innermost last."""
-    functions = [f]
-    while hasattr(functions[-1], "__wrapped__") and len(functions) < 100:
-        functions.append(functions[-1].__wrapped__)
-    return functions
-
-
-def _place_of(f: Any) -> tuple[str, int]:
-    """Return the file and the line of a function, without its decorators."""
-    code = getattr(_functions_in(f)[-1], "__code__", None)
-    return (os.path.realpath(code.co_filename), code.co_firstlineno) if code else ("", 0)
-
-
-def _is_same(f: Any, other: Any) -> bool:
-    """Whether two functions of one name are one, whose module may have been imported again. Two
-    that a factory has made have their code in common: they aren't one."""
-    mine, theirs = (getattr(_functions_in(each)[-1], "__code__", None) for each in (f, other))
-    return f is other or (mine is not theirs and _place_of(f) == _place_of(other))
 
 
 class Task(Generic[P, R]):
@@ -3307,22 +3328,14 @@ class Task(Generic[P, R]):
         self.f = f
         self.kuyruk = kuyruk
         self.queue = _check_queue_name(queue)
-        options = {"retry": retry, "max_run_time": max_run_time, "fail_delay": fail_delay}
-        options |= {"reject_delay": reject_delay, "max_fail_delay": max_fail_delay}
-        options |= {"max_failures": max_failures}
-        for name, value in options.items():
-            _check(name, value)
         self.retry = retry
-        self.max_run_time = max_run_time or None
+        self.max_run_time = max_run_time
         self.fail_delay = fail_delay
         self.reject_delay = reject_delay
         self.max_fail_delay = max_fail_delay
         self.max_failures = max_failures
-        self.throws = _check_classes(throws)
-        if not fail_delay and (max_fail_delay is not None or max_failures is not None):
-            raise ValueError("max_fail_delay and max_failures have no effect without a fail_delay")
-        if max_fail_delay is not None and max_fail_delay < fail_delay:
-            raise ValueError(f"max_fail_delay takes at least the fail_delay of {fail_delay:g} seconds")
+        self.throws = (throws,) if isinstance(throws, type) else tuple(throws)
+        self._check_options()
         for name in functools.WRAPPER_ASSIGNMENTS:
             with contextlib.suppress(AttributeError):
                 setattr(self, name, getattr(f, name))
@@ -3335,8 +3348,8 @@ class Task(Generic[P, R]):
         at_top = f.__qualname__ in (f.__name__, f"{f.__name__}.f")
         if not self._problem and not (at_top and f.__name__.isidentifier()):
             self._problem = (
-                f"{f.__qualname__!r} can't be sent: a worker finds a task by its name in its module,"
-                " so it must be a named function at the top level (.apply works for any)"
+                f"{f.__qualname__!r} can't be sent: a worker finds a task by its name in its"
+                " module, so it must be a named function at the top level (.apply works for any)"
             )
         #: "<module>.<function>", by which workers find it.
         self.name: str = f"{self._module}.{f.__name__}"
@@ -3346,6 +3359,20 @@ class Task(Generic[P, R]):
         if task_init.receivers:
             task_init.send(kuyruk, task=self)
 
+    def _check_options(self) -> None:
+        names = ("retry", "max_run_time", "fail_delay", "reject_delay", "max_fail_delay")
+        for name in (*names, "max_failures"):
+            _check(name, getattr(self, name))
+        self.max_run_time = self.max_run_time or None
+        for each in self.throws:
+            if not (isinstance(each, type) and issubclass(each, BaseException)):
+                raise ValueError(f"throws takes exception classes: not {_shown('throws', each)}")
+        if not self.fail_delay and (self.max_fail_delay, self.max_failures) != (None, None):
+            raise ValueError("max_fail_delay and max_failures have no effect without a fail_delay")
+        if self.max_fail_delay is not None and self.max_fail_delay < self.fail_delay:
+            least = f"the fail_delay of {self.fail_delay:g} seconds"
+            raise ValueError(f"max_fail_delay takes at least {least}: not {self.max_fail_delay:g}")
+
     def __repr__(self) -> str:
         return f"<Task {self.name} on {self.queue!r}>"
 
@@ -3354,90 +3381,48 @@ class Task(Generic[P, R]):
         return self.f.__name__
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Send a message that makes a worker call the function with these arguments. Raises as `send_to_queue`."""
+        """Send a message that makes a worker call the function with these arguments. Raises as
+        `send_to_queue`."""
         self.send_to_queue(args, kwargs)
 
-    @overload
+    @typing.overload
     def send_to_queue(
-        self,
-        args: Sequence[Any] | None = (),
-        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
-        host: str | None = None,
-        wait_result: None = None,
-        message_ttl: float | None = None,
-        *,
-        delay: float | None = None,
-        priority: int | None = None,
-        headers: Mapping[str, Any] | None = None,
-        id: str | None = None,
-    ) -> None: ...
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None,
+        host: str | None = None, wait_result: None = None, message_ttl: float | None = None,
+        **options: typing.Unpack[SendOptions],
+    ) -> None: ...  # fmt: skip
 
-    @overload
+    @typing.overload
     def send_to_queue(
-        self,
-        args: Sequence[Any] | None = (),
-        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
-        host: str | None = None,
-        *,
-        wait_result: float,
-        message_ttl: float | None = None,
-        priority: int | None = None,
-        headers: Mapping[str, Any] | None = None,
-        id: str | None = None,
-    ) -> R: ...
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None,
+        host: str | None = None, *, wait_result: float, message_ttl: float | None = None,
+        **options: typing.Unpack[SendOptions],
+    ) -> R: ...  # fmt: skip
 
-    @overload
+    @typing.overload
     def send_to_queue(
-        self,
-        args: Sequence[Any] | None,
-        kwargs: Mapping[str, Any] | None,
-        host: str | None,
-        wait_result: float,
-        message_ttl: float | None = None,
-        *,
-        priority: int | None = None,
-        headers: Mapping[str, Any] | None = None,
-        id: str | None = None,
-    ) -> R: ...
+        self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, host: str | None,
+        wait_result: float, message_ttl: float | None = None, **options: typing.Unpack[SendOptions],
+    ) -> R: ...  # fmt: skip
 
-    @overload
+    @typing.overload
     def send_to_queue(
-        self,
-        args: Sequence[Any] | None = (),
-        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
-        host: str | None = None,
-        wait_result: float | None = None,
-        message_ttl: float | None = None,
-        *,
-        delay: float | None = None,
-        priority: int | None = None,
-        headers: Mapping[str, Any] | None = None,
-        id: str | None = None,
-    ) -> R | None: ...
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None,
+        host: str | None = None, wait_result: float | None = None,
+        message_ttl: float | None = None, **options: typing.Unpack[SendOptions],
+    ) -> R | None: ...  # fmt: skip
 
     def send_to_queue(
-        self,
-        args: Sequence[Any] | None = (),
-        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
-        host: str | None = None,
-        wait_result: float | None = None,
-        message_ttl: float | None = None,
-        *,
-        delay: float | None = None,
-        priority: int | None = None,
-        headers: Mapping[str, Any] | None = None,
-        id: str | None = None,
-    ) -> Any:
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None,
+        host: str | None = None, wait_result: float | None = None,
+        message_ttl: float | None = None, **options: typing.Unpack[SendOptions],
+    ) -> Any:  # fmt: skip
         """Send a message; with `wait_result`, wait for the result and return it.
 
         host: sends to "<queue>.<host>"; "localhost" stands for this machine's hostname.
         wait_result: seconds from now to wait for the reply.
         message_ttl: seconds after which the message is dropped, unless a worker has got it.
-        delay: seconds (up to 49 days) after which the message is in its queue. RabbitMQ keeps it
-            until then, on a queue for this delay. Not with wait_result or message_ttl.
-        priority: from 0 to 255, in a queue that was declared with x-max-priority.
-        headers: a dict; the task finds it in `current_task().headers`.
-        id: the message's, instead of a new one.
+        options: delay (not with the two above), priority, headers, id: see `SendOptions`.
 
         None, and what else is empty (0, ""), means "not given". Raises TypeError (arguments that
         aren't JSON), ValueError (an option that can't be), BrokerError (not confirmed in time, or
@@ -3445,24 +3430,22 @@ class Task(Generic[P, R]):
         RemoteException (the task raised).
         """
         wait_result, message_ttl = wait_result or None, message_ttl or None
-        if wait_result is not None:
-            _check("wait_result", wait_result)
-        if message_ttl is not None:
-            _check("message_ttl", message_ttl)
-        if delay and (wait_result or message_ttl):
+        _check("wait_result", wait_result)
+        _check("message_ttl", message_ttl)
+        subtask = self.subtask(args, kwargs, host, **options)
+        if subtask.delay and (wait_result or message_ttl):
             raise ValueError("delay can't be combined with wait_result or message_ttl")
-        subtask = self.subtask(args, kwargs, host, delay=delay, priority=priority, headers=headers, id=id)
         if self.kuyruk.config.EAGER:
             return self._send_eagerly(subtask, wait_result)
         description = self._describe(subtask)
-        message = self._message(subtask, description)
+        message = subtask._message(description)
         if message_ttl is not None:
             message.properties["expiration"] = _milliseconds(message_ttl)
         if wait_result is None:
             self.kuyruk._publisher.send([message])
             return self._notify_sent(description)
         # An id of its own: two callers may give their messages the same.
-        correlation_id = message.properties["message_id"] if not id else _ids.make()
+        correlation_id = _ids.make() if subtask.id else description["id"]
         message.properties.update(reply_to="amq.rabbitmq.reply-to", correlation_id=correlation_id)
         try:
             reply = self.kuyruk._publisher.call(message, wait_result)
@@ -3475,18 +3458,14 @@ class Task(Generic[P, R]):
     def subtask(
         self,
         args: Sequence[Any] | None = (),
-        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
+        kwargs: Mapping[str, Any] | None = None,
         host: str | None = None,
-        *,
-        delay: float | None = None,
-        priority: int | None = None,
-        headers: Mapping[str, Any] | None = None,
-        id: str | None = None,
+        **options: typing.Unpack[SendOptions],
     ) -> SubTask:
-        """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. Options as for
-        `send_to_queue`."""
+        """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. host and options as
+        for `send_to_queue`."""
         args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
-        return SubTask(self, args, kwargs, host, delay, priority, headers, id)
+        return SubTask(self, args, kwargs, host, **options)
 
     def apply(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here, with its retries and its time limit, without the broker.
@@ -3518,7 +3497,7 @@ class Task(Generic[P, R]):
         finally:
             self._notify(task_postapply, args, kwargs)
 
-    def _notify(self, signal: Signal, args: Any, kwargs: Any, error: BaseException | None = None) -> None:
+    def _notify(self, signal: Signal, args: Any, kwargs: Any, error: Any = None) -> None:
         """Send a signal about a run of this task. Costs nothing if nobody receives it."""
         if signal.receivers:
             facts = {} if error is None else {"exc_info": (type(error), error, error.__traceback__)}
@@ -3530,16 +3509,16 @@ class Task(Generic[P, R]):
             task_postsend.send(self.kuyruk, task=self, **arguments, description=description)
 
     def _fits(self, error: BaseException, args: Any, kwargs: Any) -> bool:
-        """Whether the arguments fit the function. A TypeError that was raised in the function, or
-        in what it calls, isn't about its arguments. Looked at after a TypeError only: it is slow."""
+        """Return whether the arguments fit the function. A TypeError is about its arguments if it
+        comes from who calls it (this module, or a decorator), and they can't be bound to it.
+        Looked at after a TypeError only: it is slow."""
         if not isinstance(error, TypeError):
             return True
-        codes = [getattr(f, "__code__", None) for f in _functions_in(self.f)]
-        frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-        *outer, inner = [code for code in codes if code is not None] or [None]
-        if inner in frames:
-            return True
-        if frames and frames[-1].co_filename != __file__ and frames[-1] not in outer:
+        decorators: list[Any] = []
+        inner = inspect.unwrap(self.f, stop=decorators.append)  # returns None: it goes on
+        codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+        callers = [_call_task.__code__, *(getattr(f, "__code__", None) for f in decorators)]
+        if getattr(inner, "__code__", ...) in codes or (codes and codes[-1] not in callers):
             return True
         try:
             signature = self._signature()
@@ -3551,9 +3530,7 @@ class Task(Generic[P, R]):
             return False
         return True
 
-    def _signature(self) -> Any:
-        import inspect
-
+    def _signature(self) -> inspect.Signature:
         if sys.version_info >= (3, 14):  # annotations aren't evaluated: their names may not exist
             from annotationlib import Format
 
@@ -3562,9 +3539,7 @@ class Task(Generic[P, R]):
 
     def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
         """As if sent: what isn't JSON fails, what JSON changes (a tuple, say) is changed."""
-        _check_options(subtask)
-        body = _encode_description(_describe(self._module, self.f.__name__, subtask.id or None, *subtask[1:3]))
-        description = _decode_task(body)
+        description = _decode_task(_encode_description(subtask._describe()))
         result = cast(AnyTask, self).apply(*description.args, **description.kwargs)
         return None if wait_result is None else _decode_reply(_encode_reply(result, None))
 
@@ -3572,49 +3547,11 @@ class Task(Generic[P, R]):
         """Return the description that is sent. Raises TypeError or ValueError for what can't be."""
         if self._problem:
             raise TypeError(self._problem)
-        _check_options(subtask)
-        function, id = self.f.__name__, subtask.id or None
-        description = _describe(self._module, function, id, subtask.args, subtask.kwargs)
+        description = subtask._describe()
         if task_presend.receivers:  # they may change it
             arguments = {"args": description["args"], "kwargs": description["kwargs"]}
             task_presend.send(self.kuyruk, task=self, **arguments, description=description)
         return description
-
-    def _message(self, subtask: SubTask, description: dict[str, Any]) -> _Message:
-        """Raises TypeError for what isn't JSON, ValueError for a host that makes no queue name."""
-        properties = {"content_type": "application/json", "delivery_mode": 2}
-        properties |= {"message_id": description["id"], "timestamp": int(time.time())}
-        if subtask.priority:
-            properties["priority"] = subtask.priority
-        if subtask.headers:
-            properties["headers"] = dict(subtask.headers)
-        app, queue = self.kuyruk, _queue_for(self.queue, subtask.host)
-        message = _Message(queue, _encode_description(description), properties, app._queue_arguments(queue))
-        return _put_off(message, subtask.delay, app.config.QUEUE_ARGUMENTS) if subtask.delay else message
-
-
-def _check_classes(throws: Any) -> tuple[type[BaseException], ...]:
-    classes = (throws,) if isinstance(throws, type) else tuple(throws)
-    for each in classes:
-        if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise ValueError(f"throws takes exception classes: not {_shown('throws', each)}")
-    return classes
-
-
-def _check_options(subtask: SubTask) -> None:
-    """Raise TypeError or ValueError for options that can't be."""
-    if not any(subtask[3:]):  # as most are sent
-        return
-    for name in ("host", "delay", "priority", "headers", "id"):
-        if getattr(subtask, name):
-            _check(name, getattr(subtask, name))
-    if subtask.headers:
-        _check_headers(subtask.headers)
-    _queue_for(subtask.task.queue, subtask.host)
-
-
-def _queue_for(queue: str, host: str | None) -> str:
-    return _check_queue_name(_resolve_host(f"{queue}.{host}")) if host else queue
 
 
 AnyTask = Task[..., Any]
@@ -3627,22 +3564,52 @@ def _notify_worker(signal: Signal, worker: Worker) -> None:
 
 
 def _notify_failure(
-    worker: Worker, queue: str, description: _Description | None, task: AnyTask | None, error: BaseException
+    worker: Worker,
+    queue: str,
+    description: _Description | None,
+    task: AnyTask | None,
+    error: BaseException,
 ) -> None:
     """Send worker_failure. None: the message couldn't be decoded; its task wasn't found.
 
     To be called before the failure is logged: Sentry drops what it is told of one exception again.
     """
     if worker_failure.receivers:
-        facts: dict[str, Any] = {"description": {}, "exc_info": (type(error), error, error.__traceback__)}
-        if description is not None:
-            facts["description"] = description.whole  # receivers may add to it
-            if task is not None:
-                facts |= {"task": task, "args": description.args, "kwargs": description.kwargs}
+        facts: dict[str, Any] = {"exc_info": (type(error), error, error.__traceback__)}
+        facts["description"] = {} if description is None else description.whole  # may be added to
+        if description is not None and task is not None:
+            facts |= {"task": task, "args": description.args, "kwargs": description.kwargs}
         worker_failure.send(worker.app, worker=worker, queue=queue, **facts)
 
 
 # --- Failed messages ---------------------------------------------------------
+
+#: What a forwarded message doesn't take along. Properties: its time to live was for its queue, the
+#: broker checks the user against ours, the last is reserved. Headers: CC and BCC would send copies.
+_LEFT_BEHIND = ("expiration", "user_id", "cluster_id")
+_LEFT_BEHIND_HEADER = re.compile(r"CC$|BCC$|x-death$|x-(first|last)-death-")
+_OUR_HEADERS = ("failed-at", "failed-on", "failures", "queue", "exception", "value", "traceback")
+
+
+def _is_flat(value: Any, levels: int = 50) -> bool:
+    """Return whether it isn't nested so deeply that who gets it next, deeper in calls than we are,
+    may fail to decode it."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_flat(each, levels - 1) for each in inner)
+
+
+def _copied(
+    properties: Iterable[tuple[str, Any]],
+    headers: Mapping[str, Any],
+    gone: Iterable[str] = _LEFT_BEHIND,
+) -> dict[str, Any]:
+    """Return the properties of a message's copy, without those that are gone, and with those of the
+    headers that may go."""
+    kept = {k: v for k, v in properties if k not in gone and v not in (None, "")}
+    kept["headers"] = {
+        k: v for k, v in headers.items() if not _LEFT_BEHIND_HEADER.match(k) and _is_flat(v)
+    }
+    return {"message_id": _ids.make()} | kept | {"delivery_mode": 2}
 
 
 def _request(channel: Channel, kind: Any, **values: Any) -> Any:
@@ -3652,18 +3619,27 @@ def _request(channel: Channel, kind: Any, **values: Any) -> Any:
     return channel.rpc_request(type(kind.__name__, (kind,), changes)(**values))
 
 
-def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
-    """Yield the messages that are in a queue now: amqpstorm's, not acknowledged.
-
-    A consumer brings no more than its prefetch allows, so that memory is bounded. What is looked at and
-    not acknowledged counts against that: so each has a share of the messages, and then another follows.
-    """
+def _look_at(channel: Channel, queue: str) -> tuple[int, int] | None:
+    """Return the numbers of messages and consumers; None if there is no such queue: RabbitMQ has
+    closed the channel then, and it is opened again."""
     try:
-        left = _request(channel, commands.Queue.Declare, queue=queue, passive=True)["message_count"]
+        answer = _request(channel, commands.Queue.Declare, queue=queue, passive=True)
     except AMQPChannelError as error:
         if error.error_code != 404:
             raise
-        return
+        channel.open()
+        return None
+    return int(answer["message_count"]), int(answer["consumer_count"])
+
+
+def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
+    """Yield the messages that are in a queue now: amqpstorm's, not acknowledged.
+
+    A consumer brings no more than its prefetch allows, so that memory is bounded. What is looked at
+    and not acknowledged counts against that: so each has a share of the messages, and then another
+    follows.
+    """
+    left, _ = _look_at(channel, queue) or (0, 0)
     share, largest = FIRST_SHARE, 1
     while left > 0:
         channel.basic.qos(share)
@@ -3683,18 +3659,19 @@ def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
 
 
 class FailedMessage:
-    """A message in "<queue>.failed", from `Kuyruk.failed_messages`. It may be no task's at all: what
-    isn't known of it is None."""
+    """A message in "<queue>.failed", from `Kuyruk.failed_messages`. It may be no task's at all:
+    what isn't known of it is None."""
 
     def __init__(self, app: Kuyruk, source: str, message: Any, channel: Channel) -> None:
-        """source: the queue whose ".failed" queue it is in. message: amqpstorm's, of this channel."""
+        """source: the queue whose ".failed" queue it is in. message: amqpstorm's, of channel."""
         self._app = app
         self._source = source
         self._message = message
         self._channel = channel
-        self._gone = False
-        headers = message.properties.get("headers") or {}
-        facts = {key: _plain(headers.get(f"x-kuyruk-{key}")) for key in _OUR_HEADERS}
+        self._is_gone = False
+        self._headers: dict[str, Any] = message.properties.get("headers") or {}
+        known = {name: self._headers.get(f"x-kuyruk-{name}") for name in _OUR_HEADERS}
+        text = {k: None if v is None else _text_of(v, 2 * HEADER_TEXT) for k, v in known.items()}
         self.id: str | None = message.properties.get("message_id") or None
         self.task: str | None = None  #: "<module>.<function>"
         self.args: list[Any] | None = None
@@ -3703,37 +3680,35 @@ class FailedMessage:
             task = _decode_task(message._body)
             self.id, self.task = task.id or self.id, f"{task.module}.{task.function}"
             self.args, self.kwargs = task.args, task.kwargs
-        self.failed_at = facts["failed-at"]  #: "2026-01-31T12:00:00+00:00"
-        self.failed_on = facts["failed-on"]  #: "<host>:<pid>" of the worker.
-        times = headers.get("x-kuyruk-failures")
+        self.failed_at = text["failed-at"]  #: "2026-01-31T12:00:00+00:00"
+        self.failed_on = text["failed-on"]  #: "<host>:<pid>" of the worker.
+        times, queue = known["failures"], known["queue"]
         #: How often it has failed.
         self.failures: int | None = times if type(times) is int else None
-        was_in = headers.get("x-kuyruk-queue")
         #: In which it was, and to which `requeue` sends it.
-        self.queue: str = was_in if was_in and isinstance(was_in, str) else source
-        self.exception = facts["exception"]  #: Its dotted name.
-        self.value = facts["value"]  #: Its text.
-        self.traceback = facts["traceback"]  #: Formatted.
+        self.queue: str = queue if queue and isinstance(queue, str) else source
+        self.exception = text["exception"]  #: Its dotted name.
+        self.value = text["value"]  #: Its text.
+        self.traceback = text["traceback"]  #: Formatted.
 
     def __repr__(self) -> str:
         return f"<FailedMessage {self.id!r} of task {self.task!r} in {self._source + '.failed'!r}>"
 
     def requeue(self) -> None:
-        """Send it to its queue again as its sender has sent it, as far as that can be known, and then
-        take it from "<queue>.failed". Nobody waits for its reply any more.
+        """Send it to its queue again as its sender has sent it, as far as that can be known, and
+        then take it from "<queue>.failed". Nobody waits for its reply any more.
 
-        If the connection is lost in between it is in both queues. Raises BrokerError and ValueError (it
-        can't be sent: it stays), and KuyrukError (it isn't there any more).
+        If the connection is lost in between it is in both queues. Raises BrokerError and ValueError
+        (it can't be sent: it stays), and KuyrukError (it isn't there any more).
         """
         with self._held() as message:
-            headers = message.properties.get("headers") or {}
-            ours = _headers_of_ours(message).keys() - {"x-kuyruk-failures"}
-            kept = {key: value for key, value in headers.items() if key not in ours}
+            ours = _headers_of_ours(self).keys() - {"x-kuyruk-failures"}
+            kept = {key: value for key, value in self._headers.items() if key not in ours}
             gone = (*_LEFT_BEHIND, "reply_to", "correlation_id")
             properties = _copied(message.properties.items(), kept, gone)
             queue = _check_queue_name(self.queue)
-            copy = _Message(queue, message._body, properties, self._app._queue_arguments(queue))
-            self._app._publisher.send([copy])
+            arguments = self._app._queue_arguments(queue)
+            self._app._publisher.send([_Message(queue, message._body, properties, arguments)])
             message.ack()
 
     def delete(self) -> None:
@@ -3743,65 +3718,28 @@ class FailedMessage:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[Any]:
-        """amqpstorm's message on an open channel. After the iteration that has brought it, it is back in
-        its queue, and looked for there."""
-        if self._gone:
+        """Yield amqpstorm's message on an open channel. After the iteration that has brought it, it
+        is back in its queue, and looked for there."""
+        if self._is_gone:
             raise KuyrukError(f"message {self.id!r} was requeued or deleted already")
         if self._channel.is_open:
             yield self._message
         else:
             with contextlib.closing(self._app.failed_messages(self._source)) as messages:
-                same = next((other for other in messages if other._is_same(self)), None)
+                mine = self._identity()
+                same = next((each for each in messages if each._identity() == mine), None)
                 if same is None:
                     there = f"{self._source}.failed"
                     raise KuyrukError(f"message {self.id!r} isn't in {there!r} any more")
                 yield same._message
-        self._gone = True
+        self._is_gone = True
 
-    def _is_same(self, other: FailedMessage) -> bool:
-        mine, others = self._message, other._message
-        return mine._body == others._body and _headers_of_ours(mine) == _headers_of_ours(others)
-
-
-def _headers_of_ours(message: Any) -> dict[str, Any]:
-    headers = message.properties.get("headers") or {}
-    return {key: value for key, value in headers.items() if key.startswith("x-kuyruk-")}
+    def _identity(self) -> Any:
+        return self._message._body, _headers_of_ours(self)
 
 
-def _plain(value: Any) -> str | None:
-    """A header's value as text that can be shown, whatever it is."""
-    if value is None:
-        return None
-    try:
-        return _bounded(str(value), 2 * HEADER_TEXT)
-    except Exception as error:
-        return f"<no text: str() raised {type(error).__name__}>"
-
-
-#: What a forwarded message doesn't take along. Properties: its time to live was for its queue, the
-#: broker checks the user against ours, the last is reserved. Headers: CC and BCC would send copies.
-_LEFT_BEHIND = ("expiration", "user_id", "cluster_id")
-_LEFT_BEHIND_HEADER = re.compile(r"CC$|BCC$|x-death$|x-(first|last)-death-")
-
-
-def _is_flat(value: Any, levels: int = 50) -> bool:
-    """Whether it isn't nested so deeply that who gets it next, deeper in calls than we are, may fail to decode it."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels > 0 and all(_is_flat(each, levels - 1) for each in inner)
-
-
-def _copied(
-    properties: Iterable[tuple[str, Any]], headers: Mapping[str, Any], gone: Iterable[str] = _LEFT_BEHIND
-) -> dict[str, Any]:
-    """The properties of a message's copy, without those that are gone, and with those of the headers that may go."""
-    kept = {k: v for k, v in properties if k not in gone and v not in (None, "")}
-    kept["headers"] = {k: v for k, v in headers.items() if not _LEFT_BEHIND_HEADER.match(k) and _is_flat(v)}
-    kept["delivery_mode"] = 2
-    kept.setdefault("message_id", _ids.make())
-    return kept
-
-
-_OUR_HEADERS = ("failed-at", "failed-on", "failures", "queue", "exception", "value", "traceback")
+def _headers_of_ours(message: FailedMessage) -> dict[str, Any]:
+    return {key: value for key, value in message._headers.items() if key.startswith("x-kuyruk-")}
 
 
 # --- Kuyruk ------------------------------------------------------------------
@@ -3810,35 +3748,30 @@ _OUR_HEADERS = ("failed-at", "failed-on", "failures", "queue", "exception", "val
 class QueueStats(NamedTuple):
     """What `Kuyruk.queue_stats` has seen of a queue."""
 
-    #: Messages that no worker has yet; None: there is no such queue.
-    waiting: int | None
-    #: Workers' subscriptions; None: there is no such queue.
-    consumers: int | None
-    #: Messages in "<queue>.failed".
-    failed: int
+    waiting: int | None  #: Messages that no worker has yet; None: there is no such queue.
+    consumers: int | None  #: Workers' subscriptions; None: there is no such queue.
+    failed: int  #: Messages in "<queue>.failed".
 
 
-def _look_at(connection: Connection, queues: Iterable[str]) -> Iterator[tuple[int, int] | None]:
-    """Yield messages and consumers of each queue; None if there is no such queue."""
-    channel = None
-    for queue in queues:
-        if channel is None or not channel.is_open:
-            channel = connection.channel()
-        try:
-            answer = _request(channel, commands.Queue.Declare, queue=queue, passive=True)
-        except AMQPChannelError as error:  # the broker has closed the channel
-            if error.error_code != 404:
-                raise
-            yield None
-        else:
-            yield int(answer["message_count"]), int(answer["consumer_count"])
+class WorkerOptions(typing.TypedDict, total=False):
+    """Options of a `Worker`. None: the value of the configuration's `WORKER_` key."""
+
+    threads: int | None
+    prefetch: int | None
+    max_load: float | None
+    max_run_time: float | None
+    grace: float | None
+    shutdown_timeout: float | None
+    reconnect_interval: float | None
+    priority: int | None
+    max_crashes: int | None
 
 
 class Kuyruk:
     """An application: its configuration, its tasks, and its connection for sending.
 
-    config: a `Config`; None for the defaults. Nothing is connected before it is used. As a context manager it closes
-    its connection at the end.
+    config: a `Config`; None for the defaults. Nothing is connected before it is used. As a context
+    manager it closes its connection at the end.
     """
 
     Reject: ClassVar = Reject
@@ -3846,7 +3779,7 @@ class Kuyruk:
 
     def __init__(self, config: Config | None = None) -> None:
         if config is not None and not isinstance(config, Config):
-            raise TypeError(f"config takes a kuyruk.Config: not {config!r}")
+            raise TypeError(f"config takes a kuyruk.Config: not {_shown('config', config)}")
         self.config = Config() if config is None else config
         self.extensions: dict[str, Any] = {}  #: For extensions.
         #: Top-level packages (or modules): a message makes a worker import nothing outside of them.
@@ -3869,10 +3802,10 @@ class Kuyruk:
         """Close the connection for sending. Another send opens it again."""
         self._publisher.close()
 
-    @overload
+    @typing.overload
     def task(self, queue: Callable[P, R]) -> Task[P, R]: ...
 
-    @overload
+    @typing.overload
     def task(
         self,
         queue: str = "kuyruk",
@@ -3887,7 +3820,8 @@ class Kuyruk:
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
     def task(self, queue: Any = "kuyruk", **options: Any) -> Any:
-        """Decorate a function into a `Task`: `@app.task` or `@app.task(queue="x", retry=2)`, with Task's options.
+        """Decorate a function into a `Task`: `@app.task` or `@app.task(queue="x", retry=2)`, with
+        Task's options.
 
         Raises as `Task`, and ValueError if another function is a task of that name already.
         """
@@ -3916,14 +3850,18 @@ class Kuyruk:
         return Task(stand_in, self, queue)
 
     def _add(self, task: AnyTask) -> None:
-        """Make a task known to workers. Raises ValueError if its name is another function's."""
+        """Make a task known to workers. Raises ValueError if its name is another function's. A
+        module may be imported again: its functions are the same, if they are at the same place and
+        of another code object (two that a factory has made have theirs in common)."""
         f, other = task.f, self._tasks.get(task.name)
-        if other is not None and not _is_same(other.f, f):
-            places = ["{}:{}".format(*_place_of(each)) for each in (other.f, f)]
-            raise ValueError(
-                f"two functions are a task called {task.name}, at {places[0]} and at {places[1]}: a"
-                " worker finds a task by its name, so give them two"
-            )
+        if other is not None and other.f is not f:
+            codes = [getattr(inspect.unwrap(each), "__code__", None) for each in (other.f, f)]
+            places = [c and f"{os.path.realpath(c.co_filename)}:{c.co_firstlineno}" for c in codes]
+            if codes[0] is codes[1] or places[0] != places[1]:
+                raise ValueError(
+                    f"two functions are a task called {task.name}, at {places[0]} and at"
+                    f" {places[1]}: a worker finds a task by its name, so give them two"
+                )
         self._tasks[task.name] = task
         self.packages.add(task.name.partition(".")[0])
         limit = (task.retry + 1) * (task.max_run_time or math.inf)
@@ -3945,60 +3883,54 @@ class Kuyruk:
                 subtask.task._send_eagerly(subtask, None)
             return
         descriptions = [subtask.task._describe(subtask) for subtask in subtasks]
-        messages = [s.task._message(s, d) for s, d in zip(subtasks, descriptions, strict=True)]
-        unconfirmed = set(map(id, messages))
+        messages = [s._message(d) for s, d in zip(subtasks, descriptions, strict=True)]
+        failure = None
         try:
             self._publisher.send(messages)
-            unconfirmed = set()
         except BrokerError as error:
-            unconfirmed = set(map(id, error.unconfirmed))
-            error.unconfirmed = [s for s, m in zip(subtasks, messages, strict=True) if id(m) in unconfirmed]
-            raise
-        finally:
-            for subtask, message, description in zip(subtasks, messages, descriptions, strict=True):
-                if id(message) not in unconfirmed:
-                    subtask.task._notify_sent(description)
+            failure = error
+        unconfirmed = set(map(id, failure.unconfirmed)) if failure is not None else ()
+        is_sent = [id(message) not in unconfirmed for message in messages]
+        for subtask, description in itertools.compress(
+            zip(subtasks, descriptions, strict=True), is_sent
+        ):
+            subtask.task._notify_sent(description)
+        if failure is not None:
+            failure.unconfirmed = [s for s, sent in zip(subtasks, is_sent, strict=True) if not sent]
+            raise failure
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
-        """A new `amqpstorm.Connection`, closed on exit. Raises amqpstorm.AMQPConnectionError."""
-        options = self.config._connection_options() | {"poller": "poll" if hasattr(select, "poll") else "select"}
+        """Yield a new `amqpstorm.Connection`, closed on exit. Raises
+        amqpstorm.AMQPConnectionError."""
+        poller = "poll" if hasattr(select, "poll") else "select"
+        options = self.config._connection_options() | {"poller": poller}
         connect = lambda host, port: _PlainConnection(host, port, options)  # noqa: E731
         with _first_that_answers(self.config, connect) as connection:
-            cast(socket.socket, connection.socket).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock = cast(socket.socket, connection.socket)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             yield connection
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[Channel]:
-        """A new `amqpstorm.Channel` on a new connection, both closed on exit."""
+        """Yield a new `amqpstorm.Channel` on a new connection, both closed on exit."""
         with self.connection() as connection, connection.channel() as channel:
             yield channel
 
     def worker(
-        self,
-        queues: Iterable[str] | None = None,
-        *,
-        threads: int | None = None,
-        prefetch: int | None = None,
-        max_load: float | None = None,
-        max_run_time: float | None = None,
-        grace: float | None = None,
-        shutdown_timeout: float | None = None,
-        reconnect_interval: float | None = None,
-        priority: int | None = None,
-        max_crashes: int | None = None,
+        self, queues: Iterable[str] | None = None, **options: typing.Unpack[WorkerOptions]
     ) -> Worker:
-        """Return a `Worker` for this application. None: the value of the configuration's
-        `WORKER_` key."""
-        options = {name: value for name, value in locals().items() if name not in ("self", "queues")}
+        """Return a `Worker` for this application, of queues (None: those of its tasks), with
+        `WorkerOptions`: threads, prefetch, max_load, max_run_time, grace, shutdown_timeout,
+        reconnect_interval, priority, max_crashes."""
         return Worker(self, queues, **options)
 
     def failed_messages(self, queue: str) -> Generator[FailedMessage, None, None]:
         """Iterate over the messages that are in "<queue>.failed" now, in their order.
 
         What isn't requeued or deleted stays; until the iteration ends nobody else sees what it has
-        brought. Memory is bounded, however many there are. "name.localhost" stands for "name.<hostname>".
-        Raises ValueError (no queue's name) and amqpstorm's errors.
+        brought. Memory is bounded, however many there are. "name.localhost" stands for
+        "name.<hostname>". Raises ValueError (no queue's name) and amqpstorm's errors.
         """
         return self._iterate_failed(_resolve_host(_check_queue_name(queue)))
 
@@ -4011,18 +3943,17 @@ class Kuyruk:
     def queue_stats(self, queues: Iterable[str] | None = None) -> dict[str, QueueStats]:
         """Look what is in the queues of the tasks, or in those named. By passive declaration alone.
 
-        "name.localhost" stands for "name.<hostname>". Raises ValueError (no queue's name) and amqpstorm's
-        errors.
+        "name.localhost" stands for "name.<hostname>". Raises ValueError (no queue's name) and
+        amqpstorm's errors.
         """
         given = self._queues if queues is None else [queues] if isinstance(queues, str) else queues
         names = [_resolve_host(_check_queue_name(name)) for name in given]
-        looked_at = [each for name in names for each in (name, f"{name}.failed")]
-        with self.connection() as connection:
-            seen = list(_look_at(connection, looked_at))
         stats = {}
-        for name, there, failed in zip(names, seen[::2], seen[1::2], strict=True):
-            waiting, consumers = there or (None, None)
-            stats[name] = QueueStats(waiting, consumers, failed[0] if failed else 0)
+        with self.channel() as channel:
+            for name in names:
+                there, failed = _look_at(channel, name), _look_at(channel, f"{name}.failed")
+                waiting, consumers = there or (None, None)
+                stats[name] = QueueStats(waiting, consumers, failed[0] if failed else 0)
         return stats
 
     def _queue_arguments(self, queue: str) -> dict[str, Any]:
@@ -4046,15 +3977,18 @@ class Kuyruk:
         if len(name) > MAX_TASK_NAME:
             raise InvalidMessage(f"no task's name has {len(name)} characters: {name[:100]!r}...")
         if name not in self._tasks:
+            what = f"no task {name!r}"
             if module.partition(".")[0] not in self.packages:
                 known = ", ".join(sorted(self.packages)) or "it has none"
-                raise InvalidMessage(f"no task {name!r}, and {module!r} is in no package of this worker ({known})")
+                where = f"{module!r} is in no package of this worker"
+                raise InvalidMessage(f"{what}, and {where} ({known})")
             if module.rpartition(".")[2] == "__main__" and module not in sys.modules:
-                raise InvalidMessage(f"no task {name!r}: {module!r} is a program, which isn't run for a message")
+                raise InvalidMessage(f"{what}: {module!r} is a program: no message runs it")
             try:
                 importlib.import_module(module)
             except BaseException as error:
-                raise InvalidMessage(f"can't import the module of task {name!r}: {error!r}") from error
+                text = f"can't import the module of task {name!r}: {error!r}"
+                raise InvalidMessage(text) from error
         if name not in self._tasks:
             raise InvalidMessage(f"module {module!r} has no task {function!r}")
         return self._tasks[name]

@@ -1,12 +1,13 @@
 # Made by tools/make_stubs.py.
 from __future__ import annotations
 import bisect
-import collections
+import collections.abc
 import contextlib
 import contextvars
 import datetime
 import functools
 import importlib
+import inspect
 import itertools
 import json
 import logging
@@ -24,10 +25,11 @@ import threading
 import time
 import traceback
 import types
+import typing
 import urllib.parse
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast
 from amqpstorm.base import Stateful
 from amqpstorm.channel import Channel
 from amqpstorm.channel0 import Channel0
@@ -341,7 +343,6 @@ def _describe(module: str, function: str, id: str | None, args: Any, kwargs: Any
 
 def _encode_description(description: Mapping[str, Any]) -> bytes:
     ...
-_RESERVED_HEADER = re.compile('CC$|BCC$|x-kuyruk-')
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
     ...
@@ -364,7 +365,6 @@ _ids = _Ids()
 
 def _decode_json_object(body: bytes) -> dict[str, Any]:
     ...
-_MESSAGE_KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (('module', (str,)), ('function', (str,)), ('args', (list, type(None))), ('kwargs', (dict, type(None))))
 
 def _decode_task(body: bytes) -> _Description:
     ...
@@ -378,7 +378,7 @@ def _decode_reply(body: bytes) -> Any:
 def _exception_name(error: BaseException) -> str:
     ...
 
-def _text_of(error: BaseException, limit: int) -> str:
+def _text_of(value: object, limit: int, write: Callable[[Any], str]=str) -> str:
     ...
 
 def _task_traceback(error: BaseException) -> types.TracebackType | None:
@@ -1206,6 +1206,13 @@ def _after_fork_in_child() -> None:
     ...
 if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_after_fork_in_child)
+_MAIN = ('__main__', '__mp_main__')
+
+class SendOptions(typing.TypedDict, total=False):
+    delay: float | None
+    priority: int | None
+    headers: Mapping[str, Any] | None
+    id: str | None
 
 class SubTask(NamedTuple):
     task: Task[..., Any]
@@ -1216,8 +1223,18 @@ class SubTask(NamedTuple):
     priority: int | None = None
     headers: Mapping[str, Any] | None = None
     id: str | None = None
-_NO_KWARGS: Mapping[str, Any] = types.MappingProxyType({})
-_MAIN = ('__main__', '__mp_main__')
+
+    def _check_options(self) -> None:
+        ...
+
+    def _queue(self) -> str:
+        ...
+
+    def _describe(self) -> dict[str, Any]:
+        ...
+
+    def _message(self, description: dict[str, Any]) -> _Message:
+        ...
 
 def _module_of(f: Callable[..., Any]) -> str:
     ...
@@ -1228,15 +1245,6 @@ def _check_function(f: Any) -> None:
 def _require_result(task: Task[..., Any], result: T) -> T:
     ...
 
-def _functions_in(f: Any) -> list[Any]:
-    ...
-
-def _place_of(f: Any) -> tuple[str, int]:
-    ...
-
-def _is_same(f: Any, other: Any) -> bool:
-    ...
-
 class Task(Generic[P, R]):
 
     def __init__(self, f: Callable[P, R], kuyruk: Kuyruk, queue: str, retry: int=0, max_run_time: float | None=None, fail_delay: float=0, reject_delay: float=0, max_fail_delay: float | None=None, max_failures: int | None=None, throws: type[BaseException] | Iterable[type[BaseException]]=()) -> None:
@@ -1244,22 +1252,14 @@ class Task(Generic[P, R]):
         self.f = f
         self.kuyruk = kuyruk
         self.queue = _check_queue_name(queue)
-        options = {'retry': retry, 'max_run_time': max_run_time, 'fail_delay': fail_delay}
-        options |= {'reject_delay': reject_delay, 'max_fail_delay': max_fail_delay}
-        options |= {'max_failures': max_failures}
-        for name, value in options.items():
-            _check(name, value)
         self.retry = retry
-        self.max_run_time = max_run_time or None
+        self.max_run_time = max_run_time
         self.fail_delay = fail_delay
         self.reject_delay = reject_delay
         self.max_fail_delay = max_fail_delay
         self.max_failures = max_failures
-        self.throws = _check_classes(throws)
-        if not fail_delay and (max_fail_delay is not None or max_failures is not None):
-            raise ValueError('max_fail_delay and max_failures have no effect without a fail_delay')
-        if max_fail_delay is not None and max_fail_delay < fail_delay:
-            raise ValueError(f'max_fail_delay takes at least the fail_delay of {fail_delay:g} seconds')
+        self.throws = (throws,) if isinstance(throws, type) else tuple(throws)
+        self._check_options()
         for name in functools.WRAPPER_ASSIGNMENTS:
             with contextlib.suppress(AttributeError):
                 setattr(self, name, getattr(f, name))
@@ -1278,6 +1278,9 @@ class Task(Generic[P, R]):
         if task_init.receivers:
             task_init.send(kuyruk, task=self)
 
+    def _check_options(self) -> None:
+        ...
+
     def __repr__(self) -> str:
         ...
 
@@ -1287,26 +1290,26 @@ class Task(Generic[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         ...
 
-    @overload
-    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, wait_result: None=None, message_ttl: float | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> None:
+    @typing.overload
+    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, wait_result: None=None, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> None:
         ...
 
-    @overload
-    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, *, wait_result: float, message_ttl: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> R:
+    @typing.overload
+    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, *, wait_result: float, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> R:
         ...
 
-    @overload
-    def send_to_queue(self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, host: str | None, wait_result: float, message_ttl: float | None=None, *, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> R:
+    @typing.overload
+    def send_to_queue(self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, host: str | None, wait_result: float, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> R:
         ...
 
-    @overload
-    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> R | None:
+    @typing.overload
+    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> R | None:
         ...
 
-    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> Any:
+    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> Any:
         ...
 
-    def subtask(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> SubTask:
+    def subtask(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, **options: typing.Unpack[SendOptions]) -> SubTask:
         ...
 
     def apply(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -1315,7 +1318,7 @@ class Task(Generic[P, R]):
     def _run(self, run: Run, args: Any, kwargs: Any, watch: _Watch | None) -> R:
         ...
 
-    def _notify(self, signal: Signal, args: Any, kwargs: Any, error: BaseException | None=None) -> None:
+    def _notify(self, signal: Signal, args: Any, kwargs: Any, error: Any=None) -> None:
         ...
 
     def _notify_sent(self, description: dict[str, Any]) -> None:
@@ -1324,7 +1327,7 @@ class Task(Generic[P, R]):
     def _fits(self, error: BaseException, args: Any, kwargs: Any) -> bool:
         ...
 
-    def _signature(self) -> Any:
+    def _signature(self) -> inspect.Signature:
         ...
 
     def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
@@ -1332,18 +1335,6 @@ class Task(Generic[P, R]):
 
     def _describe(self, subtask: SubTask) -> dict[str, Any]:
         ...
-
-    def _message(self, subtask: SubTask, description: dict[str, Any]) -> _Message:
-        ...
-
-def _check_classes(throws: Any) -> tuple[type[BaseException], ...]:
-    ...
-
-def _check_options(subtask: SubTask) -> None:
-    ...
-
-def _queue_for(queue: str, host: str | None) -> str:
-    ...
 AnyTask = Task[..., Any]
 
 def _notify_worker(signal: Signal, worker: Worker) -> None:
@@ -1351,8 +1342,20 @@ def _notify_worker(signal: Signal, worker: Worker) -> None:
 
 def _notify_failure(worker: Worker, queue: str, description: _Description | None, task: AnyTask | None, error: BaseException) -> None:
     ...
+_LEFT_BEHIND = ('expiration', 'user_id', 'cluster_id')
+_LEFT_BEHIND_HEADER = re.compile('CC$|BCC$|x-death$|x-(first|last)-death-')
+_OUR_HEADERS = ('failed-at', 'failed-on', 'failures', 'queue', 'exception', 'value', 'traceback')
+
+def _is_flat(value: Any, levels: int=50) -> bool:
+    ...
+
+def _copied(properties: Iterable[tuple[str, Any]], headers: Mapping[str, Any], gone: Iterable[str]=_LEFT_BEHIND) -> dict[str, Any]:
+    ...
 
 def _request(channel: Channel, kind: Any, **values: Any) -> Any:
+    ...
+
+def _look_at(channel: Channel, queue: str) -> tuple[int, int] | None:
     ...
 
 def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
@@ -1365,9 +1368,10 @@ class FailedMessage:
         self._source = source
         self._message = message
         self._channel = channel
-        self._gone = False
-        headers = message.properties.get('headers') or {}
-        facts = {key: _plain(headers.get(f'x-kuyruk-{key}')) for key in _OUR_HEADERS}
+        self._is_gone = False
+        self._headers: dict[str, Any] = message.properties.get('headers') or {}
+        known = {name: self._headers.get(f'x-kuyruk-{name}') for name in _OUR_HEADERS}
+        text = {k: None if v is None else _text_of(v, 2 * HEADER_TEXT) for k, v in known.items()}
         self.id: str | None = message.properties.get('message_id') or None
         self.task: str | None = None
         self.args: list[Any] | None = None
@@ -1376,15 +1380,14 @@ class FailedMessage:
             task = _decode_task(message._body)
             self.id, self.task = (task.id or self.id, f'{task.module}.{task.function}')
             self.args, self.kwargs = (task.args, task.kwargs)
-        self.failed_at = facts['failed-at']
-        self.failed_on = facts['failed-on']
-        times = headers.get('x-kuyruk-failures')
+        self.failed_at = text['failed-at']
+        self.failed_on = text['failed-on']
+        times, queue = (known['failures'], known['queue'])
         self.failures: int | None = times if type(times) is int else None
-        was_in = headers.get('x-kuyruk-queue')
-        self.queue: str = was_in if was_in and isinstance(was_in, str) else source
-        self.exception = facts['exception']
-        self.value = facts['value']
-        self.traceback = facts['traceback']
+        self.queue: str = queue if queue and isinstance(queue, str) else source
+        self.exception = text['exception']
+        self.value = text['value']
+        self.traceback = text['traceback']
 
     def __repr__(self) -> str:
         ...
@@ -1399,31 +1402,27 @@ class FailedMessage:
     def _held(self) -> Iterator[Any]:
         ...
 
-    def _is_same(self, other: FailedMessage) -> bool:
+    def _identity(self) -> Any:
         ...
 
-def _headers_of_ours(message: Any) -> dict[str, Any]:
+def _headers_of_ours(message: FailedMessage) -> dict[str, Any]:
     ...
-
-def _plain(value: Any) -> str | None:
-    ...
-_LEFT_BEHIND = ('expiration', 'user_id', 'cluster_id')
-_LEFT_BEHIND_HEADER = re.compile('CC$|BCC$|x-death$|x-(first|last)-death-')
-
-def _is_flat(value: Any, levels: int=50) -> bool:
-    ...
-
-def _copied(properties: Iterable[tuple[str, Any]], headers: Mapping[str, Any], gone: Iterable[str]=_LEFT_BEHIND) -> dict[str, Any]:
-    ...
-_OUR_HEADERS = ('failed-at', 'failed-on', 'failures', 'queue', 'exception', 'value', 'traceback')
 
 class QueueStats(NamedTuple):
     waiting: int | None
     consumers: int | None
     failed: int
 
-def _look_at(connection: Connection, queues: Iterable[str]) -> Iterator[tuple[int, int] | None]:
-    ...
+class WorkerOptions(typing.TypedDict, total=False):
+    threads: int | None
+    prefetch: int | None
+    max_load: float | None
+    max_run_time: float | None
+    grace: float | None
+    shutdown_timeout: float | None
+    reconnect_interval: float | None
+    priority: int | None
+    max_crashes: int | None
 
 class Kuyruk:
     Reject: ClassVar = Reject
@@ -1431,7 +1430,7 @@ class Kuyruk:
 
     def __init__(self, config: Config | None=None) -> None:
         if config is not None and (not isinstance(config, Config)):
-            raise TypeError(f'config takes a kuyruk.Config: not {config!r}')
+            raise TypeError(f"config takes a kuyruk.Config: not {_shown('config', config)}")
         self.config = Config() if config is None else config
         self.extensions: dict[str, Any] = {}
         self.packages: set[str] = set()
@@ -1450,11 +1449,11 @@ class Kuyruk:
     def close(self) -> None:
         ...
 
-    @overload
+    @typing.overload
     def task(self, queue: Callable[P, R]) -> Task[P, R]:
         ...
 
-    @overload
+    @typing.overload
     def task(self, queue: str='kuyruk', *, retry: int=0, max_run_time: float | None=None, fail_delay: float=0, reject_delay: float=0, max_fail_delay: float | None=None, max_failures: int | None=None, throws: type[BaseException] | Iterable[type[BaseException]]=()) -> Callable[[Callable[P, R]], Task[P, R]]:
         ...
 
@@ -1478,7 +1477,7 @@ class Kuyruk:
     def channel(self) -> Iterator[Channel]:
         ...
 
-    def worker(self, queues: Iterable[str] | None=None, *, threads: int | None=None, prefetch: int | None=None, max_load: float | None=None, max_run_time: float | None=None, grace: float | None=None, shutdown_timeout: float | None=None, reconnect_interval: float | None=None, priority: int | None=None, max_crashes: int | None=None) -> Worker:
+    def worker(self, queues: Iterable[str] | None=None, **options: typing.Unpack[WorkerOptions]) -> Worker:
         ...
 
     def failed_messages(self, queue: str) -> Generator[FailedMessage, None, None]:
