@@ -132,11 +132,11 @@ from pamqp import commands, decode, encode
 from pamqp import frame as amqp_frame
 from pamqp import header as amqp_header
 
-__all__ = ["Config", "Journal", "Kuyruk", "Run", "SubTask", "Task", "Worker", "current_task", "exceptions"]
-__all__ += ["UNSAFE_MODULES"]
-__all__ += ["BrokerError", "Crashed", "Discard", "HeartbeatError", "InvalidMessage", "KuyrukError", "Reject"]
-__all__ += ["FailedMessage", "QueueStats", "RemoteException", "ResultTimeout", "Shutdown", "Signal"]
-__all__ += ["Timeout", "signals"]
+__all__ = ["BrokerError", "Config", "Crashed", "current_task", "Discard", "exceptions"]
+__all__ += ["FailedMessage", "HeartbeatError", "InvalidMessage", "Journal", "Kuyruk", "KuyrukError"]
+__all__ += ["LogContext", "QueueStats", "Reject", "RemoteException", "ResultTimeout", "Run"]
+__all__ += ["SendOptions", "Shutdown", "Signal", "signals", "SubTask", "Task", "Timeout"]
+__all__ += ["UNSAFE_MODULES", "Worker", "WorkerOptions"]
 
 __version__ = "1.0.0"
 
@@ -188,6 +188,20 @@ FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; each ti
 
 
 # --- Exceptions --------------------------------------------------------------
+
+
+class _PerThread:
+    """Attributes that each thread has for itself (None: not set). They are kept at the `Thread`
+    objects, and not as a `threading.local`: one that was made before gevent's monkey patch would be
+    the same for all greenlets."""
+
+    if not TYPE_CHECKING:  # subclasses declare what there is
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(threading.current_thread(), f"{__name__}.{name}", None)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            setattr(threading.current_thread(), f"{__name__}.{name}", value)
 
 
 class KuyrukError(Exception):
@@ -1069,8 +1083,8 @@ _WATCH_STALLS = 5.0  #: Seconds that a watch may be late before it counts as stu
 _APPLY_GRACE = 1.0  #: Seconds after which `Task.apply` warns of a task that can't be interrupted.
 
 
-class _Current(threading.local):
-    run: Run | None = None  #: What runs in this thread.
+class _Current(_PerThread):
+    run: Run | None  #: What runs in this thread.
 
 
 _current = _Current()
@@ -1757,8 +1771,8 @@ class _Wakeup:
         self._writer.close()
 
 
-class _ThisThread(threading.local):
-    reads = False  #: Whether it is the reader of a connection, which must not wait for what it would read.
+class _ThisThread(_PerThread):
+    reads: bool  #: Whether it is the reader of a connection, which must not wait for what it would read.
 
 
 _this_thread = _ThisThread()
@@ -3765,6 +3779,22 @@ class WorkerOptions(typing.TypedDict, total=False):
     reconnect_interval: float | None
     priority: int | None
     max_crashes: int | None
+
+
+class LogContext(logging.Filter):
+    """A filter for a handler of logging's: it gives each record `task` (the name), `task_id` and
+    `queue`, of `current_task()`; None outside of a task. What a record has of these as `extra` stays.
+
+        handler.addFilter(kuyruk.LogContext())
+        handler.setFormatter(logging.Formatter("%(task_id)s %(message)s"))
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        run = current_task()
+        facts = (None, None, None) if run is None else (run.task.name, run.id, run.queue)
+        for name, value in zip(("task", "task_id", "queue"), facts, strict=True):
+            vars(record).setdefault(name, value)
+        return bool(super().filter(record))
 
 
 class Kuyruk:

@@ -1557,6 +1557,88 @@ def test_a_remote_task_cannot_run_here(offline):
         task(1)
 
 
+GEVENT = """
+import os, sys
+order, url, queue = sys.argv[1:]
+if order != "before":
+    import kuyruk
+    app = kuyruk.Kuyruk()
+    if order == "after a fork":
+        app.config.RABBIT_URL = url
+        app.task(queue)(os.path.basename)("x")
+        if pid := os.fork():
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+from gevent import monkey
+monkey.patch_all()
+import gevent, kuyruk
+app = kuyruk.Kuyruk() if order == "before" else app
+app.config.from_dict({"RABBIT_URL": url, "RABBIT_PUBLISH_TIMEOUT": 5})
+@app.task(queue)
+def tell(number):
+    gevent.sleep(0.01)
+    return [number, kuyruk.current_task().id]
+tell(0)
+with app, app.worker(threads=4):
+    jobs = [gevent.spawn(tell.send_to_queue, (n,), id=f"id{n}", wait_result=5) for n in range(20)]
+    gevent.joinall(jobs, raise_error=True)
+    assert [job.value for job in jobs] == [[n, f"id{n}"] for n in range(20)] and not kuyruk.current_task()
+print("ends")
+"""
+
+
+@pytest.mark.parametrize("order", ["before", "after", "after a fork"])
+def test_it_may_be_imported_before_or_after_gevents_patch(order, url, queue, tmp_path):
+    """As with `gunicorn -k gevent --preload`: each greenlet sends, waits and runs for itself."""
+    (tmp_path / "program.py").write_text(GEVENT)
+    assert run_python("program.py", order, url, queue, cwd=tmp_path) == "ends\n"
+
+
+@pytest.fixture
+def context_log():
+    """The lines of a log whose handler has a LogContext."""
+    lines, handler = io.StringIO(), logging.StreamHandler()
+    handler.setStream(lines)
+    handler.addFilter(kuyruk.LogContext())
+    handler.setFormatter(logging.Formatter("%(task)s %(task_id)s %(queue)s %(message)s"))
+    log = logging.getLogger("test.context")
+    log.addHandler(handler)
+    yield lambda: lines.getvalue().splitlines()
+    log.removeHandler(handler)
+
+
+def log_inner_and_outer(inner=False):
+    log = logging.getLogger("test.context")
+    log.warning("begins")
+    if not inner:
+        kuyruk.Kuyruk().task(log_inner_and_outer).apply(inner=True)
+        log.warning("goes on", extra={"task_id": "given"})
+
+
+def test_a_log_record_tells_of_the_task_in_which_it_is_made(offline, context_log):
+    logging.getLogger("test.context").warning("outside")
+    run = kuyruk.Run(task := offline.task(log_inner_and_outer), "an id", "a queue", False)
+    task._run(run, (), {}, None)
+    background(logging.getLogger("test.context").warning, "elsewhere").result(PATIENCE)
+    name = "test_kuyruk.log_inner_and_outer"
+    assert context_log() == [
+        "None None None outside", f"{name} an id a queue begins", f"{name} None None begins",
+        f"{name} given a queue goes on", "None None None elsewhere",
+    ]  # fmt: skip
+
+
+def test_a_worker_gives_each_record_its_message(app, queue, start, context_log):
+    task = app.task(queue)(log_inner_and_outer)
+    start(app)
+    task.send_to_queue((True,), id="x", wait_result=PATIENCE)
+    assert context_log() == [f"{task.name} x {queue} begins"]
+
+
+def test_a_log_context_filters_by_name_as_every_filter(offline):
+    record = logging.LogRecord("a.b", logging.INFO, "file", 1, "text", (), None)
+    assert kuyruk.LogContext("a").filter(record) and not kuyruk.LogContext("c").filter(record)
+    assert (record.task, record.task_id, record.queue) == (None, None, None)
+
+
 # --- Interrupting a running task ---------------------------------------------
 
 

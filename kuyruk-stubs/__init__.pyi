@@ -39,11 +39,11 @@ from amqpstorm.io import IO
 from pamqp import commands, decode, encode
 from pamqp import frame as amqp_frame
 from pamqp import header as amqp_header
-__all__ = ['Config', 'Journal', 'Kuyruk', 'Run', 'SubTask', 'Task', 'Worker', 'current_task', 'exceptions']
-__all__ += ['UNSAFE_MODULES']
-__all__ += ['BrokerError', 'Crashed', 'Discard', 'HeartbeatError', 'InvalidMessage', 'KuyrukError', 'Reject']
-__all__ += ['FailedMessage', 'QueueStats', 'RemoteException', 'ResultTimeout', 'Shutdown', 'Signal']
-__all__ += ['Timeout', 'signals']
+__all__ = ['BrokerError', 'Config', 'Crashed', 'current_task', 'Discard', 'exceptions']
+__all__ += ['FailedMessage', 'HeartbeatError', 'InvalidMessage', 'Journal', 'Kuyruk', 'KuyrukError']
+__all__ += ['LogContext', 'QueueStats', 'Reject', 'RemoteException', 'ResultTimeout', 'Run']
+__all__ += ['SendOptions', 'Shutdown', 'Signal', 'signals', 'SubTask', 'Task', 'Timeout']
+__all__ += ['UNSAFE_MODULES', 'Worker', 'WorkerOptions']
 __version__ = '1.0.0'
 logger = logging.getLogger('kuyruk')
 if TYPE_CHECKING:
@@ -84,6 +84,15 @@ POOL_SLICE = 0.05
 FIRST_SHARE = 10
 MAX_SHARE, SHARE_BYTES = (500, 4000000)
 FIRST_RECONNECT = 0.1
+
+class _PerThread:
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            ...
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            ...
 
 class KuyrukError(Exception):
     ...
@@ -424,8 +433,8 @@ _GIVE_UP_AGAIN = 0.1
 _WATCH_STALLS = 5.0
 _APPLY_GRACE = 1.0
 
-class _Current(threading.local):
-    run: Run | None = None
+class _Current(_PerThread):
+    run: Run | None
 _current = _Current()
 
 def _raise_pending() -> None:
@@ -680,8 +689,8 @@ class _Wakeup:
     def close(self) -> None:
         ...
 
-class _ThisThread(threading.local):
-    reads = False
+class _ThisThread(_PerThread):
+    reads: bool
 _this_thread = _ThisThread()
 logging.getLogger('amqpstorm.channel0').addFilter(lambda record: not _this_thread.reads)
 
@@ -1423,6 +1432,11 @@ class WorkerOptions(typing.TypedDict, total=False):
     reconnect_interval: float | None
     priority: int | None
     max_crashes: int | None
+
+class LogContext(logging.Filter):
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        ...
 
 class Kuyruk:
     Reject: ClassVar = Reject
