@@ -132,10 +132,10 @@ from pamqp import commands, decode, encode
 from pamqp import frame as amqp_frame
 from pamqp import header as amqp_header
 
-__all__ = ["BrokerError", "Config", "Crashed", "current_task", "Discard", "exceptions"]
+__all__ = ["BrokerError", "Config", "Crashed", "Discard", "current_task", "exceptions"]
 __all__ += ["FailedMessage", "HeartbeatError", "InvalidMessage", "Journal", "Kuyruk", "KuyrukError"]
 __all__ += ["LogContext", "QueueStats", "Reject", "RemoteException", "ResultTimeout", "Run"]
-__all__ += ["SendOptions", "Shutdown", "Signal", "signals", "SubTask", "Task", "Timeout"]
+__all__ += ["SendOptions", "Shutdown", "Signal", "SubTask", "Task", "Timeout", "signals"]
 __all__ += ["UNSAFE_MODULES", "Worker", "WorkerOptions"]
 
 __version__ = "1.0.0"
