@@ -424,6 +424,10 @@ _HOST = re.compile(
 )
 
 
+#: Scheme, user, password, hosts, virtual host.
+_URL = re.compile(r"(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?")
+
+
 def _parse_hosts(hosts: str, default_port: int = 5672) -> list[tuple[str, int]]:
     """Return "a,b:5673,[::1]:5674" as addresses. Raises ValueError, whose text holds none of it."""
     if "://" in hosts:
@@ -443,22 +447,18 @@ def _parse_hosts(hosts: str, default_port: int = 5672) -> list[tuple[str, int]]:
 def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
     """Return addresses and options. Raises ValueError, whose text holds nothing of the URL: what
     looks like its host may be a part of the password."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError:  # its text quotes the URL
-        raise ValueError("[ or ] around no IPv6 address is written as %5B or %5D") from None
-    if parts.scheme not in ("amqp", "amqps") or "//" not in url:
-        raise ValueError("it begins with amqp:// or amqps://")
-    if "?" in url or "#" in url:
-        raise ValueError("? is written as %3F, # as %23; what follows them elsewhere are keys here")
-    if "@" in parts.path:
-        raise ValueError("/ in a user or password is written as %2F, @ in a virtual host as %40")
-    login, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = (urllib.parse.unquote(part) for part in login.partition(":"))
-    is_ssl, vhost = parts.scheme == "amqps", urllib.parse.unquote(parts.path[1:])
-    options = {"username": user or "guest", "password": password or "guest", "ssl": is_ssl}
-    addresses = _parse_hosts(hosts or "localhost", 5671 if is_ssl else 5672)
-    return addresses, options | {"virtual_host": vhost or "/"}
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise ValueError(
+            "it begins with amqp:// or amqps://; in a user, password or virtual host / is written as"
+            " %2F, ? as %3F, # as %23, @ as %40, [ as %5B; what follows a ? elsewhere are keys here"
+        )
+    is_ssl = match[1] == "amqps"
+    names = ("username", "password", "virtual_host")
+    values = (match[2] or "guest", match[3] or "guest", match[5] or "/")
+    options = {n: urllib.parse.unquote(v) for n, v in zip(names, values, strict=True)}
+    addresses = _parse_hosts(match[4] or "localhost", 5671 if is_ssl else 5672)
+    return addresses, {"ssl": is_ssl, **options}
 
 
 def _is_table(value: Any) -> bool:
@@ -803,25 +803,7 @@ def _encode_json(value: Any, what: str) -> bytes:
         raise TypeError(f"{what} can't be written as JSON: {error}") from error
 
 
-def _describe(module: str, function: str, id: str | None, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Return a task's description, as it is sent. None and other empty values mean "not given".
-    Raises TypeError for arguments of a wrong type, ValueError for an id that can't be."""
-    args, kwargs = () if args is None else args, kwargs or {}
-    if not isinstance(args, list | tuple):  # a string, say, whose letters would be the arguments
-        raise TypeError(f"args takes a list or tuple of arguments: not {_shown('args', args)}")
-    if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
-        raise TypeError(f"kwargs takes a dict with strings as keys: not {_shown('kwargs', kwargs)}")
-    if id is not None and len(id.encode("utf-8", "replace")) > 255:
-        raise ValueError(f"id takes a string of at most 255 bytes: not {_shown('id', id)}")
-    description: dict[str, Any] = {"id": _ids.make() if id is None else id}
-    description |= {"args": args, "kwargs": dict(kwargs), "module": module, "function": function}
-    return description | _facts_about_sender(int(time.time()), os.getpid())
 
-
-def _encode_description(description: Mapping[str, Any]) -> bytes:
-    """Return the message's body. Raises TypeError for what isn't JSON."""
-    name = f"{description['module']}.{description['function']}"
-    return _encode_json(description, f"an argument of task {name}")
 
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
@@ -3221,12 +3203,20 @@ class SubTask(NamedTuple):
     headers: Mapping[str, Any] | None = None
     id: str | None = None
 
-    def _check_options(self) -> None:
-        """Raise TypeError or ValueError for options that can't be."""
-        if any(self[3:]):  # most have none
+    def _check(self) -> None:
+        """Raise TypeError or ValueError for what can't be sent. (The names of options aren't
+        looked at when there is none, as in most.)"""
+        if not isinstance(self.args, list | tuple):  # a string's letters would be the arguments
+            raise TypeError(f"args takes a list or tuple: not {_shown('args', self.args)}")
+        if not isinstance(self.kwargs, Mapping) or not all(isinstance(k, str) for k in self.kwargs):
+            shown = _shown("kwargs", self.kwargs)
+            raise TypeError(f"kwargs takes a dict with strings as keys: not {shown}")
+        if any(self[3:]):
             for name in ("host", "delay", "priority", "headers", "id"):
                 _check(name, getattr(self, name) or None)
             _check_headers(self.headers or {})
+            if self.id and len(self.id.encode("utf-8", "replace")) > 255:
+                raise ValueError(f"id takes at most 255 bytes: not {_shown('id', self.id)}")
             self._queue()
 
     def _queue(self) -> str:
@@ -3234,13 +3224,19 @@ class SubTask(NamedTuple):
         return _check_queue_name(_resolve_host(f"{queue}.{self.host}")) if self.host else queue
 
     def _describe(self) -> dict[str, Any]:
-        """Return its description. Raises TypeError or ValueError for what can't be sent."""
-        self._check_options()
-        function, id = self.task.f.__name__, self.id or None
-        return _describe(self.task._module, function, id, self.args, self.kwargs)
+        """Return its description, as it is sent. Raises TypeError or ValueError if it can't be."""
+        self._check()
+        return {
+            "id": self.id or _ids.make(),
+            "args": self.args,
+            "kwargs": dict(self.kwargs),
+            "module": self.task._module,
+            "function": self.task.f.__name__,
+            **_facts_about_sender(int(time.time()), os.getpid()),
+        }
 
     def _message(self, description: dict[str, Any]) -> _Message:
-        """Raises TypeError for what isn't JSON."""
+        """Return what is published. Raises TypeError for what isn't JSON."""
         app, queue = self.task.kuyruk, self._queue()
         properties = {"content_type": "application/json", "delivery_mode": 2}
         properties |= {"message_id": description["id"], "timestamp": int(time.time())}
@@ -3248,8 +3244,8 @@ class SubTask(NamedTuple):
             properties["priority"] = self.priority
         if self.headers:
             properties["headers"] = dict(self.headers)
-        body, arguments = _encode_description(description), app._queue_arguments(queue)
-        message = _Message(queue, body, properties, arguments)
+        body = _encode_json(description, f"an argument of task {self.task.name}")
+        message = _Message(queue, body, properties, app._queue_arguments(queue))
         return _put_off(message, self.delay, app.config.QUEUE_ARGUMENTS) if self.delay else message
 
 
@@ -3457,16 +3453,16 @@ class Task(Generic[P, R]):
             message.properties["expiration"] = _milliseconds(message_ttl)
         if wait_result is None:
             self.kuyruk._publisher.send([message])
-            return self._notify_sent(description)
+            return self._announce(task_postsend, description)
         # An id of its own: two callers may give their messages the same.
         correlation_id = _ids.make() if subtask.id else description["id"]
         message.properties.update(reply_to="amq.rabbitmq.reply-to", correlation_id=correlation_id)
         try:
             reply = self.kuyruk._publisher.call(message, wait_result)
         except ResultTimeout:
-            self._notify_sent(description)
+            self._announce(task_postsend, description)
             raise
-        self._notify_sent(description)
+        self._announce(task_postsend, description)
         return _decode_reply(reply)
 
     def subtask(
@@ -3478,8 +3474,7 @@ class Task(Generic[P, R]):
     ) -> SubTask:
         """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. host and options as
         for `send_to_queue`."""
-        args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
-        return SubTask(self, args, kwargs, host, **options)
+        return SubTask(self, () if args is None else args, kwargs or {}, host, **options)
 
     def apply(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here, with its retries and its time limit, without the broker.
@@ -3517,10 +3512,11 @@ class Task(Generic[P, R]):
             facts = {} if error is None else {"exc_info": (type(error), error, error.__traceback__)}
             signal.send(self.kuyruk, task=self, args=args, kwargs=kwargs, **facts)
 
-    def _notify_sent(self, description: dict[str, Any]) -> None:
-        if task_postsend.receivers:
-            arguments = {"args": description["args"], "kwargs": description["kwargs"]}
-            task_postsend.send(self.kuyruk, task=self, **arguments, description=description)
+    def _announce(self, signal: Signal, description: dict[str, Any]) -> None:
+        """Send a signal about a message, whose description a receiver may change."""
+        if signal.receivers:
+            facts = {"args": description["args"], "kwargs": description["kwargs"]}
+            signal.send(self.kuyruk, task=self, **facts, description=description)
 
     def _fits(self, error: BaseException, args: Any, kwargs: Any) -> bool:
         """Return whether the arguments fit the function. A TypeError is about its arguments if it
@@ -3534,26 +3530,22 @@ class Task(Generic[P, R]):
         callers = [_call_task.__code__, *(getattr(f, "__code__", None) for f in decorators)]
         if getattr(inner, "__code__", ...) in codes or (codes and codes[-1] not in callers):
             return True
-        try:
-            signature = self._signature()
-        except Exception:  # it has none (of C), or one that can't be read
-            return True
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError:
-            return False
-        return True
-
-    def _signature(self) -> inspect.Signature:
+        options: dict[str, Any] = {}
         if sys.version_info >= (3, 14):  # annotations aren't evaluated: their names may not exist
             from annotationlib import Format
 
-            return inspect.signature(self.f, annotation_format=Format.FORWARDREF)
-        return inspect.signature(self.f)
+            options["annotation_format"] = Format.FORWARDREF
+        with contextlib.suppress(ValueError):  # it has no signature: it is written in C
+            try:
+                inspect.signature(self.f, **options).bind(*args, **kwargs)
+            except TypeError:
+                return False
+        return True
 
     def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
         """As if sent: what isn't JSON fails, what JSON changes (a tuple, say) is changed."""
-        description = _decode_task(_encode_description(subtask._describe()))
+        body = _encode_json(subtask._describe(), f"an argument of task {self.name}")
+        description = _decode_task(body)
         result = cast(AnyTask, self).apply(*description.args, **description.kwargs)
         return None if wait_result is None else _decode_reply(_encode_reply(result, None))
 
@@ -3562,9 +3554,7 @@ class Task(Generic[P, R]):
         if self._problem:
             raise TypeError(self._problem)
         description = subtask._describe()
-        if task_presend.receivers:  # they may change it
-            arguments = {"args": description["args"], "kwargs": description["kwargs"]}
-            task_presend.send(self.kuyruk, task=self, **arguments, description=description)
+        self._announce(task_presend, description)
         return description
 
 
@@ -3924,7 +3914,7 @@ class Kuyruk:
         for subtask, description in itertools.compress(
             zip(subtasks, descriptions, strict=True), is_sent
         ):
-            subtask.task._notify_sent(description)
+            subtask.task._announce(task_postsend, description)
         if failure is not None:
             failure.unconfirmed = [s for s, sent in zip(subtasks, is_sent, strict=True) if not sent]
             raise failure

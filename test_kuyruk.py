@@ -979,6 +979,8 @@ GUEST = ["guest", "guest", "/", False]
         ("amqp://u%40x:p%2F%3A@h/a%2Fb", [("h", 5672)], ["u@x", "p/:", "a/b", False]),
         ("amqp://a,b:5673,c/%2F", [("a", 5672), ("b", 5673), ("c", 5672)], GUEST),
         ("amqp://u:p@[::1]:5673,[::2]", [("::1", 5673), ("::2", 5672)], ["u", "p", "/", False]),
+        ("amqp://u@x:p@:y@h/a/b", [("h", 5672)], ["u@x", "p@:y", "a/b", False]),
+        ("amqp://:p@h", [("h", 5672)], ["guest", "p", "/", False]),
     ],
 )
 def test_a_url_wins_over_the_other_keys(url, addresses, login):
@@ -1031,8 +1033,8 @@ def test_an_error_of_the_configuration_says_what_to_do(values, says):
         ("http://u:PW@h/", "begins with amqp"), ("u:PW@h", "begins with amqp"), ("amqp:u:PW@h", "begins with amqp"),
         ("amqp://u:PW@h:0/", "a port is"), ("amqp://u:PW@h:x/", "a port is"), ("amqp://u:PW@h h/", "a host is"),
         ("amqp://u:PW", "a port is"), ("amqp://u:12/PW@h/", "written as %2F"), ("amqp://u:12/34@h/", "written as %2F"),
-        ("amqp://u:P/W@h/v", "written as %2F"), ("amqp://u:PW?x@h/", "written as %3F"), ("amqp://u:P#W@h/", "as %23"),
-        ("amqp://u:PW@h/v?heartbeat=5", "keys here"), ("amqp://u:P[W@h/", "written as %5B"), ("amqp://u:PW@h/?", "%3F"),
+        ("amqp://u:P/W@h/v", "written as %2F"), ("amqp://u:PW?x@h/", "as %3F"), ("amqp://u:P#W@h/", "as %23"),
+        ("amqp://u:PW@h/v?heartbeat=5", "keys here"), ("amqp://u:P[W@h/", "as %5B"), ("amqp://u:PW@h/?", "%3F"),
     ],
 )  # fmt: skip
 def test_a_bad_url_says_what_is_wrong_with_it_and_nothing_of_the_password(url, says):

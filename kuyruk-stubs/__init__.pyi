@@ -207,6 +207,7 @@ worker_start = Signal('worker_start')
 worker_shutdown = Signal('worker_shutdown')
 signals = _make_module('signals', lambda v: v is Signal or isinstance(v, Signal))
 _HOST = re.compile('\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|([^][\\s/@]*:[^][\\s/@]*:[^][\\s/@]*))(?::([^]:\\s]*))?\\s*')
+_URL = re.compile('(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?')
 
 def _parse_hosts(hosts: str, default_port: int=5672) -> list[tuple[str, int]]:
     ...
@@ -345,12 +346,6 @@ class _Description(NamedTuple):
 _to_json = json.JSONEncoder(allow_nan=False, separators=(',', ':')).encode
 
 def _encode_json(value: Any, what: str) -> bytes:
-    ...
-
-def _describe(module: str, function: str, id: str | None, args: Any, kwargs: Any) -> dict[str, Any]:
-    ...
-
-def _encode_description(description: Mapping[str, Any]) -> bytes:
     ...
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
@@ -1233,7 +1228,7 @@ class SubTask(NamedTuple):
     headers: Mapping[str, Any] | None = None
     id: str | None = None
 
-    def _check_options(self) -> None:
+    def _check(self) -> None:
         ...
 
     def _queue(self) -> str:
@@ -1330,13 +1325,10 @@ class Task(Generic[P, R]):
     def _notify(self, signal: Signal, args: Any, kwargs: Any, error: Any=None) -> None:
         ...
 
-    def _notify_sent(self, description: dict[str, Any]) -> None:
+    def _announce(self, signal: Signal, description: dict[str, Any]) -> None:
         ...
 
     def _fits(self, error: BaseException, args: Any, kwargs: Any) -> bool:
-        ...
-
-    def _signature(self) -> inspect.Signature:
         ...
 
     def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:

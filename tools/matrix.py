@@ -32,7 +32,7 @@ def find_pythons() -> dict[str, Path]:
         in_path = shutil.which(f"python{minor}")
         for path in (*sorted(of_pyenv, reverse=True), *([Path(in_path)] if in_path else [])):
             test = "import sys, venv; print('%d.%d' % sys.version_info[:2])"
-            command = [path, "-c", test]
+            command: list[str | Path] = [path, "-c", test]
             if subprocess.run(command, capture_output=True, text=True).stdout.strip() == minor:
                 found[minor] = path
                 break
@@ -67,7 +67,7 @@ def run_tests(name: str, python: Path, amqpstorm: str, arguments: list[str]) -> 
         inner = make_venv(python, amqpstorm, folder)
     except (OSError, subprocess.CalledProcessError) as error:
         return False, f"no virtual environment: {error}"
-    command = [inner, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    command: list[str | Path] = [inner, "-m", "pytest", "-q", *arguments]
     environment = {**os.environ, "PATH": f"{inner.parent}{os.pathsep}{os.environ['PATH']}"}
     last = ""
     with subprocess.Popen(
