@@ -420,7 +420,8 @@ signals = _make_module("signals", lambda v: v is Signal or isinstance(v, Signal)
 # --- Config ------------------------------------------------------------------
 
 _HOST = re.compile(
-    r"\s*(?:\[([^]\s/@]+)]|([^][:\s/@]+)|([^][\s/@]*:[^][\s/@]*:[^][\s/@]*))(?::([^]:\s]*))?\s*"
+    r"\s*(?:\[([^]\s/@]+)]|([^][:\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\w+)?))"
+    r"(?::([^]:\s]*))?\s*"
 )
 
 
@@ -465,6 +466,14 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
+def _is_amqp_table(value: Any) -> bool:
+    """Raise ValueError for a dict that AMQP can't carry."""
+    try:
+        return _is_table(value) and bool(encode.field_table(value))
+    except (TypeError, ValueError, RecursionError, struct.error) as error:
+        raise ValueError(f"AMQP carries text, numbers, lists and dicts: {error}") from None
+
+
 def _is_number(value: Any) -> bool:
     """Return whether it is a finite number. An int can be too large for a float."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -497,9 +506,9 @@ def _level_name(level: str) -> str:
 
 #: The kinds of values: in words, and as a test, which may raise ValueError with a better reason.
 _KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {
-    "text": ("a string", lambda v: isinstance(v, str)),
+    "text": ("a string", lambda v: isinstance(v, str) and not re.search("[\ud800-\udfff]", v)),
     "flag": ("True or False", lambda v: isinstance(v, bool)),
-    "table": ("a dict with strings as keys", _is_table),
+    "table": ("a dict with strings as keys", _is_amqp_table),
     "whole": ("a whole number", lambda v: type(v) is int),
     "seconds": ("seconds", _is_number),
     "load": ("a load average, 0 or more, or -1", lambda v: _is_number(v) and (v >= 0 or v == -1)),
@@ -671,7 +680,9 @@ class Config:
 
     def from_object(self, obj: Any) -> None:
         """Load the upper-case attributes, but modules, of an object, or of what a dotted path (str)
-        leads to. Raises ImportError if it leads nowhere."""
+        leads to. Raises ImportError if it leads nowhere, TypeError for what has no attributes."""
+        if obj is None or isinstance(obj, Mapping):
+            raise TypeError(f"from_object takes an object with attributes, not {type(obj)}")
         if isinstance(obj, str):
             import pkgutil
 
@@ -807,8 +818,8 @@ def _encode_json(value: Any, what: str) -> bytes:
 
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError for headers that AMQP can't carry, or that aren't the
-    sender's: RabbitMQ sends copies for CC and BCC, the others are ours."""
+    """Raise ValueError for headers that aren't the sender's: RabbitMQ sends copies for CC and BCC,
+    the others are ours."""
     for name in headers:
         is_short = 0 < len(name.encode("utf-8", "replace")) <= 128
         if not is_short or name in ("CC", "BCC") or name.startswith("x-kuyruk-"):
@@ -816,11 +827,6 @@ def _check_headers(headers: Mapping[str, Any]) -> None:
                 "headers takes names of 1 to 128 bytes, but CC, BCC and those that begin with"
                 f" x-kuyruk-: not {_shown('headers', name)}"
             )
-    try:
-        encode.field_table(dict(headers))
-    except (TypeError, ValueError, RecursionError, struct.error) as error:
-        what = "headers takes what AMQP can carry (text, numbers, lists, dicts)"
-        raise TypeError(f"{what}: {error}") from error
 
 
 @functools.lru_cache(1)
@@ -3206,10 +3212,11 @@ class SubTask(NamedTuple):
     def _check(self) -> None:
         """Raise TypeError or ValueError for what can't be sent. (The names of options aren't
         looked at when there is none, as in most.)"""
-        if not isinstance(self.args, list | tuple):  # a string's letters would be the arguments
-            raise TypeError(f"args takes a list or tuple: not {_shown('args', self.args)}")
-        if not isinstance(self.kwargs, Mapping) or not all(isinstance(k, str) for k in self.kwargs):
-            shown = _shown("kwargs", self.kwargs)
+        args, kwargs = () if self.args is None else self.args, self.kwargs or {}
+        if not isinstance(args, list | tuple):  # a string's letters would be the arguments
+            raise TypeError(f"args takes a list or tuple: not {_shown('args', args)}")
+        if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+            shown = _shown("kwargs", kwargs)
             raise TypeError(f"kwargs takes a dict with strings as keys: not {shown}")
         if any(self[3:]):
             for name in ("host", "delay", "priority", "headers", "id"):
@@ -3228,8 +3235,8 @@ class SubTask(NamedTuple):
         self._check()
         return {
             "id": self.id or _ids.make(),
-            "args": self.args,
-            "kwargs": dict(self.kwargs),
+            "args": self.args or (),
+            "kwargs": dict(self.kwargs or {}),
             "module": self.task._module,
             "function": self.task.f.__name__,
             **_facts_about_sender(int(time.time()), os.getpid()),
@@ -3291,15 +3298,19 @@ def _check_function(f: Any) -> None:
             )
 
 
+#: What is returned by calls that don't run what was meant.
+_NOT_RUN: tuple[type, ...] = (map, filter, functools.partial, contextlib._GeneratorContextManager)
+_NOT_RUN += (collections.abc.Generator, collections.abc.Awaitable, collections.abc.AsyncGenerator)
+
+
 def _require_result(task: Task[..., Any], result: T) -> T:
     """Return what a task has returned. Raises TypeError if that has yet to be run by somebody."""
-    abc = collections.abc
-    if issubclass(type(result), abc.Generator | abc.Awaitable | abc.AsyncGenerator):
+    if issubclass(type(result), _NOT_RUN):
         if isinstance(result, types.CoroutineType) and result.cr_frame is not None:
             result.close()  # Python would warn that nobody has waited for it
         raise TypeError(
-            f"task {task.name} has returned a {type(result).__name__}, which hasn't run: it takes"
-            " asyncio.run(...), or list(...) for a generator, in the task"
+            f"task {task.name} has returned a {type(result).__name__}, which hasn't run: run it in"
+            " the task, with asyncio.run(...), or list(...) for a generator"
         )
     return result
 
@@ -3344,7 +3355,10 @@ class Task(Generic[P, R]):
         self.reject_delay = reject_delay
         self.max_fail_delay = max_fail_delay
         self.max_failures = max_failures
-        self.throws = (throws,) if isinstance(throws, type) else tuple(throws)
+        classes: Any = throws
+        if isinstance(throws, type | str) or not isinstance(throws, Iterable):
+            classes = [throws]
+        self.throws: tuple[type[BaseException], ...] = tuple(classes)
         self._check_options()
         for name in functools.WRAPPER_ASSIGNMENTS:
             with contextlib.suppress(AttributeError):
@@ -3846,14 +3860,16 @@ class Kuyruk:
         Raises as `Task`, and ValueError if another function is a task of that name already.
         """
 
+        queue, function = ("kuyruk", queue) if callable(queue) else (_check_queue_name(queue), None)
+
         def decorate(f: Callable[P, R]) -> Task[P, R]:
-            task = Task(f, self, "kuyruk" if callable(queue) else queue, **options)
+            task = Task(f, self, queue, **options)
             if not task._problem:
                 self._add(task)
             self._queues[task.queue] = None
             return task
 
-        return decorate(queue) if callable(queue) else decorate
+        return decorate if function is None else decorate(function)
 
     def remote(self, name: str, queue: str = "kuyruk") -> AnyTask:
         """Return a task by its name ("pkg.tasks.add"), for a program that doesn't have its code:
@@ -3898,6 +3914,10 @@ class Kuyruk:
         lists the subtasks that aren't known to have arrived.
         """
         subtasks = list(subtasks)
+        for each in subtasks:
+            if not isinstance(each, SubTask):
+                what = "send_tasks_to_queue takes a list of what a task's subtask(...) returns"
+                raise TypeError(f"{what}: not {_shown('subtasks', each)}")
         if self.config.EAGER:
             for subtask in subtasks:
                 subtask.task._send_eagerly(subtask, None)

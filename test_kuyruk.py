@@ -1093,6 +1093,25 @@ def test_what_a_subclass_sets_is_checked():
         type("Own", (kuyruk.Config,), {"WORKER_THREADS": "8"})()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("QUEUE_ARGUMENTS", {"x": object()}), ("QUEUE_ARGUMENTS", {"x": 2**70}), ("RABBIT_PASSWORD", "hunter\udcff"),
+        ("RABBIT_USER", "\ud800"), ("RABBIT_HOST", "h:5672:x"), ("RABBIT_URL", "amqp://h:1:2/"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_sent_to_rabbitmq_is_refused(key, value):
+    with pytest.raises(ValueError, match=f"{key} takes") as info:
+        kuyruk.Config().from_dict({key: value})
+    assert "hunter" not in str(info.value)
+
+
+@pytest.mark.parametrize("value", [None, {"RABBIT_HOST": "a"}, os.environ])
+def test_an_object_that_has_no_attributes_is_no_configuration(value):
+    with pytest.raises(TypeError, match="from_object takes an object"):
+        kuyruk.Config().from_object(value)
+
+
 # --- Importing, and messages before they are sent ----------------------------
 
 
@@ -1282,8 +1301,14 @@ def forgets_to_wait():
 
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize(
-    "function", [forgets_to_wait, lambda: run_later(), lambda: yield_one(), lambda: yield_later()], ids=range(4)
-)
+    "function",
+    [
+        forgets_to_wait, lambda: run_later(), lambda: yield_one(), lambda: yield_later(),
+        lambda: map(ran.append, [1]), lambda: filter(ran.append, [1]), lambda: functools.partial(echo, 1),
+        contextlib.contextmanager(yield_one),
+    ],
+    ids=range(8),
+)  # fmt: skip
 def test_a_function_that_returns_what_is_yet_to_run_has_failed(function, eager, offline):
     offline.config.EAGER = eager
     task = offline.task(function)
@@ -1639,6 +1664,35 @@ def test_a_log_context_filters_by_name_as_every_filter(offline):
     record = logging.LogRecord("a.b", logging.INFO, "file", 1, "text", (), None)
     assert kuyruk.LogContext("a").filter(record) and not kuyruk.LogContext("c").filter(record)
     assert (record.task, record.task_id, record.queue) == (None, None, None)
+
+
+@pytest.mark.parametrize("decorated", [classmethod(echo), property(echo), None, ["q"]])
+def test_what_is_neither_function_nor_queue_is_refused_at_once(decorated, offline):
+    with pytest.raises(ValueError, match="queue"):
+        offline.task(decorated)
+
+
+@pytest.mark.parametrize("throws", [ValueError(), "ValueError", (ValueError(),), 5])
+def test_what_is_thrown_is_a_class(throws, offline):
+    with pytest.raises(ValueError, match=r"throws takes exception classes: not ('?ValueError|5)"):
+        offline.task(throws=throws)(echo)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_only_subtasks_are_sent_together(eager, offline):
+    offline.config.EAGER = eager
+    task = offline.task(echo)
+    for wrong in ([task], task.subtask((1,)), [None], [task.subtask(), (task, (), {}, None)]):
+        with pytest.raises(TypeError, match="what a task's subtask"):
+            offline.send_tasks_to_queue(wrong)
+    assert not ran and not threads_of_ours()
+
+
+def test_a_subtask_may_be_made_by_hand(offline):
+    offline.config.EAGER = True
+    task = offline.task(echo)
+    offline.send_tasks_to_queue([kuyruk.SubTask(task, None, None, ""), kuyruk.SubTask(task, [1], {}, None)])
+    assert ran == [(), (1,)]
 
 
 # --- Interrupting a running task ---------------------------------------------

@@ -206,7 +206,7 @@ worker_init = Signal('worker_init')
 worker_start = Signal('worker_start')
 worker_shutdown = Signal('worker_shutdown')
 signals = _make_module('signals', lambda v: v is Signal or isinstance(v, Signal))
-_HOST = re.compile('\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|([^][\\s/@]*:[^][\\s/@]*:[^][\\s/@]*))(?::([^]:\\s]*))?\\s*')
+_HOST = re.compile('\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\\w+)?))(?::([^]:\\s]*))?\\s*')
 _URL = re.compile('(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?')
 
 def _parse_hosts(hosts: str, default_port: int=5672) -> list[tuple[str, int]]:
@@ -218,6 +218,9 @@ def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
 def _is_table(value: Any) -> bool:
     ...
 
+def _is_amqp_table(value: Any) -> bool:
+    ...
+
 def _is_number(value: Any) -> bool:
     ...
 
@@ -226,7 +229,7 @@ def _is_ssl_options(options: Any) -> bool:
 
 def _level_name(level: str) -> str:
     ...
-_KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {'text': ('a string', lambda v: isinstance(v, str)), 'flag': ('True or False', lambda v: isinstance(v, bool)), 'table': ('a dict with strings as keys', _is_table), 'whole': ('a whole number', lambda v: type(v) is int), 'seconds': ('seconds', _is_number), 'load': ('a load average, 0 or more, or -1', lambda v: _is_number(v) and (v >= 0 or v == -1)), 'hosts': ("'host', 'host:port', or several with commas", _parse_hosts), 'url': ("'amqp://user:password@host:port/vhost'", _parse_url), 'ssl': ("a dict of amqpstorm's ssl_options", _is_ssl_options), 'level': ("a level of logging's, as 'INFO'", _level_name)}
+_KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {'text': ('a string', lambda v: isinstance(v, str) and (not re.search('[\ud800-\udfff]', v))), 'flag': ('True or False', lambda v: isinstance(v, bool)), 'table': ('a dict with strings as keys', _is_amqp_table), 'whole': ('a whole number', lambda v: type(v) is int), 'seconds': ('seconds', _is_number), 'load': ('a load average, 0 or more, or -1', lambda v: _is_number(v) and (v >= 0 or v == -1)), 'hosts': ("'host', 'host:port', or several with commas", _parse_hosts), 'url': ("'amqp://user:password@host:port/vhost'", _parse_url), 'ssl': ("a dict of amqpstorm's ssl_options", _is_ssl_options), 'level': ("a level of logging's, as 'INFO'", _level_name)}
 
 class _Rule(NamedTuple):
     kind: str
@@ -1245,6 +1248,8 @@ def _module_of(f: Callable[..., Any]) -> str:
 
 def _check_function(f: Any) -> None:
     ...
+_NOT_RUN: tuple[type, ...] = (map, filter, functools.partial, contextlib._GeneratorContextManager)
+_NOT_RUN += (collections.abc.Generator, collections.abc.Awaitable, collections.abc.AsyncGenerator)
 
 def _require_result(task: Task[..., Any], result: T) -> T:
     ...
@@ -1262,7 +1267,10 @@ class Task(Generic[P, R]):
         self.reject_delay = reject_delay
         self.max_fail_delay = max_fail_delay
         self.max_failures = max_failures
-        self.throws = (throws,) if isinstance(throws, type) else tuple(throws)
+        classes: Any = throws
+        if isinstance(throws, type | str) or not isinstance(throws, Iterable):
+            classes = [throws]
+        self.throws: tuple[type[BaseException], ...] = tuple(classes)
         self._check_options()
         for name in functools.WRAPPER_ASSIGNMENTS:
             with contextlib.suppress(AttributeError):
