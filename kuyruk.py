@@ -288,7 +288,8 @@ class HeartbeatError(_Interruption, BaseException):
         self.exc_info = self.args[0] if self.args else None
 
     def __str__(self) -> str:
-        return f"the worker has lost its connection: {self.exc_info[1] if self.exc_info else None}"
+        why = self.exc_info[1] if isinstance(self.exc_info, tuple) else self.exc_info
+        return f"the worker has lost its connection: {why}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -451,8 +452,8 @@ def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
     match = _URL.fullmatch(url)
     if match is None:
         raise ValueError(
-            "it begins with amqp:// or amqps://; in a user, password or virtual host / is written as"
-            " %2F, ? as %3F, # as %23, @ as %40, [ as %5B; what follows a ? elsewhere are keys here"
+            "it begins with amqp:// or amqps://; in a user, password or virtual host / is written"
+            " as %2F, ? as %3F, # as %23, @ as %40, [ as %5B; options after a ? are keys here"
         )
     is_ssl = match[1] == "amqps"
     names = ("username", "password", "virtual_host")
@@ -3533,28 +3534,18 @@ class Task(Generic[P, R]):
             signal.send(self.kuyruk, task=self, **facts, description=description)
 
     def _fits(self, error: BaseException, args: Any, kwargs: Any) -> bool:
-        """Return whether the arguments fit the function. A TypeError is about its arguments if it
-        comes from who calls it (this module, or a decorator), and they can't be bound to it.
-        Looked at after a TypeError only: it is slow."""
-        if not isinstance(error, TypeError):
+        """Return whether the arguments fit the function. If not, Python raises a TypeError in who
+        calls it (this module, or a decorator), whose text begins with the function's name."""
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        if not isinstance(error, TypeError) or last is None:
             return True
         decorators: list[Any] = []
-        inner = inspect.unwrap(self.f, stop=decorators.append)  # returns None: it goes on
-        codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+        inner = inspect.unwrap(self.f, stop=decorators.append)  # which returns None: it goes on
         callers = [_call_task.__code__, *(getattr(f, "__code__", None) for f in decorators)]
-        if getattr(inner, "__code__", ...) in codes or (codes and codes[-1] not in callers):
-            return True
-        options: dict[str, Any] = {}
-        if sys.version_info >= (3, 14):  # annotations aren't evaluated: their names may not exist
-            from annotationlib import Format
-
-            options["annotation_format"] = Format.FORWARDREF
-        with contextlib.suppress(ValueError):  # it has no signature: it is written in C
-            try:
-                inspect.signature(self.f, **options).bind(*args, **kwargs)
-            except TypeError:
-                return False
-        return True
+        is_about_call = _text_of(error, 1000).startswith(f"{inner.__qualname__}() ")
+        return last.tb_frame.f_code not in callers or not is_about_call
 
     def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
         """As if sent: what isn't JSON fails, what JSON changes (a tuple, say) is changed."""
@@ -3787,7 +3778,7 @@ class WorkerOptions(typing.TypedDict, total=False):
 
 class LogContext(logging.Filter):
     """A filter for a handler of logging's: it gives each record `task` (the name), `task_id` and
-    `queue`, of `current_task()`; None outside of a task. What a record has of these as `extra` stays.
+    `queue`, of `current_task()`; None outside of a task. What a record has as `extra` stays.
 
         handler.addFilter(kuyruk.LogContext())
         handler.setFormatter(logging.Formatter("%(task_id)s %(message)s"))
@@ -3893,7 +3884,8 @@ class Kuyruk:
         if other is not None and other.f is not f:
             codes = [getattr(inspect.unwrap(each), "__code__", None) for each in (other.f, f)]
             places = [c and f"{os.path.realpath(c.co_filename)}:{c.co_firstlineno}" for c in codes]
-            if codes[0] is codes[1] or places[0] != places[1]:
+            is_exec = codes[0] is not None and codes[0].co_filename.startswith("<")  # no module
+            if codes[0] is codes[1] or places[0] != places[1] or is_exec:
                 raise ValueError(
                     f"two functions are a task called {task.name}, at {places[0]} and at"
                     f" {places[1]}: a worker finds a task by its name, so give them two"

@@ -544,6 +544,7 @@ def test_exceptions_carry_what_happened():
     assert "builtins.ValueError" in str(remote) and "bad" in str(remote)
     info = (OSError, OSError("reset"), None)
     assert kuyruk.HeartbeatError(info).exc_info is info and "reset" in str(kuyruk.HeartbeatError(info))
+    assert [str(kuyruk.HeartbeatError(x)).rpartition(": ")[2] for x in (None, "text", 5)] == ["None", "text", "5"]
     assert kuyruk.BrokerError("away").unconfirmed == [] and issubclass(kuyruk.BrokerError, kuyruk.KuyrukError)
 
 
@@ -1430,6 +1431,14 @@ def injects(f):
     return wrapper
 
 
+def spoils(f):
+    @functools.wraps(f)
+    def wrapper(*args, **kwargs):
+        return 1 + f("connection", *args, **kwargs)
+
+    return wrapper
+
+
 def quiet(f):
     return functools.wraps(f)(lambda *args, **kwargs: f(*args, **kwargs))
 
@@ -1440,6 +1449,9 @@ def quiet(f):
         (injects, lambda connection, a: play() + 1, (1,), 3), (quiet, lambda a: play(), (1, 2), 1),
         (lambda f: f, lambda a: play() + 1, (1,), 3), (lambda f: f, lambda a: play(), (), 1),
         (injects, lambda connection, a: add(a), (1,), 3), (lambda f: f, lambda a: add(a), (1,), 3),
+        (spoils, lambda connection, a: play(), (1,), 3), (spoils, lambda connection, a: play(), (1, 2), 1),
+        (lambda f: f, len, (5,), 3), (lambda f: f, len, (), 1), (injects, lambda connection: play(), (1,), 1),
+        (quiet, functools.wraps(len)(lambda a: play() + 1), (1,), 3),
     ],
 )  # fmt: skip
 def test_a_type_error_of_the_task_itself_is_no_wrong_call(wrap, function, args, tries, offline, caplog):
@@ -1693,6 +1705,17 @@ def test_a_subtask_may_be_made_by_hand(offline):
     task = offline.task(echo)
     offline.send_tasks_to_queue([kuyruk.SubTask(task, None, None, ""), kuyruk.SubTask(task, [1], {}, None)])
     assert ran == [(), (1,)]
+
+
+def test_two_functions_at_no_place_of_a_module_are_two(offline):
+    functions = []
+    for number in (1, 2):
+        namespace = {"__name__": "made"}
+        exec(f"def f(): return {number}", namespace)
+        functions.append(namespace["f"])
+    offline.task(functions[0])
+    with pytest.raises(ValueError, match=r"two functions are a task called made\.f"):
+        offline.task(functions[1])
 
 
 # --- Interrupting a running task ---------------------------------------------
