@@ -8437,7 +8437,7 @@ class PageRunner:
     """
 
     def __init__(self, folder, url):
-        self.folder, self.url, self.workers, self.texts = folder, url, [], []
+        self.folder, self.url, self.workers, self.texts, self.count = folder, url, [], [], 0
         parts = urllib.parse.urlsplit(url)
         defaults = {"HOST": parts.hostname, "PORT": parts.port or 5672}
         lines = [f"\nConfig.RABBIT_{key} = {value!r}" for key, value in defaults.items()]
@@ -8487,25 +8487,30 @@ class PageRunner:
         """Run to its end, or, if it is a worker, until it has printed what is expected."""
         is_worker = re.match(r"(\w+=\S+ )*(python -m \S*kuyruk_worker|kuyruk-worker) ", command)
         is_worker = is_worker and not re.search(r" --(failed|status|help|version)\b|;", command)
-        process, log = self.start(re.sub(r"^((\w+=\S+ )*)", r"\1exec ", command) if is_worker else command)
-
-        def printed():
-            return has_printed(Path(log.name).read_text(), expected)
-
-        with log:
-            if is_worker:
-                self.workers.append(process)
-                with contextlib.suppress(AssertionError):  # the one below says more
-                    wait_until(lambda: printed() or process.poll() is not None)
-            else:
-                assert process.wait(PATIENCE) == 0, f"{command}:\n{Path(log.name).read_text()}"
-            assert printed(), f"{command}: {expected}, not:\n{Path(log.name).read_text()}"
+        process = self.start(re.sub(r"^((\w+=\S+ )*)", r"\1exec ", command) if is_worker else command)
+        if is_worker:
+            self.workers.append(process)
+            with contextlib.suppress(AssertionError):  # the one below says more
+                wait_until(lambda: has_printed(self.output(process), expected) or process.poll() is not None)
+        else:
+            assert process.wait(PATIENCE) == 0, f"{command}:\n{self.output(process)}"
+        text = self.output(process)
+        assert has_printed(text, expected), f"{command}: {expected}, not:\n{text}"
 
     def start(self, command):
-        log = (self.folder / f"{uuid.uuid4().hex}.log").open("w")
-        command = command.replace(EXAMPLE_URL, self.url)
-        process = subprocess.Popen(command, shell=True, cwd=self.folder, env=self.env, stdout=log, stderr=log)
-        return process, log
+        self.count += 1
+        paths = [self.folder / f"{name}{self.count}.log" for name in ("out", "err")]
+        with paths[0].open("w") as out, paths[1].open("w") as err:
+            process = subprocess.Popen(
+                command.replace(EXAMPLE_URL, self.url),
+                shell=True, cwd=self.folder, env=self.env, stdout=out, stderr=err,
+            )  # fmt: skip
+        process.logs = paths
+        return process
+
+    def output(self, process):
+        """What it has written to stdout, and then what it has written to stderr."""
+        return "\n".join(path.read_text() for path in process.logs)
 
     # -- a block that is read
 
@@ -8605,21 +8610,20 @@ def test_the_readme_is_short_and_leads_to_every_page():
     assert {page for page in PAGES if page != "README.md"} <= set(re.findall(r"]\((docs/[^)#]*)", text))
 
 
-def test_the_readmes_web_service_answers_and_ends_by_ctrl_c(page_runner):
+def test_the_manuals_web_service_answers_and_ends_by_ctrl_c(page_runner):
     port = str(unused_port())
-    (page_runner.folder / "web.py").write_text(file_of("README.md", "web.py").replace("8000", port))
-    process, log = page_runner.start("exec python web.py")
-    with log:
+    (page_runner.folder / "web.py").write_text(file_of("docs/operations.md", "web.py").replace("8000", port))
+    process = page_runner.start("exec python web.py")
 
-        def get(path):
-            with contextlib.suppress(OSError):
-                return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE).read()
+    def get(path):
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE).read()
 
-        assert b"'received': 0" in wait_until(lambda: get("/health"))
-        assert get("/add?a=1&b=2") == b"3\n"
-        process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE)
-        assert Path(log.name).read_text().endswith("KeyboardInterrupt\n")
+    assert b"'received': 0" in wait_until(lambda: get("/health"))
+    assert get("/add?a=1&b=2") == b"3\n"
+    process.send_signal(signal.SIGINT)
+    process.wait(PATIENCE)
+    assert page_runner.output(process).endswith("KeyboardInterrupt\n")
 
 
 # --- The demo, the installed package ------------------------------------------
