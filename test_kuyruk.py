@@ -8392,9 +8392,9 @@ def table_of(page, first):
     return [[cell.strip() for cell in row] for row in rows]
 
 
-def names_in(page, first, column=0):
-    """The names in backticks in a column of such a table, in their order."""
-    return [name for row in table_of(page, first) for name in re.findall(r"`([\w.-]+)`", row[column])]
+def names_in(page, first):
+    """The names that the first cells of such a table begin their code with, in their order."""
+    return [name for row in table_of(page, first) for name in re.findall(r"(?:^|, )`([\w.-]+)", row[0])]
 
 
 def same_form(line):
@@ -8565,8 +8565,11 @@ class PageRunner:
 
     @property
     def queues(self):
-        names = dict.fromkeys(re.findall(r"""queue=["']([\w.-]+)["']""", "".join(self.texts)))
-        return [f"{name}{suffix}" for name in names for suffix in ("", ".failed")]
+        """Those that the page's tasks may have made."""
+        text = "".join(self.texts)
+        names = dict.fromkeys(re.findall(r"""queue=["']([\w.-]+)["']""", text))
+        suffixes = [f".delay.{delay}000" for delay in set(re.findall(r"delay=(\d+)", text))]
+        return [f"{name}{suffix}" for name in names for suffix in ("", ".failed", *suffixes)]
 
 
 @pytest.fixture
@@ -8624,6 +8627,71 @@ def test_the_manuals_web_service_answers_and_ends_by_ctrl_c(page_runner):
     process.send_signal(signal.SIGINT)
     process.wait(PATIENCE)
     assert page_runner.output(process).endswith("KeyboardInterrupt\n")
+
+
+def public_names(kind):
+    """The attributes and methods of a class that users see."""
+    names = re.findall(r"\bself\.([a-z]\w*)(?:: [^=\n]+)? = ", inspect.getsource(kind))
+    return {*names, *(name for name in vars(kind) if not name.startswith("_"))}
+
+
+def parameters(function, *others):
+    return [name for name in inspect.signature(function).parameters if name not in ("self", *others)]
+
+
+@pytest.mark.parametrize(
+    ("page", "head", "names"),
+    [
+        ("configuration.md", "key", lambda: [key for key in vars(kuyruk.Config) if key.isupper()]),
+        ("configuration.md", "loader", lambda: [name for name in vars(kuyruk.Config) if name.startswith("from_")]),
+        ("sending.md", "option", lambda: parameters(kuyruk.Task.send_to_queue)),
+        ("sending.md", "option of a task", lambda: parameters(kuyruk.Task, "f", "kuyruk")),
+        ("sending.md", "signal", lambda: SIGNALS),
+        ("messages.md", "attribute", lambda: public_names(kuyruk.FailedMessage)),
+        ("time-limits.md", "attribute", lambda: public_names(kuyruk.Run)),
+        ("operations.md", "`worker.stats`", lambda: kuyruk.Worker(kuyruk.Kuyruk()).stats),
+        ("operations.md", "signal", lambda: set(re.findall(r"SIG\w+", kuyruk_worker._EPILOG))),
+        ("operations.md", "exit code", lambda: re.findall(r"^  (\d+)", kuyruk_worker._EPILOG, re.MULTILINE)),
+    ],
+)
+def test_a_table_of_the_manual_names_what_there_is(page, head, names):
+    shown = names_in(f"docs/{page}", head) or re.findall(
+        r"SIG\w+|\b\d+\b", " ".join(row[0] for row in table_of(f"docs/{page}", head))
+    )
+    assert sorted(shown) == sorted(names())
+
+
+def test_the_manuals_configuration_has_the_defaults():
+    rows = table_of("docs/configuration.md", "key")
+    shown = {row[0].strip("`"): ast.literal_eval(row[1].strip("`")) for row in rows}
+    assert shown == {key: getattr(kuyruk.Config, key) for key in shown}
+
+
+def test_the_manuals_command_line_is_that_of_the_help():
+    """Each option of the help is in the table, with the key of the configuration that it wins over."""
+    text = run_python("-m", "kuyruk_worker", "--help").partition("\noptions:\n")[2].partition("\nexample:")[0]
+    shown = {row[0].split()[0].strip("`"): row[2].strip("`") for row in table_of("docs/operations.md", "option")}
+    real = {}
+    for block in re.findall(r"^  (-.*(?:\n {10,}.*)*)", text, re.MULTILINE):
+        flags = re.findall(r"(?<![\w-])--?[a-z][\w-]*", block.partition("  ")[0])
+        name = next((flag for flag in flags if flag in shown), flags[0])
+        real[name] = "".join(re.findall(r"\[([A-Z_]+)]", block))
+    del real["-h"]
+    assert shown == real
+
+
+def test_the_manuals_headers_are_those_of_a_failed_message(page_runner, broker):
+    page_runner.run("python -m kuyruk_worker tasks", [])
+    page_runner.run("""python -c "import tasks; tasks.add.send_to_queue(['no', 1], message_ttl=60)" """, [])
+    headers = broker.take("sums.failed").properties["headers"]
+    assert sorted(names_in("docs/messages.md", "header")) == sorted(headers)
+
+
+def test_make_has_the_targets_of_the_manual():
+    targets = re.findall(r"^(\w+):", (HERE / "Makefile").read_text(), re.MULTILINE)
+    shown = re.findall(r"^\$ make (\w+)$", PAGES["docs/contributing.md"].read_text(), re.MULTILINE)
+    assert shown and set(shown) <= set(targets)
+    assert [row[0] for row in table_of("docs/contributing.md", "command")] == [f"`make {name}`" for name in shown]
 
 
 # --- The demo, the installed package ------------------------------------------
