@@ -8437,9 +8437,12 @@ class PageRunner:
     """
 
     def __init__(self, folder, url):
-        self.folder, self.url, self.workers, self.texts, self.count = folder, url, [], [], 0
+        self.folder, self.url, self.workers, self.count = folder, url, [], 0
+        self.texts = [file_of("README.md", "tasks.py")]
         parts = urllib.parse.urlsplit(url)
         defaults = {"HOST": parts.hostname, "PORT": parts.port or 5672}
+        defaults |= {"USER": parts.username or "guest", "PASSWORD": parts.password or "guest"}
+        defaults |= {"VIRTUAL_HOST": urllib.parse.unquote(parts.path[1:]) or "/"}
         lines = [f"\nConfig.RABBIT_{key} = {value!r}" for key, value in defaults.items()]
         (folder / "kuyruk.py").write_text((HERE / "kuyruk.py").read_text() + "".join(lines))
         shutil.copy(HERE / "kuyruk_worker.py", folder)
@@ -8456,6 +8459,7 @@ class PageRunner:
             assert callable(globals()[block.mark.removeprefix("tested by: ")])
         else:
             assert re.fullmatch(r"|not run: .+", block.mark), block.mark
+        self.texts.append(block.text)
         if block.file:
             self.write(block)
         if not block.mark or block.language in ("ini", "yaml", "json"):
@@ -8465,7 +8469,6 @@ class PageRunner:
         path = self.folder / block.file
         path.parent.mkdir(exist_ok=True)
         path.write_text(block.text.replace(EXAMPLE_URL, self.url))
-        self.texts.append(block.text)
 
     # -- a block that is run
 
@@ -8567,9 +8570,10 @@ class PageRunner:
     def queues(self):
         """Those that the page's tasks may have made."""
         text = "".join(self.texts)
-        names = dict.fromkeys(re.findall(r"""queue=["']([\w.-]+)["']""", text))
-        suffixes = [f".delay.{delay}000" for delay in set(re.findall(r"delay=(\d+)", text))]
-        return [f"{name}{suffix}" for name in names for suffix in ("", ".failed", *suffixes)]
+        names = {"kuyruk", *re.findall(r"""(?:queue=["']|-q )([\w.-]+)""", text)}
+        suffixes = ["", ".failed", f".{HOSTNAME}"]
+        suffixes += [f".delay.{delay}000" for delay in set(re.findall(r"delay=(\d+)", text))]
+        return [f"{name}{suffix}" for name in names for suffix in suffixes]
 
 
 @pytest.fixture
