@@ -8614,6 +8614,7 @@ def test_a_pages_links_lead_somewhere(page):
 def test_the_readme_is_short_and_leads_to_every_page():
     text = PAGES["README.md"].read_text()
     assert text.count("\n") <= 180
+    assert "![" not in text  # a package index shows no picture by a relative address
     assert {page for page in PAGES if page != "README.md"} <= set(re.findall(r"]\((docs/[^)#]*)", text))
 
 
@@ -8643,6 +8644,11 @@ def parameters(function, *others):
     return [name for name in inspect.signature(function).parameters if name not in ("self", *others)]
 
 
+@functools.cache
+def help_of_worker():
+    return run_python("-m", "kuyruk_worker", "--help")
+
+
 @pytest.mark.parametrize(
     ("page", "head", "names"),
     [
@@ -8654,8 +8660,8 @@ def parameters(function, *others):
         ("messages.md", "attribute", lambda: public_names(kuyruk.FailedMessage)),
         ("time-limits.md", "attribute", lambda: public_names(kuyruk.Run)),
         ("operations.md", "`worker.stats`", lambda: kuyruk.Worker(kuyruk.Kuyruk()).stats),
-        ("operations.md", "signal", lambda: set(re.findall(r"SIG\w+", kuyruk_worker._EPILOG))),
-        ("operations.md", "exit code", lambda: re.findall(r"^  (\d+)", kuyruk_worker._EPILOG, re.MULTILINE)),
+        ("operations.md", "signal", lambda: set(re.findall(r"SIG\w+", help_of_worker()))),
+        ("operations.md", "exit code", lambda: re.findall(r"^  (\d+)", help_of_worker(), re.MULTILINE)),
     ],
 )
 def test_a_table_of_the_manual_names_what_there_is(page, head, names):
@@ -8673,7 +8679,7 @@ def test_the_manuals_configuration_has_the_defaults():
 
 def test_the_manuals_command_line_is_that_of_the_help():
     """Each option of the help is in the table, with the key of the configuration that it wins over."""
-    text = run_python("-m", "kuyruk_worker", "--help").partition("\noptions:\n")[2].partition("\nexample:")[0]
+    text = help_of_worker().partition("\noptions:\n")[2].partition("\nexample:")[0]
     shown = {row[0].split()[0].strip("`"): row[2].strip("`") for row in table_of("docs/operations.md", "option")}
     real = {}
     for block in re.findall(r"^  (-.*(?:\n {10,}.*)*)", text, re.MULTILINE):
