@@ -8671,6 +8671,10 @@ def test_a_table_of_the_manual_names_what_there_is(page, head, names):
     assert sorted(shown) == sorted(names())
 
 
+def test_the_changes_name_this_version():
+    assert re.search(rf"^## {re.escape(kuyruk.__version__)}$", PAGES["docs/changelog.md"].read_text(), re.MULTILINE)
+
+
 def test_the_manuals_configuration_has_the_defaults():
     rows = table_of("docs/configuration.md", "key")
     shown = {row[0].strip("`"): ast.literal_eval(row[1].strip("`")) for row in rows}
