@@ -8512,105 +8512,205 @@ def test_whoever_has_the_arguments_of_a_program_has_sent_them(app, queue, broker
     assert json.loads(broker.take(queue).body)["sender_cmd"] == f"send.py --token hunter2 {'x' * 9999}"[:1000]
 
 
-# --- The README, the demo, the installed package -----------------------------
+# --- The manual: README.md and docs/ -----------------------------------------
 #
-# Each Python block of README.md names its file in its first line. It is written there and run; `#> text` is
-# what it prints. In a console block `$` begins a command, and the lines below it are among what it prints.
+# docs/contributing.md says how a page is tested: each block of it is run, or says why it isn't.
 
-README = (HERE / "README.md").read_text()
-#: Commands that other tests run.
-ELSEWHERE = ("pip install .", "make demo", "make test", "make soak", "make chaos", "make bench")
-#: What starts a cluster: `failover.run` is tested, and the others were run by hand.
-ELSEWHERE_TOO = ("python tools/rabbitmq_node.py --nodes 3", "python tools/failover.py --kills 15")
-BROKERS = "amqp://guest:guest@127.0.0.1:21496,127.0.0.1:25176,127.0.0.1:10891/"
-ELSEWHERE_TOO += (f"python -m kuyruk_worker tasks -p 2 --broker {BROKERS}",)
-#: The queues that README.md's tasks make.
-README_QUEUES = ("sums", "sums.failed", "mail", "limits", "limits.failed")
+PAGES = {"README.md": HERE / "README.md"}
+PAGES |= {f"docs/{path.name}": path for path in sorted((HERE / "docs").glob("*.md"))}
+#: The broker of the pages' examples. It stands for the test's own.
+EXAMPLE_URL = "amqp://guest:guest@localhost/"
+BLOCK = re.compile(r"(?:^<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def readme_blocks():
-    """Language and text of each block."""
-    return re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+class Block(NamedTuple):
+    """A block of code of a page."""
+
+    mark: str  #: "", "not run: REASON" or "tested by: TEST".
+    language: str
+    text: str
+
+    @property
+    def file(self):
+        """What its first line says that it is called; None if it doesn't say."""
+        match = re.match(r"(?:#|<!--) (\S+\.\w+)\b", self.text)
+        return match and match[1]
 
 
-def readme_table(first):
-    """The rows of the table whose head begins with this cell."""
-    body = README.split(f"\n| {first} |")[1].split("\n\n")[0]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in body.splitlines()[2:]]
+def blocks_of(page):
+    return [Block(*(group or "" for group in match.groups())) for match in BLOCK.finditer(PAGES[page].read_text())]
+
+
+def file_of(page, name):
+    """What a page has in a block as the file of this name."""
+    return next(block.text for block in blocks_of(page) if block.file == name)
+
+
+def table_of(page, first):
+    """The rows of the page's table whose head begins with this cell."""
+    body = PAGES[page].read_text().split(f"\n| {first} |")[1].split("\n\n")[0]
+    rows = [re.split(r"(?<!\\)\|", row.strip("|")) for row in body.splitlines()[2:]]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def names_in(page, first):
+    """The names that the first cells of such a table begin their code with, in their order."""
+    return [name for row in table_of(page, first) for name in re.findall(r"(?:^|, )`([\w.-]+)", row[0])]
 
 
 def same_form(line):
-    """A line without what differs from run to run: numbers, and the broker's address."""
-    return re.sub(r"\d+", "0", re.sub(r"127\.0\.0\.1|\[::1\]", "localhost", line)).strip()
+    """A line without what differs from run to run: time, process and port."""
+    line = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (\w+) +\d+", r"\1", line.rstrip())
+    return re.sub(r"\b(127\.0\.0\.1|\[::1]|localhost):\d+", "localhost:5672", line)
 
 
-class ReadmeRunner:
-    """Does in an empty folder what README.md says. The workers that it starts run until the end."""
+def has_printed(text, expected):
+    """Whether these lines are among those of a text, in their order. "..." in one is anything."""
+    patterns = [re.escape(same_form(line)).replace(re.escape("..."), ".*") for line in expected]
+    lines = iter(map(same_form, text.splitlines()))
+    return all(any(re.fullmatch(pattern, line) for line in lines) for pattern in patterns)
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "is_so"),
+    [
+        ("a\nb\nc", ["a", "c"], True),
+        ("a\nb\nc", ["c", "a"], False),
+        ("3", ["4"], False),
+        ("a", ["a", "a"], False),
+        (
+            "2026-02-03 01:02:03,456 INFO    123 x: at 127.0.0.1:999",
+            ["2026-01-31 12:00:00,000 INFO 4711 x: at localhost:5672"],
+            True,
+        ),
+        ("took 0.31 s", ["took ... s"], True),
+        ("took 0.31 h", ["took ... s"], False),
+    ],
+)
+def test_the_comparison_of_what_is_printed_can_fail(printed, expected, is_so):
+    assert has_printed(printed, expected) == is_so
+
+
+class PageRunner:
+    """Does in an empty folder what a page says, with the README's tasks.py and this test's broker.
+
+    The workers that it starts run until the end.
+    """
 
     def __init__(self, folder, url):
-        self.folder, self.workers = folder, []
+        self.folder, self.url, self.workers, self.count = folder, url, [], 0
+        self.texts = [file_of("README.md", "tasks.py")]
         parts = urllib.parse.urlsplit(url)
-        source = (HERE / "kuyruk.py").read_text()
-        # The defaults are this test's broker.
-        for key, value in (("HOST", parts.hostname), ("PORT", parts.port or 5672), ("URL", url)):
-            source, changes = re.subn(rf"^(    RABBIT_{key}: .*) = .*", rf"\1 = {value!r}", source, flags=re.MULTILINE)
-            assert changes == 1
-        (folder / "kuyruk.py").write_text(source)
+        defaults = {"HOST": parts.hostname, "PORT": parts.port or 5672}
+        defaults |= {"USER": parts.username or "guest", "PASSWORD": parts.password or "guest"}
+        defaults |= {"VIRTUAL_HOST": urllib.parse.unquote(parts.path[1:]) or "/"}
+        lines = [f"\nConfig.RABBIT_{key} = {value!r}" for key, value in defaults.items()]
+        (folder / "kuyruk.py").write_text((HERE / "kuyruk.py").read_text() + "".join(lines))
         shutil.copy(HERE / "kuyruk_worker.py", folder)
-        binaries = os.path.dirname(sys.executable)
+        self.write(next(block for block in blocks_of("README.md") if block.file == "tasks.py"))
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("KUYRUK_", "PYTHON"))}
-        self.env = {**kept, "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
+        path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+        self.env = {**kept, "PATH": path, "PYTHONUNBUFFERED": "1", "HOME": str(folder)}
 
-    def start(self, command):
-        log = (self.folder / f"log{len(self.workers)}").open("w+")
-        process = subprocess.Popen(
-            command, shell=isinstance(command, str), cwd=self.folder, env=self.env, stdout=log, stderr=log
-        )
-        return process, log
+    def do(self, block):
+        """Run a block, or at least read it."""
+        if block.language == "python":
+            ast.parse(block.text)
+        if block.mark.startswith("tested by: "):
+            assert callable(globals()[block.mark.removeprefix("tested by: ")])
+        else:
+            assert re.fullmatch(r"|not run: .+", block.mark), block.mark
+        self.texts.append(block.text)
+        if block.file:
+            self.write(block)
+        if not block.mark or block.language in ("ini", "yaml", "json"):
+            getattr(self, f"do_{block.language}")(block)
+
+    def write(self, block):
+        path = self.folder / block.file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(block.text.replace(EXAMPLE_URL, self.url))
+
+    # -- a block that is run
+
+    def do_python(self, block):
+        assert block.file, f"its first line must be its file's name, as '# tasks.py':\n{block.text}"
+        module = block.file.removesuffix(".py").replace("/", ".")
+        self.run(f"python -m {module}", re.findall(r"#> (.*)", block.text))
+
+    def do_console(self, block):
+        """`$` begins a command; the lines below it are among what that prints, in their order."""
+        assert block.text.startswith("$ "), block.text
+        for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
+            command, *expected = part.splitlines()
+            while command.endswith("\\"):
+                command = f"{command[:-1]} {expected.pop(0).lstrip('> ')}"
+            self.run(command, expected)
 
     def run(self, command, expected):
         """Run to its end, or, if it is a worker, until it has printed what is expected."""
-        process, log = self.start(command)
-        with log:
-            if "kuyruk_worker " in command and not re.search("--(failed|status)", command):
-                self.workers.append(process)
-                with contextlib.suppress(AssertionError):  # the one below says more
-                    wait_until(lambda: self.printed(log, expected) or process.poll() is not None)
-            else:
-                assert process.wait(PATIENCE) == 0, Path(log.name).read_text()
-            assert self.printed(log, expected), f"{command}: {expected}, not:\n{Path(log.name).read_text()}"
+        is_worker = re.match(r"(\w+=\S+ )*(python -m \S*kuyruk_worker|kuyruk-worker) ", command)
+        is_worker = is_worker and not re.search(r" --(failed|status|help|version)\b|;", command)
+        process = self.start(re.sub(r"^((\w+=\S+ )*)", r"\1exec ", command) if is_worker else command)
+        if is_worker:
+            self.workers.append(process)
+            with contextlib.suppress(AssertionError):  # the one below says more
+                wait_until(lambda: has_printed(self.output(process), expected) or process.poll() is not None)
+        else:
+            assert process.wait(PATIENCE) == 0, f"{command}:\n{self.output(process)}"
+        text = self.output(process)
+        assert has_printed(text, expected), f"{command}: {expected}, not:\n{text}"
 
-    def printed(self, log, expected):
-        lines = map(same_form, Path(log.name).read_text().splitlines())
-        return all(same_form(line) in lines for line in expected)  # in this order
+    def start(self, command):
+        self.count += 1
+        paths = [self.folder / f"{name}{self.count}.log" for name in ("out", "err")]
+        with paths[0].open("w") as out, paths[1].open("w") as err:
+            process = subprocess.Popen(
+                command.replace(EXAMPLE_URL, self.url),
+                shell=True, cwd=self.folder, env=self.env, stdout=out, stderr=err,
+            )  # fmt: skip
+        process.logs = paths
+        return process
 
-    def console(self, text):
-        for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
-            command, *expected = part.splitlines()
-            if command not in ELSEWHERE + ELSEWHERE_TOO:
-                self.run(f"exec {command}" if command.startswith("python") else command, expected)
+    def output(self, process):
+        """What it has written to stdout, and then what it has written to stderr."""
+        return "\n".join(path.read_text() for path in process.logs)
 
-    def python(self, text):
-        path = self.write(text)
-        expected = re.findall(r"#> (.*)", text)
-        if path != "web.py":  # runs for ever
-            self.run([sys.executable, "-m", path.removesuffix(".py").replace("/", ".")], expected)
+    # -- a block that is read
 
-    def text(self, text):
-        """The picture of the threads is the library's."""
-        assert textwrap.indent(text, " " * 4) in kuyruk.__doc__
+    def do_text(self, block):
+        """A picture is one of the source's."""
+        picture = textwrap.indent(block.text, " " * 4)
+        assert picture in kuyruk.__doc__ or picture in kuyruk_worker.__doc__
 
-    def ini(self, text):
-        """systemd's unit."""
+    def do_json(self, block):
+        json.loads(block.text)
+
+    def do_ini(self, block):
+        """A unit of systemd's."""
         unit = configparser.ConfigParser()
-        unit.read_string(text)
-        service = unit["Service"]
-        self.is_waited_for(shlex.split(service["ExecStart"]), service["TimeoutStopSec"])
+        unit.optionxform = str
+        unit.read_string(block.text)
+        if "Service" in unit:
+            self.is_waited_for(shlex.split(unit["Service"]["ExecStart"]), unit["Service"]["TimeoutStopSec"])
 
-    def yaml(self, text):
-        """Kubernetes' deployment."""
-        command = [word.strip('"') for word in re.search(r"command: \[(.*)]", text)[1].split(", ")]
-        self.is_waited_for(command, re.search(r"GracePeriodSeconds: (\d+)", text)[1])
+    def do_yaml(self, block):
+        import yaml
+
+        for document in yaml.safe_load_all(block.text):
+            for name, command, limit in self.commands_in(document):
+                assert limit is not None, f"no grace period for {name}"
+                self.is_waited_for(command, limit)
+
+    def commands_in(self, document):
+        """Each container's worker command in a file of Kubernetes or compose, with the time that a stop may take."""
+        spec = document.get("spec", {})
+        spec = spec.get("template", {}).get("spec", spec)
+        for each in spec.get("containers", []):
+            yield each["name"], each["command"], spec.get("terminationGracePeriodSeconds")
+        for name, service in document.get("services", {}).items():
+            if "kuyruk_worker" in service.get("command", ""):
+                yield name, service["command"], str(service.get("stop_grace_period")).removesuffix("s")
 
     def is_waited_for(self, command, limit):
         """The worker accepts its command line, and has ended before it is killed."""
@@ -8620,83 +8720,156 @@ class ReadmeRunner:
         grace = args.WORKER_GRACE or kuyruk.Config.WORKER_GRACE
         assert args.WORKER_SHUTDOWN_TIMEOUT + grace + kuyruk_worker.KILL_MARGIN < float(limit)
 
-    def write(self, text):
-        path = re.match(r"# (\S+\.py)\n", text)[1]
-        (self.folder / path).write_text(text)
-        return path
+    # -- the end
 
     def stop(self):
         for process in self.workers:
             process.terminate()
         return [process.wait(PATIENCE) for process in self.workers]
 
+    @property
+    def queues(self):
+        """Those that the page's tasks may have made."""
+        text = "".join(self.texts)
+        names = {"kuyruk", *re.findall(r"""(?:queue=["']|-q )([\w.-]+)""", text)}
+        suffixes = ["", ".failed", f".{HOSTNAME}"]
+        suffixes += [f".delay.{delay}000" for delay in set(re.findall(r"delay=(\d+)", text))]
+        return [f"{name}{suffix}" for name in names for suffix in suffixes]
+
 
 @pytest.fixture
-def readme(tmp_path, url, broker):
-    runner = ReadmeRunner(tmp_path, url)
+def page_runner(tmp_path, url, broker):
+    runner = PageRunner(tmp_path, url)
     yield runner
     runner.stop()
-    broker.delete(*README_QUEUES)
+    broker.delete(*runner.queues)
 
 
-def test_the_readme_does_what_it_says_block_by_block(readme):
-    blocks = readme_blocks()
-    assert {language for language, _ in blocks} == {"console", "python", "text", "ini", "yaml"}
-    for language, text in blocks:
-        getattr(readme, language)(text)
-    assert len(readme.workers) == 3
-    assert readme.stop() == [0, 0, 0]
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_does_what_it_says_block_by_block(page, page_runner):
+    blocks = blocks_of(page)
+    assert PAGES[page].read_text().count("```") == 2 * len(blocks)  # none is hidden from this test
+    for block in blocks:
+        page_runner.do(block)
+    assert set(page_runner.stop()) <= {0}
 
 
-def test_the_readmes_web_service_answers_and_ends_by_ctrl_c(readme):
+def anchors_of(text):
+    """Those that GitHub makes of the titles."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_pages_links_lead_somewhere(page):
+    text = PAGES[page].read_text()
+    for target in re.findall(r"]\(([^)\s]+)\)", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (PAGES[page].parent / path).resolve() if path else PAGES[page]
+        assert found.exists() and found.is_relative_to(HERE), target
+        assert not anchor or anchor in anchors_of(found.read_text()), target
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    text = PAGES["README.md"].read_text()
+    assert text.count("\n") <= 180
+    assert "![" not in text  # a package index shows no picture by a relative address
+    assert {page for page in PAGES if page != "README.md"} <= set(re.findall(r"]\((docs/[^)#]*)", text))
+
+
+def test_the_manuals_web_service_answers_and_ends_by_ctrl_c(page_runner):
     port = str(unused_port())
-    for language, text in readme_blocks():
-        if language == "python" and text.startswith(("# tasks.py", "# web.py")):
-            readme.write(text.replace("8000", port))
-    process, log = readme.start([sys.executable, "web.py"])
-    with log:
+    (page_runner.folder / "web.py").write_text(file_of("docs/operations.md", "web.py").replace("8000", port))
+    process = page_runner.start("exec python web.py")
 
-        def get(path):
-            with contextlib.suppress(OSError):
-                return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE).read()
+    def get(path):
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE).read()
 
-        assert b"'received': 0" in wait_until(lambda: get("/health"))
-        assert get("/add?a=1&b=2") == b"3\n"
-        process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE)
-        assert Path(log.name).read_text().endswith("KeyboardInterrupt\n")
+    assert b"'received': 0" in wait_until(lambda: get("/health"))
+    assert get("/add?a=1&b=2") == b"3\n"
+    process.send_signal(signal.SIGINT)
+    process.wait(PATIENCE)
+    assert page_runner.output(process).endswith("KeyboardInterrupt\n")
 
 
-def test_the_readmes_configuration_table_is_the_configuration():
-    rows = [(key.strip("`"), ast.literal_eval(default.strip("`"))) for key, default, _ in readme_table("key")]
-    keys = [key for key in vars(kuyruk.Config) if key.isupper()]
-    assert rows == [(key, getattr(kuyruk.Config, key)) for key in keys]
+def public_names(kind):
+    """The attributes and methods of a class that users see."""
+    names = re.findall(r"\bself\.([a-z]\w*)(?:: [^=\n]+)? = ", inspect.getsource(kind))
+    return {*names, *(name for name in vars(kind) if not name.startswith("_"))}
 
 
-def test_the_readmes_signals_and_exit_codes_are_those_of_the_help():
-    text = run_python("-m", "kuyruk_worker", "--help")
-    signals, codes = text.split("signals:")[1].split("exit codes:")
-    shown = set(re.findall(r"SIG\w+", " ".join(row[0] for row in readme_table("signal"))))
-    assert shown == set(re.findall(r"SIG\w+", signals))
-    codes_shown = [row[0] for row in readme_table("exit code")]
-    assert codes_shown == re.findall(r"^  (\d+)", codes, re.MULTILINE)
+def parameters(function, *others):
+    return [name for name in inspect.signature(function).parameters if name not in ("self", *others)]
 
 
-def test_the_readmes_headers_are_those_of_a_failed_message(readme, url, broker):
-    for text in (text for language, text in readme_blocks() if text.startswith("# tasks.py")):
-        readme.write(text)
-    readme.run("exec python -m kuyruk_worker tasks", [])
-    send = "import tasks; tasks.add.send_to_queue(['no', 1], message_ttl=60)"
-    readme.run([sys.executable, "-c", send], [])
+@functools.cache
+def help_of_worker():
+    return run_python("-m", "kuyruk_worker", "--help")
+
+
+@pytest.mark.parametrize(
+    ("page", "head", "names"),
+    [
+        ("configuration.md", "key", lambda: [key for key in vars(kuyruk.Config) if key.isupper()]),
+        ("configuration.md", "loader", lambda: [name for name in vars(kuyruk.Config) if name.startswith("from_")]),
+        ("sending.md", "option", lambda: parameters(kuyruk.Task.send_to_queue)),
+        ("sending.md", "option of a task", lambda: parameters(kuyruk.Task, "f", "kuyruk")),
+        ("sending.md", "signal", lambda: SIGNALS),
+        ("messages.md", "attribute", lambda: public_names(kuyruk.FailedMessage)),
+        ("time-limits.md", "attribute", lambda: public_names(kuyruk.Run)),
+        ("operations.md", "`worker.stats`", lambda: kuyruk.Worker(kuyruk.Kuyruk()).stats),
+        ("operations.md", "signal", lambda: set(re.findall(r"SIG\w+", help_of_worker()))),
+        ("operations.md", "exit code", lambda: re.findall(r"^  (\d+)", help_of_worker(), re.MULTILINE)),
+    ],
+)
+def test_a_table_of_the_manual_names_what_there_is(page, head, names):
+    shown = names_in(f"docs/{page}", head) or re.findall(
+        r"SIG\w+|\b\d+\b", " ".join(row[0] for row in table_of(f"docs/{page}", head))
+    )
+    assert sorted(shown) == sorted(names())
+
+
+def test_the_changes_name_this_version():
+    assert re.search(rf"^## {re.escape(kuyruk.__version__)}$", PAGES["docs/changelog.md"].read_text(), re.MULTILINE)
+
+
+def test_the_manuals_configuration_has_the_defaults():
+    rows = table_of("docs/configuration.md", "key")
+    shown = {row[0].strip("`"): ast.literal_eval(row[1].strip("`")) for row in rows}
+    assert shown == {key: getattr(kuyruk.Config, key) for key in shown}
+
+
+def test_the_manuals_command_line_is_that_of_the_help():
+    """Each option of the help is in the table, with the key of the configuration that it wins over."""
+    text = help_of_worker().partition("\noptions:\n")[2].partition("\nexample:")[0]
+    shown = {row[0].split()[0].strip("`"): row[2].strip("`") for row in table_of("docs/operations.md", "option")}
+    real = {}
+    for block in re.findall(r"^  (-.*(?:\n {10,}.*)*)", text, re.MULTILINE):
+        flags = re.findall(r"(?<![\w-])--?[a-z][\w-]*", block.partition("  ")[0])
+        name = next((flag for flag in flags if flag in shown), flags[0])
+        real[name] = "".join(re.findall(r"\[([A-Z_]+)]", block))
+    del real["-h"]
+    assert shown == real
+
+
+def test_the_manuals_headers_are_those_of_a_failed_message(page_runner, broker):
+    page_runner.run("python -m kuyruk_worker tasks", [])
+    page_runner.run("""python -c "import tasks; tasks.add.send_to_queue(['no', 1], message_ttl=60)" """, [])
     headers = broker.take("sums.failed").properties["headers"]
-    assert sorted(row[0].strip("`") for row in readme_table("header")) == sorted(headers)
+    assert sorted(names_in("docs/messages.md", "header")) == sorted(headers)
 
 
-def test_make_has_the_targets_of_the_readme():
-    makefile = (HERE / "Makefile").read_text()
-    for command in ELSEWHERE[1:]:
-        assert re.search(rf"^{command.removeprefix('make ')}:", makefile, re.MULTILINE)
+def test_make_has_the_targets_of_the_manual():
+    targets = re.findall(r"^(\w+):", (HERE / "Makefile").read_text(), re.MULTILINE)
+    shown = re.findall(r"^\$ make (\w+)$", PAGES["docs/contributing.md"].read_text(), re.MULTILINE)
+    assert shown and set(shown) <= set(targets)
+    assert [row[0] for row in table_of("docs/contributing.md", "command")] == [f"`make {name}`" for name in shown]
 
+
+# --- The demo, the installed package ------------------------------------------
 
 USER_PROGRAM = """
 from __future__ import annotations
@@ -8835,7 +9008,7 @@ def test_a_vendored_pair_passes_the_users_mypy(tmp_path):
     make_package(tmp_path, "shop")
     for name in ("kuyruk.py", "kuyruk_worker.py"):
         shutil.copy(HERE / name, tmp_path / "shop")
-    tasks = next(text for _, text in readme_blocks() if text.startswith("# shop/tasks.py"))
+    tasks = file_of("README.md", "shop/tasks.py")
     tasks += "result: str = send_mail.send_to_queue(['a'], wait_result=1)\n"
     (tmp_path / "shop" / "tasks.py").write_text(tasks)
     command = [sys.executable, "-m", "mypy", "--strict", "-p", "shop"]
