@@ -811,11 +811,9 @@ def _encode_json(value: Any, what: str) -> bytes:
     """Return JSON. Raises TypeError for what isn't; `what` tells the user where to look."""
     try:
         return _to_json(value).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"{what} can't be written as JSON: {error}") from error
-
-
-
+    except Exception as error:  # an object's own code may raise anything
+        why = f"{type(error).__name__}: {_text_of(error, 1000)}"
+        raise TypeError(f"{what} can't be written as JSON: {why}") from error
 
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
@@ -3711,7 +3709,7 @@ class FailedMessage:
         (it can't be sent: it stays), and KuyrukError (it isn't there any more).
         """
         with self._held() as message:
-            ours = _headers_of_ours(self).keys() - {"x-kuyruk-failures"}
+            ours = self._ours().keys() - {"x-kuyruk-failures"}
             kept = {key: value for key, value in self._headers.items() if key not in ours}
             gone = (*_LEFT_BEHIND, "reply_to", "correlation_id")
             properties = _copied(message.properties.items(), kept, gone)
@@ -3744,11 +3742,11 @@ class FailedMessage:
         self._is_gone = True
 
     def _identity(self) -> Any:
-        return self._message._body, _headers_of_ours(self)
+        """Return what tells it from others in its queue."""
+        return self._message._body, self._ours()
 
-
-def _headers_of_ours(message: FailedMessage) -> dict[str, Any]:
-    return {key: value for key, value in message._headers.items() if key.startswith("x-kuyruk-")}
+    def _ours(self) -> dict[str, Any]:
+        return {k: v for k, v in self._headers.items() if k.startswith("x-kuyruk-")}
 
 
 # --- Kuyruk ------------------------------------------------------------------

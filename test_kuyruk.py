@@ -1718,6 +1718,19 @@ def test_two_functions_at_no_place_of_a_module_are_two(offline):
         offline.task(functions[1])
 
 
+@pytest.mark.parametrize("where", ["argument", "result"])
+def test_an_object_whose_own_code_raises_is_not_json(where, offline):
+    class Lazy(dict):
+        def items(self):
+            raise KeyError("the database is away")
+
+    offline.config.EAGER = True
+    task = offline.task(echo if where == "argument" else play)
+    script[:] = [Lazy(a=1)]
+    with pytest.raises(TypeError, match=f"{where}.* can't be written as JSON: KeyError: .*is away"):
+        task.send_to_queue((Lazy(a=1),) if where == "argument" else (), wait_result=1)
+
+
 # --- Interrupting a running task ---------------------------------------------
 
 

@@ -1414,8 +1414,8 @@ class FailedMessage:
     def _identity(self) -> Any:
         ...
 
-def _headers_of_ours(message: FailedMessage) -> dict[str, Any]:
-    ...
+    def _ours(self) -> dict[str, Any]:
+        ...
 
 class QueueStats(NamedTuple):
     waiting: int | None
