@@ -97,6 +97,7 @@ import contextlib
 import contextvars
 import datetime
 import functools
+import hashlib
 import importlib
 import inspect
 import itertools
@@ -142,9 +143,6 @@ __version__ = "1.0.0"
 
 logger = logging.getLogger("kuyruk")
 
-if TYPE_CHECKING:  # imported when a worker begins
-    from concurrent.futures import ThreadPoolExecutor
-
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -172,16 +170,19 @@ REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback
 HEADER_TEXT = 10_000  #: ...and in a failed message's headers.
 DELAY_QUEUE_LEASE = 600.0  #: Seconds that an unused delay queue outlives its delay,
 DELAY_QUEUE_RENEWAL = 60.0  #: and after which its lease is renewed before it is used.
-LOOK = 0.02  #: Seconds after which a busy worker looks whether it holds the right number of messages:
-LOCAL_WORK = 0.02  #: beyond one for each thread about so many seconds of work, as measured,
-MAX_SPARE = 1000  #: but no more than this. Tiny tasks need it: the way to the broker takes longer than they do.
-LATE = 0.02  #: Seconds for which something has waited and nothing begun: it goes back, another may have a free thread.
-STILL_LATE = 1.0  #: The same when nothing has begun for long, and it has come back again and again: no other has.
-SUSPECT_PATIENCE = 3.0  #: Seconds that what is to run alone waits for running tasks; then others may have it, so long.
+LOOK = 0.02  #: Seconds after which a busy worker looks whether it holds the right number of messages.
+PREFETCH_SECONDS = 0.02  #: Seconds of work, as measured, that it holds beyond a message for each thread,
+MAX_PREFETCH = 1000  #: but no more. Tiny tasks need it: the way to the broker takes longer than they do.
+#: Seconds that a message waits while no task begins, until it goes back: another worker may be free.
+HANDBACK_AFTER = 0.02
+LONGEST_PATIENCE = 1.0  #: The same when it has come back again and again: no other worker is free.
+STALLED = 5.0  #: Seconds after which a thread counts as stuck that has nothing to wait for.
+LONGEST_QUEUE_PAUSE = 5.0  #: Seconds: the longest pause until a queue is tried again that can't be consumed,
+LONGEST_FORWARD_PAUSE = 10.0  #: or until messages are forwarded again that can't be.
+MAX_UNSETTLED = 500  #: Messages that are kept because they can't be forwarded; then no task begins.
+LARGE_REPLY = 100_000  #: Bytes of a reply that RabbitMQ may refuse because of its size.
 DELIVERY_LIMIT = 1_000_000  #: Of quorum queues that it declares. RabbitMQ 4 drops messages after 20 deliveries else.
 REFUSAL_PAUSE = 0.2  #: Seconds after which what a queue has refused is sent again.
-FORWARD_PAUSE = 1.0  #: Seconds that a message is kept before it goes back because it can't be forwarded.
-POOL_SLICE = 0.05  #: Seconds that a pool thread goes on with what waits before it asks the pool again.
 FIRST_SHARE = 10  #: Failed messages that are fetched at once at first. Then as their size allows,
 MAX_SHARE, SHARE_BYTES = 500, 4_000_000  #: at most so many, or so many bytes.
 FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; each time twice as long.
@@ -1168,6 +1169,13 @@ class Run:
         self.queue = queue  #: That the message came from; None with `Task.apply`.
         #: The broker has delivered it before, so it may have run; or a worker has only handed it back.
         self.redelivered = redelivered
+        #: What it is called with; a message's headers; how often the message has failed before; and
+        #: when it was sent (datetime; None if nobody knows).
+        self.args: Any = ()
+        self.kwargs: Any = {}
+        self.headers: Mapping[str, Any] = {}
+        self.failures = 0
+        self.sent_at: datetime.datetime | None = None
         self.started = time.monotonic()
         #: time.monotonic() at which this try exceeds `max_run_time`.
         self.deadline: float | None = None
@@ -1226,10 +1234,10 @@ class Run:
         thread, kind = ctypes.c_ulong(self._thread), ctypes.py_object(type(self._cause))
         set_exception = functools.partial(ctypes.pythonapi.PyThreadState_SetAsyncExc, thread, kind)
         get_frame = operator.itemgetter(self._thread)
-        seen = get_frame(sys._current_frames())
-        position = seen.f_lasti
-        if not _is_safe(seen):
+        seen = sys._current_frames().get(self._thread)  # None: gevent runs it
+        if seen is None or not _is_safe(seen):
             return
+        position = seen.f_lasti
         # Look again, now in a way that no other thread gets its turn between the look and the
         # exception: CPython switches at the end of a call and at a jump back, and there is none. A
         # thread that has moved is looked at later. (No variable may keep the whole of
@@ -1260,6 +1268,7 @@ class Run:
         interrupted the run, if the task didn't return all the same. After this no interruption can
         reach the thread."""
         outer, _current.run = _current.run, self
+        self.args, self.kwargs = args, kwargs
         if outer is not None:
             outer._inner = self
             if not outer._hit:  # else its clean-up may apply tasks
@@ -1311,7 +1320,7 @@ class Run:
                 raise
             except Exception as error:
                 self.task._notify(task_error, args, kwargs, error)
-                if not tries or self._hit or not self.task._fits(error, args, kwargs):
+                if not tries or self._hit or not self.task._fits(error):
                     raise
                 what = f"{_bounded(_exception_name(error), 200)}: {_text_of(error, REPLY_TEXT)}"
                 text = "Task %s [%s] raised %s; trying again (%d left)"
@@ -1511,7 +1520,7 @@ def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | Non
     """Wait in code of ours. An interruption of the task in this thread calls `wake`, perhaps
     several times, which must make `wait` return; then the interruption is raised."""
     run = _current.run
-    if run is None or run._hit:  # once interrupted, its clean-up may send and wait
+    if run is None or run._hit or run._is_over:  # once interrupted, its clean-up may send and wait
         return wait()
     result = None
     run._waker = wake
@@ -3531,7 +3540,7 @@ class Task(Generic[P, R]):
             facts = {"args": description["args"], "kwargs": description["kwargs"]}
             signal.send(self.kuyruk, task=self, **facts, description=description)
 
-    def _fits(self, error: BaseException, args: Any, kwargs: Any) -> bool:
+    def _fits(self, error: BaseException) -> bool:
         """Return whether the arguments fit the function. If not, Python raises a TypeError in who
         calls it (this module, or a decorator), whose text begins with the function's name."""
         last = error.__traceback__
@@ -4024,7 +4033,7 @@ class Kuyruk:
         return self._tasks[name]
 
 
-# --- Worker: what becomes of a message ---------------------------------------
+# --- Worker: what becomes of a message ------------------------------------------------------------
 
 
 class _Verdict(NamedTuple):
@@ -4038,6 +4047,9 @@ class _Verdict(NamedTuple):
     reply: bool
     #: Seconds until it is back in its queue (requeue).
     delay: float = 0
+
+
+_BACK = _Verdict("requeued", "requeue", reply=False)
 
 
 def _decide(
@@ -4058,7 +4070,7 @@ def _decide(
     if error is None:
         return _Verdict("succeeded", "ack", reply=True)
     if isinstance(error, Shutdown):
-        return _Verdict("requeued", "requeue", reply=False)
+        return _BACK
     if task is None or not fits:
         return _Verdict("failed", "fail", reply=True)
     if isinstance(error, Reject):
@@ -4074,14 +4086,68 @@ def _decide(
     return _Verdict(tally, "requeue", reply=True, delay=delay)
 
 
-def _forwarded(delivery: _Delivery, queue: str, headers: dict[str, Any], arguments: dict[str, Any]) -> _Message:
-    """The delivery's message, for another queue, with more headers."""
+class _Settlement(NamedTuple):
+    """What is to be sent for a message, in this order: the reply, a copy of the message for another
+    queue, and the frame that settles the delivery."""
+
+    reply: _Message | None
+    copy: _Message | None
+    frame: Literal["ack", "requeue", "reject", "leave"]
+
+
+def _plan(
+    delivery: _Delivery, verdict: _Verdict, result: Any, error: BaseException | None, config: Config
+) -> _Settlement:
+    """Return what carries the verdict out. Raise whatever the user's objects raise."""
+    reply, copy, frame = None, None, cast(Any, verdict.action)
+    if verdict.reply and delivery.reply_to is not None:
+        reply = _reply_message(delivery, result, error)
+    if verdict.action == "fail" and config.FAILED_TTL is not None:
+        headers, arguments = _failure_headers(delivery, error), _derived(config.QUEUE_ARGUMENTS)
+        copy = _forwarded(delivery, f"{delivery.queue}.failed", headers, arguments)
+        copy.properties["expiration"] = _milliseconds(config.FAILED_TTL)
+    elif verdict.action == "fail":
+        frame = "reject"  # to the broker's own dead-letter policy
+    elif verdict.action == "requeue" and (verdict.delay or delivery.is_only_copy):
+        headers = _failure_headers(delivery, error) if error and verdict.reply else {}
+        arguments = _undropped(dict(config.QUEUE_ARGUMENTS))
+        copy = _forwarded(delivery, delivery.queue, headers, arguments)
+        if verdict.reply:  # the caller has its answer
+            copy.properties.pop("reply_to", None)
+        if verdict.delay:
+            copy = _put_off(copy, verdict.delay, config.QUEUE_ARGUMENTS)
+    return _Settlement(reply, copy, "ack" if copy is not None else frame)
+
+
+def _reply_message(delivery: _Delivery, result: Any, error: BaseException | None) -> _Message:
+    try:
+        body = _encode_reply(result, error)
+    except TypeError as unfit:
+        body = _encode_reply(None, unfit)
+    properties = {"content_type": "application/json"}
+    if delivery.properties.correlation_id:
+        properties["correlation_id"] = delivery.properties.correlation_id
+    return _Message(cast(str, delivery.reply_to), body, properties, {}, mandatory=False)
+
+
+def _forwarded(
+    delivery: _Delivery, queue: str, headers: dict[str, Any], arguments: dict[str, Any]
+) -> _Message:
+    """Return the delivery's message, for another queue, with more headers."""
     original = delivery.properties
-    properties = _copied(original or (), getattr(original, "headers", None) or {})
+    properties = _copied(original or (), delivery.headers)
     if getattr(original, "expiration", None) not in (None, ""):
         properties["headers"]["x-kuyruk-expiration"] = original.expiration
     properties["headers"] |= headers
     return _Message(queue, delivery.body, properties, arguments)
+
+
+def _plain_copy(message: _Message) -> _Message:
+    """Return a message whose sender's properties can't be encoded, without these."""
+    kept = message.properties["headers"].items()
+    headers = {k: v for k, v in kept if k.removeprefix("x-kuyruk-") in _OUR_HEADERS}
+    plain = {"headers": headers, "delivery_mode": 2, "message_id": _ids.make()}
+    return message._replace(properties=plain)
 
 
 def _failures_in(headers: Mapping[str, Any] | None) -> int:
@@ -4089,8 +4155,9 @@ def _failures_in(headers: Mapping[str, Any] | None) -> int:
     return times if type(times) is int and 0 <= times < 1_000_000_000 else 0
 
 
-def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any]:
-    """When, where, why and how often it has failed."""
+def _failure_headers(delivery: _Delivery, error: BaseException | None) -> dict[str, Any]:
+    """Return when, where, why and how often it has failed."""
+    error = error or KuyrukError("no error is known")
     return {
         "x-kuyruk-failed-at": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
         "x-kuyruk-failed-on": f"{socket.gethostname()}:{os.getpid()}",
@@ -4102,184 +4169,240 @@ def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any
     }
 
 
-def _delayed(delivery: _Delivery, delay: float, headers: dict[str, Any], arguments: Mapping[str, Any]) -> _Message:
-    """Return the delivery's message, for a queue that passes it on to its own queue after `delay` seconds."""
-    message = _forwarded(delivery, delivery.queue, headers, _undropped(dict(arguments)))
-    return _put_off(message, delay, arguments)
+# --- Worker: deliveries, and the channels that they come by --------------------------------------
 
-
-# --- Worker ------------------------------------------------------------------
+WAITING, RUNNING, CLAIMED, SETTLED, LOST = "waiting", "running", "claimed", "settled", "lost"
 
 
 class _Delivery:
-    """A message in our hands, until it is settled, on the channel that delivered it."""
+    """A message in our hands, until it is settled.
+
+    Its state is WAITING when it has arrived; RUNNING when a pool thread has begun with it; CLAIMED
+    when it was decided who settles it: that thread, or who gives that up; SETTLED in the end. LOST:
+    its channel was lost before it began. The pool changes it, with its lock.
+    """
 
     __slots__ = (
-        "at", "body", "cause", "claimed", "consumer", "intake", "properties",
-        "queue", "redelivered", "settled", "tag", "task", "thread",
+        "at", "body", "cause", "channel", "consumer", "properties", "redelivered", "run", "state",
+        "tag", "task", "thread",
     )  # fmt: skip
 
-    def __init__(self, intake: _Intake, queue: str, method: Any, properties: Any, body: bytes) -> None:
-        self.intake = intake
-        self.consumer: str = method.consumer_tag
-        self.queue = queue
+    def __init__(
+        self,
+        channel: _ConsumerChannel,
+        consumer: _Consumer,
+        method: Any,
+        properties: Any,
+        body: bytes,
+    ) -> None:
+        self.channel = channel
+        self.consumer = consumer
+        self.state = WAITING
+        #: time.monotonic() when it arrived; and then when it was settled.
         self.at = time.monotonic()
         self.tag: int = method.delivery_tag
         self.redelivered: bool = method.redelivered
         #: pamqp's Basic.Properties, or None if they couldn't be decoded.
         self.properties = properties
         self.body = body
-        #: The task that it names, once it is decoded.
+        #: The task that it names, once it is decoded; and its run, once that begins.
         self.task: _Description | None = None
+        self.run: Run | None = None
         #: The pool thread that has it.
         self.thread = 0
-        #: It was decided who settles it: its thread, or who gives that up.
-        self.claimed = False
         #: What has interrupted it before its task began.
         self.cause: BaseException | None = None
-        self.settled = False
 
     def __str__(self) -> str:
         task = self.task
         if task is None:
             return "A message"
-        text = f"Task {task.module}.{task.function} [{task.id}]"
-        return text if text.isprintable() and len(text) < 2000 else repr(text[:2000])  # no lines, no control codes
+        text = f"Task {task.module}.{task.function} [{task.id}]"  # no lines, no control codes:
+        return text if text.isprintable() and len(text) < 2000 else repr(text[:2000])
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self} from {self.queue!r}, {self.state}>"
 
     @property
-    def id(self) -> str | None:
-        """The message's, once it is decoded."""
-        return self.task and self.task.id
+    def queue(self) -> str:
+        return self.channel.queue
+
+    @property
+    def key(self) -> str:
+        """What deaths of processes are counted by: the message's id, or else what is in it."""
+        id = self.task and self.task.id
+        if id and len(id) <= 255:
+            return id
+        return "sha256:" + hashlib.sha256(self.body).hexdigest()
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        return getattr(self.properties, "headers", None) or {}
 
     @property
     def failures(self) -> int:
         """How often it has failed before."""
-        return _failures_in(getattr(self.properties, "headers", None))
-
-    @property
-    def is_counted(self) -> bool:
-        """By a quorum queue: how often it was delivered."""
-        return "x-delivery-count" in (getattr(self.properties, "headers", None) or ())
+        return _failures_in(self.headers)
 
     @property
     def reply_to(self) -> str | None:
         return getattr(self.properties, "reply_to", None) or None
 
-    def ack(self) -> None:
-        self._settle(_ack_frame(self.intake.id, self.tag))
+    @property
+    def is_only_copy(self) -> bool:
+        """Whether its queue was deleted: then the broker has the message no more."""
+        return self.channel.is_orphaned
 
-    def requeue(self) -> None:
-        # Not Basic.Reject: from RabbitMQ 4.3 on, that counts towards a quorum queue's limit.
-        self._settle(_marshal(self.intake.id, commands.Basic.Nack(delivery_tag=self.tag, requeue=True)))
+    @property
+    def is_lost(self) -> bool:
+        """Whether it isn't ours any more: the broker delivers it again."""
+        return self.channel.why_lost is not None and not self.is_only_copy
 
-    def reject(self) -> None:
-        """To the broker's own dead-letter policy."""
-        self._settle(_marshal(self.intake.id, commands.Basic.Reject(delivery_tag=self.tag, requeue=False)))
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What log records about it have as attributes."""
+        task = self.task
+        name = task and f"{task.module}.{task.function}"
+        return {"task": name, "task_id": task and task.id, "queue": self.queue}
 
-    def _settle(self, frame: bytes) -> None:
-        if self.settled:
-            return
-        self.settled = True
-        if self.intake.why_lost is None:
-            self.intake.connection.post_soon(self.intake, frame)
-        else:
-            logger.warning("A message from %r isn't ours any more: it will be delivered again", self.queue)
+    def send_frame(self, frame: str) -> None:
+        """Have the frame sent that settles it. Its channel is the one that delivered it."""
+        if self.channel.why_lost is not None:
+            if not self.is_only_copy and frame != "leave":
+                text = "%s from %r isn't ours any more: it will be delivered again"
+                _log(logging.WARNING, text, self, self.queue, extra=self.extra)
+        elif frame == "ack":
+            data = _ack_frame(self.channel.id, self.tag)
+            self.channel.connection.post_soon(self.channel, data)
+        elif frame != "leave":
+            # Not Basic.Reject: from RabbitMQ 4.3 on, that counts towards a quorum queue's limit.
+            back = commands.Basic.Nack(delivery_tag=self.tag, requeue=True)
+            reject = commands.Basic.Reject(delivery_tag=self.tag, requeue=False)
+            data = _marshal(self.channel.id, back if frame == "requeue" else reject)
+            self.channel.connection.post_soon(self.channel, data)
 
 
-class _Consumer(NamedTuple):
-    queue: str
-    prefetch: int  #: How many messages of it may be unacknowledged. RabbitMQ fixes that when it begins.
+class _Consumer:
+    """A subscription. The pool's lock guards `held`."""
+
+    __slots__ = ("held", "prefetch")
+
+    def __init__(self, prefetch: int) -> None:
+        #: How many messages may be unacknowledged. RabbitMQ fixes that when it begins.
+        self.prefetch = prefetch
+        self.held = 0  #: How many are.
 
 
-class _Intake(_Channel):
-    """The channel that a worker consumes by. It belongs to the supervisor."""
+class _ConsumerChannel(_Channel):
+    """Consumes one queue. The supervisor uses it; the reader calls what begins with `on_`."""
 
     def __init__(
         self,
         connection: _Connection,
+        queue: str,
         config: Config,
         deliver: Callable[[_Delivery], object],
+        on_trouble: Callable[[_ConsumerChannel], object],
     ) -> None:
+        self.queue = queue
         self._config = config
         self._deliver = deliver
+        self._on_trouble = on_trouble
         #: By their tags.
         self.consumers: dict[str, _Consumer] = {}
-        self.consuming = False  # of all queues
+        #: The broker has ended a consumer: the queue was deleted, or has moved.
+        self.is_cancelled = False
+        #: The queue was deleted: what is in our hands is the only copy.
+        self.is_orphaned = False
+        self._cancelled: list[_Consumer] = []  # those that still hold messages
         self._serial = itertools.count(1)
         super().__init__(connection)
 
-    def consume(self, queues: Iterable[str]) -> None:
-        for queue in queues:
-            self.add(queue, self._config.WORKER_PREFETCH or self._config.WORKER_THREADS)
-        self.consuming = True
+    @property
+    def capacity(self) -> int:
+        """How many messages it may hold: what its consumers may, and what cancelled ones do."""
+        self._cancelled = [c for c in self._cancelled if c.held]
+        left = sum(c.held for c in self._cancelled)
+        return left + sum(c.prefetch for c in self.consumers.values())
 
-    def cancel(self) -> None:
-        """When this returns nothing more will be delivered."""
-        self.consuming = False
-        self.remove(list(self.consumers))
+    @property
+    def is_full(self) -> bool:
+        """Whether there may be messages that it can't have. With the pool's lock."""
+        return all(c.held >= c.prefetch for c in self.consumers.values())
 
-    def add(self, queue: str, prefetch: int, is_last: bool = False) -> None:
-        """One more consumer, which holds so many messages. is_last: it gets what no other worker can take."""
-        tag = f"{socket.gethostname()}:{os.getpid()}:{next(self._serial)}"[-255:]
+    def add(self, prefetch: int, is_last: bool = False) -> None:
+        """Begin one more consumer. is_last: it gets what no other worker can take."""
+        number = next(self._serial)
+        tag = f"{socket.gethostname()}:{os.getpid()}:{self.id}:{number}"[-255:]
         priority = (self._config.WORKER_PRIORITY or 0) - is_last
         arguments: Any = {"x-priority": priority} if priority else {}
-        consumer = self.consumers[tag] = _Consumer(queue, min(prefetch, 0xFFFF))
+        consumer = self.consumers[tag] = _Consumer(min(prefetch, 0xFFFF))
         self._ask(commands.Basic.Qos(prefetch_count=consumer.prefetch))
-        self._ask(_Consume(queue=queue, consumer_tag=tag, arguments=arguments))
+        self._ask(_Consume(queue=self.queue, consumer_tag=tag, arguments=arguments))
 
-    def remove(self, tags: Iterable[str]) -> None:
+    def cancel(self, tags: Iterable[str]) -> None:
+        """End consumers. When this returns nothing more will be delivered to them."""
         for tag in tags:
             self._ask(commands.Basic.Cancel(consumer_tag=tag))
-            del self.consumers[tag]
+            self._cancelled.append(self.consumers.pop(tag))
 
     def _ask(self, frame: Any) -> None:
         self.request(frame, time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT)
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
         consumer = self.consumers[method.consumer_tag]
-        self._deliver(_Delivery(self, consumer.queue, method, properties, body))
+        self._deliver(_Delivery(self, consumer, method, properties, body))
 
     def on_method(self, frame: Any) -> None:
-        if frame.name == "Basic.Cancel":  # its queue was deleted, or has moved
-            consumer = self.consumers.get(frame.consumer_tag)
-            self.lost = AMQPChannelError(f"it has cancelled the consumer of queue {consumer and consumer.queue!r}")
-            self.waiting.notify()
+        if frame.name == "Basic.Cancel":
+            self.is_cancelled = True
+            self._on_trouble(self)
+
+    def on_lost(self) -> None:
+        self._on_trouble(self)
+
+
+# --- Worker: how many messages it holds ----------------------------------------------------------
 
 
 def _patience(stalled: float) -> float:
-    """Seconds that something may wait when nothing has begun for so many: a twentieth of what the tasks take, about.
-    For long ones that costs RabbitMQ little."""
-    return min(max(LATE, stalled / 20), STILL_LATE)
+    """Return the seconds that a message may wait when nothing has begun for so many: a twentieth of
+    what the tasks take, about. For long ones that costs RabbitMQ little."""
+    return min(max(HANDBACK_AFTER, stalled / 20), LONGEST_PATIENCE)
 
 
-class _Spare:
-    """How many messages a worker holds beyond one for each thread.
+class _Prefetch:
+    """How many messages a worker holds beyond one for each thread, of all queues together.
 
-    What it has measured lets it grow: that much is needed not to wait for the broker. That something waits too long
-    lets it shrink to 0, whatever was measured: tasks have become long, and others may have free threads.
+    What it has measured lets it grow: that much is needed not to wait for the broker. That a
+    message waits too long lets it shrink to 0, whatever was measured: tasks have become long, and
+    others may have free threads.
     """
 
     def __init__(self, threads: int) -> None:
         self.size = 0
-        #: Less is not worth it: tasks take far longer than the way to the broker. And those that are long, but end
-        #: in step, or come among short ones, seem to be many a second for a moment.
+        #: Less is not worth it: tasks take far longer than the way to the broker. And those that
+        #: are long, but end in step, or come among short ones, seem to be many for a moment.
         self._least = threads
         self._rate = 0.0  # tasks per second, smoothed
         self._at = -math.inf
         self.ended = 0  # how many tasks, at the last look
 
     def look(self, now: float, ended: int, waited: float, patience: float) -> int:
-        """now: seconds. ended: how many tasks have ended. waited: seconds for which something has waited and nothing
-        has begun. patience: seconds that this may last."""
+        """Return the size.
+
+        now: seconds. ended: how many tasks have ended. waited: seconds for which a message has
+        waited and none has begun. patience: seconds that this may last.
+        """
         seconds, count = now - self._at, ended - self.ended
         self._at, self.ended = now, ended
-        if seconds > 3 * LOOK and waited <= seconds + LATE:
-            return self.size  # it had nothing to do, or this process has stood still: nothing follows
+        if seconds > 3 * LOOK and waited <= seconds + HANDBACK_AFTER:
+            return self.size  # it had nothing to do, or this process stood still: nothing follows
         if waited > patience:
             self.size, self._rate = 0, 0.0
         else:
             self._rate = (self._rate + count / seconds) / 2
-            wanted = min(int(self._rate * LOCAL_WORK), MAX_SPARE)
+            wanted = min(int(self._rate * PREFETCH_SECONDS), MAX_PREFETCH)
             if wanted >= max(1.5 * self.size, self._least):
                 self.size = wanted
         return self.size
@@ -4288,597 +4411,764 @@ class _Spare:
 class Journal:
     """Which messages run, and which have run when a worker process died.
 
-    This one keeps nothing. The command line gives its workers one that outlives their processes (`Worker.journal`).
+    This one keeps nothing. The command line gives its workers one that outlives their processes
+    (`Worker.journal`). A message is known by its id, or by what is in it if that is missing.
     """
 
-    #: By message id: how many processes have died while it ran, and whether one did while it ran alone.
+    #: How many processes have died while it ran, and whether one did while it was the only suspect.
     crashes: Mapping[str, tuple[int, bool]] = types.MappingProxyType({})
 
     def begin(self, id: str) -> None:
-        """The message begins to run. This and the next from one thread at a time; they must not block."""
+        """The message begins to run. This and the next from one thread at a time; they must not
+        block."""
 
     def end(self, id: str) -> None:
         """It runs no longer. May be called again."""
 
     def count(self, id: str) -> tuple[int, bool]:
-        """Of its `crashes`, as they are now. May wait for a moment."""
+        """Return its `crashes`, as they are now. May wait for a moment."""
         return self.crashes.get(id, (0, False))
 
     def clear(self, id: str) -> None:
         """It is settled: its crashes can be forgotten."""
 
 
-_WORKER_OPTIONS = tuple(
-    key.removeprefix("WORKER_").lower()
-    for key in _RULES
-    if key.startswith("WORKER_") and key not in ("WORKER_PROCESSES", "WORKER_LOGGING_LEVEL")
-)
-_TALLIES = ("received", "succeeded", "failed", "timed_out", "rejected", "discarded", "requeued", "lost")
+# --- Worker: settling, and the threads that run tasks --------------------------------------------
 
 
-class _Settlement:
-    """Does with a message what its verdict says. For whoever has claimed the delivery, in any thread."""
+class _Settler:
+    """Sends what settles deliveries; again and again, from a thread of its own, what can't be sent.
 
-    def __init__(self, config: Config, publisher: _Publisher) -> None:
-        self._config = config
+    The delivery is kept meanwhile, and its task doesn't run again. Copies for one queue wait for
+    each other: one attempt in each pause is enough to see whether it works again. What is wrong
+    with one queue delays nothing else. The thread also does what nobody else has the time for.
+    """
+
+    def __init__(self, publisher: _Publisher, on_settled: Callable[[_Delivery], object]) -> None:
         self._publisher = publisher
+        self._on_settled = on_settled
+        #: Guards what follows; notified of work, and of the end.
+        self._changed = threading.Condition(threading.Lock())
+        self._jobs: collections.deque[Callable[[], object]] = collections.deque()
+        #: By the queue that the copies are for: when to try again, after which pauses, and them.
+        self._kept: dict[str, tuple[float, Iterator[float], collections.deque[Any]]] = {}
+        self.count = 0  #: Of kept deliveries.
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="kuyruk-settler", daemon=True)
 
-    def settle(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
-        if verdict.reply and delivery.reply_to is not None:
-            self._reply(delivery, result, error)
-        if verdict.action == "ack":
-            delivery.ack()
-        elif verdict.action == "requeue" and not verdict.delay:
-            delivery.requeue()
-        elif verdict.action == "requeue":
-            headers = _failure_headers(delivery, error) if error is not None and verdict.reply else {}
-            message = _delayed(delivery, verdict.delay, headers, self._config.QUEUE_ARGUMENTS)
-            if verdict.reply:  # the caller has its answer
-                message.properties.pop("reply_to", None)
-            self._forward(delivery, message)
-        elif verdict.action == "fail":
-            self._fail(delivery, cast(BaseException, error))
+    def start(self) -> None:
+        self._thread.start()
 
-    def _fail(self, delivery: _Delivery, error: BaseException) -> None:
-        if self._config.FAILED_TTL is None:
-            delivery.reject()
-            return
-        headers, arguments = _failure_headers(delivery, error), _derived(self._config.QUEUE_ARGUMENTS)
-        message = _forwarded(delivery, f"{delivery.queue}.failed", headers, arguments)
-        message.properties["expiration"] = _milliseconds(self._config.FAILED_TTL)
-        self._forward(delivery, message)
+    @property
+    def healthy(self) -> bool:
+        return self._thread.is_alive() and not self.count
 
-    def _forward(self, delivery: _Delivery, message: _Message) -> None:
-        """The broker has the copy on record before the original is acknowledged."""
+    def settle(self, delivery: _Delivery, settlement: _Settlement) -> None:
+        """Reply, then forward, then settle. Doesn't raise; what can't be forwarded is kept."""
+        if settlement.reply is not None:
+            self._reply(settlement.reply)
+        copy = settlement.copy
+        if copy is not None:
+            error = None if copy.queue in self._kept else self._try_to_send(copy)
+            if error is not None or copy.queue in self._kept:
+                self._keep(delivery, copy, settlement.frame, error)
+                return
+        delivery.send_frame(settlement.frame)
+        self._on_settled(delivery)
+
+    def do(self, job: Callable[[], object]) -> None:
+        """Have something done in the settler's thread, soon."""
+        with self._changed:
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread. What is kept goes back with its connection."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join(CLOSE_TIMEOUT)
+        if self.count:
+            text = "%s couldn't be forwarded: the worker stops, and they will be delivered again"
+            _log(logging.ERROR, text, _count(self.count, "message"))
+
+    def drop(self, is_lost: Callable[[_Delivery], bool]) -> None:
+        """Forget the kept deliveries that aren't ours any more."""
+        with self._changed:
+            for queue, (due, pauses, kept) in list(self._kept.items()):
+                left = collections.deque(each for each in kept if not is_lost(each[0]))
+                self.count -= len(kept) - len(left)
+                self._kept[queue] = due, pauses, left
+                if not left:
+                    del self._kept[queue]
+
+    def _reply(self, message: _Message) -> None:
+        """Returns when it is on its way: before the message is settled."""
+        error = self._try_to_send(message)
+        if error is not None and len(message.body) > LARGE_REPLY:  # perhaps that is why
+            text = f"the result takes {len(message.body)} bytes, and can't be sent: {error}"
+            body = _encode_reply(None, KuyrukError(text))
+            self._try_to_send(message._replace(body=body))
+        if error is not None:
+            _log(logging.ERROR, "Can't send a reply: %s", error)
+
+    def _try_to_send(self, message: _Message) -> BaseException | None:
+        """Return why it can't be sent; None: the broker has it."""
         try:
             try:
                 self._publisher.send([message])
             except BrokerError:
                 raise
-            except Exception as error:  # they can't be encoded: ValueError, TypeError, RecursionError...
-                logger.warning("A message to %r loses its sender's properties: %s", message.queue, error)
-                kept = message.properties["headers"].items()
-                headers = {k: v for k, v in kept if k.removeprefix("x-kuyruk-") in _OUR_HEADERS}
-                plain = {"headers": headers, "delivery_mode": 2, "message_id": _ids.make()}
-                self._publisher.send([message._replace(properties=plain)])
-            delivery.ack()
-        except BrokerError as error:
-            logger.error("Can't forward a message, it goes back to %r: %s", delivery.queue, error)
-            time.sleep(FORWARD_PAUSE)  # it will be back at once, and nothing may have changed
-            delivery.requeue()
+            except Exception as error:  # ValueError, TypeError, RecursionError...
+                text = "A message to %r loses its sender's properties: %s"
+                _log(logging.WARNING, text, message.queue, error)
+                self._publisher.send([_plain_copy(message)])
+        except BaseException as error:
+            error.__traceback__ = None  # its frames needn't live as long as it
+            return error
+        return None
 
-    def _reply(self, delivery: _Delivery, result: Any, error: BaseException | None) -> None:
-        """Returns when it is on its way: before the message is settled."""
+    def _keep(
+        self, delivery: _Delivery, copy: _Message, frame: str, error: BaseException | None
+    ) -> None:
+        with self._changed:
+            is_first = copy.queue not in self._kept
+            if is_first:
+                pauses = _pauses(LONGEST_FORWARD_PAUSE)
+                due = time.monotonic() + next(pauses)
+                self._kept[copy.queue] = due, pauses, collections.deque()
+            self._kept[copy.queue][2].append((delivery, copy, frame))
+            self.count += 1
+            self._changed.notify()
+        if is_first:
+            text = "Can't forward a message from %r; it is kept, trying again: %s"
+            _log(logging.ERROR, text, delivery.queue, error, extra=delivery.extra)
+
+    # -- its thread
+
+    def _loop(self) -> None:
+        _keep_running(self._step)
+
+    def _step(self) -> bool:
+        """Do one thing. Return whether it was the last."""
+        job: Callable[[], object] | None = None
+        with self._changed:
+            due, queue = min(
+                ((due, queue) for queue, (due, _, _) in self._kept.items()), default=(math.inf, "")
+            )
+            if self._jobs:
+                job = self._jobs.popleft()
+            elif self._closed:
+                return True
+            elif due > time.monotonic():
+                self._changed.wait(_left(due))
+                return False
+        if job is not None:
+            job()
+        else:
+            self._retry(queue)
+        return False
+
+    def _retry(self, queue: str) -> None:
+        """Try the oldest copy for a queue. The others follow if that works."""
+        _, pauses, kept = self._kept[queue]
+        delivery, copy, frame = kept[0]
+        error = self._try_to_send(copy)
+        with self._changed:
+            if not kept or kept[0][0] is not delivery:
+                return  # it was lost meanwhile
+            if error is not None:
+                self._kept[queue] = time.monotonic() + next(pauses), pauses, kept
+                return
+            kept.popleft()
+            self.count -= 1
+            self._kept[queue] = -math.inf, pauses, kept
+            if not kept:
+                del self._kept[queue]
+        delivery.send_frame(frame)
+        self._on_settled(delivery)
+
+
+def _keep_running(step: Callable[[], bool]) -> None:
+    """Call a step again and again, until it returns True: the loop of a thread that must live.
+
+    An exception costs that step. It is logged, and the next step follows after a growing pause.
+    """
+    pauses = _pauses(LONGEST_PAUSE)
+    while True:
         try:
-            body = _encode_reply(result, error)
-        except TypeError as unfit:
-            body = _encode_reply(None, unfit)
-        properties = {"content_type": "application/json"}
-        if delivery.properties.correlation_id:
-            properties["correlation_id"] = delivery.properties.correlation_id
-        message = _Message(cast(str, delivery.reply_to), body, properties, {}, mandatory=False)
+            if step():
+                return
+            continue
+        except BaseException:
+            _log(logging.ERROR, "Defect in a thread of the worker; it goes on", exc_info=True)
         try:
-            self._publisher.send([message])
-        except BrokerError as why:
-            logger.warning("Can't send a reply: %s", why)
+            time.sleep(next(pauses))
+        except BaseException:  # no memory, say
+            pass
+
+
+def _leave_executors() -> None:
+    """Take this thread from those that the interpreter waits for when it ends, and that a child
+    process takes for its own (cpython#88110). There is no public way: without, they are waited for.
+    """
+    from concurrent.futures import thread as module
+
+    getattr(module, "_threads_queues", {}).pop(threading.current_thread(), None)
 
 
 class _Pool:
-    """The threads, and the deliveries that they have: what waits for a thread, what runs, and who is stuck.
+    """The threads, and the deliveries that they have.
 
-    Threads of a `ThreadPoolExecutor`; when one is given up, of another. From the supervisor deliveries are added,
-    handed back and interrupted. `notify` is called when the supervisor may have to look again.
+    WORKER_THREADS loops on a `ThreadPoolExecutor`; all wait on one condition for what is delivered.
+    A thread that is given up is left to itself, and one more loop begins.
     """
 
-    def __init__(self, app: Kuyruk, config: Config, settle: Callable[..., None], notify: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        app: Kuyruk,
+        config: Config,
+        publisher: _Publisher,
+        notify: Callable[[], object],
+        on_failure: Callable[..., object],
+    ) -> None:
         self._app = app
         self._config = config
-        self._settle = settle
-        self._notify = notify
+        self._notify = notify  # the supervisor: it is to look again
+        self._on_failure = on_failure
+        self._settler = _Settler(publisher, self._on_settled)
         #: Where it notes what runs, for a process that watches over this one.
         self.journal = Journal()
         #: Quorum queues have their own delivery limit, but those that we declare without one.
         arguments = config.QUEUE_ARGUMENTS
         self._counts_for_quorum = _is_quorum(arguments) and "x-delivery-limit" not in arguments
-        #: Nothing begins any more; nothing comes for the moment. The supervisor is notified of each end then.
+        #: Nothing begins any more; and each end is to be noticed at once.
         self.stopping = False
-        self.paused = False
-        self.on_end: Callable[[], object] = lambda: None  #: Called after each run.
-        #: Called with a failure, before it is logged.
-        self.on_failure: Callable[..., object] = lambda *args: None
         #: `is_ours` in threads of the worker: in these nobody waits for its end. Idents are reused.
         self.here = threading.local()
-        #: Guards what follows, and `_Delivery.claimed`.
-        self._lock = threading.Lock()
-        #: Delivered and not begun: whoever takes one from here decides what becomes of it. What has run when a worker
-        #: process died is set aside: it runs alone, so that the next death tells whether it is to blame.
+        #: Guards what follows, and the states of deliveries; notified of what can begin, and of the
+        #: end. No lock is waited for while it is held.
+        self._changed = threading.Condition(threading.Lock())
         self._waiting: collections.deque[_Delivery] = collections.deque()
-        self._set_aside: collections.deque[_Delivery] = collections.deque()
-        self._alone: _Delivery | None = None
-        #: Begun, and not settled. The value is None until its task is found.
-        self.running: dict[_Delivery, Run | None] = {}
+        #: Of what has run when a process died, only one runs at a time. The others wait here.
+        self._quarantine: collections.deque[_Delivery] = collections.deque()
+        self._suspect: _Delivery | None = None
+        #: Begun, and its thread hasn't come back.
+        self.running: dict[_Delivery, None] = {}
         #: Given up, and its thread is still in it. What interrupted it.
         self._stuck: dict[_Delivery, BaseException] = {}
-        #: How many threads are at work; those that are stuck don't count.
-        self._active = 0
-        #: How many stay for a moment when there is nothing to do, and what they are given. (No SimpleQueue: where
-        #: several threads `get` with a timeout, Python 3.11's may wait for ever.)
-        self._lingering = 0
-        self._handed_over: collections.deque[_Delivery] = collections.deque()
-        self._handover = threading.Condition(self._lock)
-        self.ended = 0  # how many runs have
+        #: The keys of the messages that run; and deliveries of the same that wait for their end.
+        self._keys: dict[str, collections.deque[_Delivery]] = {}
+        self._loops = 0  # how many there are, without those that are stuck
+        self._idle = 0  # and how many of these wait
+        self._closed = False
+        self.held = 0  #: How many messages are in hand, without those that the settler keeps.
+        self.ended = 0  #: How many runs have.
         self._began_at = -math.inf  # time.monotonic(): the last one
-        self._executors = 0  # how many have been made
-        #: The ids of the messages that run; and deliveries of the same that wait for them to end.
-        self._ids: dict[str, collections.deque[_Delivery]] = {}
+        #: Channels whose consumers have all that they may have.
+        self.full: set[_ConsumerChannel] = set()
         self._tallies = dict.fromkeys(_TALLIES, 0)
 
     def start(self) -> None:
-        self._executor = self._make_executor()
-        self._watch = _Watch(self._config.WORKER_GRACE, self._give_up)
-
-    def close(self) -> None:
-        self._executor.shutdown(wait=not self.running)  # threads that are stuck are of other executors
-        self._watch.close()
-
-    def _make_executor(self) -> ThreadPoolExecutor:
+        """Raise RuntimeError if a thread can't be started."""
         from concurrent.futures import ThreadPoolExecutor
 
-        self._executors += 1
-        prefix = f"kuyruk-pool{self._executors if self._executors > 1 else ''}"
-        return ThreadPoolExecutor(self._config.WORKER_THREADS, thread_name_prefix=prefix)
+        # It starts a thread for each loop that begins, and no more.
+        self._executor = ThreadPoolExecutor(sys.maxsize, thread_name_prefix="kuyruk-pool")
+        self._watch = _Watch(self._config.WORKER_GRACE, self._give_up)
+        self._settler.start()
+        for _ in range(self._config.WORKER_THREADS):
+            self._executor.submit(self._loop)
 
-    # -- for the supervisor
+    def close(self) -> None:
+        """End the threads, except those that are stuck, or wait for a log."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._loops, CLOSE_TIMEOUT)
+        self._settler.close()
+        if hasattr(self, "_executor"):  # else it couldn't be started
+            self._executor.shutdown(wait=False)
+        if hasattr(self, "_watch"):
+            self._watch.close()
+
+    # -- for the supervisor, and for those who ask
 
     @property
     def stats(self) -> dict[str, Any]:
         now = time.monotonic()
-        with self._lock:
-            runs = [run for run in self.running.values() if run is not None]
-            stats: dict[str, Any] = {**self._tallies, "waiting": len(self._waiting) + len(self._set_aside)}
-            stats["suspect"] = len(self._set_aside) + (self._alone is not None)
-            stats["stuck"] = len(self._stuck)
+        with self._changed:
+            running = [d for d in self.running if d.state == RUNNING]
+            waiting = len(self._waiting) + len(self._quarantine)
+            suspects = len(self._quarantine) + (self._suspect is not None)
+            stats: dict[str, Any] = {**self._tallies, "waiting": waiting, "suspect": suspects}
+            stats |= {"stuck": len(self._stuck), "unsettled": self._settler.count}
         stats["running"] = [
-            {"id": r.id, "task": r.task.name, "queue": r.queue, "seconds": round(now - r.started, 3)} for r in runs
-        ]
+            {"id": d.extra["task_id"], "task": d.extra["task"], "queue": d.queue,
+             "seconds": round(now - (d.run.started if d.run else d.at), 3)}
+            for d in running if d.task is not None
+        ]  # fmt: skip
         return stats
 
     @property
-    def watches(self) -> bool:
-        """Whether time limits are watched."""
-        return self._watch.healthy
+    def healthy(self) -> bool:
+        """Whether its threads live, do what is due, and get rid of what they have done."""
+        now = time.monotonic()
+        is_late = [d for d in tuple(self.running) if d.state == SETTLED and now - d.at > STALLED]
+        is_staffed = self._loops >= self._config.WORKER_THREADS
+        return is_staffed and not (self.stuck or is_late) and self._watch.healthy and self._settler.healthy
+
+    @property
+    def stuck(self) -> int:
+        """How many threads are, without those whose connection was lost: they are within their
+        limits, and the worker survives that."""
+        causes = tuple(self._stuck.values())
+        return sum(not isinstance(cause, HeartbeatError) for cause in causes)
+
+    @property
+    def unfinished(self) -> list[_Delivery]:
+        """What has begun, and isn't settled."""
+        with self._changed:
+            return [d for d in self.running if d.state in (RUNNING, CLAIMED)]
 
     @property
     def has_waiting(self) -> bool:
         return bool(self._waiting)
 
-    @property
-    def has_suspects(self) -> bool:
-        return bool(self._set_aside) or self._alone is not None
-
-    @property
-    def suspects_wait(self) -> bool:
-        """For what runs to end."""
-        return bool(self._set_aside) and self._alone is None
-
-    @property
-    def stuck(self) -> int:
-        """Without those whose connection was lost: they are within their limits, and the worker survives that."""
-        return sum(not isinstance(cause, HeartbeatError) for cause in tuple(self._stuck.values()))
-
     def add(self, delivery: _Delivery) -> None:
-        with self._lock:
+        """Take a delivery that has arrived. In the reader."""
+        with self._changed:
             self._tallies["received"] += 1
+            self.held += 1
+            delivery.consumer.held += 1
+            is_full = delivery.channel.is_full
+            if is_full:
+                self.full.add(delivery.channel)
             self._waiting.append(delivery)
-            self._dispatch()
+            self._changed.notify()
+            is_busy = len(self._waiting) > self._idle
+        if is_full or is_busy:
+            self._notify()
 
-    def interrupt(self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery], bool]) -> int:
-        """Returns how many. One whose task hasn't begun (its module is being imported, say) doesn't begin."""
-        with self._lock:
-            chosen = [(delivery, run) for delivery, run in self.running.items() if which(delivery)]
-            for delivery, run in chosen:
-                if run is None and delivery.cause is None:
+    def interrupt(
+        self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery], bool]
+    ) -> int:
+        """Interrupt running tasks; return how many. One that hasn't begun (its module is being
+        imported, say) doesn't begin."""
+        with self._changed:
+            chosen = [d for d in self.running if d.state == RUNNING and which(d)]
+            for delivery in chosen:
+                if delivery.run is None and delivery.cause is None:
                     delivery.cause = make_cause()
-        for _, run in chosen:
-            if run is not None:
-                self._watch.interrupt(run, make_cause())
+        for delivery in chosen:
+            if delivery.run is not None:
+                self._watch.interrupt(delivery.run, make_cause())
         return len(chosen)
 
-    def on_lost(self, intake: _Intake, cause: Callable[[], BaseException]) -> None:
-        """What came by it isn't ours any more."""
-        with self._lock:
+    def on_lost(self, channels: Iterable[_ConsumerChannel], cause: Callable[[], BaseException]) -> None:
+        """What came by these channels isn't ours any more, unless it is the only copy."""
+        lost = set(channels)
+        with self._changed:
+            self.full -= lost
             for queue in self._queues():
-                kept = [delivery for delivery in queue if delivery.intake is not intake]
+                for delivery in [d for d in queue if d.channel in lost and d.is_lost]:
+                    queue.remove(delivery)
+                    delivery.state = LOST
+                    self._tallies["lost"] += 1
+                    self.held -= 1
+        self._settler.drop(lambda delivery: delivery.is_lost)
+        self.interrupt(cause, lambda delivery: delivery.channel in lost and delivery.is_lost)
+
+    def oldest(self, channel: _ConsumerChannel) -> _Delivery | None:
+        """Return the oldest of what came by a channel and isn't settled."""
+        with self._changed:
+            begun = [d for d in self.running if d.state != SETTLED]
+            in_hand = itertools.chain(begun, *self._queues())
+            ours = (d for d in in_hand if d.channel is channel)
+            return min(ours, key=lambda d: d.at, default=None)
+
+    def hand_back(self) -> None:
+        """Send what hasn't begun back at once: another worker can have it."""
+        with self._changed:
+            back = [delivery for queue in self._queues() for delivery in queue]
+            for queue in self._queues():
                 queue.clear()
-                queue.extend(kept)
-        self.interrupt(cause, lambda delivery: delivery.intake is intake)
+        self._requeue(back)
 
-    def oldest(self, intake: _Intake) -> _Delivery | None:
-        """Of what came by it and isn't settled."""
-        with self._lock:
-            return min((d for d in self._in_hand() if d.intake is intake), key=lambda d: d.at, default=None)
-
-    def hand_back(self, suspects: bool = True) -> None:
-        """What hasn't begun goes back at once: another worker can have it."""
-        with self._lock:
-            queues = [queue for queue in self._queues() if suspects or queue is not self._set_aside]
-            deliveries = [delivery for queue in queues for delivery in queue]
-            for queue in queues:
-                queue.clear()
-            self._tallies["requeued"] += len(deliveries)
-        for delivery in deliveries:
-            delivery.requeue()
-
-    def waited(self, now: float) -> tuple[float, float]:
-        """Seconds for which something has waited and nothing has begun; and for which nothing has begun."""
-        with self._lock:
-            waited = now - max(self._waiting[0].at, self._began_at) if self._waiting else 0.0
-            return waited, now - self._began_at
-
-    def held(self, queue: str, but_of: Iterable[str] = ()) -> int:
-        """How many messages of the queue are in hand, but for those of some consumers."""
-        with self._lock:
-            return sum(d.queue == queue and d.consumer not in but_of for d in self._in_hand())
-
-    def hand_back_surplus(self, queue: str, kept: int) -> None:
-        """Of what waits, the newest, until no more than `kept` messages of the queue are in hand. Not what a quorum
-        queue has counted already: it may have a limit of deliveries."""
-        with self._lock:
-            surplus = sum(delivery.queue == queue for delivery in self._in_hand()) - kept
+    def hand_back_surplus(self, kept: int) -> None:
+        """Send the newest of what waits back, until no more than `kept` messages are in hand. Not
+        what a quorum queue has counted already: it may have a limit of deliveries."""
+        with self._changed:
+            surplus = self.held - kept
             waiting, self._waiting = self._waiting, collections.deque()
             back: list[_Delivery] = []
             while waiting:
                 delivery = waiting.pop()
-                if len(back) < surplus and delivery.queue == queue and not delivery.is_counted:
+                if len(back) < surplus and "x-delivery-count" not in delivery.headers:
                     back.append(delivery)
                 else:
                     self._waiting.appendleft(delivery)
-            self._tallies["requeued"] += len(back)
-        for delivery in back:
-            delivery.requeue()
+        self._requeue(back)
 
-    def _in_hand(self) -> Iterator[_Delivery]:
-        """With the lock."""
-        return itertools.chain(self.running, *self._queues())
+    def _requeue(self, deliveries: list[_Delivery]) -> None:
+        with self._changed:
+            self._tallies["requeued"] += len(deliveries)
+            for delivery in deliveries:
+                delivery.state = CLAIMED
+        for delivery in deliveries:
+            settlement = _plan(delivery, _BACK, None, None, self._config)
+            self._settler.settle(delivery, settlement)
+
+    def waited(self, now: float) -> tuple[float, float]:
+        """Return for how many seconds a message has waited and none has begun; and for how many
+        none has begun."""
+        with self._changed:
+            waited = now - max(self._waiting[0].at, self._began_at) if self._waiting else 0.0
+            return waited, now - self._began_at
+
+    def take_full(self) -> list[_ConsumerChannel]:
+        """Return the channels that may hold more if there are messages for them."""
+        with self._changed:
+            self.full = {channel for channel in self.full if channel.is_full}
+            return list(self.full)
 
     def _queues(self) -> list[collections.deque[_Delivery]]:
-        """What hasn't begun. With the lock."""
-        return [self._waiting, self._set_aside, *self._ids.values()]
+        """Return what hasn't begun. With the lock."""
+        return [self._waiting, self._quarantine, *self._keys.values()]
 
-    # -- the threads
+    # -- the loops
 
-    def _dispatch(self) -> None:
-        """Have as many threads at work as there is work for. With the lock."""
-        while self._active < self._config.WORKER_THREADS and (delivery := self._take()) is not None:
-            self._active += 1
-            if self._lingering:
-                self._lingering -= 1
-                self._handed_over.append(delivery)
-                self._handover.notify()
-                continue
-            try:
-                self._executor.submit(self._work, delivery)
-            except RuntimeError as error:  # the interpreter is shutting down, or no thread can be started
-                level = logging.DEBUG if "shutdown" in str(error) else logging.ERROR
-                logger.log(level, "A message from %r isn't run: %s", delivery.queue, error)
+    def _loop(self) -> None:
+        """Run what is delivered, until the pool closes, or this thread was given up."""
+        self.here.is_ours = True
+        _leave_executors()
+        with self._changed:
+            if self._loops >= self._config.WORKER_THREADS:
+                return  # one that couldn't be started at its time
+            self._loops += 1
+        ended: _Delivery | None = None
+
+        def step() -> bool:
+            nonlocal ended
+            ended = self._next(ended)
+            if ended is not None:
+                self._handle(ended)
+            return ended is None
+
+        _keep_running(step)
+
+    def _next(self, ended: _Delivery | None) -> _Delivery | None:
+        """Note that a delivery has ended, and wait for the next. None: this was the last."""
+        with self._changed:
+            if ended is not None and not self._end(ended):
+                return None
+            del ended  # nothing of it is kept while this thread waits
+            while True:
+                delivery = self._take()
+                if delivery is not None:
+                    return delivery
+                if self._closed:
+                    self._loops -= 1
+                    self._changed.notify_all()
+                    return None
+                self._idle += 1
+                try:
+                    self._changed.wait()
+                finally:
+                    self._idle -= 1
+
+    def _end(self, delivery: _Delivery) -> bool:
+        """Note that a thread has come back from a delivery. Return whether it goes on. With the
+        lock."""
+        is_stuck = self._stuck.pop(delivery, None) is not None
+        self.running.pop(delivery, None)
+        self.ended += 1
+        if is_stuck or self.stopping or self.full or self._waiting:
+            self._notify()
+        return not is_stuck
 
     def _take(self) -> _Delivery | None:
-        """What begins next. What is set aside begins when nothing runs, and nothing begins beside it. With the lock."""
-        if self.stopping or self._alone is not None or (self._set_aside and self.running):
+        """Return what begins next. With the lock."""
+        if self.stopping or self._settler.count >= MAX_UNSETTLED:
             return None
-        if self._set_aside:
-            delivery = self._alone = self._set_aside.popleft()
+        if self._quarantine and self._suspect is None:
+            delivery = self._suspect = self._quarantine.popleft()
         elif self._waiting:
             delivery = self._waiting.popleft()
         else:
             return None
+        delivery.state = RUNNING
         self.running[delivery] = None
         self._began_at = time.monotonic()
         return delivery
 
-    def _work(self, delivery: _Delivery | None) -> None:
-        """In a pool thread, as most of what follows. It goes on with what waits, which is cheaper than to submit that,
-        but not for long: only the pool knows when the interpreter ends, and refuses then."""
-        self.here.is_ours = True
-        until = time.monotonic() + POOL_SLICE
-        while delivery is not None:
-            delivery.thread = threading.get_ident()
-            self._process(delivery)
-            delivery = self._next(delivery, time.monotonic() < until) or self._linger(until)
+    # -- a delivery
 
-    def _linger(self, until: float) -> _Delivery | None:
-        """Wait for what comes next: cheaper than to be woken by the executor."""
-        left = until - time.monotonic()
-        with self._lock:
-            if left <= 0 or self.stopping:
-                return None
-            self._lingering += 1
-            self._handover.wait(left)
-            if self._handed_over:
-                return self._handed_over.popleft()
-            self._lingering -= 1
-            return None
+    def _handle(self, delivery: _Delivery) -> None:
+        """Run the task of a delivery, and settle it. What this raises is a defect of ours, and
+        nothing is lost by it."""
+        delivery.thread = threading.get_ident()
+        task, result, error = None, None, None
+        try:
+            try:
+                if delivery.properties is None:
+                    raise InvalidMessage("the message's AMQP properties can't be decoded")
+                delivery.task = description = _decode_task(delivery.body)
+                if not self._enter(delivery):
+                    return
+                task = self._app._find_task(description.module, description.function)
+                run = self._make_run(delivery, task, description)
+                if self._begin(delivery, run):
+                    result = task._run(run, description.args, description.kwargs, self._watch)
+                else:
+                    error = delivery.cause
+            except BaseException as raised:  # the task's, or it can't be run
+                error = raised
+            self._conclude(delivery, task, result, error)
+        finally:
+            error = None  # its traceback leads to this frame: a cycle, which keeps all frames
+            self._leave(delivery)
 
-    def _next(self, ended: _Delivery, goes_on: bool) -> _Delivery | None:
-        with self._lock:
-            was_stuck = self._stuck.pop(ended, None) is not None
-            if was_stuck:  # another thread has taken this one's place
-                delivery = None
+    def _enter(self, delivery: _Delivery) -> bool:
+        """Return False if it is set aside: because the same message runs here, or because it is a
+        suspect and another one runs. Raise Crashed if it has brought too many processes down."""
+        key, is_suspect = delivery.key, False
+        is_counted = "x-delivery-count" in delivery.headers  # by a quorum queue, which has a limit
+        if key in self.journal.crashes and (self._counts_for_quorum or not is_counted):
+            is_suspect = True
+            crashes, is_to_blame = self.journal.count(key)
+            if is_to_blame and crashes >= self._config.WORKER_MAX_CRASHES:
+                why = "worker processes have died while it ran (WORKER_MAX_CRASHES)"
+                raise Crashed(f"{crashes} {why}")
+        with self._changed:
+            if key in self._keys:
+                self._keys[key].append(delivery)
+            elif is_suspect and self._suspect not in (None, delivery):
+                self._quarantine.append(delivery)
             else:
-                self._forget(ended)
-                delivery = self._take() if goes_on else None
-                self._active -= delivery is None
-            self._dispatch()
-        self.on_end()
-        if self.stopping or self.paused or was_stuck:
-            self._notify()
-        return delivery
+                self._suspect = delivery if is_suspect else self._suspect
+                self._keys[key] = collections.deque()
+                self.journal.begin(key)
+                return True
+            delivery.state = WAITING
+            if self._suspect is delivery:
+                self._suspect = None
+        text = "%s from %r waits: it is running here already, or another suspect is"
+        _log(logging.INFO, text, delivery, delivery.queue, extra=delivery.extra)
+        return False
 
-    def _forget(self, delivery: _Delivery) -> None:
-        """It is settled, or set aside. With the lock."""
-        del self.running[delivery]
-        self.ended += 1
-        if delivery is self._alone:
-            self._alone = None
+    def _leave(self, delivery: _Delivery) -> None:
+        """Undo what `_enter` has done, if it has."""
+        with self._changed:
+            if self._suspect is delivery:
+                self._suspect = None
+                self._changed.notify()
+            if delivery.state == WAITING or delivery.task is None:
+                return
+            key = delivery.key
+            if key in self._keys:
+                self.journal.end(key)
+                self._waiting.extendleft(self._keys.pop(key))
+                self._changed.notify()
+
+    def _make_run(self, delivery: _Delivery, task: AnyTask, description: _Description) -> Run:
+        run = Run(task, description.id, delivery.queue, delivery.redelivered)
+        run.headers, run.failures = delivery.headers, delivery.failures
+        run.sent_at = getattr(delivery.properties, "timestamp", None)
+        return run
+
+    def _begin(self, delivery: _Delivery, run: Run) -> bool:
+        """Return whether its task may begin: it is still ours, and nothing has interrupted it."""
+        with self._changed:
+            is_ours = delivery.state == RUNNING and not delivery.is_lost
+            if delivery.cause is None and is_ours:
+                delivery.run = run
+            return delivery.run is run
 
     def _claim(self, delivery: _Delivery) -> bool:
-        """Whether the caller settles it."""
-        with self._lock:
-            claimed, delivery.claimed = delivery.claimed, True
-            return not claimed
+        """Return whether the caller settles it."""
+        with self._changed:
+            was_running, delivery.state = delivery.state == RUNNING, CLAIMED
+            return was_running
+
+    def _conclude(
+        self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None
+    ) -> None:
+        """Settle a delivery whose task has ended, then log that: nothing waits for a log."""
+        state = delivery.state
+        if not self._claim(delivery):
+            delivery.state = state
+            text = "%s from %r has ended after all: what came of it is dropped"
+            _log(logging.WARNING, text, delivery, delivery.queue, extra=delivery.extra)
+            return
+        seconds = time.monotonic() - (delivery.run.started if delivery.run else delivery.at)
+        verdict = self._settle(delivery, task, result, error)
+        try:
+            _current.run = delivery.run  # for what looks at it to know what a record is about
+            if error is not None and verdict.tally in ("failed", "timed_out"):
+                self._on_failure(delivery.queue, delivery.task, task, error)
+            self._log(delivery, error, verdict, seconds)
+        finally:
+            _current.run = None
+
+    def _settle(
+        self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None
+    ) -> _Verdict:
+        """Settle a delivery, or have it kept until that is possible. Doesn't raise: what the user's
+        objects raise when they are described is what has failed then."""
+        try:
+            fits = task is None or error is None or task._fits(error)
+            jitter = os.urandom(1)[0] / 255
+            verdict = _decide(task, error, fits, delivery.is_lost, delivery.failures, jitter)
+            settlement = _plan(delivery, verdict, result, error, self._config)
+        except BaseException as defect:
+            _log(logging.ERROR, "%s from %r: what came of it can't be described", delivery,
+                 delivery.queue, exc_info=True, extra=delivery.extra)  # fmt: skip
+            verdict = _Verdict("failed", "fail", reply=True)
+            settlement = _plan(delivery, verdict, None, defect, self._config)
+        with self._changed:
+            self._tallies[verdict.tally] += 1
+        self._settler.settle(delivery, settlement)
+        has_ended = verdict.tally not in ("lost", "requeued")
+        if has_ended and self.journal.crashes and delivery.key in self.journal.crashes:
+            self.journal.clear(delivery.key)
+        return verdict
+
+    def _on_settled(self, delivery: _Delivery) -> None:
+        with self._changed:
+            delivery.state, delivery.at = SETTLED, time.monotonic()
+            delivery.consumer.held -= 1
+            self.held -= 1
+
+    def _log(
+        self,
+        delivery: _Delivery,
+        error: BaseException | None,
+        verdict: _Verdict,
+        seconds: float,
+    ) -> None:
+        about: dict[str, Any] = {"extra": delivery.extra}
+        text, level = "%s from %r %s", logging.WARNING
+        arguments: tuple[Any, ...] = (delivery, delivery.queue, verdict.tally)
+        if error is None:
+            level = logging.INFO if verdict.tally == "succeeded" else level
+            text, arguments = text + " in %.3f s", (*arguments, seconds)
+        elif verdict.tally in ("failed", "timed_out"):
+            in_seconds = f"it comes back in {verdict.delay:g} seconds"
+            then = in_seconds if verdict.delay else "see its .failed queue"
+            level, text, arguments = logging.ERROR, text + "; %s", (*arguments, then)
+            about["exc_info"] = type(error), error, _task_traceback(error)
+        else:
+            text, arguments = text + ": %r", (*arguments, error)
+        _log(level, text, *arguments, **about)
 
     # -- giving up
 
     def _give_up(self, run: Run) -> None:
-        """It was interrupted, and has had its grace. In the watch."""
-        with self._lock:
-            delivery = next((d for d, r in self.running.items() if r is run), None)
+        """Give up the thread of a run that was interrupted, and has had its grace. In the watch."""
+        with self._changed:
+            delivery = next((d for d in self.running if d.run is run), None)
         if delivery is not None and run._cause is not None:
             self.abandon(delivery, run._cause)
 
     def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
-        """Leave its thread to itself, put another in its place, and have its message settled.
-        Raises RuntimeError if no thread can be started: then nothing has changed."""
-        arguments = (delivery, cause)
-        name = "kuyruk-settler"
-        threading.Thread(target=self._abandon, args=arguments, name=name, daemon=True).start()
-
-    def _abandon(self, delivery: _Delivery, cause: BaseException) -> None:
-        """In a settler."""
-        self.here.is_ours = True
-        with self._lock:
-            if delivery.claimed:
+        """Leave its thread to itself, have another take its place, and have its message settled.
+        Raise RuntimeError if no thread can be started: then nothing has changed."""
+        with self._changed:
+            if delivery.state != RUNNING:
                 return  # it has just ended
-            delivery.claimed = True
+            self._loops -= 1  # first: the new thread looks whether it is needed
+            try:
+                self._executor.submit(self._loop)
+            except BaseException:
+                self._loops += 1
+                raise
+            delivery.state = CLAIMED
             self._stuck[delivery] = cause
-            self._active -= 1
-            self._executor.shutdown(wait=False)  # its other threads end when there is nothing to do
-            self._executor = self._make_executor()
-            if delivery.id is not None:
-                self.journal.end(delivery.id)
-        self._let_go(delivery.thread)
-        self._settle_abandoned(delivery, cause, _format_stack(delivery.thread))
+            if delivery.task is not None:
+                self.journal.end(delivery.key)
+        self._settler.do(lambda: self._settle_abandoned(delivery, cause))
 
-    def _let_go(self, thread: int) -> None:
-        """The interpreter doesn't wait for this thread when it ends. There is no public way: without, it waits."""
-        from concurrent.futures import thread as module
-
-        pool_threads: Any = getattr(module, "_threads_queues", {})
-        for each in threading.enumerate():
-            if each.ident == thread:
-                pool_threads.pop(each, None)
-
-    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException, stack: str) -> None:
-        """The log comes last: the stuck thread may hold it."""
-        run = self.running[delivery]
+    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException) -> None:
+        """In the settler. The log comes last: the stuck thread may hold it."""
+        stack = _format_stack(delivery.thread)
+        task = delivery.run.task if delivery.run else None
         cause.add_note(f"It didn't end when it was interrupted. Its thread was given up at\n{stack}")
-        try:
-            verdict = _decide(run.task if run else None, cause, lost=delivery.intake.why_lost is not None)
-            self._do(delivery, None, cause, verdict)
-        except BaseException as error:
-            self._on_defect(delivery, error)
-        with self._lock:
-            self._forget(delivery)
-            self._dispatch()
+        self._settle(delivery, task, None, cause)
         self._notify()
         text = "%s from %r is stuck, %g seconds after its interruption (%s: %s). Its thread is given up at\n%s"
         grace, kind = self._config.WORKER_GRACE, type(cause).__name__
-        logger.error(text, delivery, delivery.queue, grace, kind, cause, stack)
+        arguments = delivery, delivery.queue, grace, kind, cause, stack
+        _log(logging.ERROR, text, *arguments, extra=delivery.extra)
 
-    # -- a delivery
 
-    def _process(self, delivery: _Delivery) -> None:
-        try:
-            self._perform(delivery)
-        except BaseException as error:  # whatever it is, the thread goes on
-            if delivery not in self._stuck:
-                self._on_defect(delivery, error)
+_WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
+_TALLIES = ("received", "succeeded", "failed", "timed_out", "rejected", "discarded", "requeued", "lost")
 
-    def _on_defect(self, delivery: _Delivery, error: BaseException) -> None:
-        """Something of ours has failed, perhaps after the task has ended: it must not run again at once."""
-        _log(logging.ERROR, "Defect in the worker; a message from %r fails", delivery.queue, exc_info=True)
-        try:
-            self._settle(delivery, None, error, _Verdict("failed", "fail", reply=True))
-        except BaseException:
-            _log(logging.ERROR, "It goes back to its queue", exc_info=True)
-            time.sleep(FORWARD_PAUSE)
-            delivery.requeue()
 
-    def _perform(self, delivery: _Delivery) -> None:
-        try:
-            if delivery.properties is None:
-                raise InvalidMessage("the message's AMQP properties can't be decoded")
-            delivery.task = _decode_task(delivery.body)
-            if not self._may_run(delivery):
-                return
-        except Exception as error:  # InvalidMessage, Crashed, or a body that breaks the decoder: not again and again
-            self._finish(delivery, None, None, error)
-            return
-        if self._enter(delivery):
-            try:
-                self._run_task(delivery, delivery.task)
-            finally:
-                self._leave(delivery)
-
-    def _may_run(self, delivery: _Delivery) -> bool:
-        """False if it is set aside, to run alone. Raises Crashed if it has brought too many processes down."""
-        id, journal, alone = delivery.id, self.journal, delivery is self._alone
-        if id is None or id not in journal.crashes or (delivery.is_counted and not self._counts_for_quorum):
-            return True
-        crashes, to_blame = journal.count(id) if alone else journal.crashes.get(id, (0, False))
-        if to_blame and crashes >= self._config.WORKER_MAX_CRASHES:
-            raise Crashed(f"{crashes} worker processes have died while it ran (WORKER_MAX_CRASHES)")
-        if alone:
-            return True
-        with self._lock:
-            self._set_aside.append(delivery)
-        self._notify()
-        return False
-
-    def _enter(self, delivery: _Delivery) -> bool:
-        """False if a message with this id is running here: this one waits until that has ended."""
-        id = delivery.id
-        if id is None:
-            return True
-        with self._lock:
-            if id not in self._ids:
-                self._ids[id] = collections.deque()
-                self.journal.begin(id)
-                return True
-            self._ids[id].append(delivery)
-        logger.info("Message %s is running here already; its new delivery waits for that", id)
-        return False
-
-    def _leave(self, delivery: _Delivery) -> None:
-        id = delivery.id
-        if id is None:
-            return
-        with self._lock:
-            self.journal.end(id)
-            self._waiting.extendleft(self._ids.pop(id))
-            self._dispatch()
-
-    def _run_task(self, delivery: _Delivery, description: _Description) -> None:
-        try:
-            task = self._app._find_task(description.module, description.function)
-        except InvalidMessage as error:
-            return self._finish(delivery, None, None, error)
-        run = Run(task, description.id, delivery.queue, delivery.redelivered)
-        with self._lock:
-            cause = delivery.cause
-            may_begin = cause is None and delivery.intake.why_lost is None and not delivery.claimed
-            if may_begin:
-                self.running[delivery] = run
-        if not may_begin:
-            return self._finish(delivery, task, None, cause)
-        result, raised, fits = None, None, True
-        try:
-            result = task._run(run, description.args, description.kwargs, self._watch)
-        except BaseException as error:
-            raised = error
-            fits = task._fits(error, description.args, description.kwargs)
-        try:
-            self._finish(delivery, task, result, raised, fits)
-        finally:
-            raised = None  # its traceback leads to this frame: a cycle, which keeps all frames
-
-    def _finish(
-        self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, fits: bool = True
-    ) -> None:
-        if self._claim(delivery):
-            jitter = os.urandom(1)[0] / 255
-            lost = delivery.intake.why_lost is not None
-            verdict = _decide(task, error, fits, lost, delivery.failures, jitter)
-            self._do(delivery, result, error, verdict)
-            if error is not None and verdict.tally in ("failed", "timed_out"):
-                self.on_failure(delivery.queue, delivery.task, task, error)
-            self._log(delivery, error, verdict)  # last: nothing waits for a log
-        else:
-            text = "%s from %r has ended after all: what came of it is dropped"
-            _log(logging.WARNING, text, delivery, delivery.queue)
-
-    def _do(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
-        with self._lock:
-            self._tallies[verdict.tally] += 1
-        self._settle(delivery, result, error, verdict)
-        if verdict.tally not in ("lost", "requeued") and delivery.id in self.journal.crashes:
-            self.journal.clear(cast(str, delivery.id))
-
-    def _log(self, delivery: _Delivery, error: BaseException | None, verdict: _Verdict) -> None:
-        if error is None:
-            _log(logging.DEBUG, "%s from %r %s", delivery, delivery.queue, verdict.tally)
-        elif verdict.tally in ("failed", "timed_out"):
-            then = f"it comes back in {verdict.delay:g} seconds" if verdict.delay else "see its .failed queue"
-            info = (type(error), error, _task_traceback(error))
-            _log(logging.ERROR, "%s from %r %s; %s", delivery, delivery.queue, verdict.tally, then, exc_info=info)
-        else:
-            _log(logging.WARNING, "%s from %r %s: %r", delivery, delivery.queue, verdict.tally, error)
+# --- Worker ---------------------------------------------------------------------------------------
 
 
 class Worker:
     """Consumes queues and runs their tasks, in threads of this process.
 
-    app: the `Kuyruk`. queues: names, or None for those of the app's tasks. options: threads,
-    prefetch, max_load, max_run_time, grace, shutdown_timeout, reconnect_interval, priority,
-    max_crashes: the configuration's `WORKER_` keys, which are the defaults.
+    app: the `Kuyruk`. queues: names, or None for those of the app's tasks. options:
+    `WorkerOptions`; the configuration's `WORKER_` keys are the defaults.
 
     `run` blocks, `start` doesn't, and as a context manager it is started and stopped. It installs
     no signal handler and leaves logging alone. A worker runs once.
     """
 
-    def __init__(self, app: Kuyruk, queues: Iterable[str] | None = None, **options: Any) -> None:
-        unknown = [name for name in options if name not in _WORKER_OPTIONS]
-        if unknown:
-            raise TypeError(f"Worker has no option {unknown[0]!r}, but {', '.join(_WORKER_OPTIONS)}")
+    def __init__(
+        self,
+        app: Kuyruk,
+        queues: Iterable[str] | None = None,
+        **options: typing.Unpack[WorkerOptions],
+    ) -> None:
+        for name in options:
+            if name not in _WORKER_OPTIONS:
+                known = ", ".join(_WORKER_OPTIONS)
+                raise TypeError(f"Worker has no option {name!r}, but {known}")
         self.app = app
-        self._config = app.config._with(**{f"WORKER_{k.upper()}": v for k, v in options.items()})
+        values = {f"WORKER_{name.upper()}": value for name, value in options.items()}
+        self._config = app.config._with(**values)
         names = [queues] if isinstance(queues, str) else list(queues or app._queues or ["kuyruk"])
+        names = [_resolve_host(_check_queue_name(name)) for name in names]
         #: The names of the queues that it consumes.
-        self.queues = list(dict.fromkeys(_resolve_host(_check_queue_name(name)) for name in names))
+        self.queues = list(dict.fromkeys(names))
         #: How many tasks had to be interrupted for the worker to stop.
         self.aborted = 0
-        #: Called in one of its threads when it may have become `healthy` or not, or has stopped. Must not block.
+        #: Called in one of its threads when it may have become `healthy` or not, or has stopped. It
+        #: must not block.
         self.on_change: Callable[[], object] = lambda: None
         #: What it has failed with, if it has.
         self.error: BaseException | None = None
-        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
-        self._keeper = _Keeper(self._config, publishes=False)
-        self._wakeup = _Event()  # of the supervisor
-        self._looks_around = False  # the supervisor will, soon
-        settlement = _Settlement(self._config, self._publisher)
-        self._pool = _Pool(app, self._config, settlement.settle, self._on_pool)
-        self._pool.on_end = self._look_soon
-        self._interrupt_at = math.inf  # time.monotonic() from which on a stop waits no longer
-        self._intake: _Intake | None = None
-        self._failure = ""  # to connect; logged
-        self._paused_at = self._suspects_go_until = -math.inf
-        # Of consumers of such a queue only one is served: more are of no use, and in place of it another worker's is.
-        is_single = app.config.QUEUE_ARGUMENTS.get("x-single-active-consumer")
-        self._look_at = -math.inf if self._config.WORKER_PREFETCH is None and not is_single else math.inf
-        self._spare = _Spare(self._config.WORKER_THREADS)
+        self._process_id = os.getpid()
         self._began = threading.Lock()  # taken once and for ever
         self._ended = threading.Event()
-        self._pool.on_failure = functools.partial(_notify_failure, self)
+        self._interrupt_at = math.inf  # time.monotonic() from which on a stop waits no longer
+        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
+        self._keeper = _Keeper(self._config, publishes=False)
+        notify_failure = functools.partial(_notify_failure, self)
+        self._pool = _Pool(app, self._config, self._publisher, self._on_pool, notify_failure)
+        self._wakeup = _Event()  # of the supervisor
+        self._supervisor = threading.Thread(target=self._run, name="kuyruk-supervisor", daemon=True)
+        #: What each queue is consumed by; and those that aren't consumed: when to try that again.
+        self._channels: dict[str, _ConsumerChannel] = {}
+        self._missing: dict[str, tuple[float, Iterator[float]]] = {}
+        #: Channels that were closed, or whose consumer was ended. The readers append to it.
+        self._troubled: collections.deque[_ConsumerChannel] = collections.deque()
+        self._paused = False
+        # Of consumers of such a queue only one is served: more of them are of no use.
+        is_single = app.config.QUEUE_ARGUMENTS.get("x-single-active-consumer")
+        self._adjusts = self._config.WORKER_PREFETCH is None and not is_single
+        self._prefetch = _Prefetch(self._config.WORKER_THREADS)
+        self._look_at = -math.inf  # time.monotonic(): not sooner
+        self._looks = False  # the supervisor will look at that time, whether it is woken or not
+        #: Channels that hold more than their share, and less.
+        self._large: set[_ConsumerChannel] = set()
+        self._small: set[_ConsumerChannel] = set()
         _notify_worker(worker_init, self)
 
     # -- its life, as its owner sees it
@@ -4891,16 +5181,22 @@ class Worker:
         self.stop()
 
     def start(self) -> None:
-        """Run in a background thread. Raises RuntimeError if it runs or ran already."""
+        """Run in a background thread. Raise RuntimeError if it runs or ran already, or if no thread
+        can be started."""
         if not self._began.acquire(blocking=False):
             raise RuntimeError("this worker runs or ran already: make another one")
         self._stop_at = time.monotonic() + (self._config.WORKER_MAX_RUN_TIME or math.inf)
-        self._pool.start()
-        # A daemon, and so are the pool's threads, which it starts: one that is stuck doesn't keep the process alive.
-        threading.Thread(target=self._run, name="kuyruk-supervisor", daemon=True).start()
+        try:
+            # A daemon, and so are the threads that it starts: one that is stuck doesn't keep the
+            # process alive.
+            self._supervisor.start()
+        except BaseException:
+            self._ended.set()
+            raise
 
     def run(self) -> None:
-        """Run until stopped. Raises RuntimeError if it runs or ran already, and what the worker fails with."""
+        """Run until stopped. Raise RuntimeError if it runs or ran already, and what the worker fails
+        with."""
         self.start()
         try:
             self.join()
@@ -4913,10 +5209,10 @@ class Worker:
     def stop(self, timeout: float | None = None, wait: bool = True) -> None:
         """Stop gracefully, and wait until it has.
 
-        timeout: seconds that running tasks get, instead of `shutdown_timeout` (math.inf: as long as they take); then
-        they are interrupted, and what hasn't ended after the `grace` is given up. Their messages are requeued. Another
-        call can shorten it. From any thread, and from a signal handler: it doesn't wait in a thread that the worker
-        needs, or that waits for it already.
+        timeout: seconds that running tasks get, instead of `shutdown_timeout` (math.inf: as long as
+        they take); then they are interrupted, and what hasn't ended after the `grace` is given up.
+        Their messages are requeued. Another call can shorten it. From any thread, and from a signal
+        handler: it doesn't wait in a thread that the worker needs, or that waits for it already.
         """
         if timeout not in (None, math.inf):
             _check("timeout", timeout)
@@ -4929,7 +5225,10 @@ class Worker:
             self.join()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until it has stopped, at most `timeout` seconds; returns whether it has."""
+        """Wait until it has stopped, at most `timeout` seconds; return whether it has. In a forked
+        child it has: its threads are the parent's."""
+        if os.getpid() != self._process_id:
+            return True
         here = self._pool.here
         was_ours, here.is_ours = getattr(here, "is_ours", False), True
         try:
@@ -4948,245 +5247,363 @@ class Worker:
 
     @property
     def healthy(self) -> bool:
-        """True while it is really consuming, or has paused on purpose (max_load), and no thread of it is stuck in a
-        task that was to end."""
-        intake = self._intake
-        if intake is None or intake.why_lost is not None or self._pool.stopping or self._pool.stuck:
+        """Whether it is really consuming all of its queues, or has paused on purpose (max_load), and
+        all of its threads live and do what is due: none is stuck in a task that was to end, and no
+        message waits to be forwarded."""
+        connection = self._keeper.usable
+        if connection is None or self._pool.stopping or not self._supervisor.is_alive():
             return False
-        return self._pool.watches and (self._pool.paused or intake.consuming)
+        is_reading = time.monotonic() - connection.stepped_at < STALLED
+        consumes = self._paused or len(self._channels) == len(self.queues)
+        return is_reading and consumes and self._pool.healthy
 
     @property
     def stats(self) -> dict[str, Any]:
         """Counts of deliveries, by what became of them, and what there is now.
 
-        received, succeeded, failed, timed_out, rejected, discarded, requeued (by a stop, by a pause, or because they
-        waited too long), lost (with their connection); waiting (not begun), suspect (of those, and of what runs: has
-        run when a worker died), stuck (threads that were given up and don't end); running: a list of dicts of id,
-        task, queue and seconds.
+        received, succeeded, failed, timed_out, rejected, discarded, requeued (by a stop, by a
+        pause, or because they waited too long), lost (with their connection); waiting (not begun),
+        suspect (of those, and of what runs: has run when a worker died), stuck (threads that were
+        given up and don't end), unsettled (can't be forwarded for the moment); running: a list of
+        dicts of id, task, queue and seconds.
         """
         return self._pool.stats
 
     def drop(self, id: str | None = None) -> int:
-        """Interrupt the running task of this message id, or all, with Discard; returns how many."""
-        return self._pool.interrupt(lambda: Discard("dropped by an operator"), lambda each: id in (None, each.id))
+        """Interrupt the running task of this message id, or all, with Discard; return how many."""
+        return self._pool.interrupt(
+            lambda: Discard("dropped by an operator"),
+            lambda delivery: id in (None, delivery.task and delivery.task.id),
+        )
 
     # -- the supervisor
 
     def _run(self) -> None:
         self._pool.here.is_ours = True
         try:
+            self._pool.start()
+            self._keeper.start()
             _notify_worker(worker_start, self)
-            self._supervise()
+            _keep_running(self._supervise)
+            self._drain()
         except BaseException as error:
-            logger.critical("Defect in the worker: it stops", exc_info=True)
+            _log(logging.CRITICAL, "Defect in the worker: it stops", exc_info=True)
             self.error = error
         finally:
             self._end()
 
-    def _supervise(self) -> None:
-        self._keeper.start()
+    def _supervise(self) -> bool:
+        """Consume while there is a connection. Return whether to stop; an exception costs the
+        connection."""
+        if self._should_stop():
+            return True
+        wait = self._keeper.changes.wait_for
+        look = lambda: self._keeper.usable or self._pool.stopping  # noqa: E731
+        connection = wait(look, self._stop_at, self._wakeup)
+        if isinstance(connection, _Connection):
+            try:
+                self._consume(connection)
+            except BaseException as error:
+                connection.give_up(_as_lost(error))
+                self._on_lost(_as_lost(error))
+                if not isinstance(error, AMQPError):
+                    raise
+        return False
+
+    def _consume(self, connection: _Connection) -> None:
+        """Return when the worker should stop. Raise AMQPError when the connection is lost."""
+        self._missing = {queue: (-math.inf, _pauses(LONGEST_QUEUE_PAUSE)) for queue in self.queues}
         while not self._should_stop():
-            connection = self._keeper.changes.wait_for(
-                lambda: self._keeper.usable or self._pool.stopping, self._stop_at, self._wakeup
-            )
-            if isinstance(connection, _Connection):
-                try:
-                    self._tend(self._consume(connection))
-                except Exception as error:
-                    if not isinstance(error, AMQPError):
-                        logger.exception("Defect in the supervisor; its connection is given up")
-                        error = AMQPConnectionError(repr(error))
-                    connection.give_up(error)
-                    self._on_lost(error)
-        self._drain()
-
-    def _consume(self, connection: _Connection) -> _Intake:
-        until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
-        for queue in self.queues:
-            _ensure_queue(connection, queue, self.app._queue_arguments(queue), until)
-        intake = _Intake(connection, self._config, self._on_delivery)
-        intake.waiting.subscribe(self._wakeup)
-        self._intake, self._pool.paused = intake, False  # before it consumes: what is delivered may be lost with it
-        intake.consume(self.queues)
-        queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
-        logger.info("Consuming %s at %s with %d threads", queues, connection.address, threads)
-        self.on_change()
-        return intake
-
-    def _tend(self, intake: _Intake) -> None:
-        """Returns when the worker should stop. Raises AMQPError when the intake is lost."""
-        while True:
             self._wakeup.clear()
-            if self._should_stop():
-                return
-            self._pause_or_resume(intake)
-            self._balance(intake)
-            tick = time.monotonic() + TICK if self._config.WORKER_MAX_LOAD or self._pool.paused else math.inf
-            self._looks_around = False  # first: what is delivered from now on wakes it
-            has_changed = self._pool.has_waiting or self._pool.ended != self._spare.ended
-            self._looks_around = changes = not self._pool.paused and has_changed
-            self._pump(intake, min(self._stop_at, tick, self._look_at if changes else math.inf))
+            if connection.lost is not None:
+                raise _again(connection.lost)
+            self._look_after_trouble()
+            self._pause_or_resume()
+            now = time.monotonic()
+            if not self._paused:
+                for queue in [q for q, (due, _) in self._missing.items() if due <= now]:
+                    self._subscribe(connection, queue)
+                self._adjust_prefetch()
+            if not self._pool.stopping and connection.lost is None:
+                _wait(self._wakeup, self._next_look())
 
-    def _balance(self, intake: _Intake) -> bool:
-        """Hold the right number of messages, unless WORKER_PREFETCH tells it. Returns whether something has changed."""
-        now = time.monotonic()
-        if self._pool.paused or now < self._look_at:
-            return False
-        self._look_at = now + LOOK
-        waited, stalled = self._pool.waited(now)
-        patience = _patience(stalled)
-        spare = self._spare.look(now, self._pool.ended, waited, patience) // len(self.queues)
-        size = self._config.WORKER_THREADS + spare
-        changed = [self._resize(intake, queue, size, waited > patience) for queue in self.queues]
-        return any(changed)
+    def _next_look(self) -> float:
+        """Return the time.monotonic() at which there is something to do if nothing happens."""
+        times = [self._stop_at, *(due for due, _ in self._missing.values())]
+        if self._config.WORKER_MAX_LOAD:
+            times.append(time.monotonic() + TICK)
+        # First this is noted: what happens from now on wakes it.
+        self._looks = False
+        self._looks = looks = bool(self._pool.has_waiting or self._pool.full or self._small)
+        if self._adjusts and looks and not self._paused:
+            times.append(self._look_at)
+        return min(times)
 
-    def _resize(self, intake: _Intake, queue: str, size: int, late: bool) -> bool:
-        """RabbitMQ fixes a consumer's prefetch when it begins. So consumers are added; for a smaller size one takes
-        the place of all, and what they have delivered counts until it is settled. There is always one: RabbitMQ may
-        delete a queue that nobody consumes."""
-        tags = [tag for tag, consumer in intake.consumers.items() if consumer.queue == queue]
-        prefetch = sum(intake.consumers[tag].prefetch for tag in tags)
-        missing = size - prefetch - self._pool.held(queue, but_of=tags)
-        too_many = missing < 0 and prefetch > 1 and late  # after a pause what runs is of others than these consumers
-        if too_many:
-            intake.add(queue, 1, is_last=True)
-            intake.remove(tags)
-        elif missing > 0:
-            intake.add(queue, missing)
-        if late:
-            self._pool.hand_back_surplus(queue, size)
-        return too_many or missing > 0
-
-    def _on_delivery(self, delivery: _Delivery) -> None:
-        """In the reader."""
-        self._pool.add(delivery)
-        self._look_soon()
-
-    def _look_soon(self) -> None:
-        if not self._looks_around:
-            self._wakeup.set()
-
-    def _pump(self, intake: _Intake, until: float) -> None:
-        if intake.why_lost is None:
-            _wait(self._wakeup, until)
-        if intake.why_lost is not None:
-            raise _again(intake.why_lost)
-
-    def _should_stop(self) -> bool:
-        if not self._pool.stopping and time.monotonic() >= self._stop_at:
-            logger.info("Stopping after %g seconds (max_run_time)", self._config.WORKER_MAX_RUN_TIME)
-            self.stop(wait=False)
-        return self._pool.stopping
-
-    def _pause_or_resume(self, intake: _Intake) -> bool:
-        """While paused others get the messages, those too that have come and haven't begun. Returns whether it has."""
-        now = time.monotonic()
-        if self._pool.paused and self._pool.suspects_wait and now >= self._paused_at + SUSPECT_PATIENCE:
-            self._suspects_go_until = now + SUSPECT_PATIENCE
-            self._pool.hand_back()
-        pause, why = self._look_whether_to_pause(now)
-        if pause == self._pool.paused:
-            return False
-        logger.warning("%s: %s", "Pausing" if pause else "Resuming", why)
-        if pause:
-            self._pool.paused, self._paused_at = True, now  # before it stops consuming: on purpose
-            intake.cancel()
-            self._pool.hand_back(suspects=False)
-        else:
-            intake.consume(self.queues)
-            self._pool.paused = False
+    def _subscribe(self, connection: _Connection, queue: str) -> None:
+        """Begin to consume a queue. What is wrong with it is tried again after a pause, and costs no
+        other queue anything. Raise AMQPError when the connection is lost."""
+        until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
+        try:
+            _ensure_queue(connection, queue, self.app._queue_arguments(queue), until)
+            channel = connection.changes.wait_for(lambda: self._new_channel(connection, queue), until)
+            if channel is None:
+                raise AMQPChannelError("its connection has no free channel (channel_max)")
+            channel.waiting.subscribe(self._wakeup)
+            self._channels[queue] = channel
+            channel.add(self._first_prefetch())
+        except AMQPChannelError as error:
+            self._on_queue_trouble(queue, f"can't be consumed: {error}")
+            return
+        del self._missing[queue]
+        text = "Consuming %s at %s with %d threads"
+        if not self._missing:
+            queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
+            _log(logging.INFO, text, queues, connection.address, threads)
         self.on_change()
-        return True
 
-    def _look_whether_to_pause(self, now: float) -> tuple[bool, str]:
-        if self._pool.has_suspects or now < self._suspects_go_until:
-            return True, "what ran when a worker process died runs alone, one message after the other"
-        limit = self._config.WORKER_MAX_LOAD
-        if not limit:
-            return False, "nothing runs alone any more"
-        limit = os.cpu_count() or 1 if limit == -1 else limit
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-        return load > limit, f"the load average is {load:.2f}, the limit {limit:g} (max_load)"
+    def _new_channel(self, connection: _Connection, queue: str) -> _ConsumerChannel | None:
+        try:
+            return _ConsumerChannel(
+                connection, queue, self._config, self._pool.add, self._on_channel_trouble
+            )
+        except _ChannelsExhausted:
+            return None
+
+    def _on_channel_trouble(self, channel: _ConsumerChannel) -> None:
+        """In the reader."""
+        self._troubled.append(channel)
+        self._wakeup.set()
+
+    def _look_after_trouble(self) -> None:
+        """Give up channels whose queue was deleted or has moved, or that were closed."""
+        while self._troubled:
+            channel = self._troubled.popleft()
+            if self._channels.get(channel.queue) is channel:
+                why = channel.lost or AMQPChannelError("its consumer was cancelled by the broker")
+                if channel.is_cancelled and channel.why_lost is None:
+                    channel.is_orphaned = self._is_gone(channel)
+                self._give_up(channel, why)
+                what = "was deleted" if channel.is_orphaned else f"isn't consumed any more: {why}"
+                self._on_queue_trouble(channel.queue, what)
+
+    def _is_gone(self, channel: _ConsumerChannel) -> bool:
+        """Return whether a queue was deleted."""
+        until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
+        look = _new_channel(channel.connection, _Channel)
+        if look is None:
+            return False
+        try:
+            look.request(_Declare(queue=channel.queue, passive=True), until)
+            return False
+        except AMQPError as error:
+            return error.error_code == 404
+        finally:
+            look.retire()
+
+    def _on_queue_trouble(self, queue: str, what: str) -> None:
+        channel = self._channels.pop(queue, None)
+        if channel is not None:
+            self._give_up(channel, channel.lost or AMQPChannelError(what))
+        _, pauses = self._missing.get(queue, (0, _pauses(LONGEST_QUEUE_PAUSE)))
+        pause = next(pauses)
+        self._missing[queue] = time.monotonic() + pause, pauses
+        text = "Queue %r %s; trying again in %.1f s"
+        _log(logging.WARNING, text, queue, what, pause)
+        self.on_change()
+
+    def _give_up(self, channel: _ConsumerChannel, why: AMQPError) -> None:
+        """What came by a channel isn't ours any more, unless it is the only copy."""
+        oldest = self._pool.oldest(channel)
+        channel.waiting.unsubscribe(self._wakeup)
+        if channel.lost is None:
+            channel.retire()
+            channel.lost = why
+        self._large.discard(channel)
+        self._small.discard(channel)
+        info = (type(why), why, None)
+        self._pool.on_lost([channel], lambda: HeartbeatError(info))
+        if oldest is not None and not channel.is_orphaned:
+            self._look_for_timeout(oldest, str(why), time.monotonic() - oldest.at)
 
     def _on_lost(self, error: AMQPError) -> None:
-        intake, self._intake = self._intake, None
-        if intake is None:
-            return
-        oldest = self._pool.oldest(intake)
-        intake.lost = intake.lost or error
-        intake.connection.give_up(error)
-        info = (type(error), error, error.__traceback__)
-        self._pool.on_lost(intake, lambda: HeartbeatError(info))
-        logger.warning("Lost the connection to RabbitMQ at %s: %s", intake.connection.address, error)
-        if oldest is not None:
-            self._look_for_timeout(oldest, str(error), time.monotonic() - oldest.at)
+        """The connection is lost."""
+        channels, self._channels = list(self._channels.values()), {}
+        was_paused, self._paused = self._paused, False
+        for channel in channels:
+            channel.lost = channel.lost or error
+            self._give_up(channel, error)
+        if channels or was_paused:
+            address = channels[0].connection.address if channels else "RabbitMQ"
+            text = "Lost the connection to RabbitMQ at %s: %s"
+            _log(logging.WARNING, text, address, error)
         self.on_change()
 
     def _look_for_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
         # Of a quorum queue, RabbitMQ 4.3 only cancels the consumer, as if the queue was deleted.
-        if "acknowledgement" in error or ("cancelled" in error and age > LEAST_CONSUMER_TIMEOUT):
-            perhaps = "" if "acknowledgement" in error else "perhaps "
+        is_named = "acknowledgement" in error
+        if is_named or ("cancelled" in error and age > LEAST_CONSUMER_TIMEOUT):
+            perhaps = "" if is_named else "perhaps "
             text = "%s from %r was in hand for %.0f s, %slonger than RabbitMQ's consumer_timeout: it runs again. %s"
-            logger.error(text, oldest, oldest.queue, age, perhaps, CONSUMER_TIMEOUT_HELP)
+            arguments = oldest, oldest.queue, age, perhaps, CONSUMER_TIMEOUT_HELP
+            _log(logging.ERROR, text, *arguments, extra=oldest.extra)
 
     def _on_pool(self) -> None:
-        """Something has changed in the pool. In one of its threads."""
-        if self._pool.stuck >= self._config.WORKER_THREADS and not self._pool.stopping:
+        """Something has changed in the pool. In one of its threads, or in the reader."""
+        pool = self._pool
+        if pool._stuck and not pool.stopping and pool.stuck >= self._config.WORKER_THREADS:
             self.stop(math.inf, wait=False)
-            logger.critical("Stopping: %d threads are stuck, as many as the worker has", self._pool.stuck)
-        self._wakeup.set()
+            text = "Stopping: %d threads are stuck, as many as the worker has"
+            _log(logging.CRITICAL, text, pool.stuck)
+        if pool.stopping or not self._looks:
+            self._wakeup.set()
+        if pool._stuck:
+            self.on_change()
+
+    def _should_stop(self) -> bool:
+        if not self._pool.stopping and time.monotonic() >= self._stop_at:
+            text = "Stopping after %g seconds (max_run_time)"
+            _log(logging.INFO, text, self._config.WORKER_MAX_RUN_TIME)
+            self.stop(wait=False)
+        return self._pool.stopping
+
+    # -- how many messages it holds
+
+    def _first_prefetch(self) -> int:
+        """Return what the first consumer of each queue may hold: together enough for the threads."""
+        config = self._config
+        share = -(-config.WORKER_THREADS // len(self.queues)) if self._adjusts else config.WORKER_THREADS
+        return config.WORKER_PREFETCH or share
+
+    def _adjust_prefetch(self) -> None:
+        """Hold the right number of messages, of all queues together.
+
+        RabbitMQ fixes a consumer's prefetch when it begins. So consumers are added, for queues that
+        may have more messages; and when messages wait too long, large ones are replaced by a small
+        one, and what they have delivered counts until it is settled. There is always one: RabbitMQ
+        may delete a queue that nobody consumes.
+        """
+        now = time.monotonic()
+        if not self._adjusts or now < self._look_at:
+            return
+        self._look_at = now + LOOK
+        waited, stalled = self._pool.waited(now)
+        patience = _patience(stalled)
+        size = self._config.WORKER_THREADS
+        size += self._prefetch.look(now, self._pool.ended, waited, patience)
+        if waited > patience:
+            self._shrink(size)
+        elif self._pool.held < size:
+            self._grow(size)
+
+    def _shrink(self, size: int) -> None:
+        least = max(1, size // len(self.queues))
+        for channel in [c for c in self._large if c.capacity > least or len(self.queues) == 1]:
+            if channel.why_lost is None and channel.capacity > 1:
+                tags = list(channel.consumers)
+                channel.add(1, is_last=True)
+                channel.cancel(tags)
+                self._small.add(channel)
+            self._large.discard(channel)
+        self._pool.hand_back_surplus(size)
+
+    def _grow(self, size: int) -> None:
+        full = [c for c in self._pool.take_full() if c.why_lost is None]
+        for channel in {*full, *self._small}:
+            missing = self._missing_capacity(channel, size, len(full))
+            self._small.discard(channel)
+            if missing > 0:
+                channel.add(missing)
+                self._large.add(channel)
+
+    def _missing_capacity(self, channel: _ConsumerChannel, size: int, full: int) -> int:
+        free = max(0, size - self._pool.held)
+        share = max(1, size // len(self.queues))
+        least = share - channel.capacity if channel.why_lost is None else 0
+        return max(min(least, free), -(-free // full) if channel.is_full and full else 0)
+
+    def _pause_or_resume(self) -> None:
+        """While the load is too high others get the messages, those too that haven't begun."""
+        limit = self._config.WORKER_MAX_LOAD
+        if not limit:
+            return
+        limit = os.cpu_count() or 1 if limit == -1 else limit
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        pause = load > limit
+        if pause == self._paused:
+            return
+        text = "%s: the load average is %.2f, the limit %g (max_load)"
+        _log(logging.WARNING, text, "Pausing" if pause else "Resuming", load, limit)
+        self._paused = pause  # before it stops consuming: on purpose
+        for channel in self._channels.values():
+            if pause:
+                channel.cancel(list(channel.consumers))
+            else:
+                channel.add(self._first_prefetch())
+        if pause:
+            self._pool.hand_back()
         self.on_change()
 
     # -- stopping
 
     def _drain(self) -> None:
-        """Nothing new comes, what hasn't begun goes back, what runs ends, or is interrupted, or is given up."""
+        """Nothing new comes, what hasn't begun goes back, what runs ends, or is interrupted, or is
+        given up."""
         try:
-            if self._intake is not None:
-                self._intake.cancel()
+            for channel in self._channels.values():
+                channel.cancel(list(channel.consumers))
         except AMQPError as error:
             self._on_lost(error)
         self._pool.hand_back()
-        if self._pool.running:
-            logger.info("Stopping: waiting for %d running tasks", len(self._pool.running))
+        unfinished = len(self._pool.unfinished)
+        if unfinished:
+            _log(logging.INFO, "Stopping: waiting for %s", _count(unfinished, "running task"))
         if self._wait_for_running(lambda: self._interrupt_at):
             return
-        self.aborted = len(self._pool.running)
-        logger.warning("Stopping: interrupting %d running tasks; their messages go back", self.aborted)
+        self.aborted = len(self._pool.unfinished)
+        text = "Stopping: interrupting %s; what they run goes back"
+        _log(logging.WARNING, text, _count(self.aborted, "running task"))
         self._pool.interrupt(lambda: Shutdown("the worker stops"), lambda _: True)
         grace_ends = time.monotonic() + self._config.WORKER_GRACE
         if not self._wait_for_running(lambda: grace_ends):
-            for delivery, run in list(self._pool.running.items()):  # an import, say, which can't be interrupted
-                self._pool.abandon(delivery, (run and run._cause) or Shutdown("the worker stops"))
-            self._wait_for_running(lambda: math.inf)  # settled: twice RABBIT_PUBLISH_TIMEOUT and a bit, at most
+            for delivery in self._pool.unfinished:  # an import, say, which can't be interrupted
+                cause = delivery.run and delivery.run._cause
+                self._pool.abandon(delivery, cause or Shutdown("the worker stops"))
+            # They are settled: that takes twice RABBIT_PUBLISH_TIMEOUT and a bit, at most.
+            self._wait_for_running(lambda: math.inf)
 
     def _wait_for_running(self, get_end: Callable[[], float]) -> bool:
-        """Wait until nothing runs, or a time that may change meanwhile; returns whether nothing does."""
+        """Wait until nothing runs, or a time that may change meanwhile; return whether nothing
+        does."""
         while True:
             self._wakeup.clear()
-            if not self._pool.running:
+            if not self._pool.unfinished:
                 return True
             until = get_end()
             if time.monotonic() >= until:
                 return False
-            try:
-                if self._intake is None:
-                    _wait(self._wakeup, until)
-                else:
-                    self._pump(self._intake, until)
-            except AMQPError as error:
-                self._on_lost(error)
+            lost = next((c for c in self._channels.values() if c.why_lost is not None), None)
+            if lost is None:
+                _wait(self._wakeup, until)
+            elif lost.connection.lost is not None:
+                self._on_lost(_again(lost.connection.lost))
+            else:
+                self._give_up(self._channels.pop(lost.queue), cast(AMQPError, lost.lost))
 
     def _end(self) -> None:
-        self._pool.close()
-        self._publisher.close()
-        intake, self._intake = self._intake, None
-        if intake is not None:
-            intake.waiting.unsubscribe(self._wakeup)
-        self._keeper.close()  # acknowledgements are written; what is unacknowledged goes back
-        if intake is not None:
-            intake.lost = AMQPConnectionError("the worker has stopped")
+        for clean_up in (self._pool.close, self._publisher.close, self._close_connection):
+            try:
+                clean_up()
+            except BaseException:
+                _log(logging.ERROR, "Defect while stopping", exc_info=True)
         _notify_worker(worker_shutdown, self)
         _log(logging.INFO, "Stopped")
         self._ended.set()
         self.on_change()
+
+    def _close_connection(self) -> None:
+        """Acknowledgements are written; what is unacknowledged goes back."""
+        for channel in self._channels.values():
+            channel.waiting.unsubscribe(self._wakeup)
+        self._keeper.close()
+        for channel in self._channels.values():
+            channel.lost = channel.lost or AMQPConnectionError("the worker has stopped")

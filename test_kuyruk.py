@@ -25,6 +25,7 @@ import errno
 import faulthandler
 import functools
 import gc
+import hashlib
 import importlib
 import inspect
 import io
@@ -4677,12 +4678,12 @@ def test_stats_count_what_became_of_the_deliveries(app, queue, start):
 
 def window(worker):
     """How many messages RabbitMQ may deliver to the worker, besides those that consumers have that are no more."""
-    return sum(consumer.prefetch for consumer in worker._intake.consumers.values())
+    return sum(sum(c.prefetch for c in channel.consumers.values()) for channel in worker._channels.values())
 
 
 def hold_many(task, worker):
     """Have it run tiny tasks until it holds many at once."""
-    while worker._spare.size < 20:
+    while worker._prefetch.size < 20:
         ran.clear()
         task.kuyruk.send_tasks_to_queue([task.subtask()] * 500)
         wait_until(lambda: len(ran) == 500)
@@ -4786,12 +4787,12 @@ def test_what_a_quorum_queue_has_counted_is_not_handed_back(make_app, url, queue
     release.set()
 
 
-LOOK, LATE = kuyruk.LOOK, kuyruk.LATE
+LOOK, LATE = kuyruk.LOOK, kuyruk.HANDBACK_AFTER
 LOOKS = {
     # (seconds since the last look, tasks that have ended since, seconds for which nothing has begun): held then
     "nothing is measured by one look": ([(9, 0, 0)], 0),
     "tiny tasks": ([(9, 0, 0), *[(LOOK, 200, 0)] * 9], 200),
-    "no more than the most": ([(9, 0, 0), *[(LOOK, 2000, 0)] * 9], kuyruk.MAX_SPARE),
+    "no more than the most": ([(9, 0, 0), *[(LOOK, 2000, 0)] * 9], kuyruk.MAX_PREFETCH),
     "tasks of a second that end in step": ([(9, 0, 0), *[(LOOK, n % 50 == 0 and 8, 0) for n in range(99)]], 0),
     "tasks of 200 ms that end in step": ([(9, 0, 0), *[(LOOK, n % 10 == 0 and 8, 0) for n in range(99)]], 0),
     "tasks of 15 ms": ([(9, 0, 0), *[(LOOK, 11, 0)] * 9], 10),
@@ -4805,14 +4806,14 @@ LOOKS = {
 
 @pytest.mark.parametrize(("looks", "held"), LOOKS.values(), ids=LOOKS.keys())
 def test_how_many_messages_a_worker_holds_beyond_one_for_each_thread(looks, held):
-    spare, now, ended, size = kuyruk._Spare(8), 0.0, 0, None
+    spare, now, ended, size = kuyruk._Prefetch(8), 0.0, 0, None
     for seconds, count, waited in looks:
         now, ended = now + seconds, ended + count
         size = spare.look(now, ended, waited, LATE)
     assert held // 2 <= size <= held
 
 
-@pytest.mark.parametrize(("stalled", "patience"), [(0, LATE), (2, 0.1), (6, 0.3), (math.inf, kuyruk.STILL_LATE)])
+@pytest.mark.parametrize(("stalled", "patience"), [(0, LATE), (2, 0.1), (6, 0.3), (math.inf, kuyruk.LONGEST_PATIENCE)])
 def test_how_long_something_may_wait_behind_running_tasks(stalled, patience):
     assert kuyruk._patience(stalled) == patience
 
@@ -5515,39 +5516,37 @@ class Notes(kuyruk.Journal):
         self.told.append("clear")
 
 
-def test_what_ran_when_a_process_died_runs_alone(app, queue, broker, start, caplog):
-    caplog.set_level(logging.INFO)
-    app.task(queue)(hold), app.task(f"{queue}.2")(look_around)
-    worker = start(app, threads=4, prefetch=20, journal=Notes(bad=(1, False), worse=(2, True)))
-    broker.publish(queue, body(function="hold"))
-    wait_until(lambda: ran == [None])
-    for id in ("bad", "worse", *map(str, range(60))):
-        broker.publish(f"{queue}.2", body(id=id, function="look_around", args=[id]))
-    wait_until(lambda: 0 < worker.stats["suspect"] == 62 - broker.count(f"{queue}.2") - len(ran[1:]))
-    assert worker.healthy and len(worker.stats["running"]) == 1 and not {"bad", "worse"} & dict(ran[1:]).keys()
+def test_of_what_ran_when_a_process_died_one_runs_at_a_time_beside_other_tasks(app, queue, broker, start):
+    app.task(queue)(hold), app.task(queue)(echo)
+    suspects = [f"bad {n}" for n in range(3)]
+    worker = start(app, threads=8, journal=Notes(**dict.fromkeys(suspects, (1, False))))
+    for id in suspects:
+        broker.publish(queue, body(id=id, function="hold"))
+    wait_until(lambda: worker.stats["suspect"] == 3 and len(ran) == 1)
+    for n in range(20):
+        broker.publish(queue, body(id=str(n), function="echo"))
+    wait_until(lambda: worker.stats["succeeded"] == 20)
+    assert len(worker.stats["running"]) == 1 and worker.stats["waiting"] == 2 and worker.healthy
     release.set()
-    wait_until(lambda: worker.stats["succeeded"] == 63)
-    most = dict(ran[1:])
-    assert most.pop("bad") == most.pop("worse") == 1 < max(most.values()) and len(most) == 60
+    wait_until(lambda: worker.stats["succeeded"] == 23)
     assert worker.stats["suspect"] == 0 and worker.healthy
-    assert "Pausing: what ran when a worker" in caplog.text and "Resuming: nothing runs alone" in caplog.text
 
 
 CRASHES = {
-    # how many died while it ran, and whether one did while it ran alone; the worker's max_crashes; more headers; fails
+    # how many died while it ran, and whether it was to blame once; the worker's max_crashes; more headers; fails
     "too often": (3, True, 3, {}, True),
     "more than too often": (4, True, 3, {}, True),
     "once, when that is too often": (1, True, 1, {}, True),
-    "often, but never alone": (9, False, 3, {}, False),
+    "often, but never to blame": (9, False, 3, {}, False),
     "not too often": (2, True, 3, {}, False),
     "in a quorum queue, which counts itself": (9, True, 3, {"x-delivery-count": 9}, False),
 }
 
 
-@pytest.mark.parametrize(("deaths", "alone", "limit", "headers", "fails"), CRASHES.values(), ids=CRASHES.keys())
-def test_a_message_that_brought_processes_down(deaths, alone, limit, headers, fails, app, queue, broker, start):
+@pytest.mark.parametrize(("deaths", "blame", "limit", "headers", "fails"), CRASHES.values(), ids=CRASHES.keys())
+def test_a_message_that_brought_processes_down(deaths, blame, limit, headers, fails, app, queue, broker, start):
     app.task(queue)(echo), broker.declare(f"{queue}.2")
-    journal = Notes(bad=(deaths, alone))
+    journal = Notes(bad=(deaths, blame))
     start(app, max_crashes=limit, journal=journal)
     broker.publish(queue, body(id="bad", function="echo", args=[5]), reply_to=f"{queue}.2", headers=headers)
     reply = json.loads(broker.take(f"{queue}.2").body)
@@ -5561,7 +5560,7 @@ def test_a_message_that_brought_processes_down(deaths, alone, limit, headers, fa
     assert journal.told == (["clear"] if fails else ["begin", "clear", "end"])
 
 
-def test_a_message_that_a_quorum_queue_counts_does_not_run_alone(app, queue, broker, start):
+def test_a_message_that_a_quorum_queue_counts_is_no_suspect(app, queue, broker, start):
     app.task(queue)(hold), app.task(queue)(echo), broker.declare(f"{queue}.2")
     worker = start(app, threads=2, journal=Notes(bad=(1, True)))
     broker.publish(queue, body(function="hold"))
@@ -5592,19 +5591,38 @@ def test_a_journal_is_told_of_each_run_of_a_task_that(steps, told, app, queue, b
 
 
 @pytest.mark.usefixtures("frequent_switches")
-def test_nothing_begins_beside_what_runs_alone(app, queue, broker, start):
-    """Not even what was delivered together with it, before the worker has paused."""
-    app.task(queue)(look_around), broker.declare(queue)
+def test_no_two_suspects_run_at_once(app, queue, broker, start):
+    now, most = [], []
+
+    def look_around_suspects(id):
+        now.append(id)
+        time.sleep(0.01)
+        most.append(sum(each.startswith("bad") for each in now))
+        now.remove(id)
+
+    look_around_suspects.__qualname__ = look_around_suspects.__name__
+    app.task(queue)(look_around_suspects), broker.declare(queue)
     journal = Notes(**{f"bad {n}": (1, False) for n in range(20)})
     for n in range(20):
         for id in (f"bad {n}", *[f"good {n}.{m}" for m in range(4)]):
-            broker.publish(queue, body(id=id, function="look_around", args=[id]))
+            broker.publish(queue, body(id=id, function="look_around_suspects", args=[id]))
     worker = start(app, threads=4, prefetch=20, journal=journal)
     wait_until(lambda: worker.stats["succeeded"] == 100)
-    assert [most for id, most in ran if id in journal.crashes] == [1] * 20 and len(ran) == 100
+    assert max(most) == 1 and len(most) == 100
 
 
-def test_the_latest_deaths_count_when_a_message_is_about_to_run_alone(app, queue, broker, start, monkeypatch):
+@pytest.mark.parametrize("id", [None, "x" * 300])
+def test_a_message_is_a_suspect_by_what_is_in_it_when_its_id_is_none_or_long(id, app, queue, broker, start):
+    app.task(queue)(echo)
+    data = body(function="echo") if id is None else body(id=id, function="echo")
+    data = json.dumps({**json.loads(data), "id": id}).encode()
+    key = "sha256:" + hashlib.sha256(data).hexdigest()
+    start(app, journal=Notes(**{key: (3, True)}))
+    broker.publish(queue, data)
+    assert broker.take(f"{queue}.failed").properties["headers"]["x-kuyruk-exception"].endswith(".Crashed") and ran == []
+
+
+def test_the_latest_deaths_count_when_a_suspect_is_about_to_run(app, queue, broker, start, monkeypatch):
     monkeypatch.setattr(Notes, "count", lambda self, id: (3, True))
     app.task(queue)(echo)
     start(app, journal=Notes(bad=(1, False)))
@@ -5612,32 +5630,22 @@ def test_the_latest_deaths_count_when_a_message_is_about_to_run_alone(app, queue
     assert broker.take(f"{queue}.failed").properties["headers"]["x-kuyruk-exception"].endswith(".Crashed") and ran == []
 
 
-def test_what_is_to_run_alone_goes_to_another_worker_while_this_one_is_busy(app, queue, broker, start, monkeypatch):
-    monkeypatch.setattr(kuyruk, "SUSPECT_PATIENCE", 0.1)
-    app.task(queue)(hold), app.task(f"{queue}.2")(echo)
-    worker = start(app, journal=Notes(bad=(1, False)))
-    broker.publish(queue, body(function="hold"))
-    wait_until(lambda: ran)
-    broker.publish(f"{queue}.2", body(id="bad", function="echo"))
-    wait_until(lambda: worker.stats["suspect"] == 1)
-    other = start(app, [f"{queue}.2"], journal=Notes(bad=(1, False)))
-    wait_until(lambda: other.stats["succeeded"] == 1)
-    assert worker.healthy and worker.stats["running"] and ran == [None, ()]
-
-
-def test_a_stop_at_the_moment_of_resuming_is_not_overlooked(app, queue, broker, start):
+def test_a_stop_at_the_moment_of_resuming_is_not_overlooked(app, queue, start, monkeypatch):
     class StopsIt(logging.Handler):
         def emit(self, record):  # in the supervisor, just before its request for consuming
             if record.getMessage().startswith("Resuming"):
                 worker.stop(wait=False)
 
-    app.task(queue)(doze)
-    worker = start(app, journal=Notes(bad=(1, False)))
+    load = [9.0]
+    monkeypatch.setattr(os, "getloadavg", lambda: (load[0], 0.0, 0.0), raising=False)
+    app.task(queue)(echo)
+    worker = start(app, max_load=1)
+    wait_until(lambda: worker._paused)
     handler = StopsIt()
     logging.getLogger("kuyruk").addHandler(handler)
     try:
-        broker.publish(queue, body(id="bad", function="doze"))
-        assert worker.join(PATIENCE) and worker.stats["succeeded"] == 1
+        load[0] = 0.0
+        assert worker.join(PATIENCE)
     finally:
         logging.getLogger("kuyruk").removeHandler(handler)
 
@@ -6845,10 +6853,9 @@ def test_a_process_that_is_due_when_the_run_time_is_over_is_not_started(project)
 
 
 def worker_process(state):
-    """As the supervisor sees it. s: serves; w: degraded; a: serves what runs alone, for long; r: retires; .: starts."""
+    """As the supervisor sees it. s: serves; w: degraded; r: retires; .: starts."""
     child = kuyruk_worker._Child(0, None, None)
-    child.serving, child.degraded, child.retiring = state in "sa", state == "w", state == "r"
-    child.alone_since = -math.inf if state == "a" else None
+    child.serving, child.degraded, child.retiring = state == "s", state == "w", state == "r"
     return child
 
 
@@ -6859,20 +6866,18 @@ def worker_process(state):
         # In the place of a degraded one another serves before it retires.
         ("w", 1, 0, 1, []), ("w.", 1, 0, 0, []), ("ws", 1, 0, 0, [0]), ("rs", 1, 0, 0, []), ("wr", 1, 0, 1, []),
         ("ws", 2, 0, 1, []), ("ws.", 2, 0, 0, []), ("wss", 2, 0, 0, [0]), ("wws", 2, 0, 1, [0]), ("ww", 2, 0, 2, []),
-        # For one that runs something alone another stands in, and when it is back the older one retires.
-        ("a", 1, 1, 0, []), ("as", 1, 0, 0, []), ("ss", 1, 0, 0, [0]), ("sss", 2, 0, 0, [0]), ("aw", 1, 0, 1, []),
-        ("s..", 2, 0, 0, []),
+        ("ss", 1, 0, 0, [0]), ("sss", 2, 0, 0, [0]), ("s..", 2, 0, 0, []),
     ],
 )  # fmt: skip
 def test_the_plan(states, wanted, ended, degraded, to_retire):
     children = [worker_process(state) for state in states]
-    assert kuyruk_worker._plan(children, wanted, now=0) == (ended, degraded, [children[n] for n in to_retire])
+    assert kuyruk_worker._plan(children, wanted) == (ended, degraded, [children[n] for n in to_retire])
 
 
-@given(st.text("swar.", max_size=6), st.integers(1, 4))
+@given(st.text("swr.", max_size=6), st.integers(1, 4))
 def test_the_plan_never_leaves_fewer_processes_at_work(states, wanted):
     children = [worker_process(state) for state in states]
-    *counts, to_retire = kuyruk_worker._plan(children, wanted, now=0)
+    *counts, to_retire = kuyruk_worker._plan(children, wanted)
     working = [child for child, state in zip(children, states, strict=True) if state in "sw"]
     assert len(working) - len(to_retire) >= min(wanted, len(working)) and set(to_retire) <= set(working)
     assert sum(state in "sw." for state in states) + sum(counts) >= wanted and min(counts) >= 0
@@ -7936,7 +7941,7 @@ def cluster_app(make_app, cluster):
 
 
 def node_of(worker, cluster):
-    [node] = (node for node in cluster.nodes if worker._intake.connection.address.endswith(f":{node.port}"))
+    [node] = (node for node in cluster.nodes if worker._keeper.connection.address.endswith(f":{node.port}"))
     return node
 
 

@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import datetime
 import functools
+import hashlib
 import importlib
 import inspect
 import itertools
@@ -46,8 +47,6 @@ __all__ += ['SendOptions', 'Shutdown', 'Signal', 'SubTask', 'Task', 'Timeout', '
 __all__ += ['UNSAFE_MODULES', 'Worker', 'WorkerOptions']
 __version__ = '1.0.0'
 logger = logging.getLogger('kuyruk')
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
 P = ParamSpec('P')
 R = TypeVar('R')
 T = TypeVar('T')
@@ -72,15 +71,17 @@ HEADER_TEXT = 10000
 DELAY_QUEUE_LEASE = 600.0
 DELAY_QUEUE_RENEWAL = 60.0
 LOOK = 0.02
-LOCAL_WORK = 0.02
-MAX_SPARE = 1000
-LATE = 0.02
-STILL_LATE = 1.0
-SUSPECT_PATIENCE = 3.0
+PREFETCH_SECONDS = 0.02
+MAX_PREFETCH = 1000
+HANDBACK_AFTER = 0.02
+LONGEST_PATIENCE = 1.0
+STALLED = 5.0
+LONGEST_QUEUE_PAUSE = 5.0
+LONGEST_FORWARD_PAUSE = 10.0
+MAX_UNSETTLED = 500
+LARGE_REPLY = 100000
 DELIVERY_LIMIT = 1000000
 REFUSAL_PAUSE = 0.2
-FORWARD_PAUSE = 1.0
-POOL_SLICE = 0.05
 FIRST_SHARE = 10
 MAX_SHARE, SHARE_BYTES = (500, 4000000)
 FIRST_RECONNECT = 0.1
@@ -460,6 +461,11 @@ class Run:
         self.id = id
         self.queue = queue
         self.redelivered = redelivered
+        self.args: Any = ()
+        self.kwargs: Any = {}
+        self.headers: Mapping[str, Any] = {}
+        self.failures = 0
+        self.sent_at: datetime.datetime | None = None
         self.started = time.monotonic()
         self.deadline: float | None = None
         self._cause: BaseException | None = None
@@ -1336,7 +1342,7 @@ class Task(Generic[P, R]):
     def _announce(self, signal: Signal, description: dict[str, Any]) -> None:
         ...
 
-    def _fits(self, error: BaseException, args: Any, kwargs: Any) -> bool:
+    def _fits(self, error: BaseException) -> bool:
         ...
 
     def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
@@ -1514,45 +1520,68 @@ class _Verdict(NamedTuple):
     action: Literal['ack', 'requeue', 'fail', 'leave']
     reply: bool
     delay: float = 0
+_BACK = _Verdict('requeued', 'requeue', reply=False)
 
 def _decide(task: AnyTask | None, error: BaseException | None, fits: bool=True, lost: bool=False, failures: int=0, jitter: float=0) -> _Verdict:
+    ...
+
+class _Settlement(NamedTuple):
+    reply: _Message | None
+    copy: _Message | None
+    frame: Literal['ack', 'requeue', 'reject', 'leave']
+
+def _plan(delivery: _Delivery, verdict: _Verdict, result: Any, error: BaseException | None, config: Config) -> _Settlement:
+    ...
+
+def _reply_message(delivery: _Delivery, result: Any, error: BaseException | None) -> _Message:
     ...
 
 def _forwarded(delivery: _Delivery, queue: str, headers: dict[str, Any], arguments: dict[str, Any]) -> _Message:
     ...
 
+def _plain_copy(message: _Message) -> _Message:
+    ...
+
 def _failures_in(headers: Mapping[str, Any] | None) -> int:
     ...
 
-def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any]:
+def _failure_headers(delivery: _Delivery, error: BaseException | None) -> dict[str, Any]:
     ...
-
-def _delayed(delivery: _Delivery, delay: float, headers: dict[str, Any], arguments: Mapping[str, Any]) -> _Message:
-    ...
+WAITING, RUNNING, CLAIMED, SETTLED, LOST = ('waiting', 'running', 'claimed', 'settled', 'lost')
 
 class _Delivery:
-    __slots__ = ('at', 'body', 'cause', 'claimed', 'consumer', 'intake', 'properties', 'queue', 'redelivered', 'settled', 'tag', 'task', 'thread')
+    __slots__ = ('at', 'body', 'cause', 'channel', 'consumer', 'properties', 'redelivered', 'run', 'state', 'tag', 'task', 'thread')
 
-    def __init__(self, intake: _Intake, queue: str, method: Any, properties: Any, body: bytes) -> None:
-        self.intake = intake
-        self.consumer: str = method.consumer_tag
-        self.queue = queue
+    def __init__(self, channel: _ConsumerChannel, consumer: _Consumer, method: Any, properties: Any, body: bytes) -> None:
+        self.channel = channel
+        self.consumer = consumer
+        self.state = WAITING
         self.at = time.monotonic()
         self.tag: int = method.delivery_tag
         self.redelivered: bool = method.redelivered
         self.properties = properties
         self.body = body
         self.task: _Description | None = None
+        self.run: Run | None = None
         self.thread = 0
-        self.claimed = False
         self.cause: BaseException | None = None
-        self.settled = False
 
     def __str__(self) -> str:
         ...
 
+    def __repr__(self) -> str:
+        ...
+
     @property
-    def id(self) -> str | None:
+    def queue(self) -> str:
+        ...
+
+    @property
+    def key(self) -> str:
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
         ...
 
     @property
@@ -1560,49 +1589,57 @@ class _Delivery:
         ...
 
     @property
-    def is_counted(self) -> bool:
-        ...
-
-    @property
     def reply_to(self) -> str | None:
         ...
 
-    def ack(self) -> None:
+    @property
+    def is_only_copy(self) -> bool:
         ...
 
-    def requeue(self) -> None:
+    @property
+    def is_lost(self) -> bool:
         ...
 
-    def reject(self) -> None:
+    @property
+    def extra(self) -> dict[str, Any]:
         ...
 
-    def _settle(self, frame: bytes) -> None:
+    def send_frame(self, frame: str) -> None:
         ...
 
-class _Consumer(NamedTuple):
-    queue: str
-    prefetch: int
+class _Consumer:
+    __slots__ = ('held', 'prefetch')
 
-class _Intake(_Channel):
+    def __init__(self, prefetch: int) -> None:
+        self.prefetch = prefetch
+        self.held = 0
 
-    def __init__(self, connection: _Connection, config: Config, deliver: Callable[[_Delivery], object]) -> None:
+class _ConsumerChannel(_Channel):
+
+    def __init__(self, connection: _Connection, queue: str, config: Config, deliver: Callable[[_Delivery], object], on_trouble: Callable[[_ConsumerChannel], object]) -> None:
+        self.queue = queue
         self._config = config
         self._deliver = deliver
+        self._on_trouble = on_trouble
         self.consumers: dict[str, _Consumer] = {}
-        self.consuming = False
+        self.is_cancelled = False
+        self.is_orphaned = False
+        self._cancelled: list[_Consumer] = []
         self._serial = itertools.count(1)
         super().__init__(connection)
 
-    def consume(self, queues: Iterable[str]) -> None:
+    @property
+    def capacity(self) -> int:
         ...
 
-    def cancel(self) -> None:
+    @property
+    def is_full(self) -> bool:
         ...
 
-    def add(self, queue: str, prefetch: int, is_last: bool=False) -> None:
+    def add(self, prefetch: int, is_last: bool=False) -> None:
         ...
 
-    def remove(self, tags: Iterable[str]) -> None:
+    def cancel(self, tags: Iterable[str]) -> None:
         ...
 
     def _ask(self, frame: Any) -> None:
@@ -1614,10 +1651,13 @@ class _Intake(_Channel):
     def on_method(self, frame: Any) -> None:
         ...
 
+    def on_lost(self) -> None:
+        ...
+
 def _patience(stalled: float) -> float:
     ...
 
-class _Spare:
+class _Prefetch:
 
     def __init__(self, threads: int) -> None:
         self.size = 0
@@ -1643,56 +1683,89 @@ class Journal:
 
     def clear(self, id: str) -> None:
         ...
-_WORKER_OPTIONS = tuple((key.removeprefix('WORKER_').lower() for key in _RULES if key.startswith('WORKER_') and key not in ('WORKER_PROCESSES', 'WORKER_LOGGING_LEVEL')))
-_TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discarded', 'requeued', 'lost')
 
-class _Settlement:
+class _Settler:
 
-    def __init__(self, config: Config, publisher: _Publisher) -> None:
-        self._config = config
+    def __init__(self, publisher: _Publisher, on_settled: Callable[[_Delivery], object]) -> None:
         self._publisher = publisher
+        self._on_settled = on_settled
+        self._changed = threading.Condition(threading.Lock())
+        self._jobs: collections.deque[Callable[[], object]] = collections.deque()
+        self._kept: dict[str, tuple[float, Iterator[float], collections.deque[Any]]] = {}
+        self.count = 0
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name='kuyruk-settler', daemon=True)
 
-    def settle(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
+    def start(self) -> None:
         ...
 
-    def _fail(self, delivery: _Delivery, error: BaseException) -> None:
+    @property
+    def healthy(self) -> bool:
         ...
 
-    def _forward(self, delivery: _Delivery, message: _Message) -> None:
+    def settle(self, delivery: _Delivery, settlement: _Settlement) -> None:
         ...
 
-    def _reply(self, delivery: _Delivery, result: Any, error: BaseException | None) -> None:
+    def do(self, job: Callable[[], object]) -> None:
         ...
+
+    def close(self) -> None:
+        ...
+
+    def drop(self, is_lost: Callable[[_Delivery], bool]) -> None:
+        ...
+
+    def _reply(self, message: _Message) -> None:
+        ...
+
+    def _try_to_send(self, message: _Message) -> BaseException | None:
+        ...
+
+    def _keep(self, delivery: _Delivery, copy: _Message, frame: str, error: BaseException | None) -> None:
+        ...
+
+    def _loop(self) -> None:
+        ...
+
+    def _step(self) -> bool:
+        ...
+
+    def _retry(self, queue: str) -> None:
+        ...
+
+def _keep_running(step: Callable[[], bool]) -> None:
+    ...
+
+def _leave_executors() -> None:
+    ...
 
 class _Pool:
 
-    def __init__(self, app: Kuyruk, config: Config, settle: Callable[..., None], notify: Callable[[], object]) -> None:
+    def __init__(self, app: Kuyruk, config: Config, publisher: _Publisher, notify: Callable[[], object], on_failure: Callable[..., object]) -> None:
         self._app = app
         self._config = config
-        self._settle = settle
         self._notify = notify
+        self._on_failure = on_failure
+        self._settler = _Settler(publisher, self._on_settled)
         self.journal = Journal()
         arguments = config.QUEUE_ARGUMENTS
         self._counts_for_quorum = _is_quorum(arguments) and 'x-delivery-limit' not in arguments
         self.stopping = False
-        self.paused = False
-        self.on_end: Callable[[], object] = lambda: None
-        self.on_failure: Callable[..., object] = lambda *args: None
         self.here = threading.local()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition(threading.Lock())
         self._waiting: collections.deque[_Delivery] = collections.deque()
-        self._set_aside: collections.deque[_Delivery] = collections.deque()
-        self._alone: _Delivery | None = None
-        self.running: dict[_Delivery, Run | None] = {}
+        self._quarantine: collections.deque[_Delivery] = collections.deque()
+        self._suspect: _Delivery | None = None
+        self.running: dict[_Delivery, None] = {}
         self._stuck: dict[_Delivery, BaseException] = {}
-        self._active = 0
-        self._lingering = 0
-        self._handed_over: collections.deque[_Delivery] = collections.deque()
-        self._handover = threading.Condition(self._lock)
+        self._keys: dict[str, collections.deque[_Delivery]] = {}
+        self._loops = 0
+        self._idle = 0
+        self._closed = False
+        self.held = 0
         self.ended = 0
         self._began_at = -math.inf
-        self._executors = 0
-        self._ids: dict[str, collections.deque[_Delivery]] = {}
+        self.full: set[_ConsumerChannel] = set()
         self._tallies = dict.fromkeys(_TALLIES, 0)
 
     def start(self) -> None:
@@ -1701,31 +1774,24 @@ class _Pool:
     def close(self) -> None:
         ...
 
-    def _make_executor(self) -> ThreadPoolExecutor:
-        ...
-
     @property
     def stats(self) -> dict[str, Any]:
         ...
 
     @property
-    def watches(self) -> bool:
-        ...
-
-    @property
-    def has_waiting(self) -> bool:
-        ...
-
-    @property
-    def has_suspects(self) -> bool:
-        ...
-
-    @property
-    def suspects_wait(self) -> bool:
+    def healthy(self) -> bool:
         ...
 
     @property
     def stuck(self) -> int:
+        ...
+
+    @property
+    def unfinished(self) -> list[_Delivery]:
+        ...
+
+    @property
+    def has_waiting(self) -> bool:
         ...
 
     def add(self, delivery: _Delivery) -> None:
@@ -1734,76 +1800,43 @@ class _Pool:
     def interrupt(self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery], bool]) -> int:
         ...
 
-    def on_lost(self, intake: _Intake, cause: Callable[[], BaseException]) -> None:
+    def on_lost(self, channels: Iterable[_ConsumerChannel], cause: Callable[[], BaseException]) -> None:
         ...
 
-    def oldest(self, intake: _Intake) -> _Delivery | None:
+    def oldest(self, channel: _ConsumerChannel) -> _Delivery | None:
         ...
 
-    def hand_back(self, suspects: bool=True) -> None:
+    def hand_back(self) -> None:
+        ...
+
+    def hand_back_surplus(self, kept: int) -> None:
+        ...
+
+    def _requeue(self, deliveries: list[_Delivery]) -> None:
         ...
 
     def waited(self, now: float) -> tuple[float, float]:
         ...
 
-    def held(self, queue: str, but_of: Iterable[str]=()) -> int:
-        ...
-
-    def hand_back_surplus(self, queue: str, kept: int) -> None:
-        ...
-
-    def _in_hand(self) -> Iterator[_Delivery]:
+    def take_full(self) -> list[_ConsumerChannel]:
         ...
 
     def _queues(self) -> list[collections.deque[_Delivery]]:
         ...
 
-    def _dispatch(self) -> None:
+    def _loop(self) -> None:
+        ...
+
+    def _next(self, ended: _Delivery | None) -> _Delivery | None:
+        ...
+
+    def _end(self, delivery: _Delivery) -> bool:
         ...
 
     def _take(self) -> _Delivery | None:
         ...
 
-    def _work(self, delivery: _Delivery | None) -> None:
-        ...
-
-    def _linger(self, until: float) -> _Delivery | None:
-        ...
-
-    def _next(self, ended: _Delivery, goes_on: bool) -> _Delivery | None:
-        ...
-
-    def _forget(self, delivery: _Delivery) -> None:
-        ...
-
-    def _claim(self, delivery: _Delivery) -> bool:
-        ...
-
-    def _give_up(self, run: Run) -> None:
-        ...
-
-    def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
-        ...
-
-    def _abandon(self, delivery: _Delivery, cause: BaseException) -> None:
-        ...
-
-    def _let_go(self, thread: int) -> None:
-        ...
-
-    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException, stack: str) -> None:
-        ...
-
-    def _process(self, delivery: _Delivery) -> None:
-        ...
-
-    def _on_defect(self, delivery: _Delivery, error: BaseException) -> None:
-        ...
-
-    def _perform(self, delivery: _Delivery) -> None:
-        ...
-
-    def _may_run(self, delivery: _Delivery) -> bool:
+    def _handle(self, delivery: _Delivery) -> None:
         ...
 
     def _enter(self, delivery: _Delivery) -> bool:
@@ -1812,48 +1845,75 @@ class _Pool:
     def _leave(self, delivery: _Delivery) -> None:
         ...
 
-    def _run_task(self, delivery: _Delivery, description: _Description) -> None:
+    def _make_run(self, delivery: _Delivery, task: AnyTask, description: _Description) -> Run:
         ...
 
-    def _finish(self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, fits: bool=True) -> None:
+    def _begin(self, delivery: _Delivery, run: Run) -> bool:
         ...
 
-    def _do(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
+    def _claim(self, delivery: _Delivery) -> bool:
         ...
 
-    def _log(self, delivery: _Delivery, error: BaseException | None, verdict: _Verdict) -> None:
+    def _conclude(self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None) -> None:
         ...
+
+    def _settle(self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None) -> _Verdict:
+        ...
+
+    def _on_settled(self, delivery: _Delivery) -> None:
+        ...
+
+    def _log(self, delivery: _Delivery, error: BaseException | None, verdict: _Verdict, seconds: float) -> None:
+        ...
+
+    def _give_up(self, run: Run) -> None:
+        ...
+
+    def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
+        ...
+
+    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException) -> None:
+        ...
+_WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
+_TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discarded', 'requeued', 'lost')
 
 class Worker:
 
-    def __init__(self, app: Kuyruk, queues: Iterable[str] | None=None, **options: Any) -> None:
-        unknown = [name for name in options if name not in _WORKER_OPTIONS]
-        if unknown:
-            raise TypeError(f"Worker has no option {unknown[0]!r}, but {', '.join(_WORKER_OPTIONS)}")
+    def __init__(self, app: Kuyruk, queues: Iterable[str] | None=None, **options: typing.Unpack[WorkerOptions]) -> None:
+        for name in options:
+            if name not in _WORKER_OPTIONS:
+                known = ', '.join(_WORKER_OPTIONS)
+                raise TypeError(f'Worker has no option {name!r}, but {known}')
         self.app = app
-        self._config = app.config._with(**{f'WORKER_{k.upper()}': v for k, v in options.items()})
+        values = {f'WORKER_{name.upper()}': value for name, value in options.items()}
+        self._config = app.config._with(**values)
         names = [queues] if isinstance(queues, str) else list(queues or app._queues or ['kuyruk'])
-        self.queues = list(dict.fromkeys((_resolve_host(_check_queue_name(name)) for name in names)))
+        names = [_resolve_host(_check_queue_name(name)) for name in names]
+        self.queues = list(dict.fromkeys(names))
         self.aborted = 0
         self.on_change: Callable[[], object] = lambda: None
         self.error: BaseException | None = None
-        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
-        self._keeper = _Keeper(self._config, publishes=False)
-        self._wakeup = _Event()
-        self._looks_around = False
-        settlement = _Settlement(self._config, self._publisher)
-        self._pool = _Pool(app, self._config, settlement.settle, self._on_pool)
-        self._pool.on_end = self._look_soon
-        self._interrupt_at = math.inf
-        self._intake: _Intake | None = None
-        self._failure = ''
-        self._paused_at = self._suspects_go_until = -math.inf
-        is_single = app.config.QUEUE_ARGUMENTS.get('x-single-active-consumer')
-        self._look_at = -math.inf if self._config.WORKER_PREFETCH is None and (not is_single) else math.inf
-        self._spare = _Spare(self._config.WORKER_THREADS)
+        self._process_id = os.getpid()
         self._began = threading.Lock()
         self._ended = threading.Event()
-        self._pool.on_failure = functools.partial(_notify_failure, self)
+        self._interrupt_at = math.inf
+        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
+        self._keeper = _Keeper(self._config, publishes=False)
+        notify_failure = functools.partial(_notify_failure, self)
+        self._pool = _Pool(app, self._config, self._publisher, self._on_pool, notify_failure)
+        self._wakeup = _Event()
+        self._supervisor = threading.Thread(target=self._run, name='kuyruk-supervisor', daemon=True)
+        self._channels: dict[str, _ConsumerChannel] = {}
+        self._missing: dict[str, tuple[float, Iterator[float]]] = {}
+        self._troubled: collections.deque[_ConsumerChannel] = collections.deque()
+        self._paused = False
+        is_single = app.config.QUEUE_ARGUMENTS.get('x-single-active-consumer')
+        self._adjusts = self._config.WORKER_PREFETCH is None and (not is_single)
+        self._prefetch = _Prefetch(self._config.WORKER_THREADS)
+        self._look_at = -math.inf
+        self._looks = False
+        self._large: set[_ConsumerChannel] = set()
+        self._small: set[_ConsumerChannel] = set()
         _notify_worker(worker_init, self)
 
     def __enter__(self) -> Worker:
@@ -1896,37 +1956,34 @@ class Worker:
     def _run(self) -> None:
         ...
 
-    def _supervise(self) -> None:
+    def _supervise(self) -> bool:
         ...
 
-    def _consume(self, connection: _Connection) -> _Intake:
+    def _consume(self, connection: _Connection) -> None:
         ...
 
-    def _tend(self, intake: _Intake) -> None:
+    def _next_look(self) -> float:
         ...
 
-    def _balance(self, intake: _Intake) -> bool:
+    def _subscribe(self, connection: _Connection, queue: str) -> None:
         ...
 
-    def _resize(self, intake: _Intake, queue: str, size: int, late: bool) -> bool:
+    def _new_channel(self, connection: _Connection, queue: str) -> _ConsumerChannel | None:
         ...
 
-    def _on_delivery(self, delivery: _Delivery) -> None:
+    def _on_channel_trouble(self, channel: _ConsumerChannel) -> None:
         ...
 
-    def _look_soon(self) -> None:
+    def _look_after_trouble(self) -> None:
         ...
 
-    def _pump(self, intake: _Intake, until: float) -> None:
+    def _is_gone(self, channel: _ConsumerChannel) -> bool:
         ...
 
-    def _should_stop(self) -> bool:
+    def _on_queue_trouble(self, queue: str, what: str) -> None:
         ...
 
-    def _pause_or_resume(self, intake: _Intake) -> bool:
-        ...
-
-    def _look_whether_to_pause(self, now: float) -> tuple[bool, str]:
+    def _give_up(self, channel: _ConsumerChannel, why: AMQPError) -> None:
         ...
 
     def _on_lost(self, error: AMQPError) -> None:
@@ -1938,6 +1995,27 @@ class Worker:
     def _on_pool(self) -> None:
         ...
 
+    def _should_stop(self) -> bool:
+        ...
+
+    def _first_prefetch(self) -> int:
+        ...
+
+    def _adjust_prefetch(self) -> None:
+        ...
+
+    def _shrink(self, size: int) -> None:
+        ...
+
+    def _grow(self, size: int) -> None:
+        ...
+
+    def _missing_capacity(self, channel: _ConsumerChannel, size: int, full: int) -> int:
+        ...
+
+    def _pause_or_resume(self) -> None:
+        ...
+
     def _drain(self) -> None:
         ...
 
@@ -1945,4 +2023,7 @@ class Worker:
         ...
 
     def _end(self) -> None:
+        ...
+
+    def _close_connection(self) -> None:
         ...
