@@ -4171,15 +4171,17 @@ def _failure_headers(delivery: _Delivery, error: BaseException | None) -> dict[s
 
 # --- Worker: deliveries, and the channels that they come by --------------------------------------
 
-WAITING, RUNNING, CLAIMED, SETTLED, LOST = "waiting", "running", "claimed", "settled", "lost"
+WAITING, RUNNING, CLAIMED, KEPT = "waiting", "running", "claimed", "kept"
+SETTLED, LOST = "settled", "lost"
 
 
 class _Delivery:
     """A message in our hands, until it is settled.
 
     Its state is WAITING when it has arrived; RUNNING when a pool thread has begun with it; CLAIMED
-    when it was decided who settles it: that thread, or who gives that up; SETTLED in the end. LOST:
-    its channel was lost before it began. The pool changes it, with its lock.
+    when it was decided who settles it: that thread, or who gives that up; KEPT while it can't be
+    forwarded; SETTLED in the end. LOST: its channel was lost before it began. The pool changes it,
+    with its lock.
     """
 
     __slots__ = (
@@ -4231,7 +4233,7 @@ class _Delivery:
     def key(self) -> str:
         """What deaths of processes are counted by: the message's id, or else what is in it."""
         id = self.task and self.task.id
-        if id and len(id) <= 255:
+        if id and len(id) < 255:  # longer ones were cut
             return id
         return "sha256:" + hashlib.sha256(self.body).hexdigest()
 
@@ -4315,15 +4317,17 @@ class _ConsumerChannel(_Channel):
         #: The queue was deleted: what is in our hands is the only copy.
         self.is_orphaned = False
         self._cancelled: list[_Consumer] = []  # those that still hold messages
+        self.kept = 0  #: How many messages can't be forwarded. With the pool's lock.
         self._serial = itertools.count(1)
         super().__init__(connection)
 
     @property
     def capacity(self) -> int:
-        """How many messages it may hold: what its consumers may, and what cancelled ones do."""
+        """How many messages it may hold: what its consumers may, and what cancelled ones do,
+        without those that are only kept."""
         self._cancelled = [c for c in self._cancelled if c.held]
         left = sum(c.held for c in self._cancelled)
-        return left + sum(c.prefetch for c in self.consumers.values())
+        return left + sum(c.prefetch for c in self.consumers.values()) - self.kept
 
     @property
     def is_full(self) -> bool:
@@ -4444,8 +4448,14 @@ class _Settler:
     with one queue delays nothing else. The thread also does what nobody else has the time for.
     """
 
-    def __init__(self, publisher: _Publisher, on_settled: Callable[[_Delivery], object]) -> None:
+    def __init__(
+        self,
+        publisher: _Publisher,
+        on_kept: Callable[[_Delivery], object],
+        on_settled: Callable[[_Delivery], object],
+    ) -> None:
         self._publisher = publisher
+        self._on_kept = on_kept
         self._on_settled = on_settled
         #: Guards what follows; notified of work, and of the end.
         self._changed = threading.Condition(threading.Lock())
@@ -4532,6 +4542,7 @@ class _Settler:
     def _keep(
         self, delivery: _Delivery, copy: _Message, frame: str, error: BaseException | None
     ) -> None:
+        self._on_kept(delivery)
         with self._changed:
             is_first = copy.queue not in self._kept
             if is_first:
@@ -4609,15 +4620,6 @@ def _keep_running(step: Callable[[], bool]) -> None:
             pass
 
 
-def _leave_executors() -> None:
-    """Take this thread from those that the interpreter waits for when it ends, and that a child
-    process takes for its own (cpython#88110). There is no public way: without, they are waited for.
-    """
-    from concurrent.futures import thread as module
-
-    getattr(module, "_threads_queues", {}).pop(threading.current_thread(), None)
-
-
 class _Pool:
     """The threads, and the deliveries that they have.
 
@@ -4637,7 +4639,7 @@ class _Pool:
         self._config = config
         self._notify = notify  # the supervisor: it is to look again
         self._on_failure = on_failure
-        self._settler = _Settler(publisher, self._on_settled)
+        self._settler = _Settler(publisher, self._on_kept, self._on_settled)
         #: Where it notes what runs, for a process that watches over this one.
         self.journal = Journal()
         #: Quorum queues have their own delivery limit, but those that we declare without one.
@@ -4679,7 +4681,7 @@ class _Pool:
         self._watch = _Watch(self._config.WORKER_GRACE, self._give_up)
         self._settler.start()
         for _ in range(self._config.WORKER_THREADS):
-            self._executor.submit(self._loop)
+            self._start_loop()
 
     def close(self) -> None:
         """End the threads, except those that are stuck, or wait for a log."""
@@ -4827,11 +4829,12 @@ class _Pool:
             waited = now - max(self._waiting[0].at, self._began_at) if self._waiting else 0.0
             return waited, now - self._began_at
 
-    def take_full(self) -> list[_ConsumerChannel]:
-        """Return the channels that may hold more if there are messages for them."""
+    def take_full(self) -> set[_ConsumerChannel]:
+        """Return the channels for which there may be more messages: they were full since the last
+        look."""
         with self._changed:
-            self.full = {channel for channel in self.full if channel.is_full}
-            return list(self.full)
+            full, self.full = self.full, {channel for channel in self.full if channel.is_full}
+            return full
 
     def _queues(self) -> list[collections.deque[_Delivery]]:
         """Return what hasn't begun. With the lock."""
@@ -4839,10 +4842,23 @@ class _Pool:
 
     # -- the loops
 
+    def _start_loop(self) -> None:
+        """Raise RuntimeError if no thread can be started.
+
+        Its thread is taken from those that the interpreter waits for when it ends, and that a forked
+        child takes for its own (cpython#88110). There is no public way: without, they are waited
+        for.
+        """
+        from concurrent.futures import thread as module
+
+        self._executor.submit(self._loop)
+        waited_for: Any = getattr(module, "_threads_queues", {})
+        for thread in tuple(getattr(self._executor, "_threads", ())):
+            waited_for.pop(thread, None)
+
     def _loop(self) -> None:
         """Run what is delivered, until the pool closes, or this thread was given up."""
         self.here.is_ours = True
-        _leave_executors()
         with self._changed:
             if self._loops >= self._config.WORKER_THREADS:
                 return  # one that couldn't be started at its time
@@ -5035,11 +5051,21 @@ class _Pool:
             self.journal.clear(delivery.key)
         return verdict
 
+    def _on_kept(self, delivery: _Delivery) -> None:
+        with self._changed:
+            delivery.state = KEPT
+            delivery.channel.kept += 1
+            self.held -= 1
+            self._notify()  # others may come in its place
+
     def _on_settled(self, delivery: _Delivery) -> None:
         with self._changed:
-            delivery.state, delivery.at = SETTLED, time.monotonic()
+            if delivery.state == KEPT:
+                delivery.channel.kept -= 1
+            else:
+                self.held -= 1
             delivery.consumer.held -= 1
-            self.held -= 1
+            delivery.state, delivery.at = SETTLED, time.monotonic()
 
     def _log(
         self,
@@ -5080,7 +5106,7 @@ class _Pool:
                 return  # it has just ended
             self._loops -= 1  # first: the new thread looks whether it is needed
             try:
-                self._executor.submit(self._loop)
+                self._start_loop()
             except BaseException:
                 self._loops += 1
                 raise
@@ -5507,19 +5533,19 @@ class Worker:
         self._pool.hand_back_surplus(size)
 
     def _grow(self, size: int) -> None:
-        full = [c for c in self._pool.take_full() if c.why_lost is None]
-        for channel in {*full, *self._small}:
-            missing = self._missing_capacity(channel, size, len(full))
-            self._small.discard(channel)
+        """Let those channels hold more that have been full, and those that hold less than their
+        share."""
+        full = {channel for channel in self._pool.take_full() if channel.why_lost is None}
+        free = size - self._pool.held
+        share = max(1, size // len(self.queues))
+        for channel in full | self._small:
+            missing = min(share - channel.capacity, free)
+            if channel in full:
+                missing = max(missing, min(-(-free // len(full)), size - channel.capacity))
             if missing > 0:
                 channel.add(missing)
                 self._large.add(channel)
-
-    def _missing_capacity(self, channel: _ConsumerChannel, size: int, full: int) -> int:
-        free = max(0, size - self._pool.held)
-        share = max(1, size // len(self.queues))
-        least = share - channel.capacity if channel.why_lost is None else 0
-        return max(min(least, free), -(-free // full) if channel.is_full and full else 0)
+        self._small.clear()
 
     def _pause_or_resume(self) -> None:
         """While the load is too high others get the messages, those too that haven't begun."""

@@ -4273,28 +4273,49 @@ def test_copies_of_a_message_are_not_sent_again_when_it_fails(app, queue, broker
     assert broker.count(f"{queue}.2") == 1
 
 
-def test_a_message_that_cannot_be_forwarded_goes_back_to_its_queue(make_app, url, queue, broker, start):
+def test_what_cannot_be_forwarded_is_kept_and_holds_nothing_up(make_app, url, queue, broker, start, caplog):
+    broker.declare(f"{queue}.failed", **{"x-max-length": 1, "x-overflow": "reject-publish"})
+    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=0.5)
+    task, bad = app.task(queue)(echo), app.task(queue)(play)
+    worker = start(app, threads=3)
+    script[:] = [ValueError("no")] * 5
+    app.send_tasks_to_queue([bad.subtask()] * 5 + [task.subtask((n,)) for n in range(50)])
+    wait_until(lambda: worker.stats["succeeded"] == 50 and worker.stats["unsettled"] == 4)
+    assert not worker.healthy and worker.stats["received"] == 55 and script == []
+    taken = [broker.take(f"{queue}.failed") for _ in range(5)]
+    wait_until(lambda: worker.healthy)
+    assert len({message.message_id for message in taken}) == 5 and worker.stats["received"] == 55
+    assert caplog.text.count("Can't forward a message") == 1
+    worker.stop()
+    assert broker.count(queue) == 0
+
+
+def test_what_is_kept_at_a_stop_goes_back(make_app, url, queue, broker, start, caplog):
     broker.declare(f"{queue}.failed", **{"x-max-length": 1, "x-overflow": "reject-publish"})
     worker = start(make_app(url, RABBIT_PUBLISH_TIMEOUT=0.5), [queue])
     for _ in range(2):
         broker.publish(queue, b"nonsense")
-    wait_until(lambda: broker.count(f"{queue}.failed") == 1 and worker.stats["received"] > 3)
+    wait_until(lambda: broker.count(f"{queue}.failed") == 1 and worker.stats["unsettled"] == 1)
     worker.stop()
     assert (broker.count(queue), broker.count(f"{queue}.failed")) == (1, 1)
+    assert "1 message couldn't be forwarded" in caplog.text
 
 
-def test_a_task_whose_failure_cannot_be_put_on_record_does_not_run_again_at_once(app, queue, start, monkeypatch):
+def test_a_task_whose_failure_cannot_be_put_on_record_does_not_run_again(app, queue, broker, start, monkeypatch):
     def send(*args, **kwargs):
         raise kuyruk.BrokerError("access refused")
 
     task = app.task(queue)(play)
     worker = start(app)
-    monkeypatch.setattr(worker._publisher, "send", send)
-    script[:] = [ValueError(), ValueError(), "the end"]
-    task()
-    wait_until(lambda: not script)
-    first, second, third = ran
-    assert min(second - first, third - second) >= kuyruk.FORWARD_PAUSE
+    script[:] = [ValueError("once")]
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._publisher, "send", send)
+        task()
+        wait_until(lambda: worker.stats["unsettled"] == 1)
+        assert not worker.healthy
+    assert broker.take(f"{queue}.failed").properties["headers"]["x-kuyruk-value"] == "once"
+    wait_until(lambda: worker.healthy)
+    assert len(ran) == 1 and worker.stats["received"] == 1
 
 
 @pytest.mark.parametrize("option", ["fail_delay", "reject_delay"])
@@ -5403,10 +5424,10 @@ def test_a_task_that_is_never_at_a_safe_point_is_given_up(app, queue, broker, st
 def test_a_stuck_task_is_given_up_although_no_thread_can_be_started_for_a_moment(
     app, queue, broker, start, monkeypatch
 ):
-    begin, refused = threading.Thread.start, []
+    begin, refused, is_given_up = threading.Thread.start, [], []
 
     def refuse(thread):
-        if thread.name == "kuyruk-settler" and len(refused) < 2:
+        if is_given_up and thread.name.startswith("kuyruk-pool") and len(refused) < 2:
             refused.append(thread)
             raise RuntimeError("can't start new thread")
         begin(thread)
@@ -5414,6 +5435,7 @@ def test_a_stuck_task_is_given_up_although_no_thread_can_be_started_for_a_moment
     monkeypatch.setattr(threading.Thread, "start", refuse)
     stuck, busy = (app.task(queue, max_run_time=0.1)(f) for f in (get_stuck, spin))
     worker = start(app, threads=2, grace=0.1)
+    is_given_up.append(True)
     for task in (stuck, busy):
         with pytest.raises(kuyruk.RemoteException, match="longer than its max_run_time"):
             task.send_to_queue(wait_result=PATIENCE)
@@ -5790,7 +5812,7 @@ def test_a_stop_waits_in_a_thread_that_has_the_identity_of_one_that_ended(app, q
     other(), stuck()
     wait_until(lambda: worker.stats["stuck"] == 1)
     trap.put("the way out")
-    wait_until(lambda: worker.healthy and "kuyruk-settler" not in threads_of_ours() and len(pool_threads()) == 1)
+    wait_until(lambda: worker.healthy and worker._pool._idle == 1)
     stops = [background(worker.stop) for _ in range(4)]
     assert all(still_waits(stop) for stop in stops)
     release.set()
@@ -6326,7 +6348,7 @@ def test_max_run_time_ends_the_worker_and_lets_what_runs_end(project):
     worker = project.worker("--max-run-time", "1")
     project.tasks.hold("a")
     project.begun("a")
-    worker.wait_for("Stopping: waiting for 1 running tasks")
+    worker.wait_for("Stopping: waiting for 1 running task")
     project.go()
     assert worker.exit_code() == 0, worker.text
     assert project.notes() == ["a"]
@@ -6809,7 +6831,7 @@ def test_what_runs_longer_than_the_shutdown_timeout_is_interrupted_and_requeued(
     if not limits:
         worker.send(signal.SIGTERM)
     assert worker.exit_code() == 3, worker.text
-    assert worker.text.count("Stopping: interrupting 1 running tasks; their messages go back") == 2
+    assert worker.text.count("Stopping: interrupting 1 running task; ") == 2
     assert project.waiting() == 2 and project.notes() == []
 
 
@@ -8823,6 +8845,10 @@ def parameters(function, *others):
     return [name for name in inspect.signature(function).parameters if name not in ("self", *others)]
 
 
+def options_of_a_send():
+    return [*parameters(kuyruk.Task.send_to_queue, "options"), *kuyruk.SendOptions.__annotations__]
+
+
 @functools.cache
 def help_of_worker():
     return run_python("-m", "kuyruk_worker", "--help")
@@ -8833,7 +8859,7 @@ def help_of_worker():
     [
         ("configuration.md", "key", lambda: [key for key in vars(kuyruk.Config) if key.isupper()]),
         ("configuration.md", "loader", lambda: [name for name in vars(kuyruk.Config) if name.startswith("from_")]),
-        ("sending.md", "option", lambda: parameters(kuyruk.Task.send_to_queue)),
+        ("sending.md", "option", lambda: options_of_a_send(),
         ("sending.md", "option of a task", lambda: parameters(kuyruk.Task, "f", "kuyruk")),
         ("sending.md", "signal", lambda: SIGNALS),
         ("messages.md", "attribute", lambda: public_names(kuyruk.FailedMessage)),

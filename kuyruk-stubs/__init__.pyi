@@ -1547,7 +1547,8 @@ def _failures_in(headers: Mapping[str, Any] | None) -> int:
 
 def _failure_headers(delivery: _Delivery, error: BaseException | None) -> dict[str, Any]:
     ...
-WAITING, RUNNING, CLAIMED, SETTLED, LOST = ('waiting', 'running', 'claimed', 'settled', 'lost')
+WAITING, RUNNING, CLAIMED, KEPT = ('waiting', 'running', 'claimed', 'kept')
+SETTLED, LOST = ('settled', 'lost')
 
 class _Delivery:
     __slots__ = ('at', 'body', 'cause', 'channel', 'consumer', 'properties', 'redelivered', 'run', 'state', 'tag', 'task', 'thread')
@@ -1625,6 +1626,7 @@ class _ConsumerChannel(_Channel):
         self.is_cancelled = False
         self.is_orphaned = False
         self._cancelled: list[_Consumer] = []
+        self.kept = 0
         self._serial = itertools.count(1)
         super().__init__(connection)
 
@@ -1686,8 +1688,9 @@ class Journal:
 
 class _Settler:
 
-    def __init__(self, publisher: _Publisher, on_settled: Callable[[_Delivery], object]) -> None:
+    def __init__(self, publisher: _Publisher, on_kept: Callable[[_Delivery], object], on_settled: Callable[[_Delivery], object]) -> None:
         self._publisher = publisher
+        self._on_kept = on_kept
         self._on_settled = on_settled
         self._changed = threading.Condition(threading.Lock())
         self._jobs: collections.deque[Callable[[], object]] = collections.deque()
@@ -1736,9 +1739,6 @@ class _Settler:
 def _keep_running(step: Callable[[], bool]) -> None:
     ...
 
-def _leave_executors() -> None:
-    ...
-
 class _Pool:
 
     def __init__(self, app: Kuyruk, config: Config, publisher: _Publisher, notify: Callable[[], object], on_failure: Callable[..., object]) -> None:
@@ -1746,7 +1746,7 @@ class _Pool:
         self._config = config
         self._notify = notify
         self._on_failure = on_failure
-        self._settler = _Settler(publisher, self._on_settled)
+        self._settler = _Settler(publisher, self._on_kept, self._on_settled)
         self.journal = Journal()
         arguments = config.QUEUE_ARGUMENTS
         self._counts_for_quorum = _is_quorum(arguments) and 'x-delivery-limit' not in arguments
@@ -1818,10 +1818,13 @@ class _Pool:
     def waited(self, now: float) -> tuple[float, float]:
         ...
 
-    def take_full(self) -> list[_ConsumerChannel]:
+    def take_full(self) -> set[_ConsumerChannel]:
         ...
 
     def _queues(self) -> list[collections.deque[_Delivery]]:
+        ...
+
+    def _start_loop(self) -> None:
         ...
 
     def _loop(self) -> None:
@@ -1858,6 +1861,9 @@ class _Pool:
         ...
 
     def _settle(self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None) -> _Verdict:
+        ...
+
+    def _on_kept(self, delivery: _Delivery) -> None:
         ...
 
     def _on_settled(self, delivery: _Delivery) -> None:
@@ -2008,9 +2014,6 @@ class Worker:
         ...
 
     def _grow(self, size: int) -> None:
-        ...
-
-    def _missing_capacity(self, channel: _ConsumerChannel, size: int, full: int) -> int:
         ...
 
     def _pause_or_resume(self) -> None:
