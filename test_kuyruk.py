@@ -54,6 +54,7 @@ import time
 import traceback
 import tracemalloc
 import types
+import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
@@ -8834,3 +8835,178 @@ def test_the_demo_leaves_queues_alone_that_were_there(files, tmp_path, url, brok
         assert (code, "'checksums.failed'" in out, broker.count("checksums.failed")) == (1, True, 0), out
     finally:
         broker.delete("checksums.failed")
+
+
+# --- Examples ----------------------------------------------------------------
+#
+# Each application of examples/ is started as its user would start it, does one round trip and is stopped.
+
+EXAMPLES = HERE / "examples"
+KUYRUK_WORKER = ("-m", "kuyruk_worker")
+
+
+class Examples:
+    """Starts programs of examples/ in an empty folder. Those that still run are ended after the test."""
+
+    def __init__(self, folder, url):
+        self.folder, self.url, self._started = folder, url, []
+
+    def start(self, *args, entry=KUYRUK_WORKER):
+        """A program that runs until it is stopped."""
+        self._started.append(CliWorker(self.folder, *args, url=self.url, entry=entry))
+        return self._started[-1]
+
+    def run(self, *args):
+        """The standard output of `python -m args`, which ends by itself and well."""
+        process = run_cli(self.folder, *args, url=self.url, entry=("-m",))
+        assert process.returncode == 0, process.stderr
+        return process.stdout
+
+    def lines(self, name):
+        """What is in a file of JSON lines."""
+        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+
+    def kill(self):
+        for program in self._started:
+            program.kill()
+
+
+@pytest.fixture
+def examples(tmp_path, url, broker):
+    """For the example in whose name the test is called: its queue is called so, too."""
+    programs = Examples(tmp_path, url)
+    yield programs
+    programs.kill()
+    names = [path.name for path in EXAMPLES.iterdir()]
+    broker.delete(*names, *(f"{name}.failed" for name in names))
+
+
+def fetch(url, method="GET", **headers):
+    """Status and text of what is at the URL."""
+    request = urllib.request.Request(url, method=method, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_the_observability_example_reports_counts_traces_and_logs(examples, monkeypatch):
+    for name, value in (("SENTRY_FILE", "events"), ("SPANS_FILE", "spans"), ("METRICS_PORT", "0")):
+        monkeypatch.setenv(name, value)
+    worker = examples.start("examples.observability.tasks")
+    worker.wait_for("Consuming observability")
+    good, bad = (examples.run("examples.observability.send", "6", b) for b in "30")
+    assert "result 2.0" in good and "failed builtins.ZeroDivisionError" in bad
+
+    port = re.search(r"Metrics at port (\d+)", worker.text)[1]
+    _, metrics = fetch(f"http://127.0.0.1:{port}/metrics")
+    for outcome in ("success", "failure"):
+        label = f'outcome="{outcome}",task="examples.observability.tasks.divide"'
+        assert f"kuyruk_tasks_total{{{label}}} 1.0" in metrics
+    assert "kuyruk_worker_received 2.0" in metrics and "kuyruk_worker_healthy 1.0" in metrics
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0
+
+    (event,) = examples.lines("events")
+    assert event["tags"] == {"queue": "observability", "task": "examples.observability.tasks.divide"}
+    assert event["contexts"]["message"]["args"] == [6, 0]
+    assert event["exception"]["values"][-1]["type"] == "ZeroDivisionError"
+
+    spans = examples.lines("spans")
+    for out, status in ((good, "UNSET"), (bad, "ERROR")):
+        trace = "0x" + re.search(r"trace (\w+)", out)[1]
+        run, request = (span for span in spans if span["context"]["trace_id"] == trace)
+        assert (run["name"], request["name"]) == ("examples.observability.tasks.divide", "request")
+        assert run["parent_id"] == request["context"]["span_id"]
+        assert run["status"]["status_code"] == status
+
+    lines = [json.loads(line) for line in worker.text.splitlines() if line.startswith("{")]
+    assert any("ZeroDivisionError" in line.get("traceback", "") for line in lines), worker.text
+    logged = next(line for line in lines if line["text"] == "Dividing 6 by 0")
+    assert logged["task"] == event["tags"]["task"]
+    assert logged["id"] == event["contexts"]["message"]["id"]
+
+
+KUYRUK_SENTRY_PROGRAM = """
+import sys, threading
+import kuyruk, sentry_sdk
+from kuyruk_sentry import Sentry
+
+events, app = [], kuyruk.Kuyruk()
+app.config.RABBIT_URL = sys.argv[1]
+sentry_sdk.init(
+    "http://key@localhost/1",
+    transport=lambda envelope: None,
+    before_send=lambda event, hint: events.append(event) or event,
+)
+extension = Sentry(app)
+
+@app.task(queue="observability")
+def divide(a, b):
+    return a / b
+
+if __name__ == "__main__":
+    failed = threading.Event()
+    noted = []
+    extension.on_exception.connect(lambda sender, **facts: noted.append(facts) or failed.set(), weak=False)
+    with app, app.worker() as worker:
+        divide(6, b=0)
+        assert failed.wait(20)
+    (event,) = events
+    (facts,) = noted
+    assert event["exception"]["values"][-1]["type"] == "ZeroDivisionError"
+    description = event["extra"]["description"]
+    print(description["function"], description["args"], description["kwargs"], event["extra"]["queue"])
+    assert facts["worker"] is worker and "sentry_id" in facts["description"]
+    assert app.extensions["sentry"] is extension
+"""
+
+
+def test_kuyruk_sentry_from_pypi_reports_a_failure_with_its_facts(examples, url):
+    folder = examples.folder
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--target", str(folder), "Kuyruk-Sentry==1.1.5"]
+    subprocess.run(command, check=True, capture_output=True, timeout=TEST_TIMEOUT)
+    (folder / "program.py").write_text(KUYRUK_SENTRY_PROGRAM)
+    assert examples.run("program", url) == "divide [6] {'b': 0} observability\n"
+
+
+def answers(url, expected, **kwargs):
+    """Wait until the service answers with this JSON."""
+
+    def matches():
+        with contextlib.suppress(OSError):  # not listening yet
+            status, text = fetch(url, **kwargs)
+            return status == 200 and json.loads(text) == expected
+
+    wait_until(matches)
+
+
+def test_the_django_example_sends_what_is_committed_and_packs_it(examples, broker, monkeypatch):
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "examples.django_shop.settings")
+    examples.run("django", "migrate", "--run-syncdb")
+    port = unused_port()
+    server = examples.start("runserver", str(port), "--noreload", entry=("-u", "-m", "django"))
+    server.wait_for("Quit the server")
+    shop = f"http://127.0.0.1:{port}"
+    assert fetch(f"{shop}/buy/nothing", "POST")[0] == 500 and not broker.count("django_shop")
+    # The order was rolled back: the next has its number.
+    assert json.loads(fetch(f"{shop}/buy/book", "POST")[1]) == {"id": 1}
+    assert broker.count("django_shop") == 1
+    worker = examples.start("examples.django_shop.tasks")
+    worker.wait_for("Consuming django_shop", "with 2 threads")  # a setting of Django's
+    answers(f"{shop}/order/1", {"item": "book", "packed": True})
+    worker.stop()
+    server.send(signal.SIGINT)
+    assert server.exit_code() == 0
+
+
+def test_the_sqlalchemy_example_commits_what_returns_and_rolls_back_what_raises(examples):
+    worker = examples.start("examples.sqlalchemy_session.tasks")
+    worker.wait_for("Consuming sqlalchemy_session")
+    sent = [examples.run("examples.sqlalchemy_session.send", amount) for amount in ("30", "-50", "-10")]
+    assert sent == ["30\n", "failed: ann has only 30\n", "20\n"]
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0

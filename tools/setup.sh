@@ -1,7 +1,8 @@
 #!/bin/sh
 # Sets up what `make demo` and `make test` need, and does nothing when it is there:
 #
-#   .venv      a virtual environment with the dependencies and the developers' tools (pyproject.toml)
+#   .venv      a virtual environment with the dependencies, the developers' tools, and
+#              what the examples need (pyproject.toml)
 #   RabbitMQ   from the system's packages, when no rabbitmq-server is found. It is installed without
 #              being started, now or at boot; a broker that runs is left alone.
 #
@@ -91,7 +92,8 @@ import tomllib
 
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
-print(*project["dependencies"], *project["optional-dependencies"]["dev"], sep="\n")
+extras = project["optional-dependencies"]
+print(*project["dependencies"], *extras["dev"], *extras["examples"], sep="\n")
 END
 }
 
