@@ -9010,3 +9010,37 @@ def test_the_sqlalchemy_example_commits_what_returns_and_rolls_back_what_raises(
     assert sent == ["30\n", "failed: ann has only 30\n", "20\n"]
     worker.send(signal.SIGTERM)
     assert worker.exit_code() == 0
+
+
+def is_ready(url):
+    with contextlib.suppress(OSError):  # it doesn't listen yet
+        return fetch(url)[0] == 200
+
+
+def test_the_fastapi_example_answers_with_results_of_its_own_worker(examples, broker):
+    port = unused_port()
+    service = examples.start("examples.fastapi_shop.main:service", "--port", str(port), entry=("-m", "uvicorn"))
+    shop = f"http://127.0.0.1:{port}"
+    wait_until(lambda: is_ready(f"{shop}/health"))
+    assert fetch(f"{shop}/price?amount=3") == (200, '{"price":29.7}')
+    assert fetch(f"{shop}/price?amount=0") == (400, '{"detail":"at least one item"}')
+    health = json.loads(fetch(f"{shop}/health")[1])
+    assert (health["succeeded"], health["failed"]) == (1, 1)
+    service.send(signal.SIGTERM)
+    assert service.exit_code() in (0, -signal.SIGTERM)  # uvicorn's way to end
+    assert "Application shutdown complete" in service.text and broker.count("fastapi_shop") == 0
+
+
+def test_the_flask_example_has_a_worker_in_each_process_of_gunicorn(examples, broker):
+    port = unused_port()
+    arguments = ("-c", "python:examples.flask_shop.gunicorn_conf", "-b", f"127.0.0.1:{port}")
+    service = examples.start(*arguments, "examples.flask_shop.main:service", entry=("-m", "gunicorn"))
+    shop = f"http://127.0.0.1:{port}"
+    wait_until(lambda: is_ready(f"{shop}/health"))
+    wait_until(lambda: broker.channel.queue.declare("flask_shop", passive=True)["consumer_count"] == 2)
+    assert json.loads(fetch(f"{shop}/price?amount=3")[1]) == {"price": 29.7}
+    assert fetch(f"{shop}/price?amount=0")[0] == 400
+    service.send(signal.SIGTERM)
+    assert service.exit_code() == 0
+    state = broker.channel.queue.declare("flask_shop", passive=True)
+    assert (state["message_count"], state["consumer_count"]) == (0, 0)
