@@ -8881,9 +8881,9 @@ def examples(tmp_path, url, broker):
     broker.delete(*names, *(f"{name}.failed" for name in names))
 
 
-def fetch(url, method="GET", **headers):
+def fetch(url, method="GET", form=None):
     """Status and text of what is at the URL."""
-    request = urllib.request.Request(url, method=method, headers=headers)
+    request = urllib.request.Request(url, data=form and form.encode(), method=method)
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             return response.status, response.read().decode()
@@ -8973,17 +8973,6 @@ def test_kuyruk_sentry_from_pypi_reports_a_failure_with_its_facts(examples, url)
     assert examples.run("program", url) == "divide [6] {'b': 0} observability\n"
 
 
-def answers(url, expected, **kwargs):
-    """Wait until the service answers with this JSON."""
-
-    def matches():
-        with contextlib.suppress(OSError):  # not listening yet
-            status, text = fetch(url, **kwargs)
-            return status == 200 and json.loads(text) == expected
-
-    wait_until(matches)
-
-
 def test_the_django_example_sends_what_is_committed_and_packs_it(examples, broker, monkeypatch):
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "examples.django_shop.settings")
     examples.run("django", "migrate", "--run-syncdb")
@@ -8997,7 +8986,8 @@ def test_the_django_example_sends_what_is_committed_and_packs_it(examples, broke
     assert broker.count("django_shop") == 1
     worker = examples.start("examples.django_shop.tasks")
     worker.wait_for("Consuming django_shop", "with 2 threads")  # a setting of Django's
-    answers(f"{shop}/order/1", {"item": "book", "packed": True})
+    packed = {"item": "book", "packed": True}
+    wait_until(lambda: json.loads(fetch(f"{shop}/order/1")[1]) == packed)
     worker.stop()
     server.send(signal.SIGINT)
     assert server.exit_code() == 0
@@ -9044,3 +9034,46 @@ def test_the_flask_example_has_a_worker_in_each_process_of_gunicorn(examples, br
     assert service.exit_code() == 0
     state = broker.channel.queue.declare("flask_shop", passive=True)
     assert (state["message_count"], state["consumer_count"]) == (0, 0)
+
+
+def test_the_dashboard_example_shows_requeues_and_deletes(examples, broker, monkeypatch):
+    monkeypatch.setenv("RUNNING_FOLDER", str(examples.folder / "running"))
+    monkeypatch.setenv("DASHBOARD_TOKEN", "secret&token")
+    dashboard = examples.start("examples.dashboard.tasks", "--port", "0", entry=("-m", "examples.dashboard.dashboard"))
+    dashboard.wait_for("Dashboard: http")
+    address = re.search(r"(http://127\.0\.0\.1:\d+/)", dashboard.text)[1]
+    page = f"{address}?token=secret%26token"
+    worker = examples.start("examples.dashboard.tasks")
+    worker.wait_for("Consuming dashboard")
+    task, send = "examples.dashboard.tasks", ("function", "args", "id")
+    for values in (("read", ["<b>"], "1"), ("read", ["gone"], "2&"), ("wait_for", ["go"], "3")):
+        body = {"module": task, "kwargs": {}, **dict(zip(send, values, strict=True))}
+        broker.publish("dashboard", json.dumps(body))
+    wait_until(lambda: broker.count("dashboard.failed") == 2)
+
+    for wrong in (address, f"{address}?token=x", f"{address}?token=secret"):
+        assert fetch(wrong)[0] == 403
+    for form in ("do=delete&queue=dashboard&id=1", "do=delete&queue=dashboard&id=1&token=x"):
+        assert fetch(address, "POST", form)[0] == 403
+    assert broker.count("dashboard.failed") == 2
+    text = wait_until(lambda: (text := fetch(page)[1]) and f"<td>{task}.wait_for<td>3<td>dashboard" in text and text)
+    assert "<td>dashboard<td>0<td>1<td>2" in text  # waiting, consumers, failed
+    assert "builtins.FileNotFoundError" in text and "&lt;b&gt;" in text and "<b>" not in text
+    assert "Traceback" in text
+
+    (examples.folder / "gone").write_text("it is back")
+    token = "token=secret%26token"
+    assert "requeue: " in fetch(address, "POST", f"do=requeue&queue=dashboard&id=2%26&{token}")[1]
+    wait_until(lambda: broker.count("dashboard.failed") == 1 and broker.count("dashboard") == 0)
+    assert "delete: " in fetch(address, "POST", f"do=delete&queue=dashboard&id=1&{token}")[1]
+    wait_until(lambda: broker.count("dashboard.failed") == 0)
+    assert "any more" in fetch(address, "POST", f"do=delete&queue=dashboard&id=1&{token}")[1]
+    assert "no action" in fetch(address, "POST", f"do=purge&queue=dashboard&id=1&{token}")[1]
+
+    (examples.folder / "go").touch()
+    wait_until(lambda: f"{task}.wait_for" not in fetch(page)[1])
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0
+    dashboard.send(signal.SIGINT)
+    assert dashboard.exit_code() == 0 and "Traceback" not in dashboard.text
+    assert not list((examples.folder / "running").iterdir())

@@ -9,7 +9,10 @@ INSTALLED_APPS = ["examples.django_shop"]
 DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
 USE_TZ = True
 DATABASES = {
-    "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ.get("SHOP", "shop.sqlite3")}
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ.get("SHOP", "shop.sqlite3"),
+    }
 }
 
 KUYRUK_WORKER_THREADS = 2

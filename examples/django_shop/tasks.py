@@ -29,7 +29,11 @@ from .models import Order
 PREFIX = "KUYRUK_"
 config = kuyruk.Config()
 config.from_dict(
-    {key.removeprefix(PREFIX): getattr(settings, key) for key in dir(settings) if key.startswith(PREFIX)}
+    {
+        key.removeprefix(PREFIX): getattr(settings, key)
+        for key in dir(settings)
+        if key.startswith(PREFIX)
+    }
 )
 app = kuyruk.Kuyruk(config)
 
@@ -37,8 +41,8 @@ app = kuyruk.Kuyruk(config)
 def renew_connections(sender: kuyruk.Kuyruk, **_: Any) -> None:
     """Close connections that are broken or too old, as Django does between two requests.
 
-    In a worker only: a task that runs with EAGER or `apply` uses the connection of its caller, which
-    may be in a transaction.
+    In a worker only: a task that runs with EAGER or `apply` uses the connection of its caller,
+    which may be in a transaction.
     """
     run = kuyruk.current_task()
     if run is not None and run.queue is not None:

@@ -1,7 +1,8 @@
 """A shop with Flask on gunicorn: each of gunicorn's processes has a worker of its own.
 
     $ pip install ".[examples]"
-    $ python -m gunicorn -c python:examples.flask_shop.gunicorn_conf examples.flask_shop.main:service
+    $ python -m gunicorn -c python:examples.flask_shop.gunicorn_conf \\
+        examples.flask_shop.main:service
     $ curl "http://127.0.0.1:8000/price?amount=3"        # {"price": 29.7}
     $ curl http://127.0.0.1:8000/health                  # {"healthy": true, "pid": 4711, ...}
 

@@ -79,7 +79,7 @@ def count(task: str, outcome: str) -> None:
 
 
 def serve_metrics(app: Kuyruk, worker: Worker) -> None:
-    """Serve this process's numbers. Several processes (-p) need a port each, or multiprocess mode."""
+    """Serve this process's numbers. Several processes (-p) need a port each."""
     REGISTRY.register(WorkerCollector(worker))
     server, _ = start_http_server(int(os.environ.get("METRICS_PORT", "9100")), "127.0.0.1")
     logging.getLogger(__name__).info("Metrics at port %d", server.server_port)
@@ -135,7 +135,9 @@ def send_trace(app: Kuyruk, kwargs: dict[str, Any], **_: Any) -> None:
 
 def start_span(app: Kuyruk, task: Any, kwargs: dict[str, Any], **_: Any) -> None:
     """Begin a span for this try. Each run has a context of its own, so nothing leaks out of it."""
-    carrier = {key: kwargs.pop(key) for key in propagate.get_global_textmap().fields if key in kwargs}
+    carrier = {
+        key: kwargs.pop(key) for key in propagate.get_global_textmap().fields if key in kwargs
+    }
     parent = propagate.extract(carrier)
     context.attach(trace.set_span_in_context(TRACER.start_span(task.name, parent), parent))
 

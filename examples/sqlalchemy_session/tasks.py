@@ -1,4 +1,4 @@
-"""SQLAlchemy: a session for each try of a task, committed if it returns and rolled back if it raises.
+"""SQLAlchemy: a session for each try of a task, committed if it returns, else rolled back.
 
     $ pip install ".[examples]"
     $ python -m kuyruk_worker examples.sqlalchemy_session.tasks      # one shell
