@@ -9077,3 +9077,54 @@ def test_the_dashboard_example_shows_requeues_and_deletes(examples, broker, monk
     dashboard.send(signal.SIGINT)
     assert dashboard.exit_code() == 0 and "Traceback" not in dashboard.text
     assert not list((examples.folder / "running").iterdir())
+
+
+def test_the_vendored_example_runs_with_its_own_copy(examples):
+    shop = examples.folder / "shop"
+    shutil.copytree(EXAMPLES / "vendored", shop, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("kuyruk.py", "kuyruk_worker.py"):
+        shutil.copy(HERE / name, shop)
+    worker = examples.start("shop.tasks", entry=("-m", "shop.kuyruk_worker"))
+    worker.wait_for("Consuming vendored")
+    assert examples.run("shop.send", "me@home.org") == "sent to me@home.org\n"
+    assert examples.run("shop.send", "nobody") == "no address: nobody\n"
+    code = "import sys, shop.send; print(any(name.startswith('kuyruk') for name in sys.modules))"
+    (examples.folder / "look.py").write_text(code)
+    assert examples.run("look", "me@home.org").splitlines()[-1] == "False"
+    worker.stop()
+
+
+def test_the_compose_example_starts_checks_and_stops_what_it_says(examples):
+    """Without Docker: what the file says is run as processes, in a folder for what is /state there."""
+    import yaml
+    port = str(unused_port())
+
+    def here(words):
+        places = {"/state": str(examples.folder), "8000": port, "0.0.0.0": "127.0.0.1", "python": sys.executable}
+        return [functools.reduce(lambda word, at: word.replace(*at), places.items(), word) for word in words]
+
+    parts = yaml.safe_load((EXAMPLES / "compose" / "compose.yaml").read_text())["services"]
+    assert parts.keys() == {"rabbitmq", "worker", "service"}
+    assert all(part["healthcheck"]["test"] and part["restart"] for part in parts.values())
+    programs = {}
+    for name in ("worker", "service"):
+        part = parts[name]
+        assert part["depends_on"] == {"rabbitmq": {"condition": "service_healthy"}}
+        for key in part["environment"]:
+            assert hasattr(kuyruk.Config, key.removeprefix("KUYRUK_"))
+        kind, *check = here(part["healthcheck"]["test"])
+        check = ["sh", "-c", *check] if kind == "CMD-SHELL" else check
+        healthy = functools.partial(subprocess.run, check, capture_output=True, timeout=PATIENCE)
+        assert healthy().returncode != 0  # nothing runs yet
+        programs[name] = examples.start(*here(part["command"])[2:], entry=("-m",))
+        wait_until(lambda healthy=healthy: healthy().returncode == 0)
+    command = parts["worker"]["command"]
+    limit = float(command[command.index("--shutdown-timeout") + 1])
+    assert limit < float(parts["worker"]["stop_grace_period"].removesuffix("s"))
+
+    assert fetch(f"http://127.0.0.1:{port}/add?a=1&b=2") == (200, "3\n")
+    assert fetch(f"http://127.0.0.1:{port}/add?a=x")[0] == 400
+    for program in programs.values():
+        program.stop()
+    copied = re.findall(r"^COPY (.+) \S+$", (EXAMPLES / "compose" / "Dockerfile").read_text(), re.MULTILINE)
+    assert all((HERE / name).exists() for names in copied for name in names.split())
