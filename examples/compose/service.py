@@ -1,6 +1,6 @@
 """An HTTP service: /add?a=1&b=2 answers with the sum, /health whether RabbitMQ is reached.
 
-    $ python -m examples.compose.service 127.0.0.1 8000
+$ python -m examples.compose.service 127.0.0.1 8000
 """
 
 import http.server

@@ -1,4 +1,4 @@
-"""Send one `divide` inside a span, and print the result and the trace's id. See tasks.py."""
+"""Send some `divide`s, each in a span, and print their results and traces. See tasks.py."""
 
 import sys
 
@@ -8,10 +8,12 @@ import kuyruk
 
 from .tasks import app, divide
 
-with app, trace.get_tracer(__name__).start_as_current_span("request") as span:
-    print(f"trace {span.get_span_context().trace_id:032x}")
-    try:
-        a, b = map(int, sys.argv[1:])
-        print(f"result {divide.send_to_queue((a, b), wait_result=10)}")
-    except kuyruk.RemoteException as error:
-        print(f"failed {error.type}")
+numbers = list(map(int, sys.argv[1:]))
+with app:
+    for a, b in zip(numbers[::2], numbers[1::2], strict=True):
+        with trace.get_tracer(__name__).start_as_current_span("request") as span:
+            try:
+                outcome = f"result {divide.send_to_queue((a, b), wait_result=30)}"
+            except kuyruk.RemoteException as error:
+                outcome = f"failed {error.type}"
+            print(f"{outcome}, trace {span.get_span_context().trace_id:032x}")

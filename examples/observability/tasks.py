@@ -2,7 +2,7 @@
 
     $ pip install ".[examples]"
     $ SENTRY_FILE=/dev/stdout python -m kuyruk_worker examples.observability.tasks   # one shell
-    $ python -m examples.observability.send 6 3     # another; then with 6 0, which fails
+    $ python -m examples.observability.send 6 3 6 0     # another: 6/3, and 6/0, which fails
 
 The worker prints JSON lines; those that a task has logged name the task and its message. The
 failure is one event for Sentry. http://127.0.0.1:9100/metrics counts both runs. The spans of the

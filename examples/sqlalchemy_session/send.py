@@ -1,4 +1,4 @@
-"""Change a balance by a number, and print the result. See tasks.py."""
+"""Change a balance by some numbers, and print each result. See tasks.py."""
 
 import sys
 
@@ -7,7 +7,8 @@ from kuyruk import RemoteException
 from .tasks import app, change_balance
 
 with app:
-    try:
-        print(change_balance.send_to_queue(("ann", int(sys.argv[1])), wait_result=10))
-    except RemoteException as error:
-        print(f"failed: {error.value}")
+    for amount in map(int, sys.argv[1:]):
+        try:
+            print(change_balance.send_to_queue(("ann", amount), wait_result=30))
+        except RemoteException as error:
+            print(f"failed: {error.value}")

@@ -2,8 +2,9 @@
 
     $ pip install ".[examples]"
     $ python -m kuyruk_worker examples.sqlalchemy_session.tasks      # one shell
-    $ python -m examples.sqlalchemy_session.send 30                  # another: prints 30
-    $ python -m examples.sqlalchemy_session.send -50                 # fails; the balance stays 30
+    $ python -m examples.sqlalchemy_session.send 30 -50 -10          # another
+
+The second change fails and leaves the balance at 30: this prints 30, a failure, and 20.
 
 The database is the file accounts.sqlite3 in the worker's folder, or where DATABASE_URL says.
 
