@@ -9040,7 +9040,7 @@ def test_the_flask_example_has_a_worker_in_each_process_of_gunicorn(examples, br
     assert json.loads(fetch(f"{shop}/price?amount=3")[1]) == {"price": 29.7}
     assert fetch(f"{shop}/price?amount=0")[0] == 400
     service.send(signal.SIGTERM)
-    assert service.exit_code() == 0
+    assert service.exit_code() == 0 and service.text.count("The worker of kuyruk has stopped") == 2
     state = broker.channel.queue.declare("flask_shop", passive=True)
     assert (state["message_count"], state["consumer_count"]) == (0, 0)
 

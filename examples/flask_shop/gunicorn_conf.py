@@ -19,3 +19,4 @@ def worker_exit(server: Any, worker: Any) -> None:
     from examples.flask_shop.main import stop_worker
 
     stop_worker()
+    server.log.info("The worker of kuyruk has stopped: %s", worker.pid)
