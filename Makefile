@@ -6,6 +6,8 @@
 # make fuzz    set up everything, then 20,000 generated messages against a worker (ARGS='--messages N --seed N')
 # make browser set up everything, Chromium too, then the dashboard of examples/ in a real browser; its picture
 # make bench   set up everything, then this project beside other task queues (half an hour; ARGS=--quick: two minutes)
+# make matrix  the tests with each Python from 3.11 on that is found, and with the oldest and newest amqpstorm
+#              (ARGS='-k "config or message"': a part of them)
 # make lint    only lint and types
 # make setup   only the virtual environment in .venv, and RabbitMQ where there is none
 # make clean   remove what the others made
@@ -19,7 +21,7 @@ TYPED := $(wildcard kuyruk.py kuyruk_worker.py) \
 	$(if $(wildcard tools/*.py),tools) \
 	$(if $(wildcard examples/*.py examples/*/*.py),examples)
 
-.PHONY: test demo soak chaos fuzz browser bench lint setup clean
+.PHONY: test demo soak chaos fuzz browser bench matrix lint setup clean
 
 test: lint
 	$(VENV_PYTHON) -u -m pytest -n $(JOBS) $(ARGS)
@@ -46,6 +48,9 @@ browser: setup
 bench: setup
 	$(VENV_PYTHON) -u tools/bench.py $(ARGS)
 
+matrix: setup
+	$(VENV_PYTHON) -u tools/matrix.py $(ARGS)
+
 lint: setup
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m mypy --strict $(TYPED)
@@ -54,5 +59,5 @@ setup:
 	@PYTHON='$(PYTHON)' sh tools/setup.sh
 
 clean:
-	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-matrix build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -92,12 +92,14 @@ that consumes, because heartbeats and acknowledgements need it until then.
 from __future__ import annotations
 
 import bisect
-import collections
+import collections.abc
 import contextlib
 import contextvars
 import datetime
 import functools
+import hashlib
 import importlib
+import inspect
 import itertools
 import json
 import logging
@@ -115,10 +117,11 @@ import threading
 import time
 import traceback
 import types
+import typing
 import urllib.parse
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast
 
 from amqpstorm.base import Stateful
 from amqpstorm.channel import Channel
@@ -130,18 +133,15 @@ from pamqp import commands, decode, encode
 from pamqp import frame as amqp_frame
 from pamqp import header as amqp_header
 
-__all__ = ["Config", "Journal", "Kuyruk", "Run", "SubTask", "Task", "Worker", "current_task", "exceptions"]
-__all__ += ["UNSAFE_MODULES"]
-__all__ += ["BrokerError", "Crashed", "Discard", "HeartbeatError", "InvalidMessage", "KuyrukError", "Reject"]
-__all__ += ["FailedMessage", "QueueStats", "RemoteException", "ResultTimeout", "Shutdown", "Signal"]
-__all__ += ["Timeout", "signals"]
+__all__ = ["BrokerError", "Config", "Crashed", "Discard", "current_task", "exceptions"]
+__all__ += ["FailedMessage", "HeartbeatError", "InvalidMessage", "Journal", "Kuyruk", "KuyrukError"]
+__all__ += ["LogContext", "QueueStats", "Reject", "RemoteException", "ResultTimeout", "Run"]
+__all__ += ["SendOptions", "Shutdown", "Signal", "SubTask", "Task", "Timeout", "signals"]
+__all__ += ["UNSAFE_MODULES", "Worker", "WorkerOptions"]
 
 __version__ = "1.0.0"
 
 logger = logging.getLogger("kuyruk")
-
-if TYPE_CHECKING:  # imported when a worker begins
-    from concurrent.futures import ThreadPoolExecutor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -170,26 +170,43 @@ REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback
 HEADER_TEXT = 10_000  #: ...and in a failed message's headers.
 DELAY_QUEUE_LEASE = 600.0  #: Seconds that an unused delay queue outlives its delay,
 DELAY_QUEUE_RENEWAL = 60.0  #: and after which its lease is renewed before it is used.
-LOOK = 0.02  #: Seconds after which a busy worker looks whether it holds the right number of messages:
-LOCAL_WORK = 0.02  #: beyond one for each thread about so many seconds of work, as measured,
-MAX_SPARE = 1000  #: but no more than this. Tiny tasks need it: the way to the broker takes longer than they do.
-LATE = 0.02  #: Seconds for which something has waited and nothing begun: it goes back, another may have a free thread.
-STILL_LATE = 1.0  #: The same when nothing has begun for long, and it has come back again and again: no other has.
-SUSPECT_PATIENCE = 3.0  #: Seconds that what is to run alone waits for running tasks; then others may have it, so long.
+LOOK = 0.02  #: Seconds after which a busy worker looks whether it holds the right number of messages.
+PREFETCH_SECONDS = 0.02  #: Seconds of work, as measured, that it holds beyond a message for each thread,
+MAX_PREFETCH = 1000  #: but no more. Tiny tasks need it: the way to the broker takes longer than they do.
+#: Seconds that a message waits while no task begins, until it goes back: another worker may be free.
+HANDBACK_AFTER = 0.02
+LONGEST_PATIENCE = 1.0  #: The same when it has come back again and again: no other worker is free.
+STALLED = 5.0  #: Seconds after which a thread counts as stuck that has nothing to wait for.
+LONGEST_QUEUE_PAUSE = 5.0  #: Seconds: the longest pause until a queue is tried again that can't be consumed,
+LONGEST_FORWARD_PAUSE = 10.0  #: or until messages are forwarded again that can't be.
+MAX_UNSETTLED = 500  #: Messages that are kept because they can't be forwarded; then no task begins.
+LARGE_REPLY = 100_000  #: Bytes of a reply that RabbitMQ may refuse because of its size.
 DELIVERY_LIMIT = 1_000_000  #: Of quorum queues that it declares. RabbitMQ 4 drops messages after 20 deliveries else.
 REFUSAL_PAUSE = 0.2  #: Seconds after which what a queue has refused is sent again.
-FORWARD_PAUSE = 1.0  #: Seconds that a message is kept before it goes back because it can't be forwarded.
-POOL_SLICE = 0.05  #: Seconds that a pool thread goes on with what waits before it asks the pool again.
 FIRST_SHARE = 10  #: Failed messages that are fetched at once at first. Then as their size allows,
 MAX_SHARE, SHARE_BYTES = 500, 4_000_000  #: at most so many, or so many bytes.
-FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; then twice as long, and so on.
+FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; each time twice as long.
 
 
 # --- Exceptions --------------------------------------------------------------
 
 
+class _PerThread:
+    """Attributes that each thread has for itself (None: not set). They are kept at the `Thread`
+    objects, and not as a `threading.local`: one that was made before gevent's monkey patch would be
+    the same for all greenlets."""
+
+    if not TYPE_CHECKING:  # subclasses declare what there is
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(threading.current_thread(), f"{__name__}.{name}", None)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            setattr(threading.current_thread(), f"{__name__}.{name}", value)
+
+
 class KuyrukError(Exception):
-    """Base of the exceptions below, but for the two that a task must not swallow."""
+    """Base of the exceptions below, except for the two that a task must not swallow."""
 
 
 class _Interruption:
@@ -216,12 +233,13 @@ class Reject(KuyrukError):
 
 
 class Discard(_Interruption, KuyrukError):
-    """Raised by a task that doesn't want its message, or in it by an operator: the message is dropped."""
+    """Raised by a task that doesn't want its message, or in it by an operator: the message is
+    dropped."""
 
 
 class Timeout(_Interruption, KuyrukError):
-    """Raised in a task that exceeds its `max_run_time`: the message has failed. A broad `except Exception` in
-    the task can swallow it."""
+    """Raised in a task that exceeds its `max_run_time`: the message has failed. A broad `except
+    Exception` in the task can swallow it."""
 
 
 class ResultTimeout(KuyrukError):
@@ -229,8 +247,8 @@ class ResultTimeout(KuyrukError):
 
 
 class RemoteException(KuyrukError):
-    """Raised by `Task.send_to_queue`: the task raised in the worker. `type` is the dotted name of the exception's
-    class, `value` its text, `traceback` its formatted traceback (str)."""
+    """Raised by `Task.send_to_queue`: the task raised in the worker. `type` is the dotted name of
+    the exception's class, `value` its text, `traceback` its formatted traceback (str)."""
 
     def __init__(self, type_: str, value: str, traceback: str | None) -> None:
         super().__init__(type_, value, traceback)
@@ -245,8 +263,9 @@ class RemoteException(KuyrukError):
 
 
 class BrokerError(KuyrukError, ConnectionError):
-    """Raised when sending: RabbitMQ can't be reached, or didn't confirm a message in time, or refused it. It may
-    have arrived all the same. `unconfirmed` lists the `SubTask`s of a batch that aren't known to have arrived."""
+    """Raised when sending: RabbitMQ can't be reached, or didn't confirm a message in time, or
+    refused it. It may have arrived all the same. `unconfirmed` lists the `SubTask`s of a batch that
+    aren't known to have arrived."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
@@ -262,44 +281,42 @@ class Crashed(KuyrukError):
 
 
 class HeartbeatError(_Interruption, BaseException):
-    """Raised in a task whose worker has lost the connection by which the message came: it will run again.
-    `exc_info` tells how it was lost. No Exception, so that the task doesn't swallow it."""
+    """Raised in a task whose worker has lost the connection by which the message came: it will run
+    again. `exc_info` tells how it was lost. No Exception, so that the task doesn't swallow it."""
 
     def __init__(self, exc_info: Any = None) -> None:
         super().__init__(*(() if exc_info is None else (exc_info,)))
         self.exc_info = self.args[0] if self.args else None
 
     def __str__(self) -> str:
-        return f"the worker has lost its connection: {self.exc_info[1] if self.exc_info else None}"
+        why = self.exc_info[1] if isinstance(self.exc_info, tuple) else self.exc_info
+        return f"the worker has lost its connection: {why}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
 
 
 class Shutdown(_Interruption, BaseException):
-    """Raised in a task that a stopping worker can't wait for: it will run again. No Exception, as above."""
+    """Raised in a task that a stopping worker can't wait for: it will run again. No Exception, as
+    above."""
 
 
-def _make_module(name: str, doc: str, members: Mapping[str, Any]) -> types.ModuleType:
+def _make_module(name: str, is_member: Callable[[Any], bool]) -> types.ModuleType:
     """Make `kuyruk.<name>`, importable, in a vendored copy too (as `os.path` is a module of os)."""
-    module = types.ModuleType(f"{__name__}.{name}", doc)
+    module = types.ModuleType(f"{__name__}.{name}", f"The {name} of kuyruk.")
     module.__file__ = __file__
-    for key, value in members.items():
-        if isinstance(value, type):
-            value.__module__ = module.__name__
-        setattr(module, key, value)
+    for key, value in list(globals().items()):
+        if is_member(value):
+            setattr(module, key, value)
+            if isinstance(value, type):
+                value.__module__ = module.__name__
     sys.modules[module.__name__] = module
     return module
 
 
 exceptions = _make_module(
     "exceptions",
-    "The exceptions of kuyruk.",
-    {
-        name: value
-        for name, value in list(globals().items())
-        if isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == __name__
-    },
+    lambda v: isinstance(v, type) and issubclass(v, BaseException) and v.__module__ == __name__,
 )
 
 
@@ -307,10 +324,10 @@ exceptions = _make_module(
 
 
 class _Receiver(NamedTuple):
-    """Who is called when a signal is sent."""
+    """A function to call when a signal is sent."""
 
-    function: Callable[[], Callable[..., Any] | None]  #: Returns it; None if it was connected weakly and is gone.
-    sender: Callable[[], Any] | None  #: Returns whose signals it wants; None: everybody's.
+    function: Callable[[], Callable[..., Any] | None]  #: Returns it; None: it is gone (weak).
+    sender: Callable[[], Any] | None  #: Returns the only sender it wants; None: it wants any.
 
 
 class Signal:
@@ -335,15 +352,14 @@ class Signal:
         sender: only for the signals of this `Kuyruk`. weak: only as long as `f` exists elsewhere.
         Raises TypeError for an async function, whose call wouldn't run it.
         """
-        import inspect
-
         if not callable(f) or inspect.iscoroutinefunction(f):
             raise TypeError(f"{self!r} takes a plain function as a receiver: not {f!r}")
         self.disconnect(f, sender)
         kind: Any = weakref.WeakMethod if inspect.ismethod(f) else weakref.ref
-        function = kind(f) if weak else lambda: f
+        wanted = None if sender is None else weakref.ref(sender)
+        receiver = _Receiver(kind(f) if weak else lambda: f, wanted)
         with _signals_change:
-            self.receivers += (_Receiver(function, None if sender is None else weakref.ref(sender)),)
+            self.receivers += (receiver,)
         return f
 
     def connect_via(self, sender: Any, weak: bool = False) -> Callable[[F], F]:
@@ -351,12 +367,11 @@ class Signal:
         return lambda f: self.connect(f, sender, weak)
 
     def disconnect(self, f: Callable[..., Any], sender: Any = None) -> None:
-        """Call `f` no longer, for this sender or (None) for none. What isn't connected is no error."""
+        """Call `f` no longer, for this sender or (None) for any. No error if it isn't connected."""
 
         def stays(receiver: _Receiver) -> bool:
-            function = receiver.function()
-            is_other = sender is not None and (receiver.sender is None or receiver.sender() is not sender)
-            return function is not None and (function != f or is_other)
+            is_other = sender is not None and not (receiver.sender and receiver.sender() is sender)
+            return receiver.function() is not None and (receiver.function() != f or is_other)
 
         with _signals_change:
             self.receivers = tuple(filter(stays, self.receivers))
@@ -372,20 +387,21 @@ class Signal:
             try:
                 results.append((f, f(sender, **kwargs)))
             except BaseException as error:
+                is_main = threading.current_thread() is threading.main_thread()
                 # In the main thread it may be a signal handler's of the program (Ctrl-C).
-                is_ours = isinstance(error, Exception) or threading.current_thread() is not threading.main_thread()
-                if self.raises or not is_ours:
+                if self.raises or (is_main and not isinstance(error, Exception)):
                     raise
-                with contextlib.suppress(Exception):  # a log that raises
-                    logger.exception("A receiver of the signal %s has raised", self.name)
+                text = "A receiver of the signal %s has raised"
+                _log(logging.ERROR, text, self.name, exc_info=True)
         return results
 
 
-_signals_change = threading.Lock()  #: Guards the replacement of `Signal.receivers`. Held for nothing else.
+_signals_change = threading.Lock()  #: Guards the replacement of `Signal.receivers`.
 
-# Each is sent with task=, args= and kwargs= (the arguments of the task's function), and with what is said.
+# Each is sent with task=, args= and kwargs= (the arguments of the task's function), and with what
+# is said. The last four are a worker's.
 task_init = Signal("task_init")  #: A task is made. With task= only.
-task_presend = Signal("task_presend", raises=True)  #: About to be sent. description=, which may be changed.
+task_presend = Signal("task_presend", raises=True)  #: description=, which may be changed.
 task_postsend = Signal("task_postsend")  #: It was sent: the broker has it. description=
 task_preapply = Signal("task_preapply")  #: About to be run, with all tries.
 task_postapply = Signal("task_postapply")  #: All tries are over.
@@ -394,20 +410,25 @@ task_postrun = Signal("task_postrun")  #: After a try.
 task_success = Signal("task_success")  #: It has returned.
 task_error = Signal("task_error")  #: A try has raised. exc_info=
 task_failure = Signal("task_failure")  #: The last try has raised. exc_info=
-#: A message has failed. worker=, queue=, description= and exc_info=; the three if its task was found.
+#: A message has failed. worker=, queue=, description=, exc_info=; the three if its task was found.
 worker_failure = Signal("worker_failure")
 worker_init = Signal("worker_init")  #: A worker is made. With worker= only, as the next two.
 worker_start = Signal("worker_start")  #: It starts.
 worker_shutdown = Signal("worker_shutdown")  #: It has stopped.
 
-signals = _make_module(
-    "signals",
-    "The signals of kuyruk.",
-    {"Signal": Signal, **{name: value for name, value in list(globals().items()) if isinstance(value, Signal)}},
-)
+signals = _make_module("signals", lambda v: v is Signal or isinstance(v, Signal))
 
 
 # --- Config ------------------------------------------------------------------
+
+_HOST = re.compile(
+    r"\s*(?:\[([^]\s/@]+)]|([^][:\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\w+)?))"
+    r"(?::([^]:\s]*))?\s*"
+)
+
+
+#: Scheme, user, password, hosts, virtual host.
+_URL = re.compile(r"(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?")
 
 
 def _parse_hosts(hosts: str, default_port: int = 5672) -> list[tuple[str, int]]:
@@ -416,12 +437,11 @@ def _parse_hosts(hosts: str, default_port: int = 5672) -> list[tuple[str, int]]:
         raise ValueError("a URL belongs into RABBIT_URL")
     addresses = []
     for item in hosts.split(","):
-        name = r"\[([^]\s/@]+)]|([^][:\s/@]+)|([^][\s/@]*:[^][\s/@]*:[^][\s/@]*)"
-        match = re.fullmatch(rf"\s*(?:{name})(?::([^]:\s]*))?\s*", item)
+        match = _HOST.fullmatch(item)
         if match is None:
-            raise ValueError("a host is a name or an address, an IPv6 address with a port [::1]:5672")
+            raise ValueError("a host is a name or an address; IPv6 with a port is [::1]:5672")
         port = match[4] if match[4] is not None else str(default_port)
-        if not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536):
+        if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
             raise ValueError("a port is a number from 1 to 65535")
         addresses.append((match[1] or match[2] or match[3], int(port)))
     return addresses
@@ -430,155 +450,51 @@ def _parse_hosts(hosts: str, default_port: int = 5672) -> list[tuple[str, int]]:
 def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
     """Return addresses and options. Raises ValueError, whose text holds nothing of the URL: what
     looks like its host may be a part of the password."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError:  # its text quotes the URL
-        raise ValueError("a [ or ] that belongs to no IPv6 address is written as %5B or %5D") from None
-    if parts.scheme not in ("amqp", "amqps") or "//" not in url:
-        raise ValueError("it begins with amqp:// or amqps://")
-    if "?" in url or "#" in url:
-        raise ValueError("? is written as %3F, # as %23; what follows them elsewhere are keys here")
-    if "@" in parts.path:
-        raise ValueError("/ in a user or password is written as %2F, @ in a virtual host as %40")
-    login, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = (urllib.parse.unquote(part) for part in login.partition(":"))
-    options: dict[str, Any] = {"username": user or "guest", "password": password or "guest"}
-    options |= {"ssl": parts.scheme == "amqps"}
-    options["virtual_host"] = urllib.parse.unquote(parts.path[1:]) or "/"
-    return _parse_hosts(hosts or "localhost", 5671 if options["ssl"] else 5672), options
-
-
-#: What amqpstorm reads of its `ssl_options`. It ignores others: a misspelt one can leave a
-#: connection unverified that was to be verified.
-_SSL_OPTIONS = (
-    "ca_certs", "cafile", "cert_reqs", "certfile", "check_hostname", "context", "keyfile",
-    "server_hostname", "verify_mode",
-)  # fmt: skip
-
-
-def _check_ssl_options(options: Any) -> bool:
-    """Return whether it is a dict of names. Raises ValueError for what amqpstorm would ignore."""
-    if not _is_table(options):
-        return False
-    unknown = [name for name in options if name not in _SSL_OPTIONS]
-    if unknown:
-        raise ValueError(f"{unknown[0][:100]!r} is none of {', '.join(_SSL_OPTIONS)}")
-    for name in ("verify_mode", "cert_reqs"):
-        mode = options.get(name)
-        known = mode is None or isinstance(mode, ssl.VerifyMode)
-        if not known and str(mode).lower() not in ("required", "optional", "none"):
-            raise ValueError(f"{name} is 'required', 'optional', 'none', or an ssl.VerifyMode")
-    return True
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise ValueError(
+            "it begins with amqp:// or amqps://; in a user, password or virtual host / is written"
+            " as %2F, ? as %3F, # as %23, @ as %40, [ as %5B; options after a ? are keys here"
+        )
+    is_ssl = match[1] == "amqps"
+    names = ("username", "password", "virtual_host")
+    values = (match[2] or "guest", match[3] or "guest", match[5] or "/")
+    options = {n: urllib.parse.unquote(v) for n, v in zip(names, values, strict=True)}
+    addresses = _parse_hosts(match[4] or "localhost", 5671 if is_ssl else 5672)
+    return addresses, {"ssl": is_ssl, **options}
 
 
 def _is_table(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
+def _is_amqp_table(value: Any) -> bool:
+    """Raise ValueError for a dict that AMQP can't carry."""
+    try:
+        return _is_table(value) and bool(encode.field_table(value))
+    except (TypeError, ValueError, RecursionError, struct.error) as error:
+        raise ValueError(f"AMQP carries text, numbers, lists and dicts: {error}") from None
+
+
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number. An int can be too large for a float."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return -sys.float_info.max <= value <= sys.float_info.max
+    """Return whether it is a finite number. An int can be too large for a float."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -sys.float_info.max <= value <= sys.float_info.max
 
 
-#: The kinds of values: in words, and as a test, which may raise ValueError with a better reason.
-_KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {
-    "text": ("a string", lambda v: isinstance(v, str)),
-    "flag": ("True or False", lambda v: isinstance(v, bool)),
-    "table": ("a dict with strings as keys", _is_table),
-    "whole": ("a whole number", lambda v: type(v) is int),
-    "seconds": ("seconds", _is_number),
-    "load": ("a load average, 0 or more, or -1", lambda v: _is_number(v) and (v >= 0 or v == -1)),
-    "hosts": ("'host', 'host:port', or several with commas", _parse_hosts),
-    "url": ("'amqp://user:password@host:port/vhost'", _parse_url),
-    "ssl": ("a dict of amqpstorm's ssl_options", _check_ssl_options),
-    "level": ("a level of logging's, as 'INFO'", lambda v: _level_name(v)),
-}
-_MAX_SECONDS = MAX_TTL // 1000
-
-
-class _Rule(NamedTuple):
-    """What a setting, a task option or an argument takes."""
-
-    kind: str  #: One of `_KINDS`; with "?" None is allowed, too.
-    least: float = -math.inf
-    most: float = math.inf
-
-
-_RULES = {
-    "RABBIT_HOST": _Rule("hosts"),
-    "RABBIT_PORT": _Rule("whole", 1, 65535),
-    "RABBIT_USER": _Rule("text"),
-    "RABBIT_PASSWORD": _Rule("text"),
-    "RABBIT_VIRTUAL_HOST": _Rule("text"),
-    "RABBIT_URL": _Rule("url?"),
-    "RABBIT_SSL": _Rule("flag"),
-    "RABBIT_SSL_OPTIONS": _Rule("ssl"),
-    "RABBIT_HEARTBEAT": _Rule("whole", 0, 65535),
-    "RABBIT_CONNECT_TIMEOUT": _Rule("seconds", 0.001),
-    "RABBIT_PUBLISH_TIMEOUT": _Rule("seconds", 0.001),
-    "RABBIT_CONFIRM": _Rule("flag"),
-    "RABBIT_IDLE_DURATION": _Rule("seconds", 0.001),
-    "QUEUE_ARGUMENTS": _Rule("table"),
-    "EAGER": _Rule("flag"),
-    "FAILED_TTL": _Rule("seconds?", 0, _MAX_SECONDS),
-    "WORKER_THREADS": _Rule("whole", 1, 0x7FFFFFFF),
-    "WORKER_PROCESSES": _Rule("whole", 1, 1000),
-    "WORKER_PREFETCH": _Rule("whole?", 1, 65535),
-    "WORKER_MAX_LOAD": _Rule("load?"),
-    "WORKER_MAX_RUN_TIME": _Rule("seconds?", 0),
-    "WORKER_GRACE": _Rule("seconds", 0),
-    "WORKER_SHUTDOWN_TIMEOUT": _Rule("seconds?", 0),
-    "WORKER_RECONNECT_INTERVAL": _Rule("seconds", 0.001),
-    "WORKER_PRIORITY": _Rule("whole?", -0x80000000, 0x7FFFFFFF),
-    "WORKER_MAX_CRASHES": _Rule("whole", 1, 0x7FFFFFFF),
-    "WORKER_LOGGING_LEVEL": _Rule("level"),
-    "retry": _Rule("whole", 0, 0x7FFFFFFF),
-    "max_run_time": _Rule("seconds?", 0),
-    "fail_delay": _Rule("seconds", 0, _MAX_SECONDS),
-    "reject_delay": _Rule("seconds", 0, _MAX_SECONDS),
-    "max_fail_delay": _Rule("seconds?", 0, _MAX_SECONDS),
-    "max_failures": _Rule("whole?", 1, 0x7FFFFFFF),
-    "host": _Rule("text?"),
-    "wait_result": _Rule("seconds?", 0),
-    "message_ttl": _Rule("seconds?", 0, _MAX_SECONDS),
-    "delay": _Rule("seconds?", 0, _MAX_SECONDS),
-    "priority": _Rule("whole?", 0, 255),
-    "headers": _Rule("table?"),
-    "id": _Rule("text?"),
-    "timeout": _Rule("seconds", 0),
-}
-_SECRETS = ("RABBIT_PASSWORD", "RABBIT_URL", "RABBIT_SSL_OPTIONS")  # in no error text, log or repr
-
-
-def _check(name: str, value: Any) -> None:
-    """Raise ValueError if the rule of this name doesn't allow the value."""
-    kind, least, most = _RULES[name]
-    if kind.endswith("?") and value is None:
-        return
-    words, test = _KINDS[kind.removesuffix("?")]
-    reason = ""
-    try:
-        if test(value) and (least == -math.inf or least <= value <= most):
-            return
-    except ValueError as error:
-        reason = f" ({error})"
-    except (TypeError, AttributeError):  # a parser that was given another type
-        pass
-    words += f" from {least} to {most}" if most < math.inf else ""
-    words += f", {least:g} or more" if most == math.inf and least > -math.inf else ""
-    words += ", or None" if kind.endswith("?") else ""
-    raise ValueError(f"{name} takes {words}{reason}: not {_shown(name, value)}")
-
-
-def _shown(name: str, value: Any) -> str:
-    """Return a value for an error's text, unless it is secret or can't be written."""
-    try:
-        text = repr(value)
-        return "the given value" if name in _SECRETS or "@" in text or "://" in text else text[:500]
-    except Exception:  # too many digits, too deep, or an object of the user's
-        return f"this {type(value).__name__}"
+def _is_ssl_options(options: Any) -> bool:
+    """Raise ValueError for what amqpstorm would ignore: a misspelt option can leave a connection
+    unverified that was to be verified."""
+    known = ["ca_certs", "cafile", "cert_reqs", "certfile", "check_hostname", "context", "keyfile"]
+    known += ["server_hostname", "verify_mode"]
+    for name, value in options.items() if _is_table(options) else ():
+        if name not in known:
+            raise ValueError(f"{name[:100]!r} is none of {', '.join(known)}")
+        is_mode = value is None or isinstance(value, ssl.VerifyMode)
+        is_mode = is_mode or str(value).lower() in ("required", "optional", "none")
+        if name in ("verify_mode", "cert_reqs") and not is_mode:
+            raise ValueError(f"{name} is 'required', 'optional', 'none', or an ssl.VerifyMode")
+    return _is_table(options)
 
 
 def _level_name(level: str) -> str:
@@ -590,6 +506,91 @@ def _level_name(level: str) -> str:
     return name
 
 
+#: The kinds of values: in words, and as a test, which may raise ValueError with a better reason.
+_KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {
+    "text": ("a string", lambda v: isinstance(v, str) and not re.search("[\ud800-\udfff]", v)),
+    "flag": ("True or False", lambda v: isinstance(v, bool)),
+    "table": ("a dict with strings as keys", _is_amqp_table),
+    "whole": ("a whole number", lambda v: type(v) is int),
+    "seconds": ("seconds", _is_number),
+    "load": ("a load average, 0 or more, or -1", lambda v: _is_number(v) and (v >= 0 or v == -1)),
+    "hosts": ("'host', 'host:port', or several with commas", _parse_hosts),
+    "url": ("'amqp://user:password@host:port/vhost'", _parse_url),
+    "ssl": ("a dict of amqpstorm's ssl_options", _is_ssl_options),
+    "level": ("a level of logging's, as 'INFO'", _level_name),
+}
+class _Rule(NamedTuple):
+    """What a setting, an option of a task or an argument takes."""
+
+    kind: str  #: One of `_KINDS`; with "?" None is allowed, too.
+    least: float = -math.inf
+    most: float = math.inf
+
+
+_MOST = 0x7FFFFFFF
+_RULES = {
+    name: _Rule(*rule)
+    for names, *rule in (
+        ("RABBIT_HOST", "hosts"),
+        ("RABBIT_URL", "url?"),
+        ("RABBIT_PORT", "whole", 1, 65535),
+        ("RABBIT_HEARTBEAT", "whole", 0, 65535),
+        ("RABBIT_USER RABBIT_PASSWORD RABBIT_VIRTUAL_HOST", "text"),
+        ("RABBIT_SSL RABBIT_CONFIRM EAGER", "flag"),
+        ("RABBIT_SSL_OPTIONS", "ssl"),
+        ("RABBIT_CONNECT_TIMEOUT RABBIT_PUBLISH_TIMEOUT RABBIT_IDLE_DURATION", "seconds", 0.001),
+        ("WORKER_RECONNECT_INTERVAL", "seconds", 0.001),
+        ("QUEUE_ARGUMENTS", "table"),
+        ("WORKER_THREADS WORKER_MAX_CRASHES", "whole", 1, _MOST),
+        ("WORKER_PROCESSES", "whole", 1, 1000),
+        ("WORKER_PREFETCH", "whole?", 1, 65535),
+        ("WORKER_MAX_LOAD", "load?"),
+        ("WORKER_GRACE timeout", "seconds", 0),
+        ("WORKER_MAX_RUN_TIME WORKER_SHUTDOWN_TIMEOUT max_run_time wait_result", "seconds?", 0),
+        ("WORKER_PRIORITY", "whole?", -_MOST - 1, _MOST),
+        ("WORKER_LOGGING_LEVEL", "level"),
+        ("retry", "whole", 0, _MOST),
+        ("max_failures", "whole?", 1, _MOST),
+        ("fail_delay reject_delay", "seconds", 0, MAX_TTL // 1000),
+        ("FAILED_TTL max_fail_delay message_ttl delay", "seconds?", 0, MAX_TTL // 1000),
+        ("host id", "text?"),
+        ("priority", "whole?", 0, 255),
+        ("headers", "table?"),
+    )
+    for name in names.split()
+}
+_SECRETS = ("RABBIT_PASSWORD", "RABBIT_URL", "RABBIT_SSL_OPTIONS")  # in no error text, log or repr
+
+
+def _check(name: str, value: Any) -> None:
+    """Raise ValueError if the rule of this name doesn't allow the value."""
+    kind, least, most = _RULES[name]
+    words, test = _KINDS[kind.removesuffix("?")]
+    if value is None and kind.endswith("?"):
+        return
+    reason = ""
+    try:
+        if test(value) and (least == -math.inf or least <= value <= most):
+            return
+    except ValueError as error:
+        reason = f" ({error})"
+    except (TypeError, AttributeError):  # a parser that was given another type
+        pass
+    if least > -math.inf:
+        words += f", {least:g} or more" if most == math.inf else f" from {least} to {most}"
+    words += ", or None" if kind.endswith("?") else ""
+    raise ValueError(f"{name} takes {words}{reason}: not {_shown(name, value)}")
+
+
+def _shown(name: str, value: Any) -> str:
+    """Return a value for an error's text, unless it is secret or can't be written."""
+    try:
+        text = repr(value)
+        return "the given value" if name in _SECRETS or re.search("@|://", text) else text[:500]
+    except Exception:  # too many digits, too deep, or an object of the user's
+        return f"this {type(value).__name__}"
+
+
 #: What Kubernetes sets for each of its Services: one that is called "kuyruk" (or "kuyruk-rabbit")
 #: makes variables that look like ours.
 _KUBERNETES = re.compile(
@@ -599,7 +600,8 @@ _KUBERNETES = re.compile(
 
 
 class Config:
-    """The settings of a `Kuyruk`: the class attributes are the defaults. Set them by assignment or with a loader.
+    """The settings of a `Kuyruk`: the class attributes are the defaults. Set them by assignment or
+    with a loader.
 
     A value that its key doesn't take raises ValueError, and so does a key that looks like a
     misspelling of one of these. Another upper-case key is an extension's: it is kept. No error
@@ -611,35 +613,45 @@ class Config:
     RABBIT_USER: str = "guest"
     RABBIT_PASSWORD: str = "guest"
     RABBIT_VIRTUAL_HOST: str = "/"
-    RABBIT_URL: str | None = None  #: "amqp://user:password@host:port/vhost", or amqps: wins over the five above.
+    #: "amqp://user:password@host:port/vhost", or amqps: wins over the five above.
+    RABBIT_URL: str | None = None
     RABBIT_SSL: bool = False  #: TLS; certificates are verified unless the options say otherwise.
-    RABBIT_SSL_OPTIONS: dict[str, Any] = {}  #: amqpstorm's: cafile, certfile, keyfile, context...  # noqa: RUF012
-    RABBIT_HEARTBEAT: int = 60  #: Seconds; a connection that is silent for longer is given up. 0: never.
-    RABBIT_CONNECT_TIMEOUT: float = 5  #: Seconds that an attempt to connect to one address may take.
+    #: amqpstorm's: cafile, certfile, keyfile, context...
+    RABBIT_SSL_OPTIONS: dict[str, Any] = {}  # noqa: RUF012
+    RABBIT_HEARTBEAT: int = 60  #: Seconds of silence after which a connection is lost. 0: never.
+    RABBIT_CONNECT_TIMEOUT: float = 5  #: Seconds that an attempt to connect to an address may take.
     RABBIT_PUBLISH_TIMEOUT: float = 10  #: Seconds within which a send is confirmed or raises.
     RABBIT_CONFIRM: bool = True  #: Wait for the broker's confirms.
     RABBIT_IDLE_DURATION: float = 60  #: Seconds after which an unused sending connection is closed.
-    QUEUE_ARGUMENTS: dict[str, Any] = {}  #: For queues that it declares: {"x-queue-type": "quorum"}.  # noqa: RUF012
+    #: For queues that it declares: {"x-queue-type": "quorum"}.
+    QUEUE_ARGUMENTS: dict[str, Any] = {}  # noqa: RUF012
     EAGER: bool = False  #: Run tasks in this process instead of sending them: for tests.
-    FAILED_TTL: float | None = 604800  #: Seconds that "<queue>.failed" keeps messages; None: reject them instead.
+    #: Seconds that "<queue>.failed" keeps messages; None: reject them instead.
+    FAILED_TTL: float | None = 604800
     WORKER_THREADS: int = 8  #: Tasks that one worker process runs at once.
     WORKER_PROCESSES: int = 1  #: Processes that the command line starts.
-    WORKER_PREFETCH: int | None = None  #: Messages held at once, of each queue. None: as threads, and 20 ms of work.
-    WORKER_MAX_LOAD: float | None = None  #: Pause above this load average. -1: the number of CPUs; 0: never.
-    WORKER_MAX_RUN_TIME: float | None = None  #: Seconds after which a worker stops gracefully. 0: never.
-    WORKER_GRACE: float = 5  #: Seconds that an interrupted task gets to end, before its thread is given up.
-    WORKER_SHUTDOWN_TIMEOUT: float | None = None  #: Seconds that a stop waits for running tasks. None: for ever.
-    WORKER_RECONNECT_INTERVAL: float = 5  #: Seconds: the longest pause between attempts to reconnect.
+    #: Messages held at once, of each queue. None: as threads, and 20 ms of work.
+    WORKER_PREFETCH: int | None = None
+    #: Pause above this load average. -1: the number of CPUs; 0: never.
+    WORKER_MAX_LOAD: float | None = None
+    #: Seconds after which a worker stops gracefully. 0: never.
+    WORKER_MAX_RUN_TIME: float | None = None
+    #: Seconds that an interrupted task gets to end, before its thread is given up.
+    WORKER_GRACE: float = 5
+    #: Seconds that a stop waits for running tasks. None: for ever.
+    WORKER_SHUTDOWN_TIMEOUT: float | None = None
+    WORKER_RECONNECT_INTERVAL: float = 5  #: Seconds: longest pause between attempts to reconnect.
     WORKER_PRIORITY: int | None = None  #: Of its consumers: larger numbers are served first.
-    WORKER_MAX_CRASHES: int = 3  #: Processes that a message may bring down before it has failed. Command line only.
+    #: Processes that a message may bring down before it has failed. Command line only.
+    WORKER_MAX_CRASHES: int = 3
     WORKER_LOGGING_LEVEL: str = "INFO"  #: Command line only.
 
     def __init__(self) -> None:
-        for key in _RULES:
-            value = getattr(self, key, None)
+        for key in filter(str.isupper, _RULES):
+            value = getattr(self, key)
             if isinstance(value, dict):  # what is put into it is for this object only
                 setattr(self, key, dict(value))
-            elif value is not getattr(Config, key, None):  # a subclass's: it is checked, too
+            elif value is not getattr(Config, key):  # a subclass's: it is checked, too
                 setattr(self, key, value)
 
     if not TYPE_CHECKING:  # type checkers know the keys, unless they see this
@@ -652,9 +664,7 @@ class Config:
                     raise ValueError(f"unknown configuration key {key!r}{hint}")
             if key in _RULES:
                 _check(key, value)
-            if key == "WORKER_LOGGING_LEVEL":
-                value = _level_name(value)
-            super().__setattr__(key, value)
+            super().__setattr__(key, _level_name(value) if key == "WORKER_LOGGING_LEVEL" else value)
 
     def __repr__(self) -> str:
         shown = []
@@ -671,36 +681,40 @@ class Config:
             setattr(self, key, value)
 
     def from_object(self, obj: Any) -> None:
-        """Load the upper-case attributes of an object, or of what a dotted path (str) leads to, or ImportError."""
+        """Load the upper-case attributes, but modules, of an object, or of what a dotted path (str)
+        leads to. Raises ImportError if it leads nowhere, TypeError for what has no attributes."""
+        if obj is None or isinstance(obj, Mapping):
+            raise TypeError(f"from_object takes an object with attributes, not {type(obj)}")
         if isinstance(obj, str):
-            module, _, name = obj.rpartition(".")
-            if not hasattr(importlib.import_module(module or obj), name):
-                raise ImportError(f"there is no {obj!r}: it takes the dotted path of an object in a module")
-            obj = getattr(importlib.import_module(module), name)
-        self.from_dict({key: getattr(obj, key) for key in dir(obj) if key.isupper()})
+            import pkgutil
+
+            try:
+                obj = pkgutil.resolve_name(obj)
+            except (AttributeError, ValueError) as error:
+                raise ImportError(f"the dotted path {obj!r} leads to no object: {error}") from error
+        values = {key: getattr(obj, key) for key in dir(obj) if key.isupper()}
+        self.from_dict({k: v for k, v in values.items() if not isinstance(v, types.ModuleType)})
 
     def from_pymodule(self, name: str) -> None:
         """Load the upper-case names of a Python module. Raises ImportError."""
-        self._from_namespace(vars(importlib.import_module(name)))
+        self.from_object(importlib.import_module(name))
 
     def from_pyfile(self, filename: str) -> None:
-        """Run a Python file and load its upper-case names. Raises OSError, and what the file raises."""
-        namespace: dict[str, Any] = {"__file__": filename}
+        """Run a Python file and load its upper-case names. Raises OSError, and what it raises."""
+        module = types.ModuleType("kuyruk_config")
+        module.__file__ = filename
         with open(filename, "rb") as file:
-            exec(compile(file.read(), filename, "exec"), namespace)
-        self._from_namespace(namespace)
+            exec(compile(file.read(), filename, "exec"), vars(module))
+        self.from_object(module)
 
     def from_env_vars(self) -> None:
         """Load the environment's KUYRUK_* variables: Python literals, else strings. Those that
         Kubernetes sets for a Service are ignored, and KUYRUK_TEST_*, which aren't ours."""
         for name, text in os.environ.items():
             key = name.removeprefix("KUYRUK_")
-            if key == name or key.startswith("TEST_") or _KUBERNETES.fullmatch(f"{key}={text}"):
-                continue
-            setattr(self, key, self._from_text(key, text))
-
-    def _from_namespace(self, namespace: Mapping[str, Any]) -> None:
-        self.from_dict({k: v for k, v in namespace.items() if k.isupper() and not isinstance(v, types.ModuleType)})
+            is_ours = key != name and not key.startswith("TEST_")
+            if is_ours and not _KUBERNETES.fullmatch(f"{key}={text}"):
+                setattr(self, key, self._from_text(key, text))
 
     def _from_text(self, key: str, text: str) -> Any:
         import ast
@@ -715,28 +729,33 @@ class Config:
         return bool(value) if is_flag and value in (0, 1) else value
 
     def _with(self, **values: Any) -> Config:
-        """A copy, with those of the values that aren't None."""
+        """Return a copy, with those of the values that aren't None."""
         copy = type(self)()
-        copy.from_dict(vars(self) | {key: value for key, value in values.items() if value is not None})
+        copy.from_dict(vars(self) | {k: v for k, v in values.items() if v is not None})
         return copy
 
     def _addresses(self) -> list[tuple[str, int]]:
-        return _parse_url(self.RABBIT_URL)[0] if self.RABBIT_URL else _parse_hosts(self.RABBIT_HOST, self.RABBIT_PORT)
+        if self.RABBIT_URL:
+            return _parse_url(self.RABBIT_URL)[0]
+        return _parse_hosts(self.RABBIT_HOST, self.RABBIT_PORT)
 
     def _connection_options(self) -> dict[str, Any]:
-        """For amqpstorm's Connection, but for the address."""
-        names = ("username", "password", "virtual_host", "ssl")
-        values = (self.RABBIT_USER, self.RABBIT_PASSWORD, self.RABBIT_VIRTUAL_HOST, self.RABBIT_SSL)
-        options: dict[str, Any] = dict(zip(names, values, strict=True))
-        if self.RABBIT_URL is not None:
-            options = _parse_url(self.RABBIT_URL)[1]
-        properties = {"product": "kuyruk", "version": __version__}
-        more = {"ssl_options": self.RABBIT_SSL_OPTIONS, "client_properties": properties}
-        return options | more | {"heartbeat": self.RABBIT_HEARTBEAT, "timeout": self.RABBIT_CONNECT_TIMEOUT}
+        """Return the options of amqpstorm's Connection, without the address."""
+        options: dict[str, Any] = {
+            "username": self.RABBIT_USER,
+            "password": self.RABBIT_PASSWORD,
+            "virtual_host": self.RABBIT_VIRTUAL_HOST,
+            "ssl": self.RABBIT_SSL,
+            "ssl_options": self.RABBIT_SSL_OPTIONS,
+            "client_properties": {"product": "kuyruk", "version": __version__},
+            "heartbeat": self.RABBIT_HEARTBEAT,
+            "timeout": self.RABBIT_CONNECT_TIMEOUT,
+        }
+        return options | (_parse_url(self.RABBIT_URL)[1] if self.RABBIT_URL is not None else {})
 
 
 def _log(level: int, text: str, *args: Any, **options: Any) -> None:
-    """Log. A handler of the user's may raise: nothing of ours ends or changes its way because of that."""
+    """Log. A handler of the user's may raise: nothing of ours ends or changes its way then."""
     with contextlib.suppress(Exception):
         logger.log(level, text, *args, stacklevel=2, **options)
 
@@ -763,7 +782,7 @@ class _Message(NamedTuple):
     properties: dict[str, Any]
     arguments: dict[str, Any]  #: With which the queue is declared when it is missing.
     mandatory: bool = True  #: It must get into a queue (a reply needn't).
-    renewal: float = math.inf  #: Seconds after which the queue is looked for again (a delay queue's lease).
+    renewal: float = math.inf  #: Seconds after which a delay queue is declared again.
     #: Of a delay queue: the queue that it passes the message on to, and its arguments. It is looked
     #: for as well: RabbitMQ drops what is passed on to a queue that isn't there.
     target: tuple[str, dict[str, Any]] | None = None
@@ -785,65 +804,45 @@ class _Description(NamedTuple):
     whole: dict[str, Any]  #: As it was sent, with all its keys.
 
 
-_to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode  # NaN and Infinity aren't JSON
+#: NaN and Infinity aren't JSON.
+_to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 def _encode_json(value: Any, what: str) -> bytes:
-    """Raises TypeError for what isn't JSON; `what` tells the user where to look."""
+    """Return JSON. Raises TypeError for what isn't; `what` tells the user where to look."""
     try:
         return _to_json(value).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"{what} can't be written as JSON: {error}") from error
-
-
-def _describe(module: str, function: str, id: str | None, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Return a task's description, as it is sent. None and other empty values mean "not given".
-    Raises TypeError for arguments of a wrong type, ValueError for an id that can't be."""
-    args, kwargs = () if args is None else args, kwargs or {}
-    if not isinstance(args, list | tuple):  # a string, say, whose letters would be the arguments
-        raise TypeError(f"args takes a list or tuple of arguments: not {_shown('args', args)}")
-    if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
-        raise TypeError(f"kwargs takes a dict with strings as keys: not {_shown('kwargs', kwargs)}")
-    if id is not None and len(id.encode("utf-8", "replace")) > 255:
-        raise ValueError(f"id takes a string of at most 255 bytes: not {_shown('id', id)}")
-    description: dict[str, Any] = {"id": _ids.make() if id is None else id}
-    description |= {"args": args, "kwargs": dict(kwargs), "module": module, "function": function}
-    return description | _facts_about_sender(int(time.time()), os.getpid())
-
-
-def _encode_description(description: Mapping[str, Any]) -> bytes:
-    """Raises TypeError for what isn't JSON."""
-    name = f"{description['module']}.{description['function']}"
-    return _encode_json(description, f"an argument of task {name}")
-
-
-#: Headers that a sender can't set: RabbitMQ sends copies for the first two, the others are ours.
-_RESERVED_HEADER = re.compile(r"CC$|BCC$|x-kuyruk-")
+    except Exception as error:  # an object's own code may raise anything
+        why = f"{type(error).__name__}: {_text_of(error, 1000)}"
+        raise TypeError(f"{what} can't be written as JSON: {why}") from error
 
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError for headers that AMQP can't carry, or that aren't the sender's."""
+    """Raise ValueError for headers that aren't the sender's: RabbitMQ sends copies for CC and BCC,
+    the others are ours."""
     for name in headers:
-        if _RESERVED_HEADER.match(name) or not 0 < len(name.encode("utf-8", "replace")) <= 128:
+        is_short = 0 < len(name.encode("utf-8", "replace")) <= 128
+        if not is_short or name in ("CC", "BCC") or name.startswith("x-kuyruk-"):
             raise ValueError(
                 "headers takes names of 1 to 128 bytes, but CC, BCC and those that begin with"
                 f" x-kuyruk-: not {_shown('headers', name)}"
             )
-    try:
-        encode.field_table(dict(headers))
-    except (TypeError, ValueError, RecursionError, struct.error) as error:
-        raise TypeError(f"headers takes what AMQP can carry (text, numbers, lists, dicts): {error}") from error
 
 
 @functools.lru_cache(1)
 def _facts_about_sender(now: int, pid: int) -> dict[str, Any]:
-    """As they are in this second: system calls for each message are slow, and let other threads take over."""
-    facts = {"sender_hostname": socket.gethostname(), "sender_pid": pid, "sender_cmd": " ".join(sys.argv)[:1000]}
-    return facts | {"sender_timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))}
+    """Return them as they are in this second: system calls for each message are slow, and let other
+    threads take over."""
+    return {
+        "sender_hostname": socket.gethostname(),
+        "sender_pid": pid,
+        "sender_cmd": " ".join(sys.argv)[:1000],
+        "sender_timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)),
+    }
 
 
 class _Ids:
-    """Makes ids for messages: of random numbers, but of one for each process."""
+    """Makes ids for messages: of a random number for each process, and a count."""
 
     def __init__(self) -> None:
         self.begin()
@@ -862,7 +861,7 @@ _ids = _Ids()
 
 
 def _decode_json_object(body: bytes) -> dict[str, Any]:
-    """Raises InvalidMessage, which names what is wrong with the body."""
+    """Return the object. Raises InvalidMessage, which names what is wrong with the body."""
     try:
         value = json.loads(body.decode())
     except UnicodeDecodeError as error:
@@ -876,24 +875,21 @@ def _decode_json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-_MESSAGE_KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (
-    ("module", (str,)), ("function", (str,)), ("args", (list, type(None))), ("kwargs", (dict, type(None))),
-)  # fmt: skip
-
-
 def _decode_task(body: bytes) -> _Description:
-    """Raises InvalidMessage, which names what is wrong with the body."""
+    """Return what a task's message says. Raises InvalidMessage, which names what is wrong."""
     d = _decode_json_object(body)
-    for key, kind in _MESSAGE_KINDS:
-        if not isinstance(d.get(key, ...), kind):
-            given = f"is a {type(d[key]).__name__}, not a {kind[0].__name__}" if key in d else "is missing"
-            raise InvalidMessage(f"the message's {key!r} {given}")
+    for key, kind in (("module", str), ("function", str), ("args", list), ("kwargs", dict)):
+        if key not in d:
+            raise InvalidMessage(f"the message's {key!r} is missing")
+        if not isinstance(d[key], kind) and not (d[key] is None and kind is not str):
+            given = type(d[key]).__name__
+            raise InvalidMessage(f"the message's {key!r} is a {given}, not a {kind.__name__}")
     id = None if d.get("id") is None else str(d["id"])[:255]
     return _Description(id, d["module"], d["function"], d["args"] or [], d["kwargs"] or {}, d)
 
 
 def _encode_reply(result: Any, error: BaseException | None) -> bytes:
-    """Raises TypeError for a result that isn't JSON."""
+    """Return a reply's body. Raises TypeError for a result that isn't JSON."""
     if error is None:
         return _encode_json({"result": result}, "the task's result")
     exception = {"type": _exception_name(error), "value": _text_of(error, REPLY_TEXT)}
@@ -902,7 +898,7 @@ def _encode_reply(result: Any, error: BaseException | None) -> bytes:
 
 
 def _decode_reply(body: bytes) -> Any:
-    """The result in a reply. Raises RemoteException for the exception in it."""
+    """Return the result in a reply. Raises RemoteException for the exception in it."""
     try:
         reply = _decode_json_object(body)
         exception = reply.get("exception")
@@ -915,20 +911,24 @@ def _decode_reply(body: bytes) -> Any:
 
 
 def _exception_name(error: BaseException) -> str:
-    """Dotted; `kuyruk.exceptions.Timeout` is called so in a vendored copy, too."""
+    """Return the dotted name; `kuyruk.exceptions.Timeout` is called so in a vendored copy, too."""
     module = type(error).__module__
-    return f"{'kuyruk.exceptions' if module == exceptions.__name__ else module}.{type(error).__qualname__}"
+    module = "kuyruk.exceptions" if module == exceptions.__name__ else module
+    return f"{module}.{type(error).__qualname__}"
 
 
-def _text_of(error: BaseException, limit: int) -> str:
+def _text_of(value: object, limit: int, write: Callable[[Any], str] = str) -> str:
+    """Return a text of at most about `limit` characters. What writes it is the user's code."""
     try:
-        return _bounded(str(error), limit)
-    except Exception as inner:
-        return f"<no text: str() raised {type(inner).__name__}>"
+        return _bounded(write(value), limit)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):  # it is the program's
+            raise
+        return f"<no text: {type(error).__name__} was raised instead>"
 
 
 def _task_traceback(error: BaseException) -> types.TracebackType | None:
-    """Without the frames of this file that lead to the task."""
+    """Return it without the frames of this file that lead to the task."""
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
         tb = tb.tb_next
@@ -936,14 +936,15 @@ def _task_traceback(error: BaseException) -> types.TracebackType | None:
 
 
 def _format_traceback(error: BaseException, limit: int) -> str:
-    try:
-        return _bounded("".join(traceback.format_exception(type(error), error, _task_traceback(error))), limit)
-    except Exception as inner:
-        return f"<no traceback: formatting it raised {type(inner).__name__}>"
+    def write(error: BaseException) -> str:
+        return "".join(traceback.format_exception(type(error), error, _task_traceback(error)))
+
+    return _text_of(error, limit, write)
 
 
 def _format_stack(thread: int) -> str:
-    """Where a thread is, without the frames that lead from its beginning through this file to the task."""
+    """Return where a thread is, without the frames that lead from its beginning through this file
+    to the task."""
     frames = traceback.extract_stack(sys._current_frames().get(thread))
     ours = itertools.dropwhile(lambda frame: frame.filename != __file__, frames)
     inner = list(itertools.dropwhile(lambda frame: frame.filename == __file__, ours))
@@ -951,14 +952,16 @@ def _format_stack(thread: int) -> str:
 
 
 def _bounded(text: str, limit: int) -> str:
-    """The beginning and the end of a text that is longer than `limit` characters; no lone surrogates."""
+    """Return a text, or its beginning and its end if it has more than `limit` characters, without
+    lone surrogates."""
     if len(text) > limit:
-        text = f"{text[: limit // 2]}\n[... {len(text) - limit} characters ...]\n{text[-(limit // 2) :]}"
+        left_out = f"\n[... {len(text) - limit} characters ...]\n"
+        text = text[: limit // 2] + left_out + text[-(limit // 2) :]
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _milliseconds(seconds: float) -> str:
-    """As AMQP wants a TTL; rounded up, so that a short one doesn't become none."""
+    """Return them as AMQP wants a TTL; rounded up, so that a short one doesn't become none."""
     return str(math.ceil(seconds * 1000))
 
 
@@ -968,11 +971,9 @@ def _check_queue_name(queue: str) -> str:
         fits = isinstance(queue, str) and 0 < len(queue.encode()) <= MAX_QUEUE_NAME
     except UnicodeEncodeError:
         fits = False
-    if not fits or "\r" in queue or "\n" in queue:  # RabbitMQ drops these two: no message gets there
-        raise ValueError(
-            f"a queue's name is a string of 1 to {MAX_QUEUE_NAME} bytes of UTF-8, without line breaks:"
-            f" not {queue!r}"
-        )
+    if not fits or "\r" in queue or "\n" in queue:  # RabbitMQ drops these two
+        what = f"a string of 1 to {MAX_QUEUE_NAME} bytes of UTF-8, without line breaks"
+        raise ValueError(f"a queue's name is {what}: not {_shown('queue', queue)}")
     if queue.startswith("amq."):
         raise ValueError(f"RabbitMQ keeps queue names that begin with 'amq.' to itself: {queue!r}")
     return queue
@@ -1021,7 +1022,8 @@ def _growing_delay(first: float, most: float | None, failures: int, jitter: floa
 
 
 def _undropped(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A queue's, so that RabbitMQ drops no message because its connection was lost too often."""
+    """Return a queue's arguments, so that RabbitMQ drops no message because its connection was lost
+    too often."""
     return {"x-delivery-limit": DELIVERY_LIMIT, **arguments} if _is_quorum(arguments) else arguments
 
 
@@ -1030,13 +1032,13 @@ def _is_quorum(arguments: Mapping[str, Any]) -> bool:
 
 
 def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """The arguments of a queue that is derived from one with these: of the same type."""
+    """Return the arguments of a queue that is derived from one with these: of the same type."""
     inherited = {k: v for k, v in arguments.items() if k == "x-queue-type"}
     return _undropped(inherited | {k.replace("_", "-"): v for k, v in more.items()})
 
 
 def _resolve_host(queue: str) -> str:
-    """"name.localhost" stands for "name.<hostname>"."""
+    """Return a queue's name, in which "name.localhost" stands for "name.<hostname>"."""
     name, dot, host = queue.rpartition(".")
     return f"{name}.{socket.gethostname()}" if dot and host == "localhost" else queue
 
@@ -1069,8 +1071,8 @@ _WATCH_STALLS = 5.0  #: Seconds that a watch may be late before it counts as stu
 _APPLY_GRACE = 1.0  #: Seconds after which `Task.apply` warns of a task that can't be interrupted.
 
 
-class _Current(threading.local):
-    run: Run | None = None  #: What runs in this thread.
+class _Current(_PerThread):
+    run: Run | None  #: What runs in this thread.
 
 
 _current = _Current()
@@ -1167,6 +1169,13 @@ class Run:
         self.queue = queue  #: That the message came from; None with `Task.apply`.
         #: The broker has delivered it before, so it may have run; or a worker has only handed it back.
         self.redelivered = redelivered
+        #: What it is called with; a message's headers; how often the message has failed before; and
+        #: when it was sent (datetime; None if nobody knows).
+        self.args: Any = ()
+        self.kwargs: Any = {}
+        self.headers: Mapping[str, Any] = {}
+        self.failures = 0
+        self.sent_at: datetime.datetime | None = None
         self.started = time.monotonic()
         #: time.monotonic() at which this try exceeds `max_run_time`.
         self.deadline: float | None = None
@@ -1225,10 +1234,10 @@ class Run:
         thread, kind = ctypes.c_ulong(self._thread), ctypes.py_object(type(self._cause))
         set_exception = functools.partial(ctypes.pythonapi.PyThreadState_SetAsyncExc, thread, kind)
         get_frame = operator.itemgetter(self._thread)
-        seen = get_frame(sys._current_frames())
-        position = seen.f_lasti
-        if not _is_safe(seen):
+        seen = sys._current_frames().get(self._thread)  # None: gevent runs it
+        if seen is None or not _is_safe(seen):
             return
+        position = seen.f_lasti
         # Look again, now in a way that no other thread gets its turn between the look and the
         # exception: CPython switches at the end of a call and at a jump back, and there is none. A
         # thread that has moved is looked at later. (No variable may keep the whole of
@@ -1259,6 +1268,7 @@ class Run:
         interrupted the run, if the task didn't return all the same. After this no interruption can
         reach the thread."""
         outer, _current.run = _current.run, self
+        self.args, self.kwargs = args, kwargs
         if outer is not None:
             outer._inner = self
             if not outer._hit:  # else its clean-up may apply tasks
@@ -1310,7 +1320,7 @@ class Run:
                 raise
             except Exception as error:
                 self.task._notify(task_error, args, kwargs, error)
-                if not tries or self._hit or not self.task._fits(error, args, kwargs):
+                if not tries or self._hit or not self.task._fits(error):
                     raise
                 what = f"{_bounded(_exception_name(error), 200)}: {_text_of(error, REPLY_TEXT)}"
                 text = "Task %s [%s] raised %s; trying again (%d left)"
@@ -1510,7 +1520,7 @@ def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | Non
     """Wait in code of ours. An interruption of the task in this thread calls `wake`, perhaps
     several times, which must make `wait` return; then the interruption is raised."""
     run = _current.run
-    if run is None or run._hit:  # once interrupted, its clean-up may send and wait
+    if run is None or run._hit or run._is_over:  # once interrupted, its clean-up may send and wait
         return wait()
     result = None
     run._waker = wake
@@ -1757,8 +1767,8 @@ class _Wakeup:
         self._writer.close()
 
 
-class _ThisThread(threading.local):
-    reads = False  #: Whether it is the reader of a connection, which must not wait for what it would read.
+class _ThisThread(_PerThread):
+    reads: bool  #: Whether it is the reader of a connection, which must not wait for what it would read.
 
 
 _this_thread = _ThisThread()
@@ -3181,6 +3191,19 @@ if hasattr(os, "register_at_fork"):
 
 # --- Task --------------------------------------------------------------------
 
+_MAIN = ("__main__", "__mp_main__")  #: The program's module; in a child of multiprocessing.
+
+
+class SendOptions(typing.TypedDict, total=False):
+    """Options of `Task.send_to_queue` and `Task.subtask`. None, 0 and "" mean "not given"."""
+
+    #: Seconds (up to 49 days) after which the message is in its queue. Until then RabbitMQ keeps it
+    #: on a queue for this delay.
+    delay: float | None
+    priority: int | None  #: From 0 to 255, in a queue that was declared with x-max-priority.
+    headers: Mapping[str, Any] | None  #: The task finds them in `current_task().headers`.
+    id: str | None  #: The message's, instead of a new one.
+
 
 class SubTask(NamedTuple):
     """A task with its arguments and options, for `Kuyruk.send_tasks_to_queue`."""
@@ -3194,9 +3217,51 @@ class SubTask(NamedTuple):
     headers: Mapping[str, Any] | None = None
     id: str | None = None
 
+    def _check(self) -> None:
+        """Raise TypeError or ValueError for what can't be sent. (The names of options aren't
+        looked at when there is none, as in most.)"""
+        args, kwargs = () if self.args is None else self.args, self.kwargs or {}
+        if not isinstance(args, list | tuple):  # a string's letters would be the arguments
+            raise TypeError(f"args takes a list or tuple: not {_shown('args', args)}")
+        if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+            shown = _shown("kwargs", kwargs)
+            raise TypeError(f"kwargs takes a dict with strings as keys: not {shown}")
+        if any(self[3:]):
+            for name in ("host", "delay", "priority", "headers", "id"):
+                _check(name, getattr(self, name) or None)
+            _check_headers(self.headers or {})
+            if self.id and len(self.id.encode("utf-8", "replace")) > 255:
+                raise ValueError(f"id takes at most 255 bytes: not {_shown('id', self.id)}")
+            self._queue()
 
-_NO_KWARGS: Mapping[str, Any] = types.MappingProxyType({})
-_MAIN = ("__main__", "__mp_main__")  #: The program's module; in a child of multiprocessing.
+    def _queue(self) -> str:
+        queue = self.task.queue
+        return _check_queue_name(_resolve_host(f"{queue}.{self.host}")) if self.host else queue
+
+    def _describe(self) -> dict[str, Any]:
+        """Return its description, as it is sent. Raises TypeError or ValueError if it can't be."""
+        self._check()
+        return {
+            "id": self.id or _ids.make(),
+            "args": self.args or (),
+            "kwargs": dict(self.kwargs or {}),
+            "module": self.task._module,
+            "function": self.task.f.__name__,
+            **_facts_about_sender(int(time.time()), os.getpid()),
+        }
+
+    def _message(self, description: dict[str, Any]) -> _Message:
+        """Return what is published. Raises TypeError for what isn't JSON."""
+        app, queue = self.task.kuyruk, self._queue()
+        properties = {"content_type": "application/json", "delivery_mode": 2}
+        properties |= {"message_id": description["id"], "timestamp": int(time.time())}
+        if self.priority:
+            properties["priority"] = self.priority
+        if self.headers:
+            properties["headers"] = dict(self.headers)
+        body = _encode_json(description, f"an argument of task {self.task.name}")
+        message = _Message(queue, body, properties, app._queue_arguments(queue))
+        return _put_off(message, self.delay, app.config.QUEUE_ARGUMENTS) if self.delay else message
 
 
 def _module_of(f: Callable[..., Any]) -> str:
@@ -3204,10 +3269,8 @@ def _module_of(f: Callable[..., Any]) -> str:
     Raises TypeError if it has none."""
     if f.__module__ not in _MAIN:
         return f.__module__
-    import inspect
-
-    namespace = getattr(inspect.unwrap(f), "__globals__", {})  # profilers have a __main__ of their own
-    if namespace.get("__name__") != f.__module__:
+    namespace = getattr(inspect.unwrap(f), "__globals__", {})
+    if namespace.get("__name__") != f.__module__:  # a profiler has a __main__ of its own
         namespace = vars(sys.modules[f.__module__])
     spec, file = namespace.get("__spec__"), namespace.get("__file__")
     if spec is not None and spec.name not in _MAIN:
@@ -3225,60 +3288,39 @@ def _module_of(f: Callable[..., Any]) -> str:
 
 def _check_function(f: Any) -> None:
     """Raise TypeError for what can't be a task, or whose call doesn't run it."""
-    import inspect
-
     names = [getattr(f, name, None) for name in ("__module__", "__name__", "__qualname__")]
-    if isinstance(f, type | Task) or not callable(f) or not all(isinstance(name, str) for name in names):
+    if isinstance(f, type | Task) or not callable(f) or not all(isinstance(n, str) for n in names):
         raise TypeError(
             f"a task is made of a function, not of {_shown('f', f)}: write one that calls it"
             " (def f(x): return ...), and decorate that"
         )
-    name = names[1]
     for test, kind, instead in (
-        (inspect.iscoroutinefunction, "an async function", f"asyncio.run({name}(...))"),
-        (inspect.isgeneratorfunction, "a generator function", f"list({name}(...))"),
+        (inspect.iscoroutinefunction, "an async function", "asyncio.run({}(...))"),
+        (inspect.isgeneratorfunction, "a generator function", "list({}(...))"),
         (inspect.isasyncgenfunction, "an async generator function", "asyncio.run(...)"),
     ):
         if test(f):
             raise TypeError(
-                f"{name!r} is {kind}: to call it doesn't run it. Decorate a plain function in its"
-                f" place, which calls {instead}"
+                f"{names[1]!r} is {kind}: to call it doesn't run it. Decorate a plain function in"
+                f" its place, which calls {instead.format(names[1])}"
             )
+
+
+#: What is returned by calls that don't run what was meant.
+_NOT_RUN: tuple[type, ...] = (map, filter, functools.partial, contextlib._GeneratorContextManager)
+_NOT_RUN += (collections.abc.Generator, collections.abc.Awaitable, collections.abc.AsyncGenerator)
 
 
 def _require_result(task: Task[..., Any], result: T) -> T:
     """Return what a task has returned. Raises TypeError if that has yet to be run by somebody."""
-    from collections.abc import AsyncGenerator, Awaitable, Generator
-
-    if issubclass(type(result), Generator | Awaitable | AsyncGenerator):
+    if issubclass(type(result), _NOT_RUN):
         if isinstance(result, types.CoroutineType) and result.cr_frame is not None:
             result.close()  # Python would warn that nobody has waited for it
         raise TypeError(
-            f"task {task.name} has returned a {type(result).__name__}, which hasn't run: it takes"
-            " asyncio.run(...), or list(...) for a generator, in the task"
+            f"task {task.name} has returned a {type(result).__name__}, which hasn't run: run it in"
+            " the task, with asyncio.run(...), or list(...) for a generator"
         )
     return result
-
-
-def _functions_in(f: Any) -> list[Any]:
-    """Return the function and what its decorators (functools.wraps) have wrapped, innermost last."""
-    functions = [f]
-    while hasattr(functions[-1], "__wrapped__") and len(functions) < 100:
-        functions.append(functions[-1].__wrapped__)
-    return functions
-
-
-def _place_of(f: Any) -> tuple[str, int]:
-    """Return the file and the line of a function, without its decorators."""
-    code = getattr(_functions_in(f)[-1], "__code__", None)
-    return (os.path.realpath(code.co_filename), code.co_firstlineno) if code else ("", 0)
-
-
-def _is_same(f: Any, other: Any) -> bool:
-    """Whether two functions of one name are one, whose module may have been imported again. Two
-    that a factory has made have their code in common: they aren't one."""
-    mine, theirs = (getattr(_functions_in(each)[-1], "__code__", None) for each in (f, other))
-    return f is other or (mine is not theirs and _place_of(f) == _place_of(other))
 
 
 class Task(Generic[P, R]):
@@ -3315,22 +3357,17 @@ class Task(Generic[P, R]):
         self.f = f
         self.kuyruk = kuyruk
         self.queue = _check_queue_name(queue)
-        options = {"retry": retry, "max_run_time": max_run_time, "fail_delay": fail_delay}
-        options |= {"reject_delay": reject_delay, "max_fail_delay": max_fail_delay}
-        options |= {"max_failures": max_failures}
-        for name, value in options.items():
-            _check(name, value)
         self.retry = retry
-        self.max_run_time = max_run_time or None
+        self.max_run_time = max_run_time
         self.fail_delay = fail_delay
         self.reject_delay = reject_delay
         self.max_fail_delay = max_fail_delay
         self.max_failures = max_failures
-        self.throws = _check_classes(throws)
-        if not fail_delay and (max_fail_delay is not None or max_failures is not None):
-            raise ValueError("max_fail_delay and max_failures have no effect without a fail_delay")
-        if max_fail_delay is not None and max_fail_delay < fail_delay:
-            raise ValueError(f"max_fail_delay takes at least the fail_delay of {fail_delay:g} seconds")
+        classes: Any = throws
+        if isinstance(throws, type | str) or not isinstance(throws, Iterable):
+            classes = [throws]
+        self.throws: tuple[type[BaseException], ...] = tuple(classes)
+        self._check_options()
         for name in functools.WRAPPER_ASSIGNMENTS:
             with contextlib.suppress(AttributeError):
                 setattr(self, name, getattr(f, name))
@@ -3343,8 +3380,8 @@ class Task(Generic[P, R]):
         at_top = f.__qualname__ in (f.__name__, f"{f.__name__}.f")
         if not self._problem and not (at_top and f.__name__.isidentifier()):
             self._problem = (
-                f"{f.__qualname__!r} can't be sent: a worker finds a task by its name in its module,"
-                " so it must be a named function at the top level (.apply works for any)"
+                f"{f.__qualname__!r} can't be sent: a worker finds a task by its name in its"
+                " module, so it must be a named function at the top level (.apply works for any)"
             )
         #: "<module>.<function>", by which workers find it.
         self.name: str = f"{self._module}.{f.__name__}"
@@ -3354,6 +3391,20 @@ class Task(Generic[P, R]):
         if task_init.receivers:
             task_init.send(kuyruk, task=self)
 
+    def _check_options(self) -> None:
+        names = ("retry", "max_run_time", "fail_delay", "reject_delay", "max_fail_delay")
+        for name in (*names, "max_failures"):
+            _check(name, getattr(self, name))
+        self.max_run_time = self.max_run_time or None
+        for each in self.throws:
+            if not (isinstance(each, type) and issubclass(each, BaseException)):
+                raise ValueError(f"throws takes exception classes: not {_shown('throws', each)}")
+        if not self.fail_delay and (self.max_fail_delay, self.max_failures) != (None, None):
+            raise ValueError("max_fail_delay and max_failures have no effect without a fail_delay")
+        if self.max_fail_delay is not None and self.max_fail_delay < self.fail_delay:
+            least = f"the fail_delay of {self.fail_delay:g} seconds"
+            raise ValueError(f"max_fail_delay takes at least {least}: not {self.max_fail_delay:g}")
+
     def __repr__(self) -> str:
         return f"<Task {self.name} on {self.queue!r}>"
 
@@ -3362,90 +3413,48 @@ class Task(Generic[P, R]):
         return self.f.__name__
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Send a message that makes a worker call the function with these arguments. Raises as `send_to_queue`."""
+        """Send a message that makes a worker call the function with these arguments. Raises as
+        `send_to_queue`."""
         self.send_to_queue(args, kwargs)
 
-    @overload
+    @typing.overload
     def send_to_queue(
-        self,
-        args: Sequence[Any] | None = (),
-        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
-        host: str | None = None,
-        wait_result: None = None,
-        message_ttl: float | None = None,
-        *,
-        delay: float | None = None,
-        priority: int | None = None,
-        headers: Mapping[str, Any] | None = None,
-        id: str | None = None,
-    ) -> None: ...
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None,
+        host: str | None = None, wait_result: None = None, message_ttl: float | None = None,
+        **options: typing.Unpack[SendOptions],
+    ) -> None: ...  # fmt: skip
 
-    @overload
+    @typing.overload
     def send_to_queue(
-        self,
-        args: Sequence[Any] | None = (),
-        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
-        host: str | None = None,
-        *,
-        wait_result: float,
-        message_ttl: float | None = None,
-        priority: int | None = None,
-        headers: Mapping[str, Any] | None = None,
-        id: str | None = None,
-    ) -> R: ...
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None,
+        host: str | None = None, *, wait_result: float, message_ttl: float | None = None,
+        **options: typing.Unpack[SendOptions],
+    ) -> R: ...  # fmt: skip
 
-    @overload
+    @typing.overload
     def send_to_queue(
-        self,
-        args: Sequence[Any] | None,
-        kwargs: Mapping[str, Any] | None,
-        host: str | None,
-        wait_result: float,
-        message_ttl: float | None = None,
-        *,
-        priority: int | None = None,
-        headers: Mapping[str, Any] | None = None,
-        id: str | None = None,
-    ) -> R: ...
+        self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, host: str | None,
+        wait_result: float, message_ttl: float | None = None, **options: typing.Unpack[SendOptions],
+    ) -> R: ...  # fmt: skip
 
-    @overload
+    @typing.overload
     def send_to_queue(
-        self,
-        args: Sequence[Any] | None = (),
-        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
-        host: str | None = None,
-        wait_result: float | None = None,
-        message_ttl: float | None = None,
-        *,
-        delay: float | None = None,
-        priority: int | None = None,
-        headers: Mapping[str, Any] | None = None,
-        id: str | None = None,
-    ) -> R | None: ...
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None,
+        host: str | None = None, wait_result: float | None = None,
+        message_ttl: float | None = None, **options: typing.Unpack[SendOptions],
+    ) -> R | None: ...  # fmt: skip
 
     def send_to_queue(
-        self,
-        args: Sequence[Any] | None = (),
-        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
-        host: str | None = None,
-        wait_result: float | None = None,
-        message_ttl: float | None = None,
-        *,
-        delay: float | None = None,
-        priority: int | None = None,
-        headers: Mapping[str, Any] | None = None,
-        id: str | None = None,
-    ) -> Any:
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None,
+        host: str | None = None, wait_result: float | None = None,
+        message_ttl: float | None = None, **options: typing.Unpack[SendOptions],
+    ) -> Any:  # fmt: skip
         """Send a message; with `wait_result`, wait for the result and return it.
 
         host: sends to "<queue>.<host>"; "localhost" stands for this machine's hostname.
         wait_result: seconds from now to wait for the reply.
         message_ttl: seconds after which the message is dropped, unless a worker has got it.
-        delay: seconds (up to 49 days) after which the message is in its queue. RabbitMQ keeps it
-            until then, on a queue for this delay. Not with wait_result or message_ttl.
-        priority: from 0 to 255, in a queue that was declared with x-max-priority.
-        headers: a dict; the task finds it in `current_task().headers`.
-        id: the message's, instead of a new one.
+        options: delay (not with the two above), priority, headers, id: see `SendOptions`.
 
         None, and what else is empty (0, ""), means "not given". Raises TypeError (arguments that
         aren't JSON), ValueError (an option that can't be), BrokerError (not confirmed in time, or
@@ -3453,48 +3462,41 @@ class Task(Generic[P, R]):
         RemoteException (the task raised).
         """
         wait_result, message_ttl = wait_result or None, message_ttl or None
-        if wait_result is not None:
-            _check("wait_result", wait_result)
-        if message_ttl is not None:
-            _check("message_ttl", message_ttl)
-        if delay and (wait_result or message_ttl):
+        _check("wait_result", wait_result)
+        _check("message_ttl", message_ttl)
+        subtask = self.subtask(args, kwargs, host, **options)
+        if subtask.delay and (wait_result or message_ttl):
             raise ValueError("delay can't be combined with wait_result or message_ttl")
-        subtask = self.subtask(args, kwargs, host, delay=delay, priority=priority, headers=headers, id=id)
         if self.kuyruk.config.EAGER:
             return self._send_eagerly(subtask, wait_result)
         description = self._describe(subtask)
-        message = self._message(subtask, description)
+        message = subtask._message(description)
         if message_ttl is not None:
             message.properties["expiration"] = _milliseconds(message_ttl)
         if wait_result is None:
             self.kuyruk._publisher.send([message])
-            return self._notify_sent(description)
+            return self._announce(task_postsend, description)
         # An id of its own: two callers may give their messages the same.
-        correlation_id = message.properties["message_id"] if not id else _ids.make()
+        correlation_id = _ids.make() if subtask.id else description["id"]
         message.properties.update(reply_to="amq.rabbitmq.reply-to", correlation_id=correlation_id)
         try:
             reply = self.kuyruk._publisher.call(message, wait_result)
         except ResultTimeout:
-            self._notify_sent(description)
+            self._announce(task_postsend, description)
             raise
-        self._notify_sent(description)
+        self._announce(task_postsend, description)
         return _decode_reply(reply)
 
     def subtask(
         self,
         args: Sequence[Any] | None = (),
-        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
+        kwargs: Mapping[str, Any] | None = None,
         host: str | None = None,
-        *,
-        delay: float | None = None,
-        priority: int | None = None,
-        headers: Mapping[str, Any] | None = None,
-        id: str | None = None,
+        **options: typing.Unpack[SendOptions],
     ) -> SubTask:
-        """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. Options as for
-        `send_to_queue`."""
-        args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
-        return SubTask(self, args, kwargs, host, delay, priority, headers, id)
+        """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. host and options as
+        for `send_to_queue`."""
+        return SubTask(self, () if args is None else args, kwargs or {}, host, **options)
 
     def apply(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here, with its retries and its time limit, without the broker.
@@ -3526,52 +3528,35 @@ class Task(Generic[P, R]):
         finally:
             self._notify(task_postapply, args, kwargs)
 
-    def _notify(self, signal: Signal, args: Any, kwargs: Any, error: BaseException | None = None) -> None:
+    def _notify(self, signal: Signal, args: Any, kwargs: Any, error: Any = None) -> None:
         """Send a signal about a run of this task. Costs nothing if nobody receives it."""
         if signal.receivers:
             facts = {} if error is None else {"exc_info": (type(error), error, error.__traceback__)}
             signal.send(self.kuyruk, task=self, args=args, kwargs=kwargs, **facts)
 
-    def _notify_sent(self, description: dict[str, Any]) -> None:
-        if task_postsend.receivers:
-            arguments = {"args": description["args"], "kwargs": description["kwargs"]}
-            task_postsend.send(self.kuyruk, task=self, **arguments, description=description)
+    def _announce(self, signal: Signal, description: dict[str, Any]) -> None:
+        """Send a signal about a message, whose description a receiver may change."""
+        if signal.receivers:
+            facts = {"args": description["args"], "kwargs": description["kwargs"]}
+            signal.send(self.kuyruk, task=self, **facts, description=description)
 
-    def _fits(self, error: BaseException, args: Any, kwargs: Any) -> bool:
-        """Whether the arguments fit the function. A TypeError that was raised in the function, or
-        in what it calls, isn't about its arguments. Looked at after a TypeError only: it is slow."""
-        if not isinstance(error, TypeError):
+    def _fits(self, error: BaseException) -> bool:
+        """Return whether the arguments fit the function. If not, Python raises a TypeError in who
+        calls it (this module, or a decorator), whose text begins with the function's name."""
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        if not isinstance(error, TypeError) or last is None:
             return True
-        codes = [getattr(f, "__code__", None) for f in _functions_in(self.f)]
-        frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-        *outer, inner = [code for code in codes if code is not None] or [None]
-        if inner in frames:
-            return True
-        if frames and frames[-1].co_filename != __file__ and frames[-1] not in outer:
-            return True
-        try:
-            signature = self._signature()
-        except Exception:  # it has none (of C), or one that can't be read
-            return True
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError:
-            return False
-        return True
-
-    def _signature(self) -> Any:
-        import inspect
-
-        if sys.version_info >= (3, 14):  # annotations aren't evaluated: their names may not exist
-            from annotationlib import Format
-
-            return inspect.signature(self.f, annotation_format=Format.FORWARDREF)
-        return inspect.signature(self.f)
+        decorators: list[Any] = []
+        inner = inspect.unwrap(self.f, stop=decorators.append)  # which returns None: it goes on
+        callers = [_call_task.__code__, *(getattr(f, "__code__", None) for f in decorators)]
+        is_about_call = _text_of(error, 1000).startswith(f"{inner.__qualname__}() ")
+        return last.tb_frame.f_code not in callers or not is_about_call
 
     def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
         """As if sent: what isn't JSON fails, what JSON changes (a tuple, say) is changed."""
-        _check_options(subtask)
-        body = _encode_description(_describe(self._module, self.f.__name__, subtask.id or None, *subtask[1:3]))
+        body = _encode_json(subtask._describe(), f"an argument of task {self.name}")
         description = _decode_task(body)
         result = cast(AnyTask, self).apply(*description.args, **description.kwargs)
         return None if wait_result is None else _decode_reply(_encode_reply(result, None))
@@ -3580,49 +3565,9 @@ class Task(Generic[P, R]):
         """Return the description that is sent. Raises TypeError or ValueError for what can't be."""
         if self._problem:
             raise TypeError(self._problem)
-        _check_options(subtask)
-        function, id = self.f.__name__, subtask.id or None
-        description = _describe(self._module, function, id, subtask.args, subtask.kwargs)
-        if task_presend.receivers:  # they may change it
-            arguments = {"args": description["args"], "kwargs": description["kwargs"]}
-            task_presend.send(self.kuyruk, task=self, **arguments, description=description)
+        description = subtask._describe()
+        self._announce(task_presend, description)
         return description
-
-    def _message(self, subtask: SubTask, description: dict[str, Any]) -> _Message:
-        """Raises TypeError for what isn't JSON, ValueError for a host that makes no queue name."""
-        properties = {"content_type": "application/json", "delivery_mode": 2}
-        properties |= {"message_id": description["id"], "timestamp": int(time.time())}
-        if subtask.priority:
-            properties["priority"] = subtask.priority
-        if subtask.headers:
-            properties["headers"] = dict(subtask.headers)
-        app, queue = self.kuyruk, _queue_for(self.queue, subtask.host)
-        message = _Message(queue, _encode_description(description), properties, app._queue_arguments(queue))
-        return _put_off(message, subtask.delay, app.config.QUEUE_ARGUMENTS) if subtask.delay else message
-
-
-def _check_classes(throws: Any) -> tuple[type[BaseException], ...]:
-    classes = (throws,) if isinstance(throws, type) else tuple(throws)
-    for each in classes:
-        if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise ValueError(f"throws takes exception classes: not {_shown('throws', each)}")
-    return classes
-
-
-def _check_options(subtask: SubTask) -> None:
-    """Raise TypeError or ValueError for options that can't be."""
-    if not any(subtask[3:]):  # as most are sent
-        return
-    for name in ("host", "delay", "priority", "headers", "id"):
-        if getattr(subtask, name):
-            _check(name, getattr(subtask, name))
-    if subtask.headers:
-        _check_headers(subtask.headers)
-    _queue_for(subtask.task.queue, subtask.host)
-
-
-def _queue_for(queue: str, host: str | None) -> str:
-    return _check_queue_name(_resolve_host(f"{queue}.{host}")) if host else queue
 
 
 AnyTask = Task[..., Any]
@@ -3635,22 +3580,52 @@ def _notify_worker(signal: Signal, worker: Worker) -> None:
 
 
 def _notify_failure(
-    worker: Worker, queue: str, description: _Description | None, task: AnyTask | None, error: BaseException
+    worker: Worker,
+    queue: str,
+    description: _Description | None,
+    task: AnyTask | None,
+    error: BaseException,
 ) -> None:
     """Send worker_failure. None: the message couldn't be decoded; its task wasn't found.
 
     To be called before the failure is logged: Sentry drops what it is told of one exception again.
     """
     if worker_failure.receivers:
-        facts: dict[str, Any] = {"description": {}, "exc_info": (type(error), error, error.__traceback__)}
-        if description is not None:
-            facts["description"] = description.whole  # receivers may add to it
-            if task is not None:
-                facts |= {"task": task, "args": description.args, "kwargs": description.kwargs}
+        facts: dict[str, Any] = {"exc_info": (type(error), error, error.__traceback__)}
+        facts["description"] = {} if description is None else description.whole  # may be added to
+        if description is not None and task is not None:
+            facts |= {"task": task, "args": description.args, "kwargs": description.kwargs}
         worker_failure.send(worker.app, worker=worker, queue=queue, **facts)
 
 
 # --- Failed messages ---------------------------------------------------------
+
+#: What a forwarded message doesn't take along. Properties: its time to live was for its queue, the
+#: broker checks the user against ours, the last is reserved. Headers: CC and BCC would send copies.
+_LEFT_BEHIND = ("expiration", "user_id", "cluster_id")
+_LEFT_BEHIND_HEADER = re.compile(r"CC$|BCC$|x-death$|x-(first|last)-death-")
+_OUR_HEADERS = ("failed-at", "failed-on", "failures", "queue", "exception", "value", "traceback")
+
+
+def _is_flat(value: Any, levels: int = 50) -> bool:
+    """Return whether it isn't nested so deeply that who gets it next, deeper in calls than we are,
+    may fail to decode it."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_flat(each, levels - 1) for each in inner)
+
+
+def _copied(
+    properties: Iterable[tuple[str, Any]],
+    headers: Mapping[str, Any],
+    gone: Iterable[str] = _LEFT_BEHIND,
+) -> dict[str, Any]:
+    """Return the properties of a message's copy, without those that are gone, and with those of the
+    headers that may go."""
+    kept = {k: v for k, v in properties if k not in gone and v not in (None, "")}
+    kept["headers"] = {
+        k: v for k, v in headers.items() if not _LEFT_BEHIND_HEADER.match(k) and _is_flat(v)
+    }
+    return {"message_id": _ids.make()} | kept | {"delivery_mode": 2}
 
 
 def _request(channel: Channel, kind: Any, **values: Any) -> Any:
@@ -3660,18 +3635,27 @@ def _request(channel: Channel, kind: Any, **values: Any) -> Any:
     return channel.rpc_request(type(kind.__name__, (kind,), changes)(**values))
 
 
-def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
-    """Yield the messages that are in a queue now: amqpstorm's, not acknowledged.
-
-    A consumer brings no more than its prefetch allows, so that memory is bounded. What is looked at and
-    not acknowledged counts against that: so each has a share of the messages, and then another follows.
-    """
+def _look_at(channel: Channel, queue: str) -> tuple[int, int] | None:
+    """Return the numbers of messages and consumers; None if there is no such queue: RabbitMQ has
+    closed the channel then, and it is opened again."""
     try:
-        left = _request(channel, commands.Queue.Declare, queue=queue, passive=True)["message_count"]
+        answer = _request(channel, commands.Queue.Declare, queue=queue, passive=True)
     except AMQPChannelError as error:
         if error.error_code != 404:
             raise
-        return
+        channel.open()
+        return None
+    return int(answer["message_count"]), int(answer["consumer_count"])
+
+
+def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
+    """Yield the messages that are in a queue now: amqpstorm's, not acknowledged.
+
+    A consumer brings no more than its prefetch allows, so that memory is bounded. What is looked at
+    and not acknowledged counts against that: so each has a share of the messages, and then another
+    follows.
+    """
+    left, _ = _look_at(channel, queue) or (0, 0)
     share, largest = FIRST_SHARE, 1
     while left > 0:
         channel.basic.qos(share)
@@ -3691,18 +3675,19 @@ def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
 
 
 class FailedMessage:
-    """A message in "<queue>.failed", from `Kuyruk.failed_messages`. It may be no task's at all: what
-    isn't known of it is None."""
+    """A message in "<queue>.failed", from `Kuyruk.failed_messages`. It may be no task's at all:
+    what isn't known of it is None."""
 
     def __init__(self, app: Kuyruk, source: str, message: Any, channel: Channel) -> None:
-        """source: the queue whose ".failed" queue it is in. message: amqpstorm's, of this channel."""
+        """source: the queue whose ".failed" queue it is in. message: amqpstorm's, of channel."""
         self._app = app
         self._source = source
         self._message = message
         self._channel = channel
-        self._gone = False
-        headers = message.properties.get("headers") or {}
-        facts = {key: _plain(headers.get(f"x-kuyruk-{key}")) for key in _OUR_HEADERS}
+        self._is_gone = False
+        self._headers: dict[str, Any] = message.properties.get("headers") or {}
+        known = {name: self._headers.get(f"x-kuyruk-{name}") for name in _OUR_HEADERS}
+        text = {k: None if v is None else _text_of(v, 2 * HEADER_TEXT) for k, v in known.items()}
         self.id: str | None = message.properties.get("message_id") or None
         self.task: str | None = None  #: "<module>.<function>"
         self.args: list[Any] | None = None
@@ -3711,37 +3696,35 @@ class FailedMessage:
             task = _decode_task(message._body)
             self.id, self.task = task.id or self.id, f"{task.module}.{task.function}"
             self.args, self.kwargs = task.args, task.kwargs
-        self.failed_at = facts["failed-at"]  #: "2026-01-31T12:00:00+00:00"
-        self.failed_on = facts["failed-on"]  #: "<host>:<pid>" of the worker.
-        times = headers.get("x-kuyruk-failures")
+        self.failed_at = text["failed-at"]  #: "2026-01-31T12:00:00+00:00"
+        self.failed_on = text["failed-on"]  #: "<host>:<pid>" of the worker.
+        times, queue = known["failures"], known["queue"]
         #: How often it has failed.
         self.failures: int | None = times if type(times) is int else None
-        was_in = headers.get("x-kuyruk-queue")
         #: In which it was, and to which `requeue` sends it.
-        self.queue: str = was_in if was_in and isinstance(was_in, str) else source
-        self.exception = facts["exception"]  #: Its dotted name.
-        self.value = facts["value"]  #: Its text.
-        self.traceback = facts["traceback"]  #: Formatted.
+        self.queue: str = queue if queue and isinstance(queue, str) else source
+        self.exception = text["exception"]  #: Its dotted name.
+        self.value = text["value"]  #: Its text.
+        self.traceback = text["traceback"]  #: Formatted.
 
     def __repr__(self) -> str:
         return f"<FailedMessage {self.id!r} of task {self.task!r} in {self._source + '.failed'!r}>"
 
     def requeue(self) -> None:
-        """Send it to its queue again as its sender has sent it, as far as that can be known, and then
-        take it from "<queue>.failed". Nobody waits for its reply any more.
+        """Send it to its queue again as its sender has sent it, as far as that can be known, and
+        then take it from "<queue>.failed". Nobody waits for its reply any more.
 
-        If the connection is lost in between it is in both queues. Raises BrokerError and ValueError (it
-        can't be sent: it stays), and KuyrukError (it isn't there any more).
+        If the connection is lost in between it is in both queues. Raises BrokerError and ValueError
+        (it can't be sent: it stays), and KuyrukError (it isn't there any more).
         """
         with self._held() as message:
-            headers = message.properties.get("headers") or {}
-            ours = _headers_of_ours(message).keys() - {"x-kuyruk-failures"}
-            kept = {key: value for key, value in headers.items() if key not in ours}
+            ours = self._ours().keys() - {"x-kuyruk-failures"}
+            kept = {key: value for key, value in self._headers.items() if key not in ours}
             gone = (*_LEFT_BEHIND, "reply_to", "correlation_id")
             properties = _copied(message.properties.items(), kept, gone)
             queue = _check_queue_name(self.queue)
-            copy = _Message(queue, message._body, properties, self._app._queue_arguments(queue))
-            self._app._publisher.send([copy])
+            arguments = self._app._queue_arguments(queue)
+            self._app._publisher.send([_Message(queue, message._body, properties, arguments)])
             message.ack()
 
     def delete(self) -> None:
@@ -3751,65 +3734,28 @@ class FailedMessage:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[Any]:
-        """amqpstorm's message on an open channel. After the iteration that has brought it, it is back in
-        its queue, and looked for there."""
-        if self._gone:
+        """Yield amqpstorm's message on an open channel. After the iteration that has brought it, it
+        is back in its queue, and looked for there."""
+        if self._is_gone:
             raise KuyrukError(f"message {self.id!r} was requeued or deleted already")
         if self._channel.is_open:
             yield self._message
         else:
             with contextlib.closing(self._app.failed_messages(self._source)) as messages:
-                same = next((other for other in messages if other._is_same(self)), None)
+                mine = self._identity()
+                same = next((each for each in messages if each._identity() == mine), None)
                 if same is None:
                     there = f"{self._source}.failed"
                     raise KuyrukError(f"message {self.id!r} isn't in {there!r} any more")
                 yield same._message
-        self._gone = True
+        self._is_gone = True
 
-    def _is_same(self, other: FailedMessage) -> bool:
-        mine, others = self._message, other._message
-        return mine._body == others._body and _headers_of_ours(mine) == _headers_of_ours(others)
+    def _identity(self) -> Any:
+        """Return what tells it from others in its queue."""
+        return self._message._body, self._ours()
 
-
-def _headers_of_ours(message: Any) -> dict[str, Any]:
-    headers = message.properties.get("headers") or {}
-    return {key: value for key, value in headers.items() if key.startswith("x-kuyruk-")}
-
-
-def _plain(value: Any) -> str | None:
-    """A header's value as text that can be shown, whatever it is."""
-    if value is None:
-        return None
-    try:
-        return _bounded(str(value), 2 * HEADER_TEXT)
-    except Exception as error:
-        return f"<no text: str() raised {type(error).__name__}>"
-
-
-#: What a forwarded message doesn't take along. Properties: its time to live was for its queue, the
-#: broker checks the user against ours, the last is reserved. Headers: CC and BCC would send copies.
-_LEFT_BEHIND = ("expiration", "user_id", "cluster_id")
-_LEFT_BEHIND_HEADER = re.compile(r"CC$|BCC$|x-death$|x-(first|last)-death-")
-
-
-def _is_flat(value: Any, levels: int = 50) -> bool:
-    """Whether it isn't nested so deeply that who gets it next, deeper in calls than we are, may fail to decode it."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels > 0 and all(_is_flat(each, levels - 1) for each in inner)
-
-
-def _copied(
-    properties: Iterable[tuple[str, Any]], headers: Mapping[str, Any], gone: Iterable[str] = _LEFT_BEHIND
-) -> dict[str, Any]:
-    """The properties of a message's copy, without those that are gone, and with those of the headers that may go."""
-    kept = {k: v for k, v in properties if k not in gone and v not in (None, "")}
-    kept["headers"] = {k: v for k, v in headers.items() if not _LEFT_BEHIND_HEADER.match(k) and _is_flat(v)}
-    kept["delivery_mode"] = 2
-    kept.setdefault("message_id", _ids.make())
-    return kept
-
-
-_OUR_HEADERS = ("failed-at", "failed-on", "failures", "queue", "exception", "value", "traceback")
+    def _ours(self) -> dict[str, Any]:
+        return {k: v for k, v in self._headers.items() if k.startswith("x-kuyruk-")}
 
 
 # --- Kuyruk ------------------------------------------------------------------
@@ -3818,35 +3764,46 @@ _OUR_HEADERS = ("failed-at", "failed-on", "failures", "queue", "exception", "val
 class QueueStats(NamedTuple):
     """What `Kuyruk.queue_stats` has seen of a queue."""
 
-    #: Messages that no worker has yet; None: there is no such queue.
-    waiting: int | None
-    #: Workers' subscriptions; None: there is no such queue.
-    consumers: int | None
-    #: Messages in "<queue>.failed".
-    failed: int
+    waiting: int | None  #: Messages that no worker has yet; None: there is no such queue.
+    consumers: int | None  #: Workers' subscriptions; None: there is no such queue.
+    failed: int  #: Messages in "<queue>.failed".
 
 
-def _look_at(connection: Connection, queues: Iterable[str]) -> Iterator[tuple[int, int] | None]:
-    """Yield messages and consumers of each queue; None if there is no such queue."""
-    channel = None
-    for queue in queues:
-        if channel is None or not channel.is_open:
-            channel = connection.channel()
-        try:
-            answer = _request(channel, commands.Queue.Declare, queue=queue, passive=True)
-        except AMQPChannelError as error:  # the broker has closed the channel
-            if error.error_code != 404:
-                raise
-            yield None
-        else:
-            yield int(answer["message_count"]), int(answer["consumer_count"])
+class WorkerOptions(typing.TypedDict, total=False):
+    """Options of a `Worker`. None: the value of the configuration's `WORKER_` key."""
+
+    threads: int | None
+    prefetch: int | None
+    max_load: float | None
+    max_run_time: float | None
+    grace: float | None
+    shutdown_timeout: float | None
+    reconnect_interval: float | None
+    priority: int | None
+    max_crashes: int | None
+
+
+class LogContext(logging.Filter):
+    """A filter for a handler of logging's: it gives each record `task` (the name), `task_id` and
+    `queue`, of `current_task()`; None outside of a task. What a record has as `extra` stays.
+
+        handler.addFilter(kuyruk.LogContext())
+        handler.setFormatter(logging.Formatter("%(task_id)s %(message)s"))
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        run = current_task()
+        facts = (None, None, None) if run is None else (run.task.name, run.id, run.queue)
+        for name, value in zip(("task", "task_id", "queue"), facts, strict=True):
+            vars(record).setdefault(name, value)
+        return bool(super().filter(record))
 
 
 class Kuyruk:
     """An application: its configuration, its tasks, and its connection for sending.
 
-    config: a `Config`; None for the defaults. Nothing is connected before it is used. As a context manager it closes
-    its connection at the end.
+    config: a `Config`; None for the defaults. Nothing is connected before it is used. As a context
+    manager it closes its connection at the end.
     """
 
     Reject: ClassVar = Reject
@@ -3854,7 +3811,7 @@ class Kuyruk:
 
     def __init__(self, config: Config | None = None) -> None:
         if config is not None and not isinstance(config, Config):
-            raise TypeError(f"config takes a kuyruk.Config: not {config!r}")
+            raise TypeError(f"config takes a kuyruk.Config: not {_shown('config', config)}")
         self.config = Config() if config is None else config
         self.extensions: dict[str, Any] = {}  #: For extensions.
         #: Top-level packages (or modules): a message makes a worker import nothing outside of them.
@@ -3877,10 +3834,10 @@ class Kuyruk:
         """Close the connection for sending. Another send opens it again."""
         self._publisher.close()
 
-    @overload
+    @typing.overload
     def task(self, queue: Callable[P, R]) -> Task[P, R]: ...
 
-    @overload
+    @typing.overload
     def task(
         self,
         queue: str = "kuyruk",
@@ -3895,19 +3852,22 @@ class Kuyruk:
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
     def task(self, queue: Any = "kuyruk", **options: Any) -> Any:
-        """Decorate a function into a `Task`: `@app.task` or `@app.task(queue="x", retry=2)`, with Task's options.
+        """Decorate a function into a `Task`: `@app.task` or `@app.task(queue="x", retry=2)`, with
+        Task's options.
 
         Raises as `Task`, and ValueError if another function is a task of that name already.
         """
 
+        queue, function = ("kuyruk", queue) if callable(queue) else (_check_queue_name(queue), None)
+
         def decorate(f: Callable[P, R]) -> Task[P, R]:
-            task = Task(f, self, "kuyruk" if callable(queue) else queue, **options)
+            task = Task(f, self, queue, **options)
             if not task._problem:
                 self._add(task)
             self._queues[task.queue] = None
             return task
 
-        return decorate(queue) if callable(queue) else decorate
+        return decorate if function is None else decorate(function)
 
     def remote(self, name: str, queue: str = "kuyruk") -> AnyTask:
         """Return a task by its name ("pkg.tasks.add"), for a program that doesn't have its code:
@@ -3924,14 +3884,19 @@ class Kuyruk:
         return Task(stand_in, self, queue)
 
     def _add(self, task: AnyTask) -> None:
-        """Make a task known to workers. Raises ValueError if its name is another function's."""
+        """Make a task known to workers. Raises ValueError if its name is another function's. A
+        module may be imported again: its functions are the same, if they are at the same place and
+        of another code object (two that a factory has made have theirs in common)."""
         f, other = task.f, self._tasks.get(task.name)
-        if other is not None and not _is_same(other.f, f):
-            places = ["{}:{}".format(*_place_of(each)) for each in (other.f, f)]
-            raise ValueError(
-                f"two functions are a task called {task.name}, at {places[0]} and at {places[1]}: a"
-                " worker finds a task by its name, so give them two"
-            )
+        if other is not None and other.f is not f:
+            codes = [getattr(inspect.unwrap(each), "__code__", None) for each in (other.f, f)]
+            places = [c and f"{os.path.realpath(c.co_filename)}:{c.co_firstlineno}" for c in codes]
+            is_exec = codes[0] is not None and codes[0].co_filename.startswith("<")  # no module
+            if codes[0] is codes[1] or places[0] != places[1] or is_exec:
+                raise ValueError(
+                    f"two functions are a task called {task.name}, at {places[0]} and at"
+                    f" {places[1]}: a worker finds a task by its name, so give them two"
+                )
         self._tasks[task.name] = task
         self.packages.add(task.name.partition(".")[0])
         limit = (task.retry + 1) * (task.max_run_time or math.inf)
@@ -3948,65 +3913,63 @@ class Kuyruk:
         lists the subtasks that aren't known to have arrived.
         """
         subtasks = list(subtasks)
+        for each in subtasks:
+            if not isinstance(each, SubTask):
+                what = "send_tasks_to_queue takes a list of what a task's subtask(...) returns"
+                raise TypeError(f"{what}: not {_shown('subtasks', each)}")
         if self.config.EAGER:
             for subtask in subtasks:
                 subtask.task._send_eagerly(subtask, None)
             return
         descriptions = [subtask.task._describe(subtask) for subtask in subtasks]
-        messages = [s.task._message(s, d) for s, d in zip(subtasks, descriptions, strict=True)]
-        unconfirmed = set(map(id, messages))
+        messages = [s._message(d) for s, d in zip(subtasks, descriptions, strict=True)]
+        failure = None
         try:
             self._publisher.send(messages)
-            unconfirmed = set()
         except BrokerError as error:
-            unconfirmed = set(map(id, error.unconfirmed))
-            error.unconfirmed = [s for s, m in zip(subtasks, messages, strict=True) if id(m) in unconfirmed]
-            raise
-        finally:
-            for subtask, message, description in zip(subtasks, messages, descriptions, strict=True):
-                if id(message) not in unconfirmed:
-                    subtask.task._notify_sent(description)
+            failure = error
+        unconfirmed = set(map(id, failure.unconfirmed)) if failure is not None else ()
+        is_sent = [id(message) not in unconfirmed for message in messages]
+        for subtask, description in itertools.compress(
+            zip(subtasks, descriptions, strict=True), is_sent
+        ):
+            subtask.task._announce(task_postsend, description)
+        if failure is not None:
+            failure.unconfirmed = [s for s, sent in zip(subtasks, is_sent, strict=True) if not sent]
+            raise failure
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
-        """A new `amqpstorm.Connection`, closed on exit. Raises amqpstorm.AMQPConnectionError."""
-        options = self.config._connection_options() | {"poller": "poll" if hasattr(select, "poll") else "select"}
+        """Yield a new `amqpstorm.Connection`, closed on exit. Raises
+        amqpstorm.AMQPConnectionError."""
+        poller = "poll" if hasattr(select, "poll") else "select"
+        options = self.config._connection_options() | {"poller": poller}
         connect = lambda host, port: _PlainConnection(host, port, options)  # noqa: E731
         with _first_that_answers(self.config, connect) as connection:
-            cast(socket.socket, connection.socket).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock = cast(socket.socket, connection.socket)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             yield connection
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[Channel]:
-        """A new `amqpstorm.Channel` on a new connection, both closed on exit."""
+        """Yield a new `amqpstorm.Channel` on a new connection, both closed on exit."""
         with self.connection() as connection, connection.channel() as channel:
             yield channel
 
     def worker(
-        self,
-        queues: Iterable[str] | None = None,
-        *,
-        threads: int | None = None,
-        prefetch: int | None = None,
-        max_load: float | None = None,
-        max_run_time: float | None = None,
-        grace: float | None = None,
-        shutdown_timeout: float | None = None,
-        reconnect_interval: float | None = None,
-        priority: int | None = None,
-        max_crashes: int | None = None,
+        self, queues: Iterable[str] | None = None, **options: typing.Unpack[WorkerOptions]
     ) -> Worker:
-        """Return a `Worker` for this application. None: the value of the configuration's
-        `WORKER_` key."""
-        options = {name: value for name, value in locals().items() if name not in ("self", "queues")}
+        """Return a `Worker` for this application, of queues (None: those of its tasks), with
+        `WorkerOptions`: threads, prefetch, max_load, max_run_time, grace, shutdown_timeout,
+        reconnect_interval, priority, max_crashes."""
         return Worker(self, queues, **options)
 
     def failed_messages(self, queue: str) -> Generator[FailedMessage, None, None]:
         """Iterate over the messages that are in "<queue>.failed" now, in their order.
 
         What isn't requeued or deleted stays; until the iteration ends nobody else sees what it has
-        brought. Memory is bounded, however many there are. "name.localhost" stands for "name.<hostname>".
-        Raises ValueError (no queue's name) and amqpstorm's errors.
+        brought. Memory is bounded, however many there are. "name.localhost" stands for
+        "name.<hostname>". Raises ValueError (no queue's name) and amqpstorm's errors.
         """
         return self._iterate_failed(_resolve_host(_check_queue_name(queue)))
 
@@ -4019,18 +3982,17 @@ class Kuyruk:
     def queue_stats(self, queues: Iterable[str] | None = None) -> dict[str, QueueStats]:
         """Look what is in the queues of the tasks, or in those named. By passive declaration alone.
 
-        "name.localhost" stands for "name.<hostname>". Raises ValueError (no queue's name) and amqpstorm's
-        errors.
+        "name.localhost" stands for "name.<hostname>". Raises ValueError (no queue's name) and
+        amqpstorm's errors.
         """
         given = self._queues if queues is None else [queues] if isinstance(queues, str) else queues
         names = [_resolve_host(_check_queue_name(name)) for name in given]
-        looked_at = [each for name in names for each in (name, f"{name}.failed")]
-        with self.connection() as connection:
-            seen = list(_look_at(connection, looked_at))
         stats = {}
-        for name, there, failed in zip(names, seen[::2], seen[1::2], strict=True):
-            waiting, consumers = there or (None, None)
-            stats[name] = QueueStats(waiting, consumers, failed[0] if failed else 0)
+        with self.channel() as channel:
+            for name in names:
+                there, failed = _look_at(channel, name), _look_at(channel, f"{name}.failed")
+                waiting, consumers = there or (None, None)
+                stats[name] = QueueStats(waiting, consumers, failed[0] if failed else 0)
         return stats
 
     def _queue_arguments(self, queue: str) -> dict[str, Any]:
@@ -4054,21 +4016,24 @@ class Kuyruk:
         if len(name) > MAX_TASK_NAME:
             raise InvalidMessage(f"no task's name has {len(name)} characters: {name[:100]!r}...")
         if name not in self._tasks:
+            what = f"no task {name!r}"
             if module.partition(".")[0] not in self.packages:
                 known = ", ".join(sorted(self.packages)) or "it has none"
-                raise InvalidMessage(f"no task {name!r}, and {module!r} is in no package of this worker ({known})")
+                where = f"{module!r} is in no package of this worker"
+                raise InvalidMessage(f"{what}, and {where} ({known})")
             if module.rpartition(".")[2] == "__main__" and module not in sys.modules:
-                raise InvalidMessage(f"no task {name!r}: {module!r} is a program, which isn't run for a message")
+                raise InvalidMessage(f"{what}: {module!r} is a program: no message runs it")
             try:
                 importlib.import_module(module)
             except BaseException as error:
-                raise InvalidMessage(f"can't import the module of task {name!r}: {error!r}") from error
+                text = f"can't import the module of task {name!r}: {error!r}"
+                raise InvalidMessage(text) from error
         if name not in self._tasks:
             raise InvalidMessage(f"module {module!r} has no task {function!r}")
         return self._tasks[name]
 
 
-# --- Worker: what becomes of a message ---------------------------------------
+# --- Worker: what becomes of a message ------------------------------------------------------------
 
 
 class _Verdict(NamedTuple):
@@ -4082,6 +4047,9 @@ class _Verdict(NamedTuple):
     reply: bool
     #: Seconds until it is back in its queue (requeue).
     delay: float = 0
+
+
+_BACK = _Verdict("requeued", "requeue", reply=False)
 
 
 def _decide(
@@ -4102,7 +4070,7 @@ def _decide(
     if error is None:
         return _Verdict("succeeded", "ack", reply=True)
     if isinstance(error, Shutdown):
-        return _Verdict("requeued", "requeue", reply=False)
+        return _BACK
     if task is None or not fits:
         return _Verdict("failed", "fail", reply=True)
     if isinstance(error, Reject):
@@ -4118,14 +4086,68 @@ def _decide(
     return _Verdict(tally, "requeue", reply=True, delay=delay)
 
 
-def _forwarded(delivery: _Delivery, queue: str, headers: dict[str, Any], arguments: dict[str, Any]) -> _Message:
-    """The delivery's message, for another queue, with more headers."""
+class _Settlement(NamedTuple):
+    """What is to be sent for a message, in this order: the reply, a copy of the message for another
+    queue, and the frame that settles the delivery."""
+
+    reply: _Message | None
+    copy: _Message | None
+    frame: Literal["ack", "requeue", "reject", "leave"]
+
+
+def _plan(
+    delivery: _Delivery, verdict: _Verdict, result: Any, error: BaseException | None, config: Config
+) -> _Settlement:
+    """Return what carries the verdict out. Raise whatever the user's objects raise."""
+    reply, copy, frame = None, None, cast(Any, verdict.action)
+    if verdict.reply and delivery.reply_to is not None:
+        reply = _reply_message(delivery, result, error)
+    if verdict.action == "fail" and config.FAILED_TTL is not None:
+        headers, arguments = _failure_headers(delivery, error), _derived(config.QUEUE_ARGUMENTS)
+        copy = _forwarded(delivery, f"{delivery.queue}.failed", headers, arguments)
+        copy.properties["expiration"] = _milliseconds(config.FAILED_TTL)
+    elif verdict.action == "fail":
+        frame = "reject"  # to the broker's own dead-letter policy
+    elif verdict.action == "requeue" and (verdict.delay or delivery.is_only_copy):
+        headers = _failure_headers(delivery, error) if error and verdict.reply else {}
+        arguments = _undropped(dict(config.QUEUE_ARGUMENTS))
+        copy = _forwarded(delivery, delivery.queue, headers, arguments)
+        if verdict.reply:  # the caller has its answer
+            copy.properties.pop("reply_to", None)
+        if verdict.delay:
+            copy = _put_off(copy, verdict.delay, config.QUEUE_ARGUMENTS)
+    return _Settlement(reply, copy, "ack" if copy is not None else frame)
+
+
+def _reply_message(delivery: _Delivery, result: Any, error: BaseException | None) -> _Message:
+    try:
+        body = _encode_reply(result, error)
+    except TypeError as unfit:
+        body = _encode_reply(None, unfit)
+    properties = {"content_type": "application/json"}
+    if delivery.properties.correlation_id:
+        properties["correlation_id"] = delivery.properties.correlation_id
+    return _Message(cast(str, delivery.reply_to), body, properties, {}, mandatory=False)
+
+
+def _forwarded(
+    delivery: _Delivery, queue: str, headers: dict[str, Any], arguments: dict[str, Any]
+) -> _Message:
+    """Return the delivery's message, for another queue, with more headers."""
     original = delivery.properties
-    properties = _copied(original or (), getattr(original, "headers", None) or {})
+    properties = _copied(original or (), delivery.headers)
     if getattr(original, "expiration", None) not in (None, ""):
         properties["headers"]["x-kuyruk-expiration"] = original.expiration
     properties["headers"] |= headers
     return _Message(queue, delivery.body, properties, arguments)
+
+
+def _plain_copy(message: _Message) -> _Message:
+    """Return a message whose sender's properties can't be encoded, without these."""
+    kept = message.properties["headers"].items()
+    headers = {k: v for k, v in kept if k.removeprefix("x-kuyruk-") in _OUR_HEADERS}
+    plain = {"headers": headers, "delivery_mode": 2, "message_id": _ids.make()}
+    return message._replace(properties=plain)
 
 
 def _failures_in(headers: Mapping[str, Any] | None) -> int:
@@ -4133,8 +4155,9 @@ def _failures_in(headers: Mapping[str, Any] | None) -> int:
     return times if type(times) is int and 0 <= times < 1_000_000_000 else 0
 
 
-def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any]:
-    """When, where, why and how often it has failed."""
+def _failure_headers(delivery: _Delivery, error: BaseException | None) -> dict[str, Any]:
+    """Return when, where, why and how often it has failed."""
+    error = error or KuyrukError("no error is known")
     return {
         "x-kuyruk-failed-at": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
         "x-kuyruk-failed-on": f"{socket.gethostname()}:{os.getpid()}",
@@ -4146,184 +4169,240 @@ def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any
     }
 
 
-def _delayed(delivery: _Delivery, delay: float, headers: dict[str, Any], arguments: Mapping[str, Any]) -> _Message:
-    """Return the delivery's message, for a queue that passes it on to its own queue after `delay` seconds."""
-    message = _forwarded(delivery, delivery.queue, headers, _undropped(dict(arguments)))
-    return _put_off(message, delay, arguments)
+# --- Worker: deliveries, and the channels that they come by --------------------------------------
 
-
-# --- Worker ------------------------------------------------------------------
+WAITING, RUNNING, CLAIMED, SETTLED, LOST = "waiting", "running", "claimed", "settled", "lost"
 
 
 class _Delivery:
-    """A message in our hands, until it is settled, on the channel that delivered it."""
+    """A message in our hands, until it is settled.
+
+    Its state is WAITING when it has arrived; RUNNING when a pool thread has begun with it; CLAIMED
+    when it was decided who settles it: that thread, or who gives that up; SETTLED in the end. LOST:
+    its channel was lost before it began. The pool changes it, with its lock.
+    """
 
     __slots__ = (
-        "at", "body", "cause", "claimed", "consumer", "intake", "properties",
-        "queue", "redelivered", "settled", "tag", "task", "thread",
+        "at", "body", "cause", "channel", "consumer", "properties", "redelivered", "run", "state",
+        "tag", "task", "thread",
     )  # fmt: skip
 
-    def __init__(self, intake: _Intake, queue: str, method: Any, properties: Any, body: bytes) -> None:
-        self.intake = intake
-        self.consumer: str = method.consumer_tag
-        self.queue = queue
+    def __init__(
+        self,
+        channel: _ConsumerChannel,
+        consumer: _Consumer,
+        method: Any,
+        properties: Any,
+        body: bytes,
+    ) -> None:
+        self.channel = channel
+        self.consumer = consumer
+        self.state = WAITING
+        #: time.monotonic() when it arrived; and then when it was settled.
         self.at = time.monotonic()
         self.tag: int = method.delivery_tag
         self.redelivered: bool = method.redelivered
         #: pamqp's Basic.Properties, or None if they couldn't be decoded.
         self.properties = properties
         self.body = body
-        #: The task that it names, once it is decoded.
+        #: The task that it names, once it is decoded; and its run, once that begins.
         self.task: _Description | None = None
+        self.run: Run | None = None
         #: The pool thread that has it.
         self.thread = 0
-        #: It was decided who settles it: its thread, or who gives that up.
-        self.claimed = False
         #: What has interrupted it before its task began.
         self.cause: BaseException | None = None
-        self.settled = False
 
     def __str__(self) -> str:
         task = self.task
         if task is None:
             return "A message"
-        text = f"Task {task.module}.{task.function} [{task.id}]"
-        return text if text.isprintable() and len(text) < 2000 else repr(text[:2000])  # no lines, no control codes
+        text = f"Task {task.module}.{task.function} [{task.id}]"  # no lines, no control codes:
+        return text if text.isprintable() and len(text) < 2000 else repr(text[:2000])
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self} from {self.queue!r}, {self.state}>"
 
     @property
-    def id(self) -> str | None:
-        """The message's, once it is decoded."""
-        return self.task and self.task.id
+    def queue(self) -> str:
+        return self.channel.queue
+
+    @property
+    def key(self) -> str:
+        """What deaths of processes are counted by: the message's id, or else what is in it."""
+        id = self.task and self.task.id
+        if id and len(id) <= 255:
+            return id
+        return "sha256:" + hashlib.sha256(self.body).hexdigest()
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        return getattr(self.properties, "headers", None) or {}
 
     @property
     def failures(self) -> int:
         """How often it has failed before."""
-        return _failures_in(getattr(self.properties, "headers", None))
-
-    @property
-    def is_counted(self) -> bool:
-        """By a quorum queue: how often it was delivered."""
-        return "x-delivery-count" in (getattr(self.properties, "headers", None) or ())
+        return _failures_in(self.headers)
 
     @property
     def reply_to(self) -> str | None:
         return getattr(self.properties, "reply_to", None) or None
 
-    def ack(self) -> None:
-        self._settle(_ack_frame(self.intake.id, self.tag))
+    @property
+    def is_only_copy(self) -> bool:
+        """Whether its queue was deleted: then the broker has the message no more."""
+        return self.channel.is_orphaned
 
-    def requeue(self) -> None:
-        # Not Basic.Reject: from RabbitMQ 4.3 on, that counts towards a quorum queue's limit.
-        self._settle(_marshal(self.intake.id, commands.Basic.Nack(delivery_tag=self.tag, requeue=True)))
+    @property
+    def is_lost(self) -> bool:
+        """Whether it isn't ours any more: the broker delivers it again."""
+        return self.channel.why_lost is not None and not self.is_only_copy
 
-    def reject(self) -> None:
-        """To the broker's own dead-letter policy."""
-        self._settle(_marshal(self.intake.id, commands.Basic.Reject(delivery_tag=self.tag, requeue=False)))
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What log records about it have as attributes."""
+        task = self.task
+        name = task and f"{task.module}.{task.function}"
+        return {"task": name, "task_id": task and task.id, "queue": self.queue}
 
-    def _settle(self, frame: bytes) -> None:
-        if self.settled:
-            return
-        self.settled = True
-        if self.intake.why_lost is None:
-            self.intake.connection.post_soon(self.intake, frame)
-        else:
-            logger.warning("A message from %r isn't ours any more: it will be delivered again", self.queue)
+    def send_frame(self, frame: str) -> None:
+        """Have the frame sent that settles it. Its channel is the one that delivered it."""
+        if self.channel.why_lost is not None:
+            if not self.is_only_copy and frame != "leave":
+                text = "%s from %r isn't ours any more: it will be delivered again"
+                _log(logging.WARNING, text, self, self.queue, extra=self.extra)
+        elif frame == "ack":
+            data = _ack_frame(self.channel.id, self.tag)
+            self.channel.connection.post_soon(self.channel, data)
+        elif frame != "leave":
+            # Not Basic.Reject: from RabbitMQ 4.3 on, that counts towards a quorum queue's limit.
+            back = commands.Basic.Nack(delivery_tag=self.tag, requeue=True)
+            reject = commands.Basic.Reject(delivery_tag=self.tag, requeue=False)
+            data = _marshal(self.channel.id, back if frame == "requeue" else reject)
+            self.channel.connection.post_soon(self.channel, data)
 
 
-class _Consumer(NamedTuple):
-    queue: str
-    prefetch: int  #: How many messages of it may be unacknowledged. RabbitMQ fixes that when it begins.
+class _Consumer:
+    """A subscription. The pool's lock guards `held`."""
+
+    __slots__ = ("held", "prefetch")
+
+    def __init__(self, prefetch: int) -> None:
+        #: How many messages may be unacknowledged. RabbitMQ fixes that when it begins.
+        self.prefetch = prefetch
+        self.held = 0  #: How many are.
 
 
-class _Intake(_Channel):
-    """The channel that a worker consumes by. It belongs to the supervisor."""
+class _ConsumerChannel(_Channel):
+    """Consumes one queue. The supervisor uses it; the reader calls what begins with `on_`."""
 
     def __init__(
         self,
         connection: _Connection,
+        queue: str,
         config: Config,
         deliver: Callable[[_Delivery], object],
+        on_trouble: Callable[[_ConsumerChannel], object],
     ) -> None:
+        self.queue = queue
         self._config = config
         self._deliver = deliver
+        self._on_trouble = on_trouble
         #: By their tags.
         self.consumers: dict[str, _Consumer] = {}
-        self.consuming = False  # of all queues
+        #: The broker has ended a consumer: the queue was deleted, or has moved.
+        self.is_cancelled = False
+        #: The queue was deleted: what is in our hands is the only copy.
+        self.is_orphaned = False
+        self._cancelled: list[_Consumer] = []  # those that still hold messages
         self._serial = itertools.count(1)
         super().__init__(connection)
 
-    def consume(self, queues: Iterable[str]) -> None:
-        for queue in queues:
-            self.add(queue, self._config.WORKER_PREFETCH or self._config.WORKER_THREADS)
-        self.consuming = True
+    @property
+    def capacity(self) -> int:
+        """How many messages it may hold: what its consumers may, and what cancelled ones do."""
+        self._cancelled = [c for c in self._cancelled if c.held]
+        left = sum(c.held for c in self._cancelled)
+        return left + sum(c.prefetch for c in self.consumers.values())
 
-    def cancel(self) -> None:
-        """When this returns nothing more will be delivered."""
-        self.consuming = False
-        self.remove(list(self.consumers))
+    @property
+    def is_full(self) -> bool:
+        """Whether there may be messages that it can't have. With the pool's lock."""
+        return all(c.held >= c.prefetch for c in self.consumers.values())
 
-    def add(self, queue: str, prefetch: int, is_last: bool = False) -> None:
-        """One more consumer, which holds so many messages. is_last: it gets what no other worker can take."""
-        tag = f"{socket.gethostname()}:{os.getpid()}:{next(self._serial)}"[-255:]
+    def add(self, prefetch: int, is_last: bool = False) -> None:
+        """Begin one more consumer. is_last: it gets what no other worker can take."""
+        number = next(self._serial)
+        tag = f"{socket.gethostname()}:{os.getpid()}:{self.id}:{number}"[-255:]
         priority = (self._config.WORKER_PRIORITY or 0) - is_last
         arguments: Any = {"x-priority": priority} if priority else {}
-        consumer = self.consumers[tag] = _Consumer(queue, min(prefetch, 0xFFFF))
+        consumer = self.consumers[tag] = _Consumer(min(prefetch, 0xFFFF))
         self._ask(commands.Basic.Qos(prefetch_count=consumer.prefetch))
-        self._ask(_Consume(queue=queue, consumer_tag=tag, arguments=arguments))
+        self._ask(_Consume(queue=self.queue, consumer_tag=tag, arguments=arguments))
 
-    def remove(self, tags: Iterable[str]) -> None:
+    def cancel(self, tags: Iterable[str]) -> None:
+        """End consumers. When this returns nothing more will be delivered to them."""
         for tag in tags:
             self._ask(commands.Basic.Cancel(consumer_tag=tag))
-            del self.consumers[tag]
+            self._cancelled.append(self.consumers.pop(tag))
 
     def _ask(self, frame: Any) -> None:
         self.request(frame, time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT)
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
         consumer = self.consumers[method.consumer_tag]
-        self._deliver(_Delivery(self, consumer.queue, method, properties, body))
+        self._deliver(_Delivery(self, consumer, method, properties, body))
 
     def on_method(self, frame: Any) -> None:
-        if frame.name == "Basic.Cancel":  # its queue was deleted, or has moved
-            consumer = self.consumers.get(frame.consumer_tag)
-            self.lost = AMQPChannelError(f"it has cancelled the consumer of queue {consumer and consumer.queue!r}")
-            self.waiting.notify()
+        if frame.name == "Basic.Cancel":
+            self.is_cancelled = True
+            self._on_trouble(self)
+
+    def on_lost(self) -> None:
+        self._on_trouble(self)
+
+
+# --- Worker: how many messages it holds ----------------------------------------------------------
 
 
 def _patience(stalled: float) -> float:
-    """Seconds that something may wait when nothing has begun for so many: a twentieth of what the tasks take, about.
-    For long ones that costs RabbitMQ little."""
-    return min(max(LATE, stalled / 20), STILL_LATE)
+    """Return the seconds that a message may wait when nothing has begun for so many: a twentieth of
+    what the tasks take, about. For long ones that costs RabbitMQ little."""
+    return min(max(HANDBACK_AFTER, stalled / 20), LONGEST_PATIENCE)
 
 
-class _Spare:
-    """How many messages a worker holds beyond one for each thread.
+class _Prefetch:
+    """How many messages a worker holds beyond one for each thread, of all queues together.
 
-    What it has measured lets it grow: that much is needed not to wait for the broker. That something waits too long
-    lets it shrink to 0, whatever was measured: tasks have become long, and others may have free threads.
+    What it has measured lets it grow: that much is needed not to wait for the broker. That a
+    message waits too long lets it shrink to 0, whatever was measured: tasks have become long, and
+    others may have free threads.
     """
 
     def __init__(self, threads: int) -> None:
         self.size = 0
-        #: Less is not worth it: tasks take far longer than the way to the broker. And those that are long, but end
-        #: in step, or come among short ones, seem to be many a second for a moment.
+        #: Less is not worth it: tasks take far longer than the way to the broker. And those that
+        #: are long, but end in step, or come among short ones, seem to be many for a moment.
         self._least = threads
         self._rate = 0.0  # tasks per second, smoothed
         self._at = -math.inf
         self.ended = 0  # how many tasks, at the last look
 
     def look(self, now: float, ended: int, waited: float, patience: float) -> int:
-        """now: seconds. ended: how many tasks have ended. waited: seconds for which something has waited and nothing
-        has begun. patience: seconds that this may last."""
+        """Return the size.
+
+        now: seconds. ended: how many tasks have ended. waited: seconds for which a message has
+        waited and none has begun. patience: seconds that this may last.
+        """
         seconds, count = now - self._at, ended - self.ended
         self._at, self.ended = now, ended
-        if seconds > 3 * LOOK and waited <= seconds + LATE:
-            return self.size  # it had nothing to do, or this process has stood still: nothing follows
+        if seconds > 3 * LOOK and waited <= seconds + HANDBACK_AFTER:
+            return self.size  # it had nothing to do, or this process stood still: nothing follows
         if waited > patience:
             self.size, self._rate = 0, 0.0
         else:
             self._rate = (self._rate + count / seconds) / 2
-            wanted = min(int(self._rate * LOCAL_WORK), MAX_SPARE)
+            wanted = min(int(self._rate * PREFETCH_SECONDS), MAX_PREFETCH)
             if wanted >= max(1.5 * self.size, self._least):
                 self.size = wanted
         return self.size
@@ -4332,597 +4411,764 @@ class _Spare:
 class Journal:
     """Which messages run, and which have run when a worker process died.
 
-    This one keeps nothing. The command line gives its workers one that outlives their processes (`Worker.journal`).
+    This one keeps nothing. The command line gives its workers one that outlives their processes
+    (`Worker.journal`). A message is known by its id, or by what is in it if that is missing.
     """
 
-    #: By message id: how many processes have died while it ran, and whether one did while it ran alone.
+    #: How many processes have died while it ran, and whether one did while it was the only suspect.
     crashes: Mapping[str, tuple[int, bool]] = types.MappingProxyType({})
 
     def begin(self, id: str) -> None:
-        """The message begins to run. This and the next from one thread at a time; they must not block."""
+        """The message begins to run. This and the next from one thread at a time; they must not
+        block."""
 
     def end(self, id: str) -> None:
         """It runs no longer. May be called again."""
 
     def count(self, id: str) -> tuple[int, bool]:
-        """Of its `crashes`, as they are now. May wait for a moment."""
+        """Return its `crashes`, as they are now. May wait for a moment."""
         return self.crashes.get(id, (0, False))
 
     def clear(self, id: str) -> None:
         """It is settled: its crashes can be forgotten."""
 
 
-_WORKER_OPTIONS = tuple(
-    key.removeprefix("WORKER_").lower()
-    for key in _RULES
-    if key.startswith("WORKER_") and key not in ("WORKER_PROCESSES", "WORKER_LOGGING_LEVEL")
-)
-_TALLIES = ("received", "succeeded", "failed", "timed_out", "rejected", "discarded", "requeued", "lost")
+# --- Worker: settling, and the threads that run tasks --------------------------------------------
 
 
-class _Settlement:
-    """Does with a message what its verdict says. For whoever has claimed the delivery, in any thread."""
+class _Settler:
+    """Sends what settles deliveries; again and again, from a thread of its own, what can't be sent.
 
-    def __init__(self, config: Config, publisher: _Publisher) -> None:
-        self._config = config
+    The delivery is kept meanwhile, and its task doesn't run again. Copies for one queue wait for
+    each other: one attempt in each pause is enough to see whether it works again. What is wrong
+    with one queue delays nothing else. The thread also does what nobody else has the time for.
+    """
+
+    def __init__(self, publisher: _Publisher, on_settled: Callable[[_Delivery], object]) -> None:
         self._publisher = publisher
+        self._on_settled = on_settled
+        #: Guards what follows; notified of work, and of the end.
+        self._changed = threading.Condition(threading.Lock())
+        self._jobs: collections.deque[Callable[[], object]] = collections.deque()
+        #: By the queue that the copies are for: when to try again, after which pauses, and them.
+        self._kept: dict[str, tuple[float, Iterator[float], collections.deque[Any]]] = {}
+        self.count = 0  #: Of kept deliveries.
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="kuyruk-settler", daemon=True)
 
-    def settle(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
-        if verdict.reply and delivery.reply_to is not None:
-            self._reply(delivery, result, error)
-        if verdict.action == "ack":
-            delivery.ack()
-        elif verdict.action == "requeue" and not verdict.delay:
-            delivery.requeue()
-        elif verdict.action == "requeue":
-            headers = _failure_headers(delivery, error) if error is not None and verdict.reply else {}
-            message = _delayed(delivery, verdict.delay, headers, self._config.QUEUE_ARGUMENTS)
-            if verdict.reply:  # the caller has its answer
-                message.properties.pop("reply_to", None)
-            self._forward(delivery, message)
-        elif verdict.action == "fail":
-            self._fail(delivery, cast(BaseException, error))
+    def start(self) -> None:
+        self._thread.start()
 
-    def _fail(self, delivery: _Delivery, error: BaseException) -> None:
-        if self._config.FAILED_TTL is None:
-            delivery.reject()
-            return
-        headers, arguments = _failure_headers(delivery, error), _derived(self._config.QUEUE_ARGUMENTS)
-        message = _forwarded(delivery, f"{delivery.queue}.failed", headers, arguments)
-        message.properties["expiration"] = _milliseconds(self._config.FAILED_TTL)
-        self._forward(delivery, message)
+    @property
+    def healthy(self) -> bool:
+        return self._thread.is_alive() and not self.count
 
-    def _forward(self, delivery: _Delivery, message: _Message) -> None:
-        """The broker has the copy on record before the original is acknowledged."""
+    def settle(self, delivery: _Delivery, settlement: _Settlement) -> None:
+        """Reply, then forward, then settle. Doesn't raise; what can't be forwarded is kept."""
+        if settlement.reply is not None:
+            self._reply(settlement.reply)
+        copy = settlement.copy
+        if copy is not None:
+            error = None if copy.queue in self._kept else self._try_to_send(copy)
+            if error is not None or copy.queue in self._kept:
+                self._keep(delivery, copy, settlement.frame, error)
+                return
+        delivery.send_frame(settlement.frame)
+        self._on_settled(delivery)
+
+    def do(self, job: Callable[[], object]) -> None:
+        """Have something done in the settler's thread, soon."""
+        with self._changed:
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread. What is kept goes back with its connection."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join(CLOSE_TIMEOUT)
+        if self.count:
+            text = "%s couldn't be forwarded: the worker stops, and they will be delivered again"
+            _log(logging.ERROR, text, _count(self.count, "message"))
+
+    def drop(self, is_lost: Callable[[_Delivery], bool]) -> None:
+        """Forget the kept deliveries that aren't ours any more."""
+        with self._changed:
+            for queue, (due, pauses, kept) in list(self._kept.items()):
+                left = collections.deque(each for each in kept if not is_lost(each[0]))
+                self.count -= len(kept) - len(left)
+                self._kept[queue] = due, pauses, left
+                if not left:
+                    del self._kept[queue]
+
+    def _reply(self, message: _Message) -> None:
+        """Returns when it is on its way: before the message is settled."""
+        error = self._try_to_send(message)
+        if error is not None and len(message.body) > LARGE_REPLY:  # perhaps that is why
+            text = f"the result takes {len(message.body)} bytes, and can't be sent: {error}"
+            body = _encode_reply(None, KuyrukError(text))
+            self._try_to_send(message._replace(body=body))
+        if error is not None:
+            _log(logging.ERROR, "Can't send a reply: %s", error)
+
+    def _try_to_send(self, message: _Message) -> BaseException | None:
+        """Return why it can't be sent; None: the broker has it."""
         try:
             try:
                 self._publisher.send([message])
             except BrokerError:
                 raise
-            except Exception as error:  # they can't be encoded: ValueError, TypeError, RecursionError...
-                logger.warning("A message to %r loses its sender's properties: %s", message.queue, error)
-                kept = message.properties["headers"].items()
-                headers = {k: v for k, v in kept if k.removeprefix("x-kuyruk-") in _OUR_HEADERS}
-                plain = {"headers": headers, "delivery_mode": 2, "message_id": _ids.make()}
-                self._publisher.send([message._replace(properties=plain)])
-            delivery.ack()
-        except BrokerError as error:
-            logger.error("Can't forward a message, it goes back to %r: %s", delivery.queue, error)
-            time.sleep(FORWARD_PAUSE)  # it will be back at once, and nothing may have changed
-            delivery.requeue()
+            except Exception as error:  # ValueError, TypeError, RecursionError...
+                text = "A message to %r loses its sender's properties: %s"
+                _log(logging.WARNING, text, message.queue, error)
+                self._publisher.send([_plain_copy(message)])
+        except BaseException as error:
+            error.__traceback__ = None  # its frames needn't live as long as it
+            return error
+        return None
 
-    def _reply(self, delivery: _Delivery, result: Any, error: BaseException | None) -> None:
-        """Returns when it is on its way: before the message is settled."""
+    def _keep(
+        self, delivery: _Delivery, copy: _Message, frame: str, error: BaseException | None
+    ) -> None:
+        with self._changed:
+            is_first = copy.queue not in self._kept
+            if is_first:
+                pauses = _pauses(LONGEST_FORWARD_PAUSE)
+                due = time.monotonic() + next(pauses)
+                self._kept[copy.queue] = due, pauses, collections.deque()
+            self._kept[copy.queue][2].append((delivery, copy, frame))
+            self.count += 1
+            self._changed.notify()
+        if is_first:
+            text = "Can't forward a message from %r; it is kept, trying again: %s"
+            _log(logging.ERROR, text, delivery.queue, error, extra=delivery.extra)
+
+    # -- its thread
+
+    def _loop(self) -> None:
+        _keep_running(self._step)
+
+    def _step(self) -> bool:
+        """Do one thing. Return whether it was the last."""
+        job: Callable[[], object] | None = None
+        with self._changed:
+            due, queue = min(
+                ((due, queue) for queue, (due, _, _) in self._kept.items()), default=(math.inf, "")
+            )
+            if self._jobs:
+                job = self._jobs.popleft()
+            elif self._closed:
+                return True
+            elif due > time.monotonic():
+                self._changed.wait(_left(due))
+                return False
+        if job is not None:
+            job()
+        else:
+            self._retry(queue)
+        return False
+
+    def _retry(self, queue: str) -> None:
+        """Try the oldest copy for a queue. The others follow if that works."""
+        _, pauses, kept = self._kept[queue]
+        delivery, copy, frame = kept[0]
+        error = self._try_to_send(copy)
+        with self._changed:
+            if not kept or kept[0][0] is not delivery:
+                return  # it was lost meanwhile
+            if error is not None:
+                self._kept[queue] = time.monotonic() + next(pauses), pauses, kept
+                return
+            kept.popleft()
+            self.count -= 1
+            self._kept[queue] = -math.inf, pauses, kept
+            if not kept:
+                del self._kept[queue]
+        delivery.send_frame(frame)
+        self._on_settled(delivery)
+
+
+def _keep_running(step: Callable[[], bool]) -> None:
+    """Call a step again and again, until it returns True: the loop of a thread that must live.
+
+    An exception costs that step. It is logged, and the next step follows after a growing pause.
+    """
+    pauses = _pauses(LONGEST_PAUSE)
+    while True:
         try:
-            body = _encode_reply(result, error)
-        except TypeError as unfit:
-            body = _encode_reply(None, unfit)
-        properties = {"content_type": "application/json"}
-        if delivery.properties.correlation_id:
-            properties["correlation_id"] = delivery.properties.correlation_id
-        message = _Message(cast(str, delivery.reply_to), body, properties, {}, mandatory=False)
+            if step():
+                return
+            continue
+        except BaseException:
+            _log(logging.ERROR, "Defect in a thread of the worker; it goes on", exc_info=True)
         try:
-            self._publisher.send([message])
-        except BrokerError as why:
-            logger.warning("Can't send a reply: %s", why)
+            time.sleep(next(pauses))
+        except BaseException:  # no memory, say
+            pass
+
+
+def _leave_executors() -> None:
+    """Take this thread from those that the interpreter waits for when it ends, and that a child
+    process takes for its own (cpython#88110). There is no public way: without, they are waited for.
+    """
+    from concurrent.futures import thread as module
+
+    getattr(module, "_threads_queues", {}).pop(threading.current_thread(), None)
 
 
 class _Pool:
-    """The threads, and the deliveries that they have: what waits for a thread, what runs, and who is stuck.
+    """The threads, and the deliveries that they have.
 
-    Threads of a `ThreadPoolExecutor`; when one is given up, of another. From the supervisor deliveries are added,
-    handed back and interrupted. `notify` is called when the supervisor may have to look again.
+    WORKER_THREADS loops on a `ThreadPoolExecutor`; all wait on one condition for what is delivered.
+    A thread that is given up is left to itself, and one more loop begins.
     """
 
-    def __init__(self, app: Kuyruk, config: Config, settle: Callable[..., None], notify: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        app: Kuyruk,
+        config: Config,
+        publisher: _Publisher,
+        notify: Callable[[], object],
+        on_failure: Callable[..., object],
+    ) -> None:
         self._app = app
         self._config = config
-        self._settle = settle
-        self._notify = notify
+        self._notify = notify  # the supervisor: it is to look again
+        self._on_failure = on_failure
+        self._settler = _Settler(publisher, self._on_settled)
         #: Where it notes what runs, for a process that watches over this one.
         self.journal = Journal()
         #: Quorum queues have their own delivery limit, but those that we declare without one.
         arguments = config.QUEUE_ARGUMENTS
         self._counts_for_quorum = _is_quorum(arguments) and "x-delivery-limit" not in arguments
-        #: Nothing begins any more; nothing comes for the moment. The supervisor is notified of each end then.
+        #: Nothing begins any more; and each end is to be noticed at once.
         self.stopping = False
-        self.paused = False
-        self.on_end: Callable[[], object] = lambda: None  #: Called after each run.
-        #: Called with a failure, before it is logged.
-        self.on_failure: Callable[..., object] = lambda *args: None
         #: `is_ours` in threads of the worker: in these nobody waits for its end. Idents are reused.
         self.here = threading.local()
-        #: Guards what follows, and `_Delivery.claimed`.
-        self._lock = threading.Lock()
-        #: Delivered and not begun: whoever takes one from here decides what becomes of it. What has run when a worker
-        #: process died is set aside: it runs alone, so that the next death tells whether it is to blame.
+        #: Guards what follows, and the states of deliveries; notified of what can begin, and of the
+        #: end. No lock is waited for while it is held.
+        self._changed = threading.Condition(threading.Lock())
         self._waiting: collections.deque[_Delivery] = collections.deque()
-        self._set_aside: collections.deque[_Delivery] = collections.deque()
-        self._alone: _Delivery | None = None
-        #: Begun, and not settled. The value is None until its task is found.
-        self.running: dict[_Delivery, Run | None] = {}
+        #: Of what has run when a process died, only one runs at a time. The others wait here.
+        self._quarantine: collections.deque[_Delivery] = collections.deque()
+        self._suspect: _Delivery | None = None
+        #: Begun, and its thread hasn't come back.
+        self.running: dict[_Delivery, None] = {}
         #: Given up, and its thread is still in it. What interrupted it.
         self._stuck: dict[_Delivery, BaseException] = {}
-        #: How many threads are at work; those that are stuck don't count.
-        self._active = 0
-        #: How many stay for a moment when there is nothing to do, and what they are given. (No SimpleQueue: where
-        #: several threads `get` with a timeout, Python 3.11's may wait for ever.)
-        self._lingering = 0
-        self._handed_over: collections.deque[_Delivery] = collections.deque()
-        self._handover = threading.Condition(self._lock)
-        self.ended = 0  # how many runs have
+        #: The keys of the messages that run; and deliveries of the same that wait for their end.
+        self._keys: dict[str, collections.deque[_Delivery]] = {}
+        self._loops = 0  # how many there are, without those that are stuck
+        self._idle = 0  # and how many of these wait
+        self._closed = False
+        self.held = 0  #: How many messages are in hand, without those that the settler keeps.
+        self.ended = 0  #: How many runs have.
         self._began_at = -math.inf  # time.monotonic(): the last one
-        self._executors = 0  # how many have been made
-        #: The ids of the messages that run; and deliveries of the same that wait for them to end.
-        self._ids: dict[str, collections.deque[_Delivery]] = {}
+        #: Channels whose consumers have all that they may have.
+        self.full: set[_ConsumerChannel] = set()
         self._tallies = dict.fromkeys(_TALLIES, 0)
 
     def start(self) -> None:
-        self._executor = self._make_executor()
-        self._watch = _Watch(self._config.WORKER_GRACE, self._give_up)
-
-    def close(self) -> None:
-        self._executor.shutdown(wait=not self.running)  # threads that are stuck are of other executors
-        self._watch.close()
-
-    def _make_executor(self) -> ThreadPoolExecutor:
+        """Raise RuntimeError if a thread can't be started."""
         from concurrent.futures import ThreadPoolExecutor
 
-        self._executors += 1
-        prefix = f"kuyruk-pool{self._executors if self._executors > 1 else ''}"
-        return ThreadPoolExecutor(self._config.WORKER_THREADS, thread_name_prefix=prefix)
+        # It starts a thread for each loop that begins, and no more.
+        self._executor = ThreadPoolExecutor(sys.maxsize, thread_name_prefix="kuyruk-pool")
+        self._watch = _Watch(self._config.WORKER_GRACE, self._give_up)
+        self._settler.start()
+        for _ in range(self._config.WORKER_THREADS):
+            self._executor.submit(self._loop)
 
-    # -- for the supervisor
+    def close(self) -> None:
+        """End the threads, except those that are stuck, or wait for a log."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._loops, CLOSE_TIMEOUT)
+        self._settler.close()
+        if hasattr(self, "_executor"):  # else it couldn't be started
+            self._executor.shutdown(wait=False)
+        if hasattr(self, "_watch"):
+            self._watch.close()
+
+    # -- for the supervisor, and for those who ask
 
     @property
     def stats(self) -> dict[str, Any]:
         now = time.monotonic()
-        with self._lock:
-            runs = [run for run in self.running.values() if run is not None]
-            stats: dict[str, Any] = {**self._tallies, "waiting": len(self._waiting) + len(self._set_aside)}
-            stats["suspect"] = len(self._set_aside) + (self._alone is not None)
-            stats["stuck"] = len(self._stuck)
+        with self._changed:
+            running = [d for d in self.running if d.state == RUNNING]
+            waiting = len(self._waiting) + len(self._quarantine)
+            suspects = len(self._quarantine) + (self._suspect is not None)
+            stats: dict[str, Any] = {**self._tallies, "waiting": waiting, "suspect": suspects}
+            stats |= {"stuck": len(self._stuck), "unsettled": self._settler.count}
         stats["running"] = [
-            {"id": r.id, "task": r.task.name, "queue": r.queue, "seconds": round(now - r.started, 3)} for r in runs
-        ]
+            {"id": d.extra["task_id"], "task": d.extra["task"], "queue": d.queue,
+             "seconds": round(now - (d.run.started if d.run else d.at), 3)}
+            for d in running if d.task is not None
+        ]  # fmt: skip
         return stats
 
     @property
-    def watches(self) -> bool:
-        """Whether time limits are watched."""
-        return self._watch.healthy
+    def healthy(self) -> bool:
+        """Whether its threads live, do what is due, and get rid of what they have done."""
+        now = time.monotonic()
+        is_late = [d for d in tuple(self.running) if d.state == SETTLED and now - d.at > STALLED]
+        is_staffed = self._loops >= self._config.WORKER_THREADS
+        return is_staffed and not (self.stuck or is_late) and self._watch.healthy and self._settler.healthy
+
+    @property
+    def stuck(self) -> int:
+        """How many threads are, without those whose connection was lost: they are within their
+        limits, and the worker survives that."""
+        causes = tuple(self._stuck.values())
+        return sum(not isinstance(cause, HeartbeatError) for cause in causes)
+
+    @property
+    def unfinished(self) -> list[_Delivery]:
+        """What has begun, and isn't settled."""
+        with self._changed:
+            return [d for d in self.running if d.state in (RUNNING, CLAIMED)]
 
     @property
     def has_waiting(self) -> bool:
         return bool(self._waiting)
 
-    @property
-    def has_suspects(self) -> bool:
-        return bool(self._set_aside) or self._alone is not None
-
-    @property
-    def suspects_wait(self) -> bool:
-        """For what runs to end."""
-        return bool(self._set_aside) and self._alone is None
-
-    @property
-    def stuck(self) -> int:
-        """Without those whose connection was lost: they are within their limits, and the worker survives that."""
-        return sum(not isinstance(cause, HeartbeatError) for cause in tuple(self._stuck.values()))
-
     def add(self, delivery: _Delivery) -> None:
-        with self._lock:
+        """Take a delivery that has arrived. In the reader."""
+        with self._changed:
             self._tallies["received"] += 1
+            self.held += 1
+            delivery.consumer.held += 1
+            is_full = delivery.channel.is_full
+            if is_full:
+                self.full.add(delivery.channel)
             self._waiting.append(delivery)
-            self._dispatch()
+            self._changed.notify()
+            is_busy = len(self._waiting) > self._idle
+        if is_full or is_busy:
+            self._notify()
 
-    def interrupt(self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery], bool]) -> int:
-        """Returns how many. One whose task hasn't begun (its module is being imported, say) doesn't begin."""
-        with self._lock:
-            chosen = [(delivery, run) for delivery, run in self.running.items() if which(delivery)]
-            for delivery, run in chosen:
-                if run is None and delivery.cause is None:
+    def interrupt(
+        self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery], bool]
+    ) -> int:
+        """Interrupt running tasks; return how many. One that hasn't begun (its module is being
+        imported, say) doesn't begin."""
+        with self._changed:
+            chosen = [d for d in self.running if d.state == RUNNING and which(d)]
+            for delivery in chosen:
+                if delivery.run is None and delivery.cause is None:
                     delivery.cause = make_cause()
-        for _, run in chosen:
-            if run is not None:
-                self._watch.interrupt(run, make_cause())
+        for delivery in chosen:
+            if delivery.run is not None:
+                self._watch.interrupt(delivery.run, make_cause())
         return len(chosen)
 
-    def on_lost(self, intake: _Intake, cause: Callable[[], BaseException]) -> None:
-        """What came by it isn't ours any more."""
-        with self._lock:
+    def on_lost(self, channels: Iterable[_ConsumerChannel], cause: Callable[[], BaseException]) -> None:
+        """What came by these channels isn't ours any more, unless it is the only copy."""
+        lost = set(channels)
+        with self._changed:
+            self.full -= lost
             for queue in self._queues():
-                kept = [delivery for delivery in queue if delivery.intake is not intake]
+                for delivery in [d for d in queue if d.channel in lost and d.is_lost]:
+                    queue.remove(delivery)
+                    delivery.state = LOST
+                    self._tallies["lost"] += 1
+                    self.held -= 1
+        self._settler.drop(lambda delivery: delivery.is_lost)
+        self.interrupt(cause, lambda delivery: delivery.channel in lost and delivery.is_lost)
+
+    def oldest(self, channel: _ConsumerChannel) -> _Delivery | None:
+        """Return the oldest of what came by a channel and isn't settled."""
+        with self._changed:
+            begun = [d for d in self.running if d.state != SETTLED]
+            in_hand = itertools.chain(begun, *self._queues())
+            ours = (d for d in in_hand if d.channel is channel)
+            return min(ours, key=lambda d: d.at, default=None)
+
+    def hand_back(self) -> None:
+        """Send what hasn't begun back at once: another worker can have it."""
+        with self._changed:
+            back = [delivery for queue in self._queues() for delivery in queue]
+            for queue in self._queues():
                 queue.clear()
-                queue.extend(kept)
-        self.interrupt(cause, lambda delivery: delivery.intake is intake)
+        self._requeue(back)
 
-    def oldest(self, intake: _Intake) -> _Delivery | None:
-        """Of what came by it and isn't settled."""
-        with self._lock:
-            return min((d for d in self._in_hand() if d.intake is intake), key=lambda d: d.at, default=None)
-
-    def hand_back(self, suspects: bool = True) -> None:
-        """What hasn't begun goes back at once: another worker can have it."""
-        with self._lock:
-            queues = [queue for queue in self._queues() if suspects or queue is not self._set_aside]
-            deliveries = [delivery for queue in queues for delivery in queue]
-            for queue in queues:
-                queue.clear()
-            self._tallies["requeued"] += len(deliveries)
-        for delivery in deliveries:
-            delivery.requeue()
-
-    def waited(self, now: float) -> tuple[float, float]:
-        """Seconds for which something has waited and nothing has begun; and for which nothing has begun."""
-        with self._lock:
-            waited = now - max(self._waiting[0].at, self._began_at) if self._waiting else 0.0
-            return waited, now - self._began_at
-
-    def held(self, queue: str, but_of: Iterable[str] = ()) -> int:
-        """How many messages of the queue are in hand, but for those of some consumers."""
-        with self._lock:
-            return sum(d.queue == queue and d.consumer not in but_of for d in self._in_hand())
-
-    def hand_back_surplus(self, queue: str, kept: int) -> None:
-        """Of what waits, the newest, until no more than `kept` messages of the queue are in hand. Not what a quorum
-        queue has counted already: it may have a limit of deliveries."""
-        with self._lock:
-            surplus = sum(delivery.queue == queue for delivery in self._in_hand()) - kept
+    def hand_back_surplus(self, kept: int) -> None:
+        """Send the newest of what waits back, until no more than `kept` messages are in hand. Not
+        what a quorum queue has counted already: it may have a limit of deliveries."""
+        with self._changed:
+            surplus = self.held - kept
             waiting, self._waiting = self._waiting, collections.deque()
             back: list[_Delivery] = []
             while waiting:
                 delivery = waiting.pop()
-                if len(back) < surplus and delivery.queue == queue and not delivery.is_counted:
+                if len(back) < surplus and "x-delivery-count" not in delivery.headers:
                     back.append(delivery)
                 else:
                     self._waiting.appendleft(delivery)
-            self._tallies["requeued"] += len(back)
-        for delivery in back:
-            delivery.requeue()
+        self._requeue(back)
 
-    def _in_hand(self) -> Iterator[_Delivery]:
-        """With the lock."""
-        return itertools.chain(self.running, *self._queues())
+    def _requeue(self, deliveries: list[_Delivery]) -> None:
+        with self._changed:
+            self._tallies["requeued"] += len(deliveries)
+            for delivery in deliveries:
+                delivery.state = CLAIMED
+        for delivery in deliveries:
+            settlement = _plan(delivery, _BACK, None, None, self._config)
+            self._settler.settle(delivery, settlement)
+
+    def waited(self, now: float) -> tuple[float, float]:
+        """Return for how many seconds a message has waited and none has begun; and for how many
+        none has begun."""
+        with self._changed:
+            waited = now - max(self._waiting[0].at, self._began_at) if self._waiting else 0.0
+            return waited, now - self._began_at
+
+    def take_full(self) -> list[_ConsumerChannel]:
+        """Return the channels that may hold more if there are messages for them."""
+        with self._changed:
+            self.full = {channel for channel in self.full if channel.is_full}
+            return list(self.full)
 
     def _queues(self) -> list[collections.deque[_Delivery]]:
-        """What hasn't begun. With the lock."""
-        return [self._waiting, self._set_aside, *self._ids.values()]
+        """Return what hasn't begun. With the lock."""
+        return [self._waiting, self._quarantine, *self._keys.values()]
 
-    # -- the threads
+    # -- the loops
 
-    def _dispatch(self) -> None:
-        """Have as many threads at work as there is work for. With the lock."""
-        while self._active < self._config.WORKER_THREADS and (delivery := self._take()) is not None:
-            self._active += 1
-            if self._lingering:
-                self._lingering -= 1
-                self._handed_over.append(delivery)
-                self._handover.notify()
-                continue
-            try:
-                self._executor.submit(self._work, delivery)
-            except RuntimeError as error:  # the interpreter is shutting down, or no thread can be started
-                level = logging.DEBUG if "shutdown" in str(error) else logging.ERROR
-                logger.log(level, "A message from %r isn't run: %s", delivery.queue, error)
+    def _loop(self) -> None:
+        """Run what is delivered, until the pool closes, or this thread was given up."""
+        self.here.is_ours = True
+        _leave_executors()
+        with self._changed:
+            if self._loops >= self._config.WORKER_THREADS:
+                return  # one that couldn't be started at its time
+            self._loops += 1
+        ended: _Delivery | None = None
+
+        def step() -> bool:
+            nonlocal ended
+            ended = self._next(ended)
+            if ended is not None:
+                self._handle(ended)
+            return ended is None
+
+        _keep_running(step)
+
+    def _next(self, ended: _Delivery | None) -> _Delivery | None:
+        """Note that a delivery has ended, and wait for the next. None: this was the last."""
+        with self._changed:
+            if ended is not None and not self._end(ended):
+                return None
+            del ended  # nothing of it is kept while this thread waits
+            while True:
+                delivery = self._take()
+                if delivery is not None:
+                    return delivery
+                if self._closed:
+                    self._loops -= 1
+                    self._changed.notify_all()
+                    return None
+                self._idle += 1
+                try:
+                    self._changed.wait()
+                finally:
+                    self._idle -= 1
+
+    def _end(self, delivery: _Delivery) -> bool:
+        """Note that a thread has come back from a delivery. Return whether it goes on. With the
+        lock."""
+        is_stuck = self._stuck.pop(delivery, None) is not None
+        self.running.pop(delivery, None)
+        self.ended += 1
+        if is_stuck or self.stopping or self.full or self._waiting:
+            self._notify()
+        return not is_stuck
 
     def _take(self) -> _Delivery | None:
-        """What begins next. What is set aside begins when nothing runs, and nothing begins beside it. With the lock."""
-        if self.stopping or self._alone is not None or (self._set_aside and self.running):
+        """Return what begins next. With the lock."""
+        if self.stopping or self._settler.count >= MAX_UNSETTLED:
             return None
-        if self._set_aside:
-            delivery = self._alone = self._set_aside.popleft()
+        if self._quarantine and self._suspect is None:
+            delivery = self._suspect = self._quarantine.popleft()
         elif self._waiting:
             delivery = self._waiting.popleft()
         else:
             return None
+        delivery.state = RUNNING
         self.running[delivery] = None
         self._began_at = time.monotonic()
         return delivery
 
-    def _work(self, delivery: _Delivery | None) -> None:
-        """In a pool thread, as most of what follows. It goes on with what waits, which is cheaper than to submit that,
-        but not for long: only the pool knows when the interpreter ends, and refuses then."""
-        self.here.is_ours = True
-        until = time.monotonic() + POOL_SLICE
-        while delivery is not None:
-            delivery.thread = threading.get_ident()
-            self._process(delivery)
-            delivery = self._next(delivery, time.monotonic() < until) or self._linger(until)
+    # -- a delivery
 
-    def _linger(self, until: float) -> _Delivery | None:
-        """Wait for what comes next: cheaper than to be woken by the executor."""
-        left = until - time.monotonic()
-        with self._lock:
-            if left <= 0 or self.stopping:
-                return None
-            self._lingering += 1
-            self._handover.wait(left)
-            if self._handed_over:
-                return self._handed_over.popleft()
-            self._lingering -= 1
-            return None
+    def _handle(self, delivery: _Delivery) -> None:
+        """Run the task of a delivery, and settle it. What this raises is a defect of ours, and
+        nothing is lost by it."""
+        delivery.thread = threading.get_ident()
+        task, result, error = None, None, None
+        try:
+            try:
+                if delivery.properties is None:
+                    raise InvalidMessage("the message's AMQP properties can't be decoded")
+                delivery.task = description = _decode_task(delivery.body)
+                if not self._enter(delivery):
+                    return
+                task = self._app._find_task(description.module, description.function)
+                run = self._make_run(delivery, task, description)
+                if self._begin(delivery, run):
+                    result = task._run(run, description.args, description.kwargs, self._watch)
+                else:
+                    error = delivery.cause
+            except BaseException as raised:  # the task's, or it can't be run
+                error = raised
+            self._conclude(delivery, task, result, error)
+        finally:
+            error = None  # its traceback leads to this frame: a cycle, which keeps all frames
+            self._leave(delivery)
 
-    def _next(self, ended: _Delivery, goes_on: bool) -> _Delivery | None:
-        with self._lock:
-            was_stuck = self._stuck.pop(ended, None) is not None
-            if was_stuck:  # another thread has taken this one's place
-                delivery = None
+    def _enter(self, delivery: _Delivery) -> bool:
+        """Return False if it is set aside: because the same message runs here, or because it is a
+        suspect and another one runs. Raise Crashed if it has brought too many processes down."""
+        key, is_suspect = delivery.key, False
+        is_counted = "x-delivery-count" in delivery.headers  # by a quorum queue, which has a limit
+        if key in self.journal.crashes and (self._counts_for_quorum or not is_counted):
+            is_suspect = True
+            crashes, is_to_blame = self.journal.count(key)
+            if is_to_blame and crashes >= self._config.WORKER_MAX_CRASHES:
+                why = "worker processes have died while it ran (WORKER_MAX_CRASHES)"
+                raise Crashed(f"{crashes} {why}")
+        with self._changed:
+            if key in self._keys:
+                self._keys[key].append(delivery)
+            elif is_suspect and self._suspect not in (None, delivery):
+                self._quarantine.append(delivery)
             else:
-                self._forget(ended)
-                delivery = self._take() if goes_on else None
-                self._active -= delivery is None
-            self._dispatch()
-        self.on_end()
-        if self.stopping or self.paused or was_stuck:
-            self._notify()
-        return delivery
+                self._suspect = delivery if is_suspect else self._suspect
+                self._keys[key] = collections.deque()
+                self.journal.begin(key)
+                return True
+            delivery.state = WAITING
+            if self._suspect is delivery:
+                self._suspect = None
+        text = "%s from %r waits: it is running here already, or another suspect is"
+        _log(logging.INFO, text, delivery, delivery.queue, extra=delivery.extra)
+        return False
 
-    def _forget(self, delivery: _Delivery) -> None:
-        """It is settled, or set aside. With the lock."""
-        del self.running[delivery]
-        self.ended += 1
-        if delivery is self._alone:
-            self._alone = None
+    def _leave(self, delivery: _Delivery) -> None:
+        """Undo what `_enter` has done, if it has."""
+        with self._changed:
+            if self._suspect is delivery:
+                self._suspect = None
+                self._changed.notify()
+            if delivery.state == WAITING or delivery.task is None:
+                return
+            key = delivery.key
+            if key in self._keys:
+                self.journal.end(key)
+                self._waiting.extendleft(self._keys.pop(key))
+                self._changed.notify()
+
+    def _make_run(self, delivery: _Delivery, task: AnyTask, description: _Description) -> Run:
+        run = Run(task, description.id, delivery.queue, delivery.redelivered)
+        run.headers, run.failures = delivery.headers, delivery.failures
+        run.sent_at = getattr(delivery.properties, "timestamp", None)
+        return run
+
+    def _begin(self, delivery: _Delivery, run: Run) -> bool:
+        """Return whether its task may begin: it is still ours, and nothing has interrupted it."""
+        with self._changed:
+            is_ours = delivery.state == RUNNING and not delivery.is_lost
+            if delivery.cause is None and is_ours:
+                delivery.run = run
+            return delivery.run is run
 
     def _claim(self, delivery: _Delivery) -> bool:
-        """Whether the caller settles it."""
-        with self._lock:
-            claimed, delivery.claimed = delivery.claimed, True
-            return not claimed
+        """Return whether the caller settles it."""
+        with self._changed:
+            was_running, delivery.state = delivery.state == RUNNING, CLAIMED
+            return was_running
+
+    def _conclude(
+        self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None
+    ) -> None:
+        """Settle a delivery whose task has ended, then log that: nothing waits for a log."""
+        state = delivery.state
+        if not self._claim(delivery):
+            delivery.state = state
+            text = "%s from %r has ended after all: what came of it is dropped"
+            _log(logging.WARNING, text, delivery, delivery.queue, extra=delivery.extra)
+            return
+        seconds = time.monotonic() - (delivery.run.started if delivery.run else delivery.at)
+        verdict = self._settle(delivery, task, result, error)
+        try:
+            _current.run = delivery.run  # for what looks at it to know what a record is about
+            if error is not None and verdict.tally in ("failed", "timed_out"):
+                self._on_failure(delivery.queue, delivery.task, task, error)
+            self._log(delivery, error, verdict, seconds)
+        finally:
+            _current.run = None
+
+    def _settle(
+        self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None
+    ) -> _Verdict:
+        """Settle a delivery, or have it kept until that is possible. Doesn't raise: what the user's
+        objects raise when they are described is what has failed then."""
+        try:
+            fits = task is None or error is None or task._fits(error)
+            jitter = os.urandom(1)[0] / 255
+            verdict = _decide(task, error, fits, delivery.is_lost, delivery.failures, jitter)
+            settlement = _plan(delivery, verdict, result, error, self._config)
+        except BaseException as defect:
+            _log(logging.ERROR, "%s from %r: what came of it can't be described", delivery,
+                 delivery.queue, exc_info=True, extra=delivery.extra)  # fmt: skip
+            verdict = _Verdict("failed", "fail", reply=True)
+            settlement = _plan(delivery, verdict, None, defect, self._config)
+        with self._changed:
+            self._tallies[verdict.tally] += 1
+        self._settler.settle(delivery, settlement)
+        has_ended = verdict.tally not in ("lost", "requeued")
+        if has_ended and self.journal.crashes and delivery.key in self.journal.crashes:
+            self.journal.clear(delivery.key)
+        return verdict
+
+    def _on_settled(self, delivery: _Delivery) -> None:
+        with self._changed:
+            delivery.state, delivery.at = SETTLED, time.monotonic()
+            delivery.consumer.held -= 1
+            self.held -= 1
+
+    def _log(
+        self,
+        delivery: _Delivery,
+        error: BaseException | None,
+        verdict: _Verdict,
+        seconds: float,
+    ) -> None:
+        about: dict[str, Any] = {"extra": delivery.extra}
+        text, level = "%s from %r %s", logging.WARNING
+        arguments: tuple[Any, ...] = (delivery, delivery.queue, verdict.tally)
+        if error is None:
+            level = logging.INFO if verdict.tally == "succeeded" else level
+            text, arguments = text + " in %.3f s", (*arguments, seconds)
+        elif verdict.tally in ("failed", "timed_out"):
+            in_seconds = f"it comes back in {verdict.delay:g} seconds"
+            then = in_seconds if verdict.delay else "see its .failed queue"
+            level, text, arguments = logging.ERROR, text + "; %s", (*arguments, then)
+            about["exc_info"] = type(error), error, _task_traceback(error)
+        else:
+            text, arguments = text + ": %r", (*arguments, error)
+        _log(level, text, *arguments, **about)
 
     # -- giving up
 
     def _give_up(self, run: Run) -> None:
-        """It was interrupted, and has had its grace. In the watch."""
-        with self._lock:
-            delivery = next((d for d, r in self.running.items() if r is run), None)
+        """Give up the thread of a run that was interrupted, and has had its grace. In the watch."""
+        with self._changed:
+            delivery = next((d for d in self.running if d.run is run), None)
         if delivery is not None and run._cause is not None:
             self.abandon(delivery, run._cause)
 
     def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
-        """Leave its thread to itself, put another in its place, and have its message settled.
-        Raises RuntimeError if no thread can be started: then nothing has changed."""
-        arguments = (delivery, cause)
-        name = "kuyruk-settler"
-        threading.Thread(target=self._abandon, args=arguments, name=name, daemon=True).start()
-
-    def _abandon(self, delivery: _Delivery, cause: BaseException) -> None:
-        """In a settler."""
-        self.here.is_ours = True
-        with self._lock:
-            if delivery.claimed:
+        """Leave its thread to itself, have another take its place, and have its message settled.
+        Raise RuntimeError if no thread can be started: then nothing has changed."""
+        with self._changed:
+            if delivery.state != RUNNING:
                 return  # it has just ended
-            delivery.claimed = True
+            self._loops -= 1  # first: the new thread looks whether it is needed
+            try:
+                self._executor.submit(self._loop)
+            except BaseException:
+                self._loops += 1
+                raise
+            delivery.state = CLAIMED
             self._stuck[delivery] = cause
-            self._active -= 1
-            self._executor.shutdown(wait=False)  # its other threads end when there is nothing to do
-            self._executor = self._make_executor()
-            if delivery.id is not None:
-                self.journal.end(delivery.id)
-        self._let_go(delivery.thread)
-        self._settle_abandoned(delivery, cause, _format_stack(delivery.thread))
+            if delivery.task is not None:
+                self.journal.end(delivery.key)
+        self._settler.do(lambda: self._settle_abandoned(delivery, cause))
 
-    def _let_go(self, thread: int) -> None:
-        """The interpreter doesn't wait for this thread when it ends. There is no public way: without, it waits."""
-        from concurrent.futures import thread as module
-
-        pool_threads: Any = getattr(module, "_threads_queues", {})
-        for each in threading.enumerate():
-            if each.ident == thread:
-                pool_threads.pop(each, None)
-
-    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException, stack: str) -> None:
-        """The log comes last: the stuck thread may hold it."""
-        run = self.running[delivery]
+    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException) -> None:
+        """In the settler. The log comes last: the stuck thread may hold it."""
+        stack = _format_stack(delivery.thread)
+        task = delivery.run.task if delivery.run else None
         cause.add_note(f"It didn't end when it was interrupted. Its thread was given up at\n{stack}")
-        try:
-            verdict = _decide(run.task if run else None, cause, lost=delivery.intake.why_lost is not None)
-            self._do(delivery, None, cause, verdict)
-        except BaseException as error:
-            self._on_defect(delivery, error)
-        with self._lock:
-            self._forget(delivery)
-            self._dispatch()
+        self._settle(delivery, task, None, cause)
         self._notify()
         text = "%s from %r is stuck, %g seconds after its interruption (%s: %s). Its thread is given up at\n%s"
         grace, kind = self._config.WORKER_GRACE, type(cause).__name__
-        logger.error(text, delivery, delivery.queue, grace, kind, cause, stack)
+        arguments = delivery, delivery.queue, grace, kind, cause, stack
+        _log(logging.ERROR, text, *arguments, extra=delivery.extra)
 
-    # -- a delivery
 
-    def _process(self, delivery: _Delivery) -> None:
-        try:
-            self._perform(delivery)
-        except BaseException as error:  # whatever it is, the thread goes on
-            if delivery not in self._stuck:
-                self._on_defect(delivery, error)
+_WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
+_TALLIES = ("received", "succeeded", "failed", "timed_out", "rejected", "discarded", "requeued", "lost")
 
-    def _on_defect(self, delivery: _Delivery, error: BaseException) -> None:
-        """Something of ours has failed, perhaps after the task has ended: it must not run again at once."""
-        _log(logging.ERROR, "Defect in the worker; a message from %r fails", delivery.queue, exc_info=True)
-        try:
-            self._settle(delivery, None, error, _Verdict("failed", "fail", reply=True))
-        except BaseException:
-            _log(logging.ERROR, "It goes back to its queue", exc_info=True)
-            time.sleep(FORWARD_PAUSE)
-            delivery.requeue()
 
-    def _perform(self, delivery: _Delivery) -> None:
-        try:
-            if delivery.properties is None:
-                raise InvalidMessage("the message's AMQP properties can't be decoded")
-            delivery.task = _decode_task(delivery.body)
-            if not self._may_run(delivery):
-                return
-        except Exception as error:  # InvalidMessage, Crashed, or a body that breaks the decoder: not again and again
-            self._finish(delivery, None, None, error)
-            return
-        if self._enter(delivery):
-            try:
-                self._run_task(delivery, delivery.task)
-            finally:
-                self._leave(delivery)
-
-    def _may_run(self, delivery: _Delivery) -> bool:
-        """False if it is set aside, to run alone. Raises Crashed if it has brought too many processes down."""
-        id, journal, alone = delivery.id, self.journal, delivery is self._alone
-        if id is None or id not in journal.crashes or (delivery.is_counted and not self._counts_for_quorum):
-            return True
-        crashes, to_blame = journal.count(id) if alone else journal.crashes.get(id, (0, False))
-        if to_blame and crashes >= self._config.WORKER_MAX_CRASHES:
-            raise Crashed(f"{crashes} worker processes have died while it ran (WORKER_MAX_CRASHES)")
-        if alone:
-            return True
-        with self._lock:
-            self._set_aside.append(delivery)
-        self._notify()
-        return False
-
-    def _enter(self, delivery: _Delivery) -> bool:
-        """False if a message with this id is running here: this one waits until that has ended."""
-        id = delivery.id
-        if id is None:
-            return True
-        with self._lock:
-            if id not in self._ids:
-                self._ids[id] = collections.deque()
-                self.journal.begin(id)
-                return True
-            self._ids[id].append(delivery)
-        logger.info("Message %s is running here already; its new delivery waits for that", id)
-        return False
-
-    def _leave(self, delivery: _Delivery) -> None:
-        id = delivery.id
-        if id is None:
-            return
-        with self._lock:
-            self.journal.end(id)
-            self._waiting.extendleft(self._ids.pop(id))
-            self._dispatch()
-
-    def _run_task(self, delivery: _Delivery, description: _Description) -> None:
-        try:
-            task = self._app._find_task(description.module, description.function)
-        except InvalidMessage as error:
-            return self._finish(delivery, None, None, error)
-        run = Run(task, description.id, delivery.queue, delivery.redelivered)
-        with self._lock:
-            cause = delivery.cause
-            may_begin = cause is None and delivery.intake.why_lost is None and not delivery.claimed
-            if may_begin:
-                self.running[delivery] = run
-        if not may_begin:
-            return self._finish(delivery, task, None, cause)
-        result, raised, fits = None, None, True
-        try:
-            result = task._run(run, description.args, description.kwargs, self._watch)
-        except BaseException as error:
-            raised = error
-            fits = task._fits(error, description.args, description.kwargs)
-        try:
-            self._finish(delivery, task, result, raised, fits)
-        finally:
-            raised = None  # its traceback leads to this frame: a cycle, which keeps all frames
-
-    def _finish(
-        self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, fits: bool = True
-    ) -> None:
-        if self._claim(delivery):
-            jitter = os.urandom(1)[0] / 255
-            lost = delivery.intake.why_lost is not None
-            verdict = _decide(task, error, fits, lost, delivery.failures, jitter)
-            self._do(delivery, result, error, verdict)
-            if error is not None and verdict.tally in ("failed", "timed_out"):
-                self.on_failure(delivery.queue, delivery.task, task, error)
-            self._log(delivery, error, verdict)  # last: nothing waits for a log
-        else:
-            text = "%s from %r has ended after all: what came of it is dropped"
-            _log(logging.WARNING, text, delivery, delivery.queue)
-
-    def _do(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
-        with self._lock:
-            self._tallies[verdict.tally] += 1
-        self._settle(delivery, result, error, verdict)
-        if verdict.tally not in ("lost", "requeued") and delivery.id in self.journal.crashes:
-            self.journal.clear(cast(str, delivery.id))
-
-    def _log(self, delivery: _Delivery, error: BaseException | None, verdict: _Verdict) -> None:
-        if error is None:
-            _log(logging.DEBUG, "%s from %r %s", delivery, delivery.queue, verdict.tally)
-        elif verdict.tally in ("failed", "timed_out"):
-            then = f"it comes back in {verdict.delay:g} seconds" if verdict.delay else "see its .failed queue"
-            info = (type(error), error, _task_traceback(error))
-            _log(logging.ERROR, "%s from %r %s; %s", delivery, delivery.queue, verdict.tally, then, exc_info=info)
-        else:
-            _log(logging.WARNING, "%s from %r %s: %r", delivery, delivery.queue, verdict.tally, error)
+# --- Worker ---------------------------------------------------------------------------------------
 
 
 class Worker:
     """Consumes queues and runs their tasks, in threads of this process.
 
-    app: the `Kuyruk`. queues: names, or None for those of the app's tasks. options: threads,
-    prefetch, max_load, max_run_time, grace, shutdown_timeout, reconnect_interval, priority,
-    max_crashes: the configuration's `WORKER_` keys, which are the defaults.
+    app: the `Kuyruk`. queues: names, or None for those of the app's tasks. options:
+    `WorkerOptions`; the configuration's `WORKER_` keys are the defaults.
 
     `run` blocks, `start` doesn't, and as a context manager it is started and stopped. It installs
     no signal handler and leaves logging alone. A worker runs once.
     """
 
-    def __init__(self, app: Kuyruk, queues: Iterable[str] | None = None, **options: Any) -> None:
-        unknown = [name for name in options if name not in _WORKER_OPTIONS]
-        if unknown:
-            raise TypeError(f"Worker has no option {unknown[0]!r}, but {', '.join(_WORKER_OPTIONS)}")
+    def __init__(
+        self,
+        app: Kuyruk,
+        queues: Iterable[str] | None = None,
+        **options: typing.Unpack[WorkerOptions],
+    ) -> None:
+        for name in options:
+            if name not in _WORKER_OPTIONS:
+                known = ", ".join(_WORKER_OPTIONS)
+                raise TypeError(f"Worker has no option {name!r}, but {known}")
         self.app = app
-        self._config = app.config._with(**{f"WORKER_{k.upper()}": v for k, v in options.items()})
+        values = {f"WORKER_{name.upper()}": value for name, value in options.items()}
+        self._config = app.config._with(**values)
         names = [queues] if isinstance(queues, str) else list(queues or app._queues or ["kuyruk"])
+        names = [_resolve_host(_check_queue_name(name)) for name in names]
         #: The names of the queues that it consumes.
-        self.queues = list(dict.fromkeys(_resolve_host(_check_queue_name(name)) for name in names))
+        self.queues = list(dict.fromkeys(names))
         #: How many tasks had to be interrupted for the worker to stop.
         self.aborted = 0
-        #: Called in one of its threads when it may have become `healthy` or not, or has stopped. Must not block.
+        #: Called in one of its threads when it may have become `healthy` or not, or has stopped. It
+        #: must not block.
         self.on_change: Callable[[], object] = lambda: None
         #: What it has failed with, if it has.
         self.error: BaseException | None = None
-        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
-        self._keeper = _Keeper(self._config, publishes=False)
-        self._wakeup = _Event()  # of the supervisor
-        self._looks_around = False  # the supervisor will, soon
-        settlement = _Settlement(self._config, self._publisher)
-        self._pool = _Pool(app, self._config, settlement.settle, self._on_pool)
-        self._pool.on_end = self._look_soon
-        self._interrupt_at = math.inf  # time.monotonic() from which on a stop waits no longer
-        self._intake: _Intake | None = None
-        self._failure = ""  # to connect; logged
-        self._paused_at = self._suspects_go_until = -math.inf
-        # Of consumers of such a queue only one is served: more are of no use, and in place of it another worker's is.
-        is_single = app.config.QUEUE_ARGUMENTS.get("x-single-active-consumer")
-        self._look_at = -math.inf if self._config.WORKER_PREFETCH is None and not is_single else math.inf
-        self._spare = _Spare(self._config.WORKER_THREADS)
+        self._process_id = os.getpid()
         self._began = threading.Lock()  # taken once and for ever
         self._ended = threading.Event()
-        self._pool.on_failure = functools.partial(_notify_failure, self)
+        self._interrupt_at = math.inf  # time.monotonic() from which on a stop waits no longer
+        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
+        self._keeper = _Keeper(self._config, publishes=False)
+        notify_failure = functools.partial(_notify_failure, self)
+        self._pool = _Pool(app, self._config, self._publisher, self._on_pool, notify_failure)
+        self._wakeup = _Event()  # of the supervisor
+        self._supervisor = threading.Thread(target=self._run, name="kuyruk-supervisor", daemon=True)
+        #: What each queue is consumed by; and those that aren't consumed: when to try that again.
+        self._channels: dict[str, _ConsumerChannel] = {}
+        self._missing: dict[str, tuple[float, Iterator[float]]] = {}
+        #: Channels that were closed, or whose consumer was ended. The readers append to it.
+        self._troubled: collections.deque[_ConsumerChannel] = collections.deque()
+        self._paused = False
+        # Of consumers of such a queue only one is served: more of them are of no use.
+        is_single = app.config.QUEUE_ARGUMENTS.get("x-single-active-consumer")
+        self._adjusts = self._config.WORKER_PREFETCH is None and not is_single
+        self._prefetch = _Prefetch(self._config.WORKER_THREADS)
+        self._look_at = -math.inf  # time.monotonic(): not sooner
+        self._looks = False  # the supervisor will look at that time, whether it is woken or not
+        #: Channels that hold more than their share, and less.
+        self._large: set[_ConsumerChannel] = set()
+        self._small: set[_ConsumerChannel] = set()
         _notify_worker(worker_init, self)
 
     # -- its life, as its owner sees it
@@ -4935,16 +5181,22 @@ class Worker:
         self.stop()
 
     def start(self) -> None:
-        """Run in a background thread. Raises RuntimeError if it runs or ran already."""
+        """Run in a background thread. Raise RuntimeError if it runs or ran already, or if no thread
+        can be started."""
         if not self._began.acquire(blocking=False):
             raise RuntimeError("this worker runs or ran already: make another one")
         self._stop_at = time.monotonic() + (self._config.WORKER_MAX_RUN_TIME or math.inf)
-        self._pool.start()
-        # A daemon, and so are the pool's threads, which it starts: one that is stuck doesn't keep the process alive.
-        threading.Thread(target=self._run, name="kuyruk-supervisor", daemon=True).start()
+        try:
+            # A daemon, and so are the threads that it starts: one that is stuck doesn't keep the
+            # process alive.
+            self._supervisor.start()
+        except BaseException:
+            self._ended.set()
+            raise
 
     def run(self) -> None:
-        """Run until stopped. Raises RuntimeError if it runs or ran already, and what the worker fails with."""
+        """Run until stopped. Raise RuntimeError if it runs or ran already, and what the worker fails
+        with."""
         self.start()
         try:
             self.join()
@@ -4957,10 +5209,10 @@ class Worker:
     def stop(self, timeout: float | None = None, wait: bool = True) -> None:
         """Stop gracefully, and wait until it has.
 
-        timeout: seconds that running tasks get, instead of `shutdown_timeout` (math.inf: as long as they take); then
-        they are interrupted, and what hasn't ended after the `grace` is given up. Their messages are requeued. Another
-        call can shorten it. From any thread, and from a signal handler: it doesn't wait in a thread that the worker
-        needs, or that waits for it already.
+        timeout: seconds that running tasks get, instead of `shutdown_timeout` (math.inf: as long as
+        they take); then they are interrupted, and what hasn't ended after the `grace` is given up.
+        Their messages are requeued. Another call can shorten it. From any thread, and from a signal
+        handler: it doesn't wait in a thread that the worker needs, or that waits for it already.
         """
         if timeout not in (None, math.inf):
             _check("timeout", timeout)
@@ -4973,7 +5225,10 @@ class Worker:
             self.join()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until it has stopped, at most `timeout` seconds; returns whether it has."""
+        """Wait until it has stopped, at most `timeout` seconds; return whether it has. In a forked
+        child it has: its threads are the parent's."""
+        if os.getpid() != self._process_id:
+            return True
         here = self._pool.here
         was_ours, here.is_ours = getattr(here, "is_ours", False), True
         try:
@@ -4992,245 +5247,363 @@ class Worker:
 
     @property
     def healthy(self) -> bool:
-        """True while it is really consuming, or has paused on purpose (max_load), and no thread of it is stuck in a
-        task that was to end."""
-        intake = self._intake
-        if intake is None or intake.why_lost is not None or self._pool.stopping or self._pool.stuck:
+        """Whether it is really consuming all of its queues, or has paused on purpose (max_load), and
+        all of its threads live and do what is due: none is stuck in a task that was to end, and no
+        message waits to be forwarded."""
+        connection = self._keeper.usable
+        if connection is None or self._pool.stopping or not self._supervisor.is_alive():
             return False
-        return self._pool.watches and (self._pool.paused or intake.consuming)
+        is_reading = time.monotonic() - connection.stepped_at < STALLED
+        consumes = self._paused or len(self._channels) == len(self.queues)
+        return is_reading and consumes and self._pool.healthy
 
     @property
     def stats(self) -> dict[str, Any]:
         """Counts of deliveries, by what became of them, and what there is now.
 
-        received, succeeded, failed, timed_out, rejected, discarded, requeued (by a stop, by a pause, or because they
-        waited too long), lost (with their connection); waiting (not begun), suspect (of those, and of what runs: has
-        run when a worker died), stuck (threads that were given up and don't end); running: a list of dicts of id,
-        task, queue and seconds.
+        received, succeeded, failed, timed_out, rejected, discarded, requeued (by a stop, by a
+        pause, or because they waited too long), lost (with their connection); waiting (not begun),
+        suspect (of those, and of what runs: has run when a worker died), stuck (threads that were
+        given up and don't end), unsettled (can't be forwarded for the moment); running: a list of
+        dicts of id, task, queue and seconds.
         """
         return self._pool.stats
 
     def drop(self, id: str | None = None) -> int:
-        """Interrupt the running task of this message id, or all, with Discard; returns how many."""
-        return self._pool.interrupt(lambda: Discard("dropped by an operator"), lambda each: id in (None, each.id))
+        """Interrupt the running task of this message id, or all, with Discard; return how many."""
+        return self._pool.interrupt(
+            lambda: Discard("dropped by an operator"),
+            lambda delivery: id in (None, delivery.task and delivery.task.id),
+        )
 
     # -- the supervisor
 
     def _run(self) -> None:
         self._pool.here.is_ours = True
         try:
+            self._pool.start()
+            self._keeper.start()
             _notify_worker(worker_start, self)
-            self._supervise()
+            _keep_running(self._supervise)
+            self._drain()
         except BaseException as error:
-            logger.critical("Defect in the worker: it stops", exc_info=True)
+            _log(logging.CRITICAL, "Defect in the worker: it stops", exc_info=True)
             self.error = error
         finally:
             self._end()
 
-    def _supervise(self) -> None:
-        self._keeper.start()
+    def _supervise(self) -> bool:
+        """Consume while there is a connection. Return whether to stop; an exception costs the
+        connection."""
+        if self._should_stop():
+            return True
+        wait = self._keeper.changes.wait_for
+        look = lambda: self._keeper.usable or self._pool.stopping  # noqa: E731
+        connection = wait(look, self._stop_at, self._wakeup)
+        if isinstance(connection, _Connection):
+            try:
+                self._consume(connection)
+            except BaseException as error:
+                connection.give_up(_as_lost(error))
+                self._on_lost(_as_lost(error))
+                if not isinstance(error, AMQPError):
+                    raise
+        return False
+
+    def _consume(self, connection: _Connection) -> None:
+        """Return when the worker should stop. Raise AMQPError when the connection is lost."""
+        self._missing = {queue: (-math.inf, _pauses(LONGEST_QUEUE_PAUSE)) for queue in self.queues}
         while not self._should_stop():
-            connection = self._keeper.changes.wait_for(
-                lambda: self._keeper.usable or self._pool.stopping, self._stop_at, self._wakeup
-            )
-            if isinstance(connection, _Connection):
-                try:
-                    self._tend(self._consume(connection))
-                except Exception as error:
-                    if not isinstance(error, AMQPError):
-                        logger.exception("Defect in the supervisor; its connection is given up")
-                        error = AMQPConnectionError(repr(error))
-                    connection.give_up(error)
-                    self._on_lost(error)
-        self._drain()
-
-    def _consume(self, connection: _Connection) -> _Intake:
-        until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
-        for queue in self.queues:
-            _ensure_queue(connection, queue, self.app._queue_arguments(queue), until)
-        intake = _Intake(connection, self._config, self._on_delivery)
-        intake.waiting.subscribe(self._wakeup)
-        self._intake, self._pool.paused = intake, False  # before it consumes: what is delivered may be lost with it
-        intake.consume(self.queues)
-        queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
-        logger.info("Consuming %s at %s with %d threads", queues, connection.address, threads)
-        self.on_change()
-        return intake
-
-    def _tend(self, intake: _Intake) -> None:
-        """Returns when the worker should stop. Raises AMQPError when the intake is lost."""
-        while True:
             self._wakeup.clear()
-            if self._should_stop():
-                return
-            self._pause_or_resume(intake)
-            self._balance(intake)
-            tick = time.monotonic() + TICK if self._config.WORKER_MAX_LOAD or self._pool.paused else math.inf
-            self._looks_around = False  # first: what is delivered from now on wakes it
-            has_changed = self._pool.has_waiting or self._pool.ended != self._spare.ended
-            self._looks_around = changes = not self._pool.paused and has_changed
-            self._pump(intake, min(self._stop_at, tick, self._look_at if changes else math.inf))
+            if connection.lost is not None:
+                raise _again(connection.lost)
+            self._look_after_trouble()
+            self._pause_or_resume()
+            now = time.monotonic()
+            if not self._paused:
+                for queue in [q for q, (due, _) in self._missing.items() if due <= now]:
+                    self._subscribe(connection, queue)
+                self._adjust_prefetch()
+            if not self._pool.stopping and connection.lost is None:
+                _wait(self._wakeup, self._next_look())
 
-    def _balance(self, intake: _Intake) -> bool:
-        """Hold the right number of messages, unless WORKER_PREFETCH tells it. Returns whether something has changed."""
-        now = time.monotonic()
-        if self._pool.paused or now < self._look_at:
-            return False
-        self._look_at = now + LOOK
-        waited, stalled = self._pool.waited(now)
-        patience = _patience(stalled)
-        spare = self._spare.look(now, self._pool.ended, waited, patience) // len(self.queues)
-        size = self._config.WORKER_THREADS + spare
-        changed = [self._resize(intake, queue, size, waited > patience) for queue in self.queues]
-        return any(changed)
+    def _next_look(self) -> float:
+        """Return the time.monotonic() at which there is something to do if nothing happens."""
+        times = [self._stop_at, *(due for due, _ in self._missing.values())]
+        if self._config.WORKER_MAX_LOAD:
+            times.append(time.monotonic() + TICK)
+        # First this is noted: what happens from now on wakes it.
+        self._looks = False
+        self._looks = looks = bool(self._pool.has_waiting or self._pool.full or self._small)
+        if self._adjusts and looks and not self._paused:
+            times.append(self._look_at)
+        return min(times)
 
-    def _resize(self, intake: _Intake, queue: str, size: int, late: bool) -> bool:
-        """RabbitMQ fixes a consumer's prefetch when it begins. So consumers are added; for a smaller size one takes
-        the place of all, and what they have delivered counts until it is settled. There is always one: RabbitMQ may
-        delete a queue that nobody consumes."""
-        tags = [tag for tag, consumer in intake.consumers.items() if consumer.queue == queue]
-        prefetch = sum(intake.consumers[tag].prefetch for tag in tags)
-        missing = size - prefetch - self._pool.held(queue, but_of=tags)
-        too_many = missing < 0 and prefetch > 1 and late  # after a pause what runs is of others than these consumers
-        if too_many:
-            intake.add(queue, 1, is_last=True)
-            intake.remove(tags)
-        elif missing > 0:
-            intake.add(queue, missing)
-        if late:
-            self._pool.hand_back_surplus(queue, size)
-        return too_many or missing > 0
-
-    def _on_delivery(self, delivery: _Delivery) -> None:
-        """In the reader."""
-        self._pool.add(delivery)
-        self._look_soon()
-
-    def _look_soon(self) -> None:
-        if not self._looks_around:
-            self._wakeup.set()
-
-    def _pump(self, intake: _Intake, until: float) -> None:
-        if intake.why_lost is None:
-            _wait(self._wakeup, until)
-        if intake.why_lost is not None:
-            raise _again(intake.why_lost)
-
-    def _should_stop(self) -> bool:
-        if not self._pool.stopping and time.monotonic() >= self._stop_at:
-            logger.info("Stopping after %g seconds (max_run_time)", self._config.WORKER_MAX_RUN_TIME)
-            self.stop(wait=False)
-        return self._pool.stopping
-
-    def _pause_or_resume(self, intake: _Intake) -> bool:
-        """While paused others get the messages, those too that have come and haven't begun. Returns whether it has."""
-        now = time.monotonic()
-        if self._pool.paused and self._pool.suspects_wait and now >= self._paused_at + SUSPECT_PATIENCE:
-            self._suspects_go_until = now + SUSPECT_PATIENCE
-            self._pool.hand_back()
-        pause, why = self._look_whether_to_pause(now)
-        if pause == self._pool.paused:
-            return False
-        logger.warning("%s: %s", "Pausing" if pause else "Resuming", why)
-        if pause:
-            self._pool.paused, self._paused_at = True, now  # before it stops consuming: on purpose
-            intake.cancel()
-            self._pool.hand_back(suspects=False)
-        else:
-            intake.consume(self.queues)
-            self._pool.paused = False
+    def _subscribe(self, connection: _Connection, queue: str) -> None:
+        """Begin to consume a queue. What is wrong with it is tried again after a pause, and costs no
+        other queue anything. Raise AMQPError when the connection is lost."""
+        until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
+        try:
+            _ensure_queue(connection, queue, self.app._queue_arguments(queue), until)
+            channel = connection.changes.wait_for(lambda: self._new_channel(connection, queue), until)
+            if channel is None:
+                raise AMQPChannelError("its connection has no free channel (channel_max)")
+            channel.waiting.subscribe(self._wakeup)
+            self._channels[queue] = channel
+            channel.add(self._first_prefetch())
+        except AMQPChannelError as error:
+            self._on_queue_trouble(queue, f"can't be consumed: {error}")
+            return
+        del self._missing[queue]
+        text = "Consuming %s at %s with %d threads"
+        if not self._missing:
+            queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
+            _log(logging.INFO, text, queues, connection.address, threads)
         self.on_change()
-        return True
 
-    def _look_whether_to_pause(self, now: float) -> tuple[bool, str]:
-        if self._pool.has_suspects or now < self._suspects_go_until:
-            return True, "what ran when a worker process died runs alone, one message after the other"
-        limit = self._config.WORKER_MAX_LOAD
-        if not limit:
-            return False, "nothing runs alone any more"
-        limit = os.cpu_count() or 1 if limit == -1 else limit
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-        return load > limit, f"the load average is {load:.2f}, the limit {limit:g} (max_load)"
+    def _new_channel(self, connection: _Connection, queue: str) -> _ConsumerChannel | None:
+        try:
+            return _ConsumerChannel(
+                connection, queue, self._config, self._pool.add, self._on_channel_trouble
+            )
+        except _ChannelsExhausted:
+            return None
+
+    def _on_channel_trouble(self, channel: _ConsumerChannel) -> None:
+        """In the reader."""
+        self._troubled.append(channel)
+        self._wakeup.set()
+
+    def _look_after_trouble(self) -> None:
+        """Give up channels whose queue was deleted or has moved, or that were closed."""
+        while self._troubled:
+            channel = self._troubled.popleft()
+            if self._channels.get(channel.queue) is channel:
+                why = channel.lost or AMQPChannelError("its consumer was cancelled by the broker")
+                if channel.is_cancelled and channel.why_lost is None:
+                    channel.is_orphaned = self._is_gone(channel)
+                self._give_up(channel, why)
+                what = "was deleted" if channel.is_orphaned else f"isn't consumed any more: {why}"
+                self._on_queue_trouble(channel.queue, what)
+
+    def _is_gone(self, channel: _ConsumerChannel) -> bool:
+        """Return whether a queue was deleted."""
+        until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
+        look = _new_channel(channel.connection, _Channel)
+        if look is None:
+            return False
+        try:
+            look.request(_Declare(queue=channel.queue, passive=True), until)
+            return False
+        except AMQPError as error:
+            return error.error_code == 404
+        finally:
+            look.retire()
+
+    def _on_queue_trouble(self, queue: str, what: str) -> None:
+        channel = self._channels.pop(queue, None)
+        if channel is not None:
+            self._give_up(channel, channel.lost or AMQPChannelError(what))
+        _, pauses = self._missing.get(queue, (0, _pauses(LONGEST_QUEUE_PAUSE)))
+        pause = next(pauses)
+        self._missing[queue] = time.monotonic() + pause, pauses
+        text = "Queue %r %s; trying again in %.1f s"
+        _log(logging.WARNING, text, queue, what, pause)
+        self.on_change()
+
+    def _give_up(self, channel: _ConsumerChannel, why: AMQPError) -> None:
+        """What came by a channel isn't ours any more, unless it is the only copy."""
+        oldest = self._pool.oldest(channel)
+        channel.waiting.unsubscribe(self._wakeup)
+        if channel.lost is None:
+            channel.retire()
+            channel.lost = why
+        self._large.discard(channel)
+        self._small.discard(channel)
+        info = (type(why), why, None)
+        self._pool.on_lost([channel], lambda: HeartbeatError(info))
+        if oldest is not None and not channel.is_orphaned:
+            self._look_for_timeout(oldest, str(why), time.monotonic() - oldest.at)
 
     def _on_lost(self, error: AMQPError) -> None:
-        intake, self._intake = self._intake, None
-        if intake is None:
-            return
-        oldest = self._pool.oldest(intake)
-        intake.lost = intake.lost or error
-        intake.connection.give_up(error)
-        info = (type(error), error, error.__traceback__)
-        self._pool.on_lost(intake, lambda: HeartbeatError(info))
-        logger.warning("Lost the connection to RabbitMQ at %s: %s", intake.connection.address, error)
-        if oldest is not None:
-            self._look_for_timeout(oldest, str(error), time.monotonic() - oldest.at)
+        """The connection is lost."""
+        channels, self._channels = list(self._channels.values()), {}
+        was_paused, self._paused = self._paused, False
+        for channel in channels:
+            channel.lost = channel.lost or error
+            self._give_up(channel, error)
+        if channels or was_paused:
+            address = channels[0].connection.address if channels else "RabbitMQ"
+            text = "Lost the connection to RabbitMQ at %s: %s"
+            _log(logging.WARNING, text, address, error)
         self.on_change()
 
     def _look_for_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
         # Of a quorum queue, RabbitMQ 4.3 only cancels the consumer, as if the queue was deleted.
-        if "acknowledgement" in error or ("cancelled" in error and age > LEAST_CONSUMER_TIMEOUT):
-            perhaps = "" if "acknowledgement" in error else "perhaps "
+        is_named = "acknowledgement" in error
+        if is_named or ("cancelled" in error and age > LEAST_CONSUMER_TIMEOUT):
+            perhaps = "" if is_named else "perhaps "
             text = "%s from %r was in hand for %.0f s, %slonger than RabbitMQ's consumer_timeout: it runs again. %s"
-            logger.error(text, oldest, oldest.queue, age, perhaps, CONSUMER_TIMEOUT_HELP)
+            arguments = oldest, oldest.queue, age, perhaps, CONSUMER_TIMEOUT_HELP
+            _log(logging.ERROR, text, *arguments, extra=oldest.extra)
 
     def _on_pool(self) -> None:
-        """Something has changed in the pool. In one of its threads."""
-        if self._pool.stuck >= self._config.WORKER_THREADS and not self._pool.stopping:
+        """Something has changed in the pool. In one of its threads, or in the reader."""
+        pool = self._pool
+        if pool._stuck and not pool.stopping and pool.stuck >= self._config.WORKER_THREADS:
             self.stop(math.inf, wait=False)
-            logger.critical("Stopping: %d threads are stuck, as many as the worker has", self._pool.stuck)
-        self._wakeup.set()
+            text = "Stopping: %d threads are stuck, as many as the worker has"
+            _log(logging.CRITICAL, text, pool.stuck)
+        if pool.stopping or not self._looks:
+            self._wakeup.set()
+        if pool._stuck:
+            self.on_change()
+
+    def _should_stop(self) -> bool:
+        if not self._pool.stopping and time.monotonic() >= self._stop_at:
+            text = "Stopping after %g seconds (max_run_time)"
+            _log(logging.INFO, text, self._config.WORKER_MAX_RUN_TIME)
+            self.stop(wait=False)
+        return self._pool.stopping
+
+    # -- how many messages it holds
+
+    def _first_prefetch(self) -> int:
+        """Return what the first consumer of each queue may hold: together enough for the threads."""
+        config = self._config
+        share = -(-config.WORKER_THREADS // len(self.queues)) if self._adjusts else config.WORKER_THREADS
+        return config.WORKER_PREFETCH or share
+
+    def _adjust_prefetch(self) -> None:
+        """Hold the right number of messages, of all queues together.
+
+        RabbitMQ fixes a consumer's prefetch when it begins. So consumers are added, for queues that
+        may have more messages; and when messages wait too long, large ones are replaced by a small
+        one, and what they have delivered counts until it is settled. There is always one: RabbitMQ
+        may delete a queue that nobody consumes.
+        """
+        now = time.monotonic()
+        if not self._adjusts or now < self._look_at:
+            return
+        self._look_at = now + LOOK
+        waited, stalled = self._pool.waited(now)
+        patience = _patience(stalled)
+        size = self._config.WORKER_THREADS
+        size += self._prefetch.look(now, self._pool.ended, waited, patience)
+        if waited > patience:
+            self._shrink(size)
+        elif self._pool.held < size:
+            self._grow(size)
+
+    def _shrink(self, size: int) -> None:
+        least = max(1, size // len(self.queues))
+        for channel in [c for c in self._large if c.capacity > least or len(self.queues) == 1]:
+            if channel.why_lost is None and channel.capacity > 1:
+                tags = list(channel.consumers)
+                channel.add(1, is_last=True)
+                channel.cancel(tags)
+                self._small.add(channel)
+            self._large.discard(channel)
+        self._pool.hand_back_surplus(size)
+
+    def _grow(self, size: int) -> None:
+        full = [c for c in self._pool.take_full() if c.why_lost is None]
+        for channel in {*full, *self._small}:
+            missing = self._missing_capacity(channel, size, len(full))
+            self._small.discard(channel)
+            if missing > 0:
+                channel.add(missing)
+                self._large.add(channel)
+
+    def _missing_capacity(self, channel: _ConsumerChannel, size: int, full: int) -> int:
+        free = max(0, size - self._pool.held)
+        share = max(1, size // len(self.queues))
+        least = share - channel.capacity if channel.why_lost is None else 0
+        return max(min(least, free), -(-free // full) if channel.is_full and full else 0)
+
+    def _pause_or_resume(self) -> None:
+        """While the load is too high others get the messages, those too that haven't begun."""
+        limit = self._config.WORKER_MAX_LOAD
+        if not limit:
+            return
+        limit = os.cpu_count() or 1 if limit == -1 else limit
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        pause = load > limit
+        if pause == self._paused:
+            return
+        text = "%s: the load average is %.2f, the limit %g (max_load)"
+        _log(logging.WARNING, text, "Pausing" if pause else "Resuming", load, limit)
+        self._paused = pause  # before it stops consuming: on purpose
+        for channel in self._channels.values():
+            if pause:
+                channel.cancel(list(channel.consumers))
+            else:
+                channel.add(self._first_prefetch())
+        if pause:
+            self._pool.hand_back()
         self.on_change()
 
     # -- stopping
 
     def _drain(self) -> None:
-        """Nothing new comes, what hasn't begun goes back, what runs ends, or is interrupted, or is given up."""
+        """Nothing new comes, what hasn't begun goes back, what runs ends, or is interrupted, or is
+        given up."""
         try:
-            if self._intake is not None:
-                self._intake.cancel()
+            for channel in self._channels.values():
+                channel.cancel(list(channel.consumers))
         except AMQPError as error:
             self._on_lost(error)
         self._pool.hand_back()
-        if self._pool.running:
-            logger.info("Stopping: waiting for %d running tasks", len(self._pool.running))
+        unfinished = len(self._pool.unfinished)
+        if unfinished:
+            _log(logging.INFO, "Stopping: waiting for %s", _count(unfinished, "running task"))
         if self._wait_for_running(lambda: self._interrupt_at):
             return
-        self.aborted = len(self._pool.running)
-        logger.warning("Stopping: interrupting %d running tasks; their messages go back", self.aborted)
+        self.aborted = len(self._pool.unfinished)
+        text = "Stopping: interrupting %s; what they run goes back"
+        _log(logging.WARNING, text, _count(self.aborted, "running task"))
         self._pool.interrupt(lambda: Shutdown("the worker stops"), lambda _: True)
         grace_ends = time.monotonic() + self._config.WORKER_GRACE
         if not self._wait_for_running(lambda: grace_ends):
-            for delivery, run in list(self._pool.running.items()):  # an import, say, which can't be interrupted
-                self._pool.abandon(delivery, (run and run._cause) or Shutdown("the worker stops"))
-            self._wait_for_running(lambda: math.inf)  # settled: twice RABBIT_PUBLISH_TIMEOUT and a bit, at most
+            for delivery in self._pool.unfinished:  # an import, say, which can't be interrupted
+                cause = delivery.run and delivery.run._cause
+                self._pool.abandon(delivery, cause or Shutdown("the worker stops"))
+            # They are settled: that takes twice RABBIT_PUBLISH_TIMEOUT and a bit, at most.
+            self._wait_for_running(lambda: math.inf)
 
     def _wait_for_running(self, get_end: Callable[[], float]) -> bool:
-        """Wait until nothing runs, or a time that may change meanwhile; returns whether nothing does."""
+        """Wait until nothing runs, or a time that may change meanwhile; return whether nothing
+        does."""
         while True:
             self._wakeup.clear()
-            if not self._pool.running:
+            if not self._pool.unfinished:
                 return True
             until = get_end()
             if time.monotonic() >= until:
                 return False
-            try:
-                if self._intake is None:
-                    _wait(self._wakeup, until)
-                else:
-                    self._pump(self._intake, until)
-            except AMQPError as error:
-                self._on_lost(error)
+            lost = next((c for c in self._channels.values() if c.why_lost is not None), None)
+            if lost is None:
+                _wait(self._wakeup, until)
+            elif lost.connection.lost is not None:
+                self._on_lost(_again(lost.connection.lost))
+            else:
+                self._give_up(self._channels.pop(lost.queue), cast(AMQPError, lost.lost))
 
     def _end(self) -> None:
-        self._pool.close()
-        self._publisher.close()
-        intake, self._intake = self._intake, None
-        if intake is not None:
-            intake.waiting.unsubscribe(self._wakeup)
-        self._keeper.close()  # acknowledgements are written; what is unacknowledged goes back
-        if intake is not None:
-            intake.lost = AMQPConnectionError("the worker has stopped")
+        for clean_up in (self._pool.close, self._publisher.close, self._close_connection):
+            try:
+                clean_up()
+            except BaseException:
+                _log(logging.ERROR, "Defect while stopping", exc_info=True)
         _notify_worker(worker_shutdown, self)
         _log(logging.INFO, "Stopped")
         self._ended.set()
         self.on_change()
+
+    def _close_connection(self) -> None:
+        """Acknowledgements are written; what is unacknowledged goes back."""
+        for channel in self._channels.values():
+            channel.waiting.unsubscribe(self._wakeup)
+        self._keeper.close()
+        for channel in self._channels.values():
+            channel.lost = channel.lost or AMQPConnectionError("the worker has stopped")

@@ -13,7 +13,7 @@ The processes, and what each owns
       signals  ------------ passed on --------->  main thread: signals, orders, what has changed
       the plan: who serves, retires, is replaced       |
           |  ^                                         v
-          |  '-- state: serving, alone, degraded --  kuyruk.Worker, with its threads
+          |  '-- state: serving, degraded ---------  kuyruk.Worker, with its threads
           '----- orders: retire, again, crashes ->     | begin, end
       deaths <------- journal (shared memory) <--------'
 
@@ -32,8 +32,8 @@ A process with a stuck thread, or above --max-memory, is *degraded*: another is 
 that consumes, the degraded one retires, that is, it stops gracefully, without a limit. So a restart
 costs no task anything.
 A process that dies leaves its journal, which says what it was running. One of these messages is to
-blame. They are *suspects*: each runs alone, in a process that does nothing else meanwhile (another
-one stands in for it). The one during which a process dies again is the culprit.
+blame: they are *suspects*. No process runs two suspects at once (kuyruk.py, quarantine), so when
+another dies, the only suspect that it had in hand is to blame.
 """
 
 from __future__ import annotations
@@ -81,8 +81,6 @@ FIRST_PAUSE, LAST_PAUSE = 0.2, 10.0
 #: because of stuck threads.
 PROVED = 10.0
 RESTART_INTERVAL = 5.0
-#: Seconds that a process may run suspects only before another stands in for it.
-ALONE_TOLERANCE = 1.0
 #: Seconds that a worker process waits for its supervisor's answer.
 ANSWER_TIMEOUT = 1.0
 #: Seconds between two pulses of a worker process. It may be without one for three of them, and for
@@ -735,9 +733,9 @@ class _Journal:
         return self.crashes.get(id, (0, False))
 
     def update(self, news: dict[str, tuple[int, bool]]) -> None:
-        for id, (deaths, alone) in news.items():
+        for id, (deaths, to_blame) in news.items():
             if deaths:
-                self.crashes[id] = deaths, alone
+                self.crashes[id] = deaths, to_blame
             else:
                 self.crashes.pop(id, None)
             if id in self._asked:
@@ -857,11 +855,13 @@ class _State:
                 os.unlink(self._files.pop(journal))
 
     def blame(self, ids: list[str]) -> dict[str, tuple[int, bool]]:
-        """A process has died while it ran these messages; returns their new counts."""
+        """Count that a process has died while it ran these messages; return their new counts. The
+        only suspect among them is to blame, or the only message if there is no suspect."""
+        suspects = [id for id in ids if id in self.crashes] or ids
         news = {}
         for id in ids:
-            deaths, alone = self.crashes.pop(id, (0, False))
-            news[id] = self.crashes[id] = deaths + 1, alone or len(ids) == 1
+            deaths, was_to_blame = self.crashes.pop(id, (0, False))
+            news[id] = self.crashes[id] = deaths + 1, was_to_blame or suspects == [id]
         for id in list(self.crashes)[:-MAX_SUSPECTS]:
             del self.crashes[id]
         self._save()
@@ -894,7 +894,7 @@ class _State:
         unreadable = contextlib.suppress(OSError, ValueError, TypeError, AttributeError)
         with unreadable, open(os.path.join(folder, "crashes.json")) as file:
             read = json.load(file).items()
-            self.crashes = {id: (int(deaths), bool(alone)) for id, (deaths, alone) in read}
+            self.crashes = {id: (int(deaths), bool(blame)) for id, (deaths, blame) in read}
         for name in os.listdir(folder):
             if name.startswith("journal-"):
                 with contextlib.suppress(OSError):
@@ -994,14 +994,13 @@ class _Process:
             logger.info("Stopping when what runs has ended: %s", argument)
             self._worker.stop(math.inf, wait=False)
         elif order == "crashes" and self._journal is not None:
-            self._journal.update({id: (deaths, alone) for id, (deaths, alone) in argument.items()})
+            self._journal.update({id: (deaths, blame) for id, (deaths, blame) in argument.items()})
 
     def _report_state(self) -> None:
         """The supervisor, what has changed."""
         stats = self._worker.stats
         state = {
             "serving": self._worker.healthy,
-            "alone": stats["suspect"] > 0,
             "degraded": stats["stuck"] > 0,
         }
         if not state["degraded"] and self._max_memory is not None:
@@ -1346,26 +1345,21 @@ class _Child:
         self.serving = False
         #: It has a stuck thread, or uses too much memory.
         self.degraded = False
-        #: time.monotonic() since when it has run suspects only; None: it doesn't.
-        self.alone_since: float | None = None
         #: When it has last shown that it runs Python code, as far as is known.
         self.pulse = 0.0
         #: It was told to end; it was killed because it didn't.
         self.retiring = False
         self.killed = False
 
-    def is_away(self, now: float) -> bool:
-        return self.alone_since is not None and now - self.alone_since >= ALONE_TOLERANCE
 
-
-def _plan(children: Iterable[_Child], wanted: int, now: float) -> tuple[int, int, list[_Child]]:
+def _plan(children: Iterable[_Child], wanted: int) -> tuple[int, int, list[_Child]]:
     """What to do so that as many processes as wanted serve, at any time: how many to start in the
     place of such that have ended, how many in the place of such that are degraded, and which to
     retire, because others serve in their place.
     """
     staying = [child for child in children if not child.retiring]
     degraded = [child for child in staying if child.degraded]
-    fresh = [child for child in staying if not child.degraded and not child.is_away(now)]
+    fresh = [child for child in staying if not child.degraded]
     serving = [child for child in fresh if child.serving]
     ended = max(0, wanted - len(fresh) - len(degraded))
     surplus = max(0, len(serving) - wanted)
@@ -1486,9 +1480,6 @@ class _Supervisor:
             elif kind == "state":
                 child.serving, child.degraded = content["serving"], content["degraded"]
                 self._failed_starts = 0 if child.serving else self._failed_starts
-                child.alone_since = (
-                    (child.alone_since or time.monotonic()) if content["alone"] else None
-                )
             elif kind == "ask":
                 self._asks.append((child, content))
             elif kind == "clear":
@@ -1651,7 +1642,7 @@ class _Supervisor:
         """Have as many processes as wanted; returns times at which to look again."""
         children = list(self._children.values())
         wanted = self._settings.get("WORKER_PROCESSES", 1)  # not known before one has loaded
-        ended, degraded, to_retire = _plan(children, wanted, now)
+        ended, degraded, to_retire = _plan(children, wanted)
         for child in to_retire:
             child.retiring = True
             child.pipe.send("retire", "another process has taken its place")
@@ -1662,7 +1653,6 @@ class _Supervisor:
         if ended and now >= self._start_at:
             self._start(ended)
         times = [self._start_at] * ended + [restart_at] * degraded
-        times += [child.alone_since + ALONE_TOLERANCE for child in children if child.alone_since]
         return [at for at in times if at > now]
 
     def _start(self, count: int) -> None:

@@ -25,6 +25,7 @@ import errno
 import faulthandler
 import functools
 import gc
+import hashlib
 import importlib
 import inspect
 import io
@@ -545,6 +546,7 @@ def test_exceptions_carry_what_happened():
     assert "builtins.ValueError" in str(remote) and "bad" in str(remote)
     info = (OSError, OSError("reset"), None)
     assert kuyruk.HeartbeatError(info).exc_info is info and "reset" in str(kuyruk.HeartbeatError(info))
+    assert [str(kuyruk.HeartbeatError(x)).rpartition(": ")[2] for x in (None, "text", 5)] == ["None", "text", "5"]
     assert kuyruk.BrokerError("away").unconfirmed == [] and issubclass(kuyruk.BrokerError, kuyruk.KuyrukError)
 
 
@@ -697,7 +699,7 @@ def test_a_log_that_raises_does_not_stop_a_signal(monkeypatch):
     signal = kuyruk.signals.Signal("s")
     signal.connect(lambda sender: 1 / 0)
     signal.connect(lambda sender: 5)
-    monkeypatch.setattr(kuyruk.logger, "exception", lambda *args: 1 / 0)
+    monkeypatch.setattr(kuyruk.logger, "log", lambda *args, **options: 1 / 0)
     assert [answer for _, answer in signal.send()] == [5]
 
 
@@ -980,6 +982,8 @@ GUEST = ["guest", "guest", "/", False]
         ("amqp://u%40x:p%2F%3A@h/a%2Fb", [("h", 5672)], ["u@x", "p/:", "a/b", False]),
         ("amqp://a,b:5673,c/%2F", [("a", 5672), ("b", 5673), ("c", 5672)], GUEST),
         ("amqp://u:p@[::1]:5673,[::2]", [("::1", 5673), ("::2", 5672)], ["u", "p", "/", False]),
+        ("amqp://u@x:p@:y@h/a/b", [("h", 5672)], ["u@x", "p@:y", "a/b", False]),
+        ("amqp://:p@h", [("h", 5672)], ["guest", "p", "/", False]),
     ],
 )
 def test_a_url_wins_over_the_other_keys(url, addresses, login):
@@ -1032,8 +1036,8 @@ def test_an_error_of_the_configuration_says_what_to_do(values, says):
         ("http://u:PW@h/", "begins with amqp"), ("u:PW@h", "begins with amqp"), ("amqp:u:PW@h", "begins with amqp"),
         ("amqp://u:PW@h:0/", "a port is"), ("amqp://u:PW@h:x/", "a port is"), ("amqp://u:PW@h h/", "a host is"),
         ("amqp://u:PW", "a port is"), ("amqp://u:12/PW@h/", "written as %2F"), ("amqp://u:12/34@h/", "written as %2F"),
-        ("amqp://u:P/W@h/v", "written as %2F"), ("amqp://u:PW?x@h/", "written as %3F"), ("amqp://u:P#W@h/", "as %23"),
-        ("amqp://u:PW@h/v?heartbeat=5", "keys here"), ("amqp://u:P[W@h/", "written as %5B"), ("amqp://u:PW@h/?", "%3F"),
+        ("amqp://u:P/W@h/v", "written as %2F"), ("amqp://u:PW?x@h/", "as %3F"), ("amqp://u:P#W@h/", "as %23"),
+        ("amqp://u:PW@h/v?heartbeat=5", "keys here"), ("amqp://u:P[W@h/", "as %5B"), ("amqp://u:PW@h/?", "%3F"),
     ],
 )  # fmt: skip
 def test_a_bad_url_says_what_is_wrong_with_it_and_nothing_of_the_password(url, says):
@@ -1090,6 +1094,25 @@ def test_what_is_put_into_a_table_is_for_one_configuration(key):
 def test_what_a_subclass_sets_is_checked():
     with pytest.raises(ValueError, match="WORKER_THREADS"):
         type("Own", (kuyruk.Config,), {"WORKER_THREADS": "8"})()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("QUEUE_ARGUMENTS", {"x": object()}), ("QUEUE_ARGUMENTS", {"x": 2**70}), ("RABBIT_PASSWORD", "hunter\udcff"),
+        ("RABBIT_USER", "\ud800"), ("RABBIT_HOST", "h:5672:x"), ("RABBIT_URL", "amqp://h:1:2/"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_sent_to_rabbitmq_is_refused(key, value):
+    with pytest.raises(ValueError, match=f"{key} takes") as info:
+        kuyruk.Config().from_dict({key: value})
+    assert "hunter" not in str(info.value)
+
+
+@pytest.mark.parametrize("value", [None, {"RABBIT_HOST": "a"}, os.environ])
+def test_an_object_that_has_no_attributes_is_no_configuration(value):
+    with pytest.raises(TypeError, match="from_object takes an object"):
+        kuyruk.Config().from_object(value)
 
 
 # --- Importing, and messages before they are sent ----------------------------
@@ -1281,8 +1304,14 @@ def forgets_to_wait():
 
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize(
-    "function", [forgets_to_wait, lambda: run_later(), lambda: yield_one(), lambda: yield_later()], ids=range(4)
-)
+    "function",
+    [
+        forgets_to_wait, lambda: run_later(), lambda: yield_one(), lambda: yield_later(),
+        lambda: map(ran.append, [1]), lambda: filter(ran.append, [1]), lambda: functools.partial(echo, 1),
+        contextlib.contextmanager(yield_one),
+    ],
+    ids=range(8),
+)  # fmt: skip
 def test_a_function_that_returns_what_is_yet_to_run_has_failed(function, eager, offline):
     offline.config.EAGER = eager
     task = offline.task(function)
@@ -1404,6 +1433,14 @@ def injects(f):
     return wrapper
 
 
+def spoils(f):
+    @functools.wraps(f)
+    def wrapper(*args, **kwargs):
+        return 1 + f("connection", *args, **kwargs)
+
+    return wrapper
+
+
 def quiet(f):
     return functools.wraps(f)(lambda *args, **kwargs: f(*args, **kwargs))
 
@@ -1414,6 +1451,9 @@ def quiet(f):
         (injects, lambda connection, a: play() + 1, (1,), 3), (quiet, lambda a: play(), (1, 2), 1),
         (lambda f: f, lambda a: play() + 1, (1,), 3), (lambda f: f, lambda a: play(), (), 1),
         (injects, lambda connection, a: add(a), (1,), 3), (lambda f: f, lambda a: add(a), (1,), 3),
+        (spoils, lambda connection, a: play(), (1,), 3), (spoils, lambda connection, a: play(), (1, 2), 1),
+        (lambda f: f, len, (5,), 3), (lambda f: f, len, (), 1), (injects, lambda connection: play(), (1,), 1),
+        (quiet, functools.wraps(len)(lambda a: play() + 1), (1,), 3),
     ],
 )  # fmt: skip
 def test_a_type_error_of_the_task_itself_is_no_wrong_call(wrap, function, args, tries, offline, caplog):
@@ -1556,6 +1596,141 @@ def test_a_remote_task_cannot_run_here(offline):
     offline.config.EAGER = True
     with pytest.raises(TypeError, match="can't run here"):
         task(1)
+
+
+GEVENT = """
+import os, sys
+order, url, queue = sys.argv[1:]
+if order != "before":
+    import kuyruk
+    app = kuyruk.Kuyruk()
+    if order == "after a fork":
+        app.config.RABBIT_URL = url
+        app.task(queue)(os.path.basename)("x")
+        if pid := os.fork():
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+from gevent import monkey
+monkey.patch_all()
+import gevent, kuyruk
+app = kuyruk.Kuyruk() if order == "before" else app
+app.config.from_dict({"RABBIT_URL": url, "RABBIT_PUBLISH_TIMEOUT": 5})
+@app.task(queue)
+def tell(number):
+    gevent.sleep(0.01)
+    return [number, kuyruk.current_task().id]
+tell(0)
+with app, app.worker(threads=4):
+    jobs = [gevent.spawn(tell.send_to_queue, (n,), id=f"id{n}", wait_result=5) for n in range(20)]
+    gevent.joinall(jobs, raise_error=True)
+    assert [job.value for job in jobs] == [[n, f"id{n}"] for n in range(20)] and not kuyruk.current_task()
+print("ends")
+"""
+
+
+@pytest.mark.parametrize("order", ["before", "after", "after a fork"])
+def test_it_may_be_imported_before_or_after_gevents_patch(order, url, queue, tmp_path):
+    """As with `gunicorn -k gevent --preload`: each greenlet sends, waits and runs for itself."""
+    (tmp_path / "program.py").write_text(GEVENT)
+    assert run_python("program.py", order, url, queue, cwd=tmp_path) == "ends\n"
+
+
+@pytest.fixture
+def context_log():
+    """The lines of a log whose handler has a LogContext."""
+    lines, handler = io.StringIO(), logging.StreamHandler()
+    handler.setStream(lines)
+    handler.addFilter(kuyruk.LogContext())
+    handler.setFormatter(logging.Formatter("%(task)s %(task_id)s %(queue)s %(message)s"))
+    log = logging.getLogger("test.context")
+    log.addHandler(handler)
+    yield lambda: lines.getvalue().splitlines()
+    log.removeHandler(handler)
+
+
+def log_inner_and_outer(inner=False):
+    log = logging.getLogger("test.context")
+    log.warning("begins")
+    if not inner:
+        kuyruk.Kuyruk().task(log_inner_and_outer).apply(inner=True)
+        log.warning("goes on", extra={"task_id": "given"})
+
+
+def test_a_log_record_tells_of_the_task_in_which_it_is_made(offline, context_log):
+    logging.getLogger("test.context").warning("outside")
+    run = kuyruk.Run(task := offline.task(log_inner_and_outer), "an id", "a queue", False)
+    task._run(run, (), {}, None)
+    background(logging.getLogger("test.context").warning, "elsewhere").result(PATIENCE)
+    name = "test_kuyruk.log_inner_and_outer"
+    assert context_log() == [
+        "None None None outside", f"{name} an id a queue begins", f"{name} None None begins",
+        f"{name} given a queue goes on", "None None None elsewhere",
+    ]  # fmt: skip
+
+
+def test_a_worker_gives_each_record_its_message(app, queue, start, context_log):
+    task = app.task(queue)(log_inner_and_outer)
+    start(app)
+    task.send_to_queue((True,), id="x", wait_result=PATIENCE)
+    assert context_log() == [f"{task.name} x {queue} begins"]
+
+
+def test_a_log_context_filters_by_name_as_every_filter(offline):
+    record = logging.LogRecord("a.b", logging.INFO, "file", 1, "text", (), None)
+    assert kuyruk.LogContext("a").filter(record) and not kuyruk.LogContext("c").filter(record)
+    assert (record.task, record.task_id, record.queue) == (None, None, None)
+
+
+@pytest.mark.parametrize("decorated", [classmethod(echo), property(echo), None, ["q"]])
+def test_what_is_neither_function_nor_queue_is_refused_at_once(decorated, offline):
+    with pytest.raises(ValueError, match="queue"):
+        offline.task(decorated)
+
+
+@pytest.mark.parametrize("throws", [ValueError(), "ValueError", (ValueError(),), 5])
+def test_what_is_thrown_is_a_class(throws, offline):
+    with pytest.raises(ValueError, match=r"throws takes exception classes: not ('?ValueError|5)"):
+        offline.task(throws=throws)(echo)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_only_subtasks_are_sent_together(eager, offline):
+    offline.config.EAGER = eager
+    task = offline.task(echo)
+    for wrong in ([task], task.subtask((1,)), [None], [task.subtask(), (task, (), {}, None)]):
+        with pytest.raises(TypeError, match="what a task's subtask"):
+            offline.send_tasks_to_queue(wrong)
+    assert not ran and not threads_of_ours()
+
+
+def test_a_subtask_may_be_made_by_hand(offline):
+    offline.config.EAGER = True
+    task = offline.task(echo)
+    offline.send_tasks_to_queue([kuyruk.SubTask(task, None, None, ""), kuyruk.SubTask(task, [1], {}, None)])
+    assert ran == [(), (1,)]
+
+
+def test_two_functions_at_no_place_of_a_module_are_two(offline):
+    functions = []
+    for number in (1, 2):
+        namespace = {"__name__": "made"}
+        exec(f"def f(): return {number}", namespace)
+        functions.append(namespace["f"])
+    offline.task(functions[0])
+    with pytest.raises(ValueError, match=r"two functions are a task called made\.f"):
+        offline.task(functions[1])
+
+
+@pytest.mark.parametrize("where", ["argument", "result"])
+def test_an_object_whose_own_code_raises_is_not_json(where, offline):
+    class Lazy(dict):
+        def items(self):
+            raise KeyError("the database is away")
+
+    offline.config.EAGER = True
+    task = offline.task(echo if where == "argument" else play)
+    script[:] = [Lazy(a=1)]
+    with pytest.raises(TypeError, match=f"{where}.* can't be written as JSON: KeyError: .*is away"):
+        task.send_to_queue((Lazy(a=1),) if where == "argument" else (), wait_result=1)
 
 
 # --- Interrupting a running task ---------------------------------------------
@@ -4504,12 +4679,12 @@ def test_stats_count_what_became_of_the_deliveries(app, queue, start):
 
 def window(worker):
     """How many messages RabbitMQ may deliver to the worker, besides those that consumers have that are no more."""
-    return sum(consumer.prefetch for consumer in worker._intake.consumers.values())
+    return sum(sum(c.prefetch for c in channel.consumers.values()) for channel in worker._channels.values())
 
 
 def hold_many(task, worker):
     """Have it run tiny tasks until it holds many at once."""
-    while worker._spare.size < 20:
+    while worker._prefetch.size < 20:
         ran.clear()
         task.kuyruk.send_tasks_to_queue([task.subtask()] * 500)
         wait_until(lambda: len(ran) == 500)
@@ -4613,12 +4788,12 @@ def test_what_a_quorum_queue_has_counted_is_not_handed_back(make_app, url, queue
     release.set()
 
 
-LOOK, LATE = kuyruk.LOOK, kuyruk.LATE
+LOOK, LATE = kuyruk.LOOK, kuyruk.HANDBACK_AFTER
 LOOKS = {
     # (seconds since the last look, tasks that have ended since, seconds for which nothing has begun): held then
     "nothing is measured by one look": ([(9, 0, 0)], 0),
     "tiny tasks": ([(9, 0, 0), *[(LOOK, 200, 0)] * 9], 200),
-    "no more than the most": ([(9, 0, 0), *[(LOOK, 2000, 0)] * 9], kuyruk.MAX_SPARE),
+    "no more than the most": ([(9, 0, 0), *[(LOOK, 2000, 0)] * 9], kuyruk.MAX_PREFETCH),
     "tasks of a second that end in step": ([(9, 0, 0), *[(LOOK, n % 50 == 0 and 8, 0) for n in range(99)]], 0),
     "tasks of 200 ms that end in step": ([(9, 0, 0), *[(LOOK, n % 10 == 0 and 8, 0) for n in range(99)]], 0),
     "tasks of 15 ms": ([(9, 0, 0), *[(LOOK, 11, 0)] * 9], 10),
@@ -4632,14 +4807,14 @@ LOOKS = {
 
 @pytest.mark.parametrize(("looks", "held"), LOOKS.values(), ids=LOOKS.keys())
 def test_how_many_messages_a_worker_holds_beyond_one_for_each_thread(looks, held):
-    spare, now, ended, size = kuyruk._Spare(8), 0.0, 0, None
+    spare, now, ended, size = kuyruk._Prefetch(8), 0.0, 0, None
     for seconds, count, waited in looks:
         now, ended = now + seconds, ended + count
         size = spare.look(now, ended, waited, LATE)
     assert held // 2 <= size <= held
 
 
-@pytest.mark.parametrize(("stalled", "patience"), [(0, LATE), (2, 0.1), (6, 0.3), (math.inf, kuyruk.STILL_LATE)])
+@pytest.mark.parametrize(("stalled", "patience"), [(0, LATE), (2, 0.1), (6, 0.3), (math.inf, kuyruk.LONGEST_PATIENCE)])
 def test_how_long_something_may_wait_behind_running_tasks(stalled, patience):
     assert kuyruk._patience(stalled) == patience
 
@@ -5342,39 +5517,37 @@ class Notes(kuyruk.Journal):
         self.told.append("clear")
 
 
-def test_what_ran_when_a_process_died_runs_alone(app, queue, broker, start, caplog):
-    caplog.set_level(logging.INFO)
-    app.task(queue)(hold), app.task(f"{queue}.2")(look_around)
-    worker = start(app, threads=4, prefetch=20, journal=Notes(bad=(1, False), worse=(2, True)))
-    broker.publish(queue, body(function="hold"))
-    wait_until(lambda: ran == [None])
-    for id in ("bad", "worse", *map(str, range(60))):
-        broker.publish(f"{queue}.2", body(id=id, function="look_around", args=[id]))
-    wait_until(lambda: 0 < worker.stats["suspect"] == 62 - broker.count(f"{queue}.2") - len(ran[1:]))
-    assert worker.healthy and len(worker.stats["running"]) == 1 and not {"bad", "worse"} & dict(ran[1:]).keys()
+def test_of_what_ran_when_a_process_died_one_runs_at_a_time_beside_other_tasks(app, queue, broker, start):
+    app.task(queue)(hold), app.task(queue)(echo)
+    suspects = [f"bad {n}" for n in range(3)]
+    worker = start(app, threads=8, journal=Notes(**dict.fromkeys(suspects, (1, False))))
+    for id in suspects:
+        broker.publish(queue, body(id=id, function="hold"))
+    wait_until(lambda: worker.stats["suspect"] == 3 and len(ran) == 1)
+    for n in range(20):
+        broker.publish(queue, body(id=str(n), function="echo"))
+    wait_until(lambda: worker.stats["succeeded"] == 20)
+    assert len(worker.stats["running"]) == 1 and worker.stats["waiting"] == 2 and worker.healthy
     release.set()
-    wait_until(lambda: worker.stats["succeeded"] == 63)
-    most = dict(ran[1:])
-    assert most.pop("bad") == most.pop("worse") == 1 < max(most.values()) and len(most) == 60
+    wait_until(lambda: worker.stats["succeeded"] == 23)
     assert worker.stats["suspect"] == 0 and worker.healthy
-    assert "Pausing: what ran when a worker" in caplog.text and "Resuming: nothing runs alone" in caplog.text
 
 
 CRASHES = {
-    # how many died while it ran, and whether one did while it ran alone; the worker's max_crashes; more headers; fails
+    # how many died while it ran, and whether it was to blame once; the worker's max_crashes; more headers; fails
     "too often": (3, True, 3, {}, True),
     "more than too often": (4, True, 3, {}, True),
     "once, when that is too often": (1, True, 1, {}, True),
-    "often, but never alone": (9, False, 3, {}, False),
+    "often, but never to blame": (9, False, 3, {}, False),
     "not too often": (2, True, 3, {}, False),
     "in a quorum queue, which counts itself": (9, True, 3, {"x-delivery-count": 9}, False),
 }
 
 
-@pytest.mark.parametrize(("deaths", "alone", "limit", "headers", "fails"), CRASHES.values(), ids=CRASHES.keys())
-def test_a_message_that_brought_processes_down(deaths, alone, limit, headers, fails, app, queue, broker, start):
+@pytest.mark.parametrize(("deaths", "blame", "limit", "headers", "fails"), CRASHES.values(), ids=CRASHES.keys())
+def test_a_message_that_brought_processes_down(deaths, blame, limit, headers, fails, app, queue, broker, start):
     app.task(queue)(echo), broker.declare(f"{queue}.2")
-    journal = Notes(bad=(deaths, alone))
+    journal = Notes(bad=(deaths, blame))
     start(app, max_crashes=limit, journal=journal)
     broker.publish(queue, body(id="bad", function="echo", args=[5]), reply_to=f"{queue}.2", headers=headers)
     reply = json.loads(broker.take(f"{queue}.2").body)
@@ -5388,7 +5561,7 @@ def test_a_message_that_brought_processes_down(deaths, alone, limit, headers, fa
     assert journal.told == (["clear"] if fails else ["begin", "clear", "end"])
 
 
-def test_a_message_that_a_quorum_queue_counts_does_not_run_alone(app, queue, broker, start):
+def test_a_message_that_a_quorum_queue_counts_is_no_suspect(app, queue, broker, start):
     app.task(queue)(hold), app.task(queue)(echo), broker.declare(f"{queue}.2")
     worker = start(app, threads=2, journal=Notes(bad=(1, True)))
     broker.publish(queue, body(function="hold"))
@@ -5419,19 +5592,38 @@ def test_a_journal_is_told_of_each_run_of_a_task_that(steps, told, app, queue, b
 
 
 @pytest.mark.usefixtures("frequent_switches")
-def test_nothing_begins_beside_what_runs_alone(app, queue, broker, start):
-    """Not even what was delivered together with it, before the worker has paused."""
-    app.task(queue)(look_around), broker.declare(queue)
+def test_no_two_suspects_run_at_once(app, queue, broker, start):
+    now, most = [], []
+
+    def look_around_suspects(id):
+        now.append(id)
+        time.sleep(0.01)
+        most.append(sum(each.startswith("bad") for each in now))
+        now.remove(id)
+
+    look_around_suspects.__qualname__ = look_around_suspects.__name__
+    app.task(queue)(look_around_suspects), broker.declare(queue)
     journal = Notes(**{f"bad {n}": (1, False) for n in range(20)})
     for n in range(20):
         for id in (f"bad {n}", *[f"good {n}.{m}" for m in range(4)]):
-            broker.publish(queue, body(id=id, function="look_around", args=[id]))
+            broker.publish(queue, body(id=id, function="look_around_suspects", args=[id]))
     worker = start(app, threads=4, prefetch=20, journal=journal)
     wait_until(lambda: worker.stats["succeeded"] == 100)
-    assert [most for id, most in ran if id in journal.crashes] == [1] * 20 and len(ran) == 100
+    assert max(most) == 1 and len(most) == 100
 
 
-def test_the_latest_deaths_count_when_a_message_is_about_to_run_alone(app, queue, broker, start, monkeypatch):
+@pytest.mark.parametrize("id", [None, "x" * 300])
+def test_a_message_is_a_suspect_by_what_is_in_it_when_its_id_is_none_or_long(id, app, queue, broker, start):
+    app.task(queue)(echo)
+    data = body(function="echo") if id is None else body(id=id, function="echo")
+    data = json.dumps({**json.loads(data), "id": id}).encode()
+    key = "sha256:" + hashlib.sha256(data).hexdigest()
+    start(app, journal=Notes(**{key: (3, True)}))
+    broker.publish(queue, data)
+    assert broker.take(f"{queue}.failed").properties["headers"]["x-kuyruk-exception"].endswith(".Crashed") and ran == []
+
+
+def test_the_latest_deaths_count_when_a_suspect_is_about_to_run(app, queue, broker, start, monkeypatch):
     monkeypatch.setattr(Notes, "count", lambda self, id: (3, True))
     app.task(queue)(echo)
     start(app, journal=Notes(bad=(1, False)))
@@ -5439,32 +5631,22 @@ def test_the_latest_deaths_count_when_a_message_is_about_to_run_alone(app, queue
     assert broker.take(f"{queue}.failed").properties["headers"]["x-kuyruk-exception"].endswith(".Crashed") and ran == []
 
 
-def test_what_is_to_run_alone_goes_to_another_worker_while_this_one_is_busy(app, queue, broker, start, monkeypatch):
-    monkeypatch.setattr(kuyruk, "SUSPECT_PATIENCE", 0.1)
-    app.task(queue)(hold), app.task(f"{queue}.2")(echo)
-    worker = start(app, journal=Notes(bad=(1, False)))
-    broker.publish(queue, body(function="hold"))
-    wait_until(lambda: ran)
-    broker.publish(f"{queue}.2", body(id="bad", function="echo"))
-    wait_until(lambda: worker.stats["suspect"] == 1)
-    other = start(app, [f"{queue}.2"], journal=Notes(bad=(1, False)))
-    wait_until(lambda: other.stats["succeeded"] == 1)
-    assert worker.healthy and worker.stats["running"] and ran == [None, ()]
-
-
-def test_a_stop_at_the_moment_of_resuming_is_not_overlooked(app, queue, broker, start):
+def test_a_stop_at_the_moment_of_resuming_is_not_overlooked(app, queue, start, monkeypatch):
     class StopsIt(logging.Handler):
         def emit(self, record):  # in the supervisor, just before its request for consuming
             if record.getMessage().startswith("Resuming"):
                 worker.stop(wait=False)
 
-    app.task(queue)(doze)
-    worker = start(app, journal=Notes(bad=(1, False)))
+    load = [9.0]
+    monkeypatch.setattr(os, "getloadavg", lambda: (load[0], 0.0, 0.0), raising=False)
+    app.task(queue)(echo)
+    worker = start(app, max_load=1)
+    wait_until(lambda: worker._paused)
     handler = StopsIt()
     logging.getLogger("kuyruk").addHandler(handler)
     try:
-        broker.publish(queue, body(id="bad", function="doze"))
-        assert worker.join(PATIENCE) and worker.stats["succeeded"] == 1
+        load[0] = 0.0
+        assert worker.join(PATIENCE)
     finally:
         logging.getLogger("kuyruk").removeHandler(handler)
 
@@ -6672,10 +6854,9 @@ def test_a_process_that_is_due_when_the_run_time_is_over_is_not_started(project)
 
 
 def worker_process(state):
-    """As the supervisor sees it. s: serves; w: degraded; a: serves what runs alone, for long; r: retires; .: starts."""
+    """As the supervisor sees it. s: serves; w: degraded; r: retires; .: starts."""
     child = kuyruk_worker._Child(0, None, None)
-    child.serving, child.degraded, child.retiring = state in "sa", state == "w", state == "r"
-    child.alone_since = -math.inf if state == "a" else None
+    child.serving, child.degraded, child.retiring = state == "s", state == "w", state == "r"
     return child
 
 
@@ -6686,20 +6867,18 @@ def worker_process(state):
         # In the place of a degraded one another serves before it retires.
         ("w", 1, 0, 1, []), ("w.", 1, 0, 0, []), ("ws", 1, 0, 0, [0]), ("rs", 1, 0, 0, []), ("wr", 1, 0, 1, []),
         ("ws", 2, 0, 1, []), ("ws.", 2, 0, 0, []), ("wss", 2, 0, 0, [0]), ("wws", 2, 0, 1, [0]), ("ww", 2, 0, 2, []),
-        # For one that runs something alone another stands in, and when it is back the older one retires.
-        ("a", 1, 1, 0, []), ("as", 1, 0, 0, []), ("ss", 1, 0, 0, [0]), ("sss", 2, 0, 0, [0]), ("aw", 1, 0, 1, []),
-        ("s..", 2, 0, 0, []),
+        ("ss", 1, 0, 0, [0]), ("sss", 2, 0, 0, [0]), ("s..", 2, 0, 0, []),
     ],
 )  # fmt: skip
 def test_the_plan(states, wanted, ended, degraded, to_retire):
     children = [worker_process(state) for state in states]
-    assert kuyruk_worker._plan(children, wanted, now=0) == (ended, degraded, [children[n] for n in to_retire])
+    assert kuyruk_worker._plan(children, wanted) == (ended, degraded, [children[n] for n in to_retire])
 
 
-@given(st.text("swar.", max_size=6), st.integers(1, 4))
+@given(st.text("swr.", max_size=6), st.integers(1, 4))
 def test_the_plan_never_leaves_fewer_processes_at_work(states, wanted):
     children = [worker_process(state) for state in states]
-    *counts, to_retire = kuyruk_worker._plan(children, wanted, now=0)
+    *counts, to_retire = kuyruk_worker._plan(children, wanted)
     working = [child for child, state in zip(children, states, strict=True) if state in "sw"]
     assert len(working) - len(to_retire) >= min(wanted, len(working)) and set(to_retire) <= set(working)
     assert sum(state in "sw." for state in states) + sum(counts) >= wanted and min(counts) >= 0
@@ -7763,7 +7942,7 @@ def cluster_app(make_app, cluster):
 
 
 def node_of(worker, cluster):
-    [node] = (node for node in cluster.nodes if worker._intake.connection.address.endswith(f":{node.port}"))
+    [node] = (node for node in cluster.nodes if worker._keeper.connection.address.endswith(f":{node.port}"))
     return node
 
 
@@ -8352,105 +8531,205 @@ def test_whoever_has_the_arguments_of_a_program_has_sent_them(app, queue, broker
     assert json.loads(broker.take(queue).body)["sender_cmd"] == f"send.py --token hunter2 {'x' * 9999}"[:1000]
 
 
-# --- The README, the demo, the installed package -----------------------------
+# --- The manual: README.md and docs/ -----------------------------------------
 #
-# Each Python block of README.md names its file in its first line. It is written there and run; `#> text` is
-# what it prints. In a console block `$` begins a command, and the lines below it are among what it prints.
+# docs/contributing.md says how a page is tested: each block of it is run, or says why it isn't.
 
-README = (HERE / "README.md").read_text()
-#: Commands that other tests run.
-ELSEWHERE = ("pip install .", "make demo", "make test", "make soak", "make chaos", "make bench")
-#: What starts a cluster: `failover.run` is tested, and the others were run by hand.
-ELSEWHERE_TOO = ("python tools/rabbitmq_node.py --nodes 3", "python tools/failover.py --kills 15")
-BROKERS = "amqp://guest:guest@127.0.0.1:21496,127.0.0.1:25176,127.0.0.1:10891/"
-ELSEWHERE_TOO += (f"python -m kuyruk_worker tasks -p 2 --broker {BROKERS}",)
-#: The queues that README.md's tasks make.
-README_QUEUES = ("sums", "sums.failed", "mail", "limits", "limits.failed")
+PAGES = {"README.md": HERE / "README.md"}
+PAGES |= {f"docs/{path.name}": path for path in sorted((HERE / "docs").glob("*.md"))}
+#: The broker of the pages' examples. It stands for the test's own.
+EXAMPLE_URL = "amqp://guest:guest@localhost/"
+BLOCK = re.compile(r"(?:^<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def readme_blocks():
-    """Language and text of each block."""
-    return re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+class Block(NamedTuple):
+    """A block of code of a page."""
+
+    mark: str  #: "", "not run: REASON" or "tested by: TEST".
+    language: str
+    text: str
+
+    @property
+    def file(self):
+        """What its first line says that it is called; None if it doesn't say."""
+        match = re.match(r"(?:#|<!--) (\S+\.\w+)\b", self.text)
+        return match and match[1]
 
 
-def readme_table(first):
-    """The rows of the table whose head begins with this cell."""
-    body = README.split(f"\n| {first} |")[1].split("\n\n")[0]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in body.splitlines()[2:]]
+def blocks_of(page):
+    return [Block(*(group or "" for group in match.groups())) for match in BLOCK.finditer(PAGES[page].read_text())]
+
+
+def file_of(page, name):
+    """What a page has in a block as the file of this name."""
+    return next(block.text for block in blocks_of(page) if block.file == name)
+
+
+def table_of(page, first):
+    """The rows of the page's table whose head begins with this cell."""
+    body = PAGES[page].read_text().split(f"\n| {first} |")[1].split("\n\n")[0]
+    rows = [re.split(r"(?<!\\)\|", row.strip("|")) for row in body.splitlines()[2:]]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def names_in(page, first):
+    """The names that the first cells of such a table begin their code with, in their order."""
+    return [name for row in table_of(page, first) for name in re.findall(r"(?:^|, )`([\w.-]+)", row[0])]
 
 
 def same_form(line):
-    """A line without what differs from run to run: numbers, and the broker's address."""
-    return re.sub(r"\d+", "0", re.sub(r"127\.0\.0\.1|\[::1\]", "localhost", line)).strip()
+    """A line without what differs from run to run: time, process and port."""
+    line = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (\w+) +\d+", r"\1", line.rstrip())
+    return re.sub(r"\b(127\.0\.0\.1|\[::1]|localhost):\d+", "localhost:5672", line)
 
 
-class ReadmeRunner:
-    """Does in an empty folder what README.md says. The workers that it starts run until the end."""
+def has_printed(text, expected):
+    """Whether these lines are among those of a text, in their order. "..." in one is anything."""
+    patterns = [re.escape(same_form(line)).replace(re.escape("..."), ".*") for line in expected]
+    lines = iter(map(same_form, text.splitlines()))
+    return all(any(re.fullmatch(pattern, line) for line in lines) for pattern in patterns)
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "is_so"),
+    [
+        ("a\nb\nc", ["a", "c"], True),
+        ("a\nb\nc", ["c", "a"], False),
+        ("3", ["4"], False),
+        ("a", ["a", "a"], False),
+        (
+            "2026-02-03 01:02:03,456 INFO    123 x: at 127.0.0.1:999",
+            ["2026-01-31 12:00:00,000 INFO 4711 x: at localhost:5672"],
+            True,
+        ),
+        ("took 0.31 s", ["took ... s"], True),
+        ("took 0.31 h", ["took ... s"], False),
+    ],
+)
+def test_the_comparison_of_what_is_printed_can_fail(printed, expected, is_so):
+    assert has_printed(printed, expected) == is_so
+
+
+class PageRunner:
+    """Does in an empty folder what a page says, with the README's tasks.py and this test's broker.
+
+    The workers that it starts run until the end.
+    """
 
     def __init__(self, folder, url):
-        self.folder, self.workers = folder, []
+        self.folder, self.url, self.workers, self.count = folder, url, [], 0
+        self.texts = [file_of("README.md", "tasks.py")]
         parts = urllib.parse.urlsplit(url)
-        source = (HERE / "kuyruk.py").read_text()
-        # The defaults are this test's broker.
-        for key, value in (("HOST", parts.hostname), ("PORT", parts.port or 5672), ("URL", url)):
-            source, changes = re.subn(rf"^(    RABBIT_{key}: .*) = .*", rf"\1 = {value!r}", source, flags=re.MULTILINE)
-            assert changes == 1
-        (folder / "kuyruk.py").write_text(source)
+        defaults = {"HOST": parts.hostname, "PORT": parts.port or 5672}
+        defaults |= {"USER": parts.username or "guest", "PASSWORD": parts.password or "guest"}
+        defaults |= {"VIRTUAL_HOST": urllib.parse.unquote(parts.path[1:]) or "/"}
+        lines = [f"\nConfig.RABBIT_{key} = {value!r}" for key, value in defaults.items()]
+        (folder / "kuyruk.py").write_text((HERE / "kuyruk.py").read_text() + "".join(lines))
         shutil.copy(HERE / "kuyruk_worker.py", folder)
-        binaries = os.path.dirname(sys.executable)
+        self.write(next(block for block in blocks_of("README.md") if block.file == "tasks.py"))
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("KUYRUK_", "PYTHON"))}
-        self.env = {**kept, "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
+        path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+        self.env = {**kept, "PATH": path, "PYTHONUNBUFFERED": "1", "HOME": str(folder)}
 
-    def start(self, command):
-        log = (self.folder / f"log{len(self.workers)}").open("w+")
-        process = subprocess.Popen(
-            command, shell=isinstance(command, str), cwd=self.folder, env=self.env, stdout=log, stderr=log
-        )
-        return process, log
+    def do(self, block):
+        """Run a block, or at least read it."""
+        if block.language == "python":
+            ast.parse(block.text)
+        if block.mark.startswith("tested by: "):
+            assert callable(globals()[block.mark.removeprefix("tested by: ")])
+        else:
+            assert re.fullmatch(r"|not run: .+", block.mark), block.mark
+        self.texts.append(block.text)
+        if block.file:
+            self.write(block)
+        if not block.mark or block.language in ("ini", "yaml", "json"):
+            getattr(self, f"do_{block.language}")(block)
+
+    def write(self, block):
+        path = self.folder / block.file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(block.text.replace(EXAMPLE_URL, self.url))
+
+    # -- a block that is run
+
+    def do_python(self, block):
+        assert block.file, f"its first line must be its file's name, as '# tasks.py':\n{block.text}"
+        module = block.file.removesuffix(".py").replace("/", ".")
+        self.run(f"python -m {module}", re.findall(r"#> (.*)", block.text))
+
+    def do_console(self, block):
+        """`$` begins a command; the lines below it are among what that prints, in their order."""
+        assert block.text.startswith("$ "), block.text
+        for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
+            command, *expected = part.splitlines()
+            while command.endswith("\\"):
+                command = f"{command[:-1]} {expected.pop(0).lstrip('> ')}"
+            self.run(command, expected)
 
     def run(self, command, expected):
         """Run to its end, or, if it is a worker, until it has printed what is expected."""
-        process, log = self.start(command)
-        with log:
-            if "kuyruk_worker " in command and not re.search("--(failed|status)", command):
-                self.workers.append(process)
-                with contextlib.suppress(AssertionError):  # the one below says more
-                    wait_until(lambda: self.printed(log, expected) or process.poll() is not None)
-            else:
-                assert process.wait(PATIENCE) == 0, Path(log.name).read_text()
-            assert self.printed(log, expected), f"{command}: {expected}, not:\n{Path(log.name).read_text()}"
+        is_worker = re.match(r"(\w+=\S+ )*(python -m \S*kuyruk_worker|kuyruk-worker) ", command)
+        is_worker = is_worker and not re.search(r" --(failed|status|help|version)\b|;", command)
+        process = self.start(re.sub(r"^((\w+=\S+ )*)", r"\1exec ", command) if is_worker else command)
+        if is_worker:
+            self.workers.append(process)
+            with contextlib.suppress(AssertionError):  # the one below says more
+                wait_until(lambda: has_printed(self.output(process), expected) or process.poll() is not None)
+        else:
+            assert process.wait(PATIENCE) == 0, f"{command}:\n{self.output(process)}"
+        text = self.output(process)
+        assert has_printed(text, expected), f"{command}: {expected}, not:\n{text}"
 
-    def printed(self, log, expected):
-        lines = map(same_form, Path(log.name).read_text().splitlines())
-        return all(same_form(line) in lines for line in expected)  # in this order
+    def start(self, command):
+        self.count += 1
+        paths = [self.folder / f"{name}{self.count}.log" for name in ("out", "err")]
+        with paths[0].open("w") as out, paths[1].open("w") as err:
+            process = subprocess.Popen(
+                command.replace(EXAMPLE_URL, self.url),
+                shell=True, cwd=self.folder, env=self.env, stdout=out, stderr=err,
+            )  # fmt: skip
+        process.logs = paths
+        return process
 
-    def console(self, text):
-        for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
-            command, *expected = part.splitlines()
-            if command not in ELSEWHERE + ELSEWHERE_TOO:
-                self.run(f"exec {command}" if command.startswith("python") else command, expected)
+    def output(self, process):
+        """What it has written to stdout, and then what it has written to stderr."""
+        return "\n".join(path.read_text() for path in process.logs)
 
-    def python(self, text):
-        path = self.write(text)
-        expected = re.findall(r"#> (.*)", text)
-        if path != "web.py":  # runs for ever
-            self.run([sys.executable, "-m", path.removesuffix(".py").replace("/", ".")], expected)
+    # -- a block that is read
 
-    def text(self, text):
-        """The picture of the threads is the library's."""
-        assert textwrap.indent(text, " " * 4) in kuyruk.__doc__
+    def do_text(self, block):
+        """A picture is one of the source's."""
+        picture = textwrap.indent(block.text, " " * 4)
+        assert picture in kuyruk.__doc__ or picture in kuyruk_worker.__doc__
 
-    def ini(self, text):
-        """systemd's unit."""
+    def do_json(self, block):
+        json.loads(block.text)
+
+    def do_ini(self, block):
+        """A unit of systemd's."""
         unit = configparser.ConfigParser()
-        unit.read_string(text)
-        service = unit["Service"]
-        self.is_waited_for(shlex.split(service["ExecStart"]), service["TimeoutStopSec"])
+        unit.optionxform = str
+        unit.read_string(block.text)
+        if "Service" in unit:
+            self.is_waited_for(shlex.split(unit["Service"]["ExecStart"]), unit["Service"]["TimeoutStopSec"])
 
-    def yaml(self, text):
-        """Kubernetes' deployment."""
-        command = [word.strip('"') for word in re.search(r"command: \[(.*)]", text)[1].split(", ")]
-        self.is_waited_for(command, re.search(r"GracePeriodSeconds: (\d+)", text)[1])
+    def do_yaml(self, block):
+        import yaml
+
+        for document in yaml.safe_load_all(block.text):
+            for name, command, limit in self.commands_in(document):
+                assert limit is not None, f"no grace period for {name}"
+                self.is_waited_for(command, limit)
+
+    def commands_in(self, document):
+        """Each container's worker command in a file of Kubernetes or compose, with the time that a stop may take."""
+        spec = document.get("spec", {})
+        spec = spec.get("template", {}).get("spec", spec)
+        for each in spec.get("containers", []):
+            yield each["name"], each["command"], spec.get("terminationGracePeriodSeconds")
+        for name, service in document.get("services", {}).items():
+            if "kuyruk_worker" in service.get("command", ""):
+                yield name, service["command"], str(service.get("stop_grace_period")).removesuffix("s")
 
     def is_waited_for(self, command, limit):
         """The worker accepts its command line, and has ended before it is killed."""
@@ -8460,83 +8739,156 @@ class ReadmeRunner:
         grace = args.WORKER_GRACE or kuyruk.Config.WORKER_GRACE
         assert args.WORKER_SHUTDOWN_TIMEOUT + grace + kuyruk_worker.KILL_MARGIN < float(limit)
 
-    def write(self, text):
-        path = re.match(r"# (\S+\.py)\n", text)[1]
-        (self.folder / path).write_text(text)
-        return path
+    # -- the end
 
     def stop(self):
         for process in self.workers:
             process.terminate()
         return [process.wait(PATIENCE) for process in self.workers]
 
+    @property
+    def queues(self):
+        """Those that the page's tasks may have made."""
+        text = "".join(self.texts)
+        names = {"kuyruk", *re.findall(r"""(?:queue=["']|-q )([\w.-]+)""", text)}
+        suffixes = ["", ".failed", f".{HOSTNAME}"]
+        suffixes += [f".delay.{delay}000" for delay in set(re.findall(r"delay=(\d+)", text))]
+        return [f"{name}{suffix}" for name in names for suffix in suffixes]
+
 
 @pytest.fixture
-def readme(tmp_path, url, broker):
-    runner = ReadmeRunner(tmp_path, url)
+def page_runner(tmp_path, url, broker):
+    runner = PageRunner(tmp_path, url)
     yield runner
     runner.stop()
-    broker.delete(*README_QUEUES)
+    broker.delete(*runner.queues)
 
 
-def test_the_readme_does_what_it_says_block_by_block(readme):
-    blocks = readme_blocks()
-    assert {language for language, _ in blocks} == {"console", "python", "text", "ini", "yaml"}
-    for language, text in blocks:
-        getattr(readme, language)(text)
-    assert len(readme.workers) == 3
-    assert readme.stop() == [0, 0, 0]
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_does_what_it_says_block_by_block(page, page_runner):
+    blocks = blocks_of(page)
+    assert PAGES[page].read_text().count("```") == 2 * len(blocks)  # none is hidden from this test
+    for block in blocks:
+        page_runner.do(block)
+    assert set(page_runner.stop()) <= {0}
 
 
-def test_the_readmes_web_service_answers_and_ends_by_ctrl_c(readme):
+def anchors_of(text):
+    """Those that GitHub makes of the titles."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_pages_links_lead_somewhere(page):
+    text = PAGES[page].read_text()
+    for target in re.findall(r"]\(([^)\s]+)\)", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (PAGES[page].parent / path).resolve() if path else PAGES[page]
+        assert found.exists() and found.is_relative_to(HERE), target
+        assert not anchor or anchor in anchors_of(found.read_text()), target
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    text = PAGES["README.md"].read_text()
+    assert text.count("\n") <= 180
+    assert "![" not in text  # a package index shows no picture by a relative address
+    assert {page for page in PAGES if page != "README.md"} <= set(re.findall(r"]\((docs/[^)#]*)", text))
+
+
+def test_the_manuals_web_service_answers_and_ends_by_ctrl_c(page_runner):
     port = str(unused_port())
-    for language, text in readme_blocks():
-        if language == "python" and text.startswith(("# tasks.py", "# web.py")):
-            readme.write(text.replace("8000", port))
-    process, log = readme.start([sys.executable, "web.py"])
-    with log:
+    (page_runner.folder / "web.py").write_text(file_of("docs/operations.md", "web.py").replace("8000", port))
+    process = page_runner.start("exec python web.py")
 
-        def get(path):
-            with contextlib.suppress(OSError):
-                return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE).read()
+    def get(path):
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE).read()
 
-        assert b"'received': 0" in wait_until(lambda: get("/health"))
-        assert get("/add?a=1&b=2") == b"3\n"
-        process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE)
-        assert Path(log.name).read_text().endswith("KeyboardInterrupt\n")
+    assert b"'received': 0" in wait_until(lambda: get("/health"))
+    assert get("/add?a=1&b=2") == b"3\n"
+    process.send_signal(signal.SIGINT)
+    process.wait(PATIENCE)
+    assert page_runner.output(process).endswith("KeyboardInterrupt\n")
 
 
-def test_the_readmes_configuration_table_is_the_configuration():
-    rows = [(key.strip("`"), ast.literal_eval(default.strip("`"))) for key, default, _ in readme_table("key")]
-    keys = [key for key in vars(kuyruk.Config) if key.isupper()]
-    assert rows == [(key, getattr(kuyruk.Config, key)) for key in keys]
+def public_names(kind):
+    """The attributes and methods of a class that users see."""
+    names = re.findall(r"\bself\.([a-z]\w*)(?:: [^=\n]+)? = ", inspect.getsource(kind))
+    return {*names, *(name for name in vars(kind) if not name.startswith("_"))}
 
 
-def test_the_readmes_signals_and_exit_codes_are_those_of_the_help():
-    text = run_python("-m", "kuyruk_worker", "--help")
-    signals, codes = text.split("signals:")[1].split("exit codes:")
-    shown = set(re.findall(r"SIG\w+", " ".join(row[0] for row in readme_table("signal"))))
-    assert shown == set(re.findall(r"SIG\w+", signals))
-    codes_shown = [row[0] for row in readme_table("exit code")]
-    assert codes_shown == re.findall(r"^  (\d+)", codes, re.MULTILINE)
+def parameters(function, *others):
+    return [name for name in inspect.signature(function).parameters if name not in ("self", *others)]
 
 
-def test_the_readmes_headers_are_those_of_a_failed_message(readme, url, broker):
-    for text in (text for language, text in readme_blocks() if text.startswith("# tasks.py")):
-        readme.write(text)
-    readme.run("exec python -m kuyruk_worker tasks", [])
-    send = "import tasks; tasks.add.send_to_queue(['no', 1], message_ttl=60)"
-    readme.run([sys.executable, "-c", send], [])
+@functools.cache
+def help_of_worker():
+    return run_python("-m", "kuyruk_worker", "--help")
+
+
+@pytest.mark.parametrize(
+    ("page", "head", "names"),
+    [
+        ("configuration.md", "key", lambda: [key for key in vars(kuyruk.Config) if key.isupper()]),
+        ("configuration.md", "loader", lambda: [name for name in vars(kuyruk.Config) if name.startswith("from_")]),
+        ("sending.md", "option", lambda: parameters(kuyruk.Task.send_to_queue)),
+        ("sending.md", "option of a task", lambda: parameters(kuyruk.Task, "f", "kuyruk")),
+        ("sending.md", "signal", lambda: SIGNALS),
+        ("messages.md", "attribute", lambda: public_names(kuyruk.FailedMessage)),
+        ("time-limits.md", "attribute", lambda: public_names(kuyruk.Run)),
+        ("operations.md", "`worker.stats`", lambda: kuyruk.Worker(kuyruk.Kuyruk()).stats),
+        ("operations.md", "signal", lambda: set(re.findall(r"SIG\w+", help_of_worker()))),
+        ("operations.md", "exit code", lambda: re.findall(r"^  (\d+)", help_of_worker(), re.MULTILINE)),
+    ],
+)
+def test_a_table_of_the_manual_names_what_there_is(page, head, names):
+    shown = names_in(f"docs/{page}", head) or re.findall(
+        r"SIG\w+|\b\d+\b", " ".join(row[0] for row in table_of(f"docs/{page}", head))
+    )
+    assert sorted(shown) == sorted(names())
+
+
+def test_the_changes_name_this_version():
+    assert re.search(rf"^## {re.escape(kuyruk.__version__)}$", PAGES["docs/changelog.md"].read_text(), re.MULTILINE)
+
+
+def test_the_manuals_configuration_has_the_defaults():
+    rows = table_of("docs/configuration.md", "key")
+    shown = {row[0].strip("`"): ast.literal_eval(row[1].strip("`")) for row in rows}
+    assert shown == {key: getattr(kuyruk.Config, key) for key in shown}
+
+
+def test_the_manuals_command_line_is_that_of_the_help():
+    """Each option of the help is in the table, with the key of the configuration that it wins over."""
+    text = help_of_worker().partition("\noptions:\n")[2].partition("\nexample:")[0]
+    shown = {row[0].split()[0].strip("`"): row[2].strip("`") for row in table_of("docs/operations.md", "option")}
+    real = {}
+    for block in re.findall(r"^  (-.*(?:\n {10,}.*)*)", text, re.MULTILINE):
+        flags = re.findall(r"(?<![\w-])--?[a-z][\w-]*", block.partition("  ")[0])
+        name = next((flag for flag in flags if flag in shown), flags[0])
+        real[name] = "".join(re.findall(r"\[([A-Z_]+)]", block))
+    del real["-h"]
+    assert shown == real
+
+
+def test_the_manuals_headers_are_those_of_a_failed_message(page_runner, broker):
+    page_runner.run("python -m kuyruk_worker tasks", [])
+    page_runner.run("""python -c "import tasks; tasks.add.send_to_queue(['no', 1], message_ttl=60)" """, [])
     headers = broker.take("sums.failed").properties["headers"]
-    assert sorted(row[0].strip("`") for row in readme_table("header")) == sorted(headers)
+    assert sorted(names_in("docs/messages.md", "header")) == sorted(headers)
 
 
-def test_make_has_the_targets_of_the_readme():
-    makefile = (HERE / "Makefile").read_text()
-    for command in ELSEWHERE[1:]:
-        assert re.search(rf"^{command.removeprefix('make ')}:", makefile, re.MULTILINE)
+def test_make_has_the_targets_of_the_manual():
+    targets = re.findall(r"^(\w+):", (HERE / "Makefile").read_text(), re.MULTILINE)
+    shown = re.findall(r"^\$ make (\w+)$", PAGES["docs/contributing.md"].read_text(), re.MULTILINE)
+    assert shown and set(shown) <= set(targets)
+    assert [row[0] for row in table_of("docs/contributing.md", "command")] == [f"`make {name}`" for name in shown]
 
+
+# --- The demo, the installed package ------------------------------------------
 
 USER_PROGRAM = """
 from __future__ import annotations
@@ -8675,7 +9027,7 @@ def test_a_vendored_pair_passes_the_users_mypy(tmp_path):
     make_package(tmp_path, "shop")
     for name in ("kuyruk.py", "kuyruk_worker.py"):
         shutil.copy(HERE / name, tmp_path / "shop")
-    tasks = next(text for _, text in readme_blocks() if text.startswith("# shop/tasks.py"))
+    tasks = file_of("README.md", "shop/tasks.py")
     tasks += "result: str = send_mail.send_to_queue(['a'], wait_result=1)\n"
     (tmp_path / "shop" / "tasks.py").write_text(tasks)
     command = [sys.executable, "-m", "mypy", "--strict", "-p", "shop"]

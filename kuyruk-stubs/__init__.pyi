@@ -1,12 +1,14 @@
 # Made by tools/make_stubs.py.
 from __future__ import annotations
 import bisect
-import collections
+import collections.abc
 import contextlib
 import contextvars
 import datetime
 import functools
+import hashlib
 import importlib
+import inspect
 import itertools
 import json
 import logging
@@ -24,10 +26,11 @@ import threading
 import time
 import traceback
 import types
+import typing
 import urllib.parse
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast
 from amqpstorm.base import Stateful
 from amqpstorm.channel import Channel
 from amqpstorm.channel0 import Channel0
@@ -37,15 +40,13 @@ from amqpstorm.io import IO
 from pamqp import commands, decode, encode
 from pamqp import frame as amqp_frame
 from pamqp import header as amqp_header
-__all__ = ['Config', 'Journal', 'Kuyruk', 'Run', 'SubTask', 'Task', 'Worker', 'current_task', 'exceptions']
-__all__ += ['UNSAFE_MODULES']
-__all__ += ['BrokerError', 'Crashed', 'Discard', 'HeartbeatError', 'InvalidMessage', 'KuyrukError', 'Reject']
-__all__ += ['FailedMessage', 'QueueStats', 'RemoteException', 'ResultTimeout', 'Shutdown', 'Signal']
-__all__ += ['Timeout', 'signals']
+__all__ = ['BrokerError', 'Config', 'Crashed', 'Discard', 'current_task', 'exceptions']
+__all__ += ['FailedMessage', 'HeartbeatError', 'InvalidMessage', 'Journal', 'Kuyruk', 'KuyrukError']
+__all__ += ['LogContext', 'QueueStats', 'Reject', 'RemoteException', 'ResultTimeout', 'Run']
+__all__ += ['SendOptions', 'Shutdown', 'Signal', 'SubTask', 'Task', 'Timeout', 'signals']
+__all__ += ['UNSAFE_MODULES', 'Worker', 'WorkerOptions']
 __version__ = '1.0.0'
 logger = logging.getLogger('kuyruk')
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
 P = ParamSpec('P')
 R = TypeVar('R')
 T = TypeVar('T')
@@ -70,18 +71,29 @@ HEADER_TEXT = 10000
 DELAY_QUEUE_LEASE = 600.0
 DELAY_QUEUE_RENEWAL = 60.0
 LOOK = 0.02
-LOCAL_WORK = 0.02
-MAX_SPARE = 1000
-LATE = 0.02
-STILL_LATE = 1.0
-SUSPECT_PATIENCE = 3.0
+PREFETCH_SECONDS = 0.02
+MAX_PREFETCH = 1000
+HANDBACK_AFTER = 0.02
+LONGEST_PATIENCE = 1.0
+STALLED = 5.0
+LONGEST_QUEUE_PAUSE = 5.0
+LONGEST_FORWARD_PAUSE = 10.0
+MAX_UNSETTLED = 500
+LARGE_REPLY = 100000
 DELIVERY_LIMIT = 1000000
 REFUSAL_PAUSE = 0.2
-FORWARD_PAUSE = 1.0
-POOL_SLICE = 0.05
 FIRST_SHARE = 10
 MAX_SHARE, SHARE_BYTES = (500, 4000000)
 FIRST_RECONNECT = 0.1
+
+class _PerThread:
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            ...
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            ...
 
 class KuyrukError(Exception):
     ...
@@ -150,9 +162,9 @@ class HeartbeatError(_Interruption, BaseException):
 class Shutdown(_Interruption, BaseException):
     ...
 
-def _make_module(name: str, doc: str, members: Mapping[str, Any]) -> types.ModuleType:
+def _make_module(name: str, is_member: Callable[[Any], bool]) -> types.ModuleType:
     ...
-exceptions = _make_module('exceptions', 'The exceptions of kuyruk.', {name: value for name, value in list(globals().items()) if isinstance(value, type) and issubclass(value, BaseException) and (value.__module__ == __name__)})
+exceptions = _make_module('exceptions', lambda v: isinstance(v, type) and issubclass(v, BaseException) and (v.__module__ == __name__))
 
 class _Receiver(NamedTuple):
     function: Callable[[], Callable[..., Any] | None]
@@ -194,40 +206,44 @@ worker_failure = Signal('worker_failure')
 worker_init = Signal('worker_init')
 worker_start = Signal('worker_start')
 worker_shutdown = Signal('worker_shutdown')
-signals = _make_module('signals', 'The signals of kuyruk.', {'Signal': Signal, **{name: value for name, value in list(globals().items()) if isinstance(value, Signal)}})
+signals = _make_module('signals', lambda v: v is Signal or isinstance(v, Signal))
+_HOST = re.compile('\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\\w+)?))(?::([^]:\\s]*))?\\s*')
+_URL = re.compile('(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?')
 
 def _parse_hosts(hosts: str, default_port: int=5672) -> list[tuple[str, int]]:
     ...
 
 def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
     ...
-_SSL_OPTIONS = ('ca_certs', 'cafile', 'cert_reqs', 'certfile', 'check_hostname', 'context', 'keyfile', 'server_hostname', 'verify_mode')
-
-def _check_ssl_options(options: Any) -> bool:
-    ...
 
 def _is_table(value: Any) -> bool:
     ...
 
+def _is_amqp_table(value: Any) -> bool:
+    ...
+
 def _is_number(value: Any) -> bool:
     ...
-_KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {'text': ('a string', lambda v: isinstance(v, str)), 'flag': ('True or False', lambda v: isinstance(v, bool)), 'table': ('a dict with strings as keys', _is_table), 'whole': ('a whole number', lambda v: type(v) is int), 'seconds': ('seconds', _is_number), 'load': ('a load average, 0 or more, or -1', lambda v: _is_number(v) and (v >= 0 or v == -1)), 'hosts': ("'host', 'host:port', or several with commas", _parse_hosts), 'url': ("'amqp://user:password@host:port/vhost'", _parse_url), 'ssl': ("a dict of amqpstorm's ssl_options", _check_ssl_options), 'level': ("a level of logging's, as 'INFO'", lambda v: _level_name(v))}
-_MAX_SECONDS = MAX_TTL // 1000
+
+def _is_ssl_options(options: Any) -> bool:
+    ...
+
+def _level_name(level: str) -> str:
+    ...
+_KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {'text': ('a string', lambda v: isinstance(v, str) and (not re.search('[\ud800-\udfff]', v))), 'flag': ('True or False', lambda v: isinstance(v, bool)), 'table': ('a dict with strings as keys', _is_amqp_table), 'whole': ('a whole number', lambda v: type(v) is int), 'seconds': ('seconds', _is_number), 'load': ('a load average, 0 or more, or -1', lambda v: _is_number(v) and (v >= 0 or v == -1)), 'hosts': ("'host', 'host:port', or several with commas", _parse_hosts), 'url': ("'amqp://user:password@host:port/vhost'", _parse_url), 'ssl': ("a dict of amqpstorm's ssl_options", _is_ssl_options), 'level': ("a level of logging's, as 'INFO'", _level_name)}
 
 class _Rule(NamedTuple):
     kind: str
     least: float = -math.inf
     most: float = math.inf
-_RULES = {'RABBIT_HOST': _Rule('hosts'), 'RABBIT_PORT': _Rule('whole', 1, 65535), 'RABBIT_USER': _Rule('text'), 'RABBIT_PASSWORD': _Rule('text'), 'RABBIT_VIRTUAL_HOST': _Rule('text'), 'RABBIT_URL': _Rule('url?'), 'RABBIT_SSL': _Rule('flag'), 'RABBIT_SSL_OPTIONS': _Rule('ssl'), 'RABBIT_HEARTBEAT': _Rule('whole', 0, 65535), 'RABBIT_CONNECT_TIMEOUT': _Rule('seconds', 0.001), 'RABBIT_PUBLISH_TIMEOUT': _Rule('seconds', 0.001), 'RABBIT_CONFIRM': _Rule('flag'), 'RABBIT_IDLE_DURATION': _Rule('seconds', 0.001), 'QUEUE_ARGUMENTS': _Rule('table'), 'EAGER': _Rule('flag'), 'FAILED_TTL': _Rule('seconds?', 0, _MAX_SECONDS), 'WORKER_THREADS': _Rule('whole', 1, 2147483647), 'WORKER_PROCESSES': _Rule('whole', 1, 1000), 'WORKER_PREFETCH': _Rule('whole?', 1, 65535), 'WORKER_MAX_LOAD': _Rule('load?'), 'WORKER_MAX_RUN_TIME': _Rule('seconds?', 0), 'WORKER_GRACE': _Rule('seconds', 0), 'WORKER_SHUTDOWN_TIMEOUT': _Rule('seconds?', 0), 'WORKER_RECONNECT_INTERVAL': _Rule('seconds', 0.001), 'WORKER_PRIORITY': _Rule('whole?', -2147483648, 2147483647), 'WORKER_MAX_CRASHES': _Rule('whole', 1, 2147483647), 'WORKER_LOGGING_LEVEL': _Rule('level'), 'retry': _Rule('whole', 0, 2147483647), 'max_run_time': _Rule('seconds?', 0), 'fail_delay': _Rule('seconds', 0, _MAX_SECONDS), 'reject_delay': _Rule('seconds', 0, _MAX_SECONDS), 'max_fail_delay': _Rule('seconds?', 0, _MAX_SECONDS), 'max_failures': _Rule('whole?', 1, 2147483647), 'host': _Rule('text?'), 'wait_result': _Rule('seconds?', 0), 'message_ttl': _Rule('seconds?', 0, _MAX_SECONDS), 'delay': _Rule('seconds?', 0, _MAX_SECONDS), 'priority': _Rule('whole?', 0, 255), 'headers': _Rule('table?'), 'id': _Rule('text?'), 'timeout': _Rule('seconds', 0)}
+_MOST = 2147483647
+_RULES = {name: _Rule(*rule) for names, *rule in (('RABBIT_HOST', 'hosts'), ('RABBIT_URL', 'url?'), ('RABBIT_PORT', 'whole', 1, 65535), ('RABBIT_HEARTBEAT', 'whole', 0, 65535), ('RABBIT_USER RABBIT_PASSWORD RABBIT_VIRTUAL_HOST', 'text'), ('RABBIT_SSL RABBIT_CONFIRM EAGER', 'flag'), ('RABBIT_SSL_OPTIONS', 'ssl'), ('RABBIT_CONNECT_TIMEOUT RABBIT_PUBLISH_TIMEOUT RABBIT_IDLE_DURATION', 'seconds', 0.001), ('WORKER_RECONNECT_INTERVAL', 'seconds', 0.001), ('QUEUE_ARGUMENTS', 'table'), ('WORKER_THREADS WORKER_MAX_CRASHES', 'whole', 1, _MOST), ('WORKER_PROCESSES', 'whole', 1, 1000), ('WORKER_PREFETCH', 'whole?', 1, 65535), ('WORKER_MAX_LOAD', 'load?'), ('WORKER_GRACE timeout', 'seconds', 0), ('WORKER_MAX_RUN_TIME WORKER_SHUTDOWN_TIMEOUT max_run_time wait_result', 'seconds?', 0), ('WORKER_PRIORITY', 'whole?', -_MOST - 1, _MOST), ('WORKER_LOGGING_LEVEL', 'level'), ('retry', 'whole', 0, _MOST), ('max_failures', 'whole?', 1, _MOST), ('fail_delay reject_delay', 'seconds', 0, MAX_TTL // 1000), ('FAILED_TTL max_fail_delay message_ttl delay', 'seconds?', 0, MAX_TTL // 1000), ('host id', 'text?'), ('priority', 'whole?', 0, 255), ('headers', 'table?')) for name in names.split()}
 _SECRETS = ('RABBIT_PASSWORD', 'RABBIT_URL', 'RABBIT_SSL_OPTIONS')
 
 def _check(name: str, value: Any) -> None:
     ...
 
 def _shown(name: str, value: Any) -> str:
-    ...
-
-def _level_name(level: str) -> str:
     ...
 _KUBERNETES = re.compile('(?s)(.*_)?(SERVICE_HOST|SERVICE_PORT(_\\w+)?|PORT_\\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|(.*_)?PORT=(tcp|udp|sctp)://.*')
 
@@ -261,11 +277,11 @@ class Config:
     WORKER_LOGGING_LEVEL: str = 'INFO'
 
     def __init__(self) -> None:
-        for key in _RULES:
-            value = getattr(self, key, None)
+        for key in filter(str.isupper, _RULES):
+            value = getattr(self, key)
             if isinstance(value, dict):
                 setattr(self, key, dict(value))
-            elif value is not getattr(Config, key, None):
+            elif value is not getattr(Config, key):
                 setattr(self, key, value)
     if not TYPE_CHECKING:
 
@@ -288,9 +304,6 @@ class Config:
         ...
 
     def from_env_vars(self) -> None:
-        ...
-
-    def _from_namespace(self, namespace: Mapping[str, Any]) -> None:
         ...
 
     def _from_text(self, key: str, text: str) -> Any:
@@ -339,13 +352,6 @@ _to_json = json.JSONEncoder(allow_nan=False, separators=(',', ':')).encode
 def _encode_json(value: Any, what: str) -> bytes:
     ...
 
-def _describe(module: str, function: str, id: str | None, args: Any, kwargs: Any) -> dict[str, Any]:
-    ...
-
-def _encode_description(description: Mapping[str, Any]) -> bytes:
-    ...
-_RESERVED_HEADER = re.compile('CC$|BCC$|x-kuyruk-')
-
 def _check_headers(headers: Mapping[str, Any]) -> None:
     ...
 
@@ -367,7 +373,6 @@ _ids = _Ids()
 
 def _decode_json_object(body: bytes) -> dict[str, Any]:
     ...
-_MESSAGE_KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (('module', (str,)), ('function', (str,)), ('args', (list, type(None))), ('kwargs', (dict, type(None))))
 
 def _decode_task(body: bytes) -> _Description:
     ...
@@ -381,7 +386,7 @@ def _decode_reply(body: bytes) -> Any:
 def _exception_name(error: BaseException) -> str:
     ...
 
-def _text_of(error: BaseException, limit: int) -> str:
+def _text_of(value: object, limit: int, write: Callable[[Any], str]=str) -> str:
     ...
 
 def _task_traceback(error: BaseException) -> types.TracebackType | None:
@@ -427,8 +432,8 @@ _GIVE_UP_AGAIN = 0.1
 _WATCH_STALLS = 5.0
 _APPLY_GRACE = 1.0
 
-class _Current(threading.local):
-    run: Run | None = None
+class _Current(_PerThread):
+    run: Run | None
 _current = _Current()
 
 def _raise_pending() -> None:
@@ -456,6 +461,11 @@ class Run:
         self.id = id
         self.queue = queue
         self.redelivered = redelivered
+        self.args: Any = ()
+        self.kwargs: Any = {}
+        self.headers: Mapping[str, Any] = {}
+        self.failures = 0
+        self.sent_at: datetime.datetime | None = None
         self.started = time.monotonic()
         self.deadline: float | None = None
         self._cause: BaseException | None = None
@@ -683,8 +693,8 @@ class _Wakeup:
     def close(self) -> None:
         ...
 
-class _ThisThread(threading.local):
-    reads = False
+class _ThisThread(_PerThread):
+    reads: bool
 _this_thread = _ThisThread()
 logging.getLogger('amqpstorm.channel0').addFilter(lambda record: not _this_thread.reads)
 
@@ -1209,6 +1219,13 @@ def _after_fork_in_child() -> None:
     ...
 if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_after_fork_in_child)
+_MAIN = ('__main__', '__mp_main__')
+
+class SendOptions(typing.TypedDict, total=False):
+    delay: float | None
+    priority: int | None
+    headers: Mapping[str, Any] | None
+    id: str | None
 
 class SubTask(NamedTuple):
     task: Task[..., Any]
@@ -1219,25 +1236,28 @@ class SubTask(NamedTuple):
     priority: int | None = None
     headers: Mapping[str, Any] | None = None
     id: str | None = None
-_NO_KWARGS: Mapping[str, Any] = types.MappingProxyType({})
-_MAIN = ('__main__', '__mp_main__')
+
+    def _check(self) -> None:
+        ...
+
+    def _queue(self) -> str:
+        ...
+
+    def _describe(self) -> dict[str, Any]:
+        ...
+
+    def _message(self, description: dict[str, Any]) -> _Message:
+        ...
 
 def _module_of(f: Callable[..., Any]) -> str:
     ...
 
 def _check_function(f: Any) -> None:
     ...
+_NOT_RUN: tuple[type, ...] = (map, filter, functools.partial, contextlib._GeneratorContextManager)
+_NOT_RUN += (collections.abc.Generator, collections.abc.Awaitable, collections.abc.AsyncGenerator)
 
 def _require_result(task: Task[..., Any], result: T) -> T:
-    ...
-
-def _functions_in(f: Any) -> list[Any]:
-    ...
-
-def _place_of(f: Any) -> tuple[str, int]:
-    ...
-
-def _is_same(f: Any, other: Any) -> bool:
     ...
 
 class Task(Generic[P, R]):
@@ -1247,22 +1267,17 @@ class Task(Generic[P, R]):
         self.f = f
         self.kuyruk = kuyruk
         self.queue = _check_queue_name(queue)
-        options = {'retry': retry, 'max_run_time': max_run_time, 'fail_delay': fail_delay}
-        options |= {'reject_delay': reject_delay, 'max_fail_delay': max_fail_delay}
-        options |= {'max_failures': max_failures}
-        for name, value in options.items():
-            _check(name, value)
         self.retry = retry
-        self.max_run_time = max_run_time or None
+        self.max_run_time = max_run_time
         self.fail_delay = fail_delay
         self.reject_delay = reject_delay
         self.max_fail_delay = max_fail_delay
         self.max_failures = max_failures
-        self.throws = _check_classes(throws)
-        if not fail_delay and (max_fail_delay is not None or max_failures is not None):
-            raise ValueError('max_fail_delay and max_failures have no effect without a fail_delay')
-        if max_fail_delay is not None and max_fail_delay < fail_delay:
-            raise ValueError(f'max_fail_delay takes at least the fail_delay of {fail_delay:g} seconds')
+        classes: Any = throws
+        if isinstance(throws, type | str) or not isinstance(throws, Iterable):
+            classes = [throws]
+        self.throws: tuple[type[BaseException], ...] = tuple(classes)
+        self._check_options()
         for name in functools.WRAPPER_ASSIGNMENTS:
             with contextlib.suppress(AttributeError):
                 setattr(self, name, getattr(f, name))
@@ -1281,6 +1296,9 @@ class Task(Generic[P, R]):
         if task_init.receivers:
             task_init.send(kuyruk, task=self)
 
+    def _check_options(self) -> None:
+        ...
+
     def __repr__(self) -> str:
         ...
 
@@ -1290,26 +1308,26 @@ class Task(Generic[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         ...
 
-    @overload
-    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, wait_result: None=None, message_ttl: float | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> None:
+    @typing.overload
+    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, wait_result: None=None, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> None:
         ...
 
-    @overload
-    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, *, wait_result: float, message_ttl: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> R:
+    @typing.overload
+    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, *, wait_result: float, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> R:
         ...
 
-    @overload
-    def send_to_queue(self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, host: str | None, wait_result: float, message_ttl: float | None=None, *, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> R:
+    @typing.overload
+    def send_to_queue(self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, host: str | None, wait_result: float, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> R:
         ...
 
-    @overload
-    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> R | None:
+    @typing.overload
+    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> R | None:
         ...
 
-    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> Any:
+    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> Any:
         ...
 
-    def subtask(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=_NO_KWARGS, host: str | None=None, *, delay: float | None=None, priority: int | None=None, headers: Mapping[str, Any] | None=None, id: str | None=None) -> SubTask:
+    def subtask(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, **options: typing.Unpack[SendOptions]) -> SubTask:
         ...
 
     def apply(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -1318,16 +1336,13 @@ class Task(Generic[P, R]):
     def _run(self, run: Run, args: Any, kwargs: Any, watch: _Watch | None) -> R:
         ...
 
-    def _notify(self, signal: Signal, args: Any, kwargs: Any, error: BaseException | None=None) -> None:
+    def _notify(self, signal: Signal, args: Any, kwargs: Any, error: Any=None) -> None:
         ...
 
-    def _notify_sent(self, description: dict[str, Any]) -> None:
+    def _announce(self, signal: Signal, description: dict[str, Any]) -> None:
         ...
 
-    def _fits(self, error: BaseException, args: Any, kwargs: Any) -> bool:
-        ...
-
-    def _signature(self) -> Any:
+    def _fits(self, error: BaseException) -> bool:
         ...
 
     def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
@@ -1335,18 +1350,6 @@ class Task(Generic[P, R]):
 
     def _describe(self, subtask: SubTask) -> dict[str, Any]:
         ...
-
-    def _message(self, subtask: SubTask, description: dict[str, Any]) -> _Message:
-        ...
-
-def _check_classes(throws: Any) -> tuple[type[BaseException], ...]:
-    ...
-
-def _check_options(subtask: SubTask) -> None:
-    ...
-
-def _queue_for(queue: str, host: str | None) -> str:
-    ...
 AnyTask = Task[..., Any]
 
 def _notify_worker(signal: Signal, worker: Worker) -> None:
@@ -1354,8 +1357,20 @@ def _notify_worker(signal: Signal, worker: Worker) -> None:
 
 def _notify_failure(worker: Worker, queue: str, description: _Description | None, task: AnyTask | None, error: BaseException) -> None:
     ...
+_LEFT_BEHIND = ('expiration', 'user_id', 'cluster_id')
+_LEFT_BEHIND_HEADER = re.compile('CC$|BCC$|x-death$|x-(first|last)-death-')
+_OUR_HEADERS = ('failed-at', 'failed-on', 'failures', 'queue', 'exception', 'value', 'traceback')
+
+def _is_flat(value: Any, levels: int=50) -> bool:
+    ...
+
+def _copied(properties: Iterable[tuple[str, Any]], headers: Mapping[str, Any], gone: Iterable[str]=_LEFT_BEHIND) -> dict[str, Any]:
+    ...
 
 def _request(channel: Channel, kind: Any, **values: Any) -> Any:
+    ...
+
+def _look_at(channel: Channel, queue: str) -> tuple[int, int] | None:
     ...
 
 def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
@@ -1368,9 +1383,10 @@ class FailedMessage:
         self._source = source
         self._message = message
         self._channel = channel
-        self._gone = False
-        headers = message.properties.get('headers') or {}
-        facts = {key: _plain(headers.get(f'x-kuyruk-{key}')) for key in _OUR_HEADERS}
+        self._is_gone = False
+        self._headers: dict[str, Any] = message.properties.get('headers') or {}
+        known = {name: self._headers.get(f'x-kuyruk-{name}') for name in _OUR_HEADERS}
+        text = {k: None if v is None else _text_of(v, 2 * HEADER_TEXT) for k, v in known.items()}
         self.id: str | None = message.properties.get('message_id') or None
         self.task: str | None = None
         self.args: list[Any] | None = None
@@ -1379,15 +1395,14 @@ class FailedMessage:
             task = _decode_task(message._body)
             self.id, self.task = (task.id or self.id, f'{task.module}.{task.function}')
             self.args, self.kwargs = (task.args, task.kwargs)
-        self.failed_at = facts['failed-at']
-        self.failed_on = facts['failed-on']
-        times = headers.get('x-kuyruk-failures')
+        self.failed_at = text['failed-at']
+        self.failed_on = text['failed-on']
+        times, queue = (known['failures'], known['queue'])
         self.failures: int | None = times if type(times) is int else None
-        was_in = headers.get('x-kuyruk-queue')
-        self.queue: str = was_in if was_in and isinstance(was_in, str) else source
-        self.exception = facts['exception']
-        self.value = facts['value']
-        self.traceback = facts['traceback']
+        self.queue: str = queue if queue and isinstance(queue, str) else source
+        self.exception = text['exception']
+        self.value = text['value']
+        self.traceback = text['traceback']
 
     def __repr__(self) -> str:
         ...
@@ -1402,31 +1417,32 @@ class FailedMessage:
     def _held(self) -> Iterator[Any]:
         ...
 
-    def _is_same(self, other: FailedMessage) -> bool:
+    def _identity(self) -> Any:
         ...
 
-def _headers_of_ours(message: Any) -> dict[str, Any]:
-    ...
-
-def _plain(value: Any) -> str | None:
-    ...
-_LEFT_BEHIND = ('expiration', 'user_id', 'cluster_id')
-_LEFT_BEHIND_HEADER = re.compile('CC$|BCC$|x-death$|x-(first|last)-death-')
-
-def _is_flat(value: Any, levels: int=50) -> bool:
-    ...
-
-def _copied(properties: Iterable[tuple[str, Any]], headers: Mapping[str, Any], gone: Iterable[str]=_LEFT_BEHIND) -> dict[str, Any]:
-    ...
-_OUR_HEADERS = ('failed-at', 'failed-on', 'failures', 'queue', 'exception', 'value', 'traceback')
+    def _ours(self) -> dict[str, Any]:
+        ...
 
 class QueueStats(NamedTuple):
     waiting: int | None
     consumers: int | None
     failed: int
 
-def _look_at(connection: Connection, queues: Iterable[str]) -> Iterator[tuple[int, int] | None]:
-    ...
+class WorkerOptions(typing.TypedDict, total=False):
+    threads: int | None
+    prefetch: int | None
+    max_load: float | None
+    max_run_time: float | None
+    grace: float | None
+    shutdown_timeout: float | None
+    reconnect_interval: float | None
+    priority: int | None
+    max_crashes: int | None
+
+class LogContext(logging.Filter):
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        ...
 
 class Kuyruk:
     Reject: ClassVar = Reject
@@ -1434,7 +1450,7 @@ class Kuyruk:
 
     def __init__(self, config: Config | None=None) -> None:
         if config is not None and (not isinstance(config, Config)):
-            raise TypeError(f'config takes a kuyruk.Config: not {config!r}')
+            raise TypeError(f"config takes a kuyruk.Config: not {_shown('config', config)}")
         self.config = Config() if config is None else config
         self.extensions: dict[str, Any] = {}
         self.packages: set[str] = set()
@@ -1453,11 +1469,11 @@ class Kuyruk:
     def close(self) -> None:
         ...
 
-    @overload
+    @typing.overload
     def task(self, queue: Callable[P, R]) -> Task[P, R]:
         ...
 
-    @overload
+    @typing.overload
     def task(self, queue: str='kuyruk', *, retry: int=0, max_run_time: float | None=None, fail_delay: float=0, reject_delay: float=0, max_fail_delay: float | None=None, max_failures: int | None=None, throws: type[BaseException] | Iterable[type[BaseException]]=()) -> Callable[[Callable[P, R]], Task[P, R]]:
         ...
 
@@ -1481,7 +1497,7 @@ class Kuyruk:
     def channel(self) -> Iterator[Channel]:
         ...
 
-    def worker(self, queues: Iterable[str] | None=None, *, threads: int | None=None, prefetch: int | None=None, max_load: float | None=None, max_run_time: float | None=None, grace: float | None=None, shutdown_timeout: float | None=None, reconnect_interval: float | None=None, priority: int | None=None, max_crashes: int | None=None) -> Worker:
+    def worker(self, queues: Iterable[str] | None=None, **options: typing.Unpack[WorkerOptions]) -> Worker:
         ...
 
     def failed_messages(self, queue: str) -> Generator[FailedMessage, None, None]:
@@ -1504,45 +1520,68 @@ class _Verdict(NamedTuple):
     action: Literal['ack', 'requeue', 'fail', 'leave']
     reply: bool
     delay: float = 0
+_BACK = _Verdict('requeued', 'requeue', reply=False)
 
 def _decide(task: AnyTask | None, error: BaseException | None, fits: bool=True, lost: bool=False, failures: int=0, jitter: float=0) -> _Verdict:
+    ...
+
+class _Settlement(NamedTuple):
+    reply: _Message | None
+    copy: _Message | None
+    frame: Literal['ack', 'requeue', 'reject', 'leave']
+
+def _plan(delivery: _Delivery, verdict: _Verdict, result: Any, error: BaseException | None, config: Config) -> _Settlement:
+    ...
+
+def _reply_message(delivery: _Delivery, result: Any, error: BaseException | None) -> _Message:
     ...
 
 def _forwarded(delivery: _Delivery, queue: str, headers: dict[str, Any], arguments: dict[str, Any]) -> _Message:
     ...
 
+def _plain_copy(message: _Message) -> _Message:
+    ...
+
 def _failures_in(headers: Mapping[str, Any] | None) -> int:
     ...
 
-def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any]:
+def _failure_headers(delivery: _Delivery, error: BaseException | None) -> dict[str, Any]:
     ...
-
-def _delayed(delivery: _Delivery, delay: float, headers: dict[str, Any], arguments: Mapping[str, Any]) -> _Message:
-    ...
+WAITING, RUNNING, CLAIMED, SETTLED, LOST = ('waiting', 'running', 'claimed', 'settled', 'lost')
 
 class _Delivery:
-    __slots__ = ('at', 'body', 'cause', 'claimed', 'consumer', 'intake', 'properties', 'queue', 'redelivered', 'settled', 'tag', 'task', 'thread')
+    __slots__ = ('at', 'body', 'cause', 'channel', 'consumer', 'properties', 'redelivered', 'run', 'state', 'tag', 'task', 'thread')
 
-    def __init__(self, intake: _Intake, queue: str, method: Any, properties: Any, body: bytes) -> None:
-        self.intake = intake
-        self.consumer: str = method.consumer_tag
-        self.queue = queue
+    def __init__(self, channel: _ConsumerChannel, consumer: _Consumer, method: Any, properties: Any, body: bytes) -> None:
+        self.channel = channel
+        self.consumer = consumer
+        self.state = WAITING
         self.at = time.monotonic()
         self.tag: int = method.delivery_tag
         self.redelivered: bool = method.redelivered
         self.properties = properties
         self.body = body
         self.task: _Description | None = None
+        self.run: Run | None = None
         self.thread = 0
-        self.claimed = False
         self.cause: BaseException | None = None
-        self.settled = False
 
     def __str__(self) -> str:
         ...
 
+    def __repr__(self) -> str:
+        ...
+
     @property
-    def id(self) -> str | None:
+    def queue(self) -> str:
+        ...
+
+    @property
+    def key(self) -> str:
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
         ...
 
     @property
@@ -1550,49 +1589,57 @@ class _Delivery:
         ...
 
     @property
-    def is_counted(self) -> bool:
-        ...
-
-    @property
     def reply_to(self) -> str | None:
         ...
 
-    def ack(self) -> None:
+    @property
+    def is_only_copy(self) -> bool:
         ...
 
-    def requeue(self) -> None:
+    @property
+    def is_lost(self) -> bool:
         ...
 
-    def reject(self) -> None:
+    @property
+    def extra(self) -> dict[str, Any]:
         ...
 
-    def _settle(self, frame: bytes) -> None:
+    def send_frame(self, frame: str) -> None:
         ...
 
-class _Consumer(NamedTuple):
-    queue: str
-    prefetch: int
+class _Consumer:
+    __slots__ = ('held', 'prefetch')
 
-class _Intake(_Channel):
+    def __init__(self, prefetch: int) -> None:
+        self.prefetch = prefetch
+        self.held = 0
 
-    def __init__(self, connection: _Connection, config: Config, deliver: Callable[[_Delivery], object]) -> None:
+class _ConsumerChannel(_Channel):
+
+    def __init__(self, connection: _Connection, queue: str, config: Config, deliver: Callable[[_Delivery], object], on_trouble: Callable[[_ConsumerChannel], object]) -> None:
+        self.queue = queue
         self._config = config
         self._deliver = deliver
+        self._on_trouble = on_trouble
         self.consumers: dict[str, _Consumer] = {}
-        self.consuming = False
+        self.is_cancelled = False
+        self.is_orphaned = False
+        self._cancelled: list[_Consumer] = []
         self._serial = itertools.count(1)
         super().__init__(connection)
 
-    def consume(self, queues: Iterable[str]) -> None:
+    @property
+    def capacity(self) -> int:
         ...
 
-    def cancel(self) -> None:
+    @property
+    def is_full(self) -> bool:
         ...
 
-    def add(self, queue: str, prefetch: int, is_last: bool=False) -> None:
+    def add(self, prefetch: int, is_last: bool=False) -> None:
         ...
 
-    def remove(self, tags: Iterable[str]) -> None:
+    def cancel(self, tags: Iterable[str]) -> None:
         ...
 
     def _ask(self, frame: Any) -> None:
@@ -1604,10 +1651,13 @@ class _Intake(_Channel):
     def on_method(self, frame: Any) -> None:
         ...
 
+    def on_lost(self) -> None:
+        ...
+
 def _patience(stalled: float) -> float:
     ...
 
-class _Spare:
+class _Prefetch:
 
     def __init__(self, threads: int) -> None:
         self.size = 0
@@ -1633,56 +1683,89 @@ class Journal:
 
     def clear(self, id: str) -> None:
         ...
-_WORKER_OPTIONS = tuple((key.removeprefix('WORKER_').lower() for key in _RULES if key.startswith('WORKER_') and key not in ('WORKER_PROCESSES', 'WORKER_LOGGING_LEVEL')))
-_TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discarded', 'requeued', 'lost')
 
-class _Settlement:
+class _Settler:
 
-    def __init__(self, config: Config, publisher: _Publisher) -> None:
-        self._config = config
+    def __init__(self, publisher: _Publisher, on_settled: Callable[[_Delivery], object]) -> None:
         self._publisher = publisher
+        self._on_settled = on_settled
+        self._changed = threading.Condition(threading.Lock())
+        self._jobs: collections.deque[Callable[[], object]] = collections.deque()
+        self._kept: dict[str, tuple[float, Iterator[float], collections.deque[Any]]] = {}
+        self.count = 0
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name='kuyruk-settler', daemon=True)
 
-    def settle(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
+    def start(self) -> None:
         ...
 
-    def _fail(self, delivery: _Delivery, error: BaseException) -> None:
+    @property
+    def healthy(self) -> bool:
         ...
 
-    def _forward(self, delivery: _Delivery, message: _Message) -> None:
+    def settle(self, delivery: _Delivery, settlement: _Settlement) -> None:
         ...
 
-    def _reply(self, delivery: _Delivery, result: Any, error: BaseException | None) -> None:
+    def do(self, job: Callable[[], object]) -> None:
         ...
+
+    def close(self) -> None:
+        ...
+
+    def drop(self, is_lost: Callable[[_Delivery], bool]) -> None:
+        ...
+
+    def _reply(self, message: _Message) -> None:
+        ...
+
+    def _try_to_send(self, message: _Message) -> BaseException | None:
+        ...
+
+    def _keep(self, delivery: _Delivery, copy: _Message, frame: str, error: BaseException | None) -> None:
+        ...
+
+    def _loop(self) -> None:
+        ...
+
+    def _step(self) -> bool:
+        ...
+
+    def _retry(self, queue: str) -> None:
+        ...
+
+def _keep_running(step: Callable[[], bool]) -> None:
+    ...
+
+def _leave_executors() -> None:
+    ...
 
 class _Pool:
 
-    def __init__(self, app: Kuyruk, config: Config, settle: Callable[..., None], notify: Callable[[], object]) -> None:
+    def __init__(self, app: Kuyruk, config: Config, publisher: _Publisher, notify: Callable[[], object], on_failure: Callable[..., object]) -> None:
         self._app = app
         self._config = config
-        self._settle = settle
         self._notify = notify
+        self._on_failure = on_failure
+        self._settler = _Settler(publisher, self._on_settled)
         self.journal = Journal()
         arguments = config.QUEUE_ARGUMENTS
         self._counts_for_quorum = _is_quorum(arguments) and 'x-delivery-limit' not in arguments
         self.stopping = False
-        self.paused = False
-        self.on_end: Callable[[], object] = lambda: None
-        self.on_failure: Callable[..., object] = lambda *args: None
         self.here = threading.local()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition(threading.Lock())
         self._waiting: collections.deque[_Delivery] = collections.deque()
-        self._set_aside: collections.deque[_Delivery] = collections.deque()
-        self._alone: _Delivery | None = None
-        self.running: dict[_Delivery, Run | None] = {}
+        self._quarantine: collections.deque[_Delivery] = collections.deque()
+        self._suspect: _Delivery | None = None
+        self.running: dict[_Delivery, None] = {}
         self._stuck: dict[_Delivery, BaseException] = {}
-        self._active = 0
-        self._lingering = 0
-        self._handed_over: collections.deque[_Delivery] = collections.deque()
-        self._handover = threading.Condition(self._lock)
+        self._keys: dict[str, collections.deque[_Delivery]] = {}
+        self._loops = 0
+        self._idle = 0
+        self._closed = False
+        self.held = 0
         self.ended = 0
         self._began_at = -math.inf
-        self._executors = 0
-        self._ids: dict[str, collections.deque[_Delivery]] = {}
+        self.full: set[_ConsumerChannel] = set()
         self._tallies = dict.fromkeys(_TALLIES, 0)
 
     def start(self) -> None:
@@ -1691,31 +1774,24 @@ class _Pool:
     def close(self) -> None:
         ...
 
-    def _make_executor(self) -> ThreadPoolExecutor:
-        ...
-
     @property
     def stats(self) -> dict[str, Any]:
         ...
 
     @property
-    def watches(self) -> bool:
-        ...
-
-    @property
-    def has_waiting(self) -> bool:
-        ...
-
-    @property
-    def has_suspects(self) -> bool:
-        ...
-
-    @property
-    def suspects_wait(self) -> bool:
+    def healthy(self) -> bool:
         ...
 
     @property
     def stuck(self) -> int:
+        ...
+
+    @property
+    def unfinished(self) -> list[_Delivery]:
+        ...
+
+    @property
+    def has_waiting(self) -> bool:
         ...
 
     def add(self, delivery: _Delivery) -> None:
@@ -1724,76 +1800,43 @@ class _Pool:
     def interrupt(self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery], bool]) -> int:
         ...
 
-    def on_lost(self, intake: _Intake, cause: Callable[[], BaseException]) -> None:
+    def on_lost(self, channels: Iterable[_ConsumerChannel], cause: Callable[[], BaseException]) -> None:
         ...
 
-    def oldest(self, intake: _Intake) -> _Delivery | None:
+    def oldest(self, channel: _ConsumerChannel) -> _Delivery | None:
         ...
 
-    def hand_back(self, suspects: bool=True) -> None:
+    def hand_back(self) -> None:
+        ...
+
+    def hand_back_surplus(self, kept: int) -> None:
+        ...
+
+    def _requeue(self, deliveries: list[_Delivery]) -> None:
         ...
 
     def waited(self, now: float) -> tuple[float, float]:
         ...
 
-    def held(self, queue: str, but_of: Iterable[str]=()) -> int:
-        ...
-
-    def hand_back_surplus(self, queue: str, kept: int) -> None:
-        ...
-
-    def _in_hand(self) -> Iterator[_Delivery]:
+    def take_full(self) -> list[_ConsumerChannel]:
         ...
 
     def _queues(self) -> list[collections.deque[_Delivery]]:
         ...
 
-    def _dispatch(self) -> None:
+    def _loop(self) -> None:
+        ...
+
+    def _next(self, ended: _Delivery | None) -> _Delivery | None:
+        ...
+
+    def _end(self, delivery: _Delivery) -> bool:
         ...
 
     def _take(self) -> _Delivery | None:
         ...
 
-    def _work(self, delivery: _Delivery | None) -> None:
-        ...
-
-    def _linger(self, until: float) -> _Delivery | None:
-        ...
-
-    def _next(self, ended: _Delivery, goes_on: bool) -> _Delivery | None:
-        ...
-
-    def _forget(self, delivery: _Delivery) -> None:
-        ...
-
-    def _claim(self, delivery: _Delivery) -> bool:
-        ...
-
-    def _give_up(self, run: Run) -> None:
-        ...
-
-    def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
-        ...
-
-    def _abandon(self, delivery: _Delivery, cause: BaseException) -> None:
-        ...
-
-    def _let_go(self, thread: int) -> None:
-        ...
-
-    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException, stack: str) -> None:
-        ...
-
-    def _process(self, delivery: _Delivery) -> None:
-        ...
-
-    def _on_defect(self, delivery: _Delivery, error: BaseException) -> None:
-        ...
-
-    def _perform(self, delivery: _Delivery) -> None:
-        ...
-
-    def _may_run(self, delivery: _Delivery) -> bool:
+    def _handle(self, delivery: _Delivery) -> None:
         ...
 
     def _enter(self, delivery: _Delivery) -> bool:
@@ -1802,48 +1845,75 @@ class _Pool:
     def _leave(self, delivery: _Delivery) -> None:
         ...
 
-    def _run_task(self, delivery: _Delivery, description: _Description) -> None:
+    def _make_run(self, delivery: _Delivery, task: AnyTask, description: _Description) -> Run:
         ...
 
-    def _finish(self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, fits: bool=True) -> None:
+    def _begin(self, delivery: _Delivery, run: Run) -> bool:
         ...
 
-    def _do(self, delivery: _Delivery, result: Any, error: BaseException | None, verdict: _Verdict) -> None:
+    def _claim(self, delivery: _Delivery) -> bool:
         ...
 
-    def _log(self, delivery: _Delivery, error: BaseException | None, verdict: _Verdict) -> None:
+    def _conclude(self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None) -> None:
         ...
+
+    def _settle(self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None) -> _Verdict:
+        ...
+
+    def _on_settled(self, delivery: _Delivery) -> None:
+        ...
+
+    def _log(self, delivery: _Delivery, error: BaseException | None, verdict: _Verdict, seconds: float) -> None:
+        ...
+
+    def _give_up(self, run: Run) -> None:
+        ...
+
+    def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
+        ...
+
+    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException) -> None:
+        ...
+_WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
+_TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discarded', 'requeued', 'lost')
 
 class Worker:
 
-    def __init__(self, app: Kuyruk, queues: Iterable[str] | None=None, **options: Any) -> None:
-        unknown = [name for name in options if name not in _WORKER_OPTIONS]
-        if unknown:
-            raise TypeError(f"Worker has no option {unknown[0]!r}, but {', '.join(_WORKER_OPTIONS)}")
+    def __init__(self, app: Kuyruk, queues: Iterable[str] | None=None, **options: typing.Unpack[WorkerOptions]) -> None:
+        for name in options:
+            if name not in _WORKER_OPTIONS:
+                known = ', '.join(_WORKER_OPTIONS)
+                raise TypeError(f'Worker has no option {name!r}, but {known}')
         self.app = app
-        self._config = app.config._with(**{f'WORKER_{k.upper()}': v for k, v in options.items()})
+        values = {f'WORKER_{name.upper()}': value for name, value in options.items()}
+        self._config = app.config._with(**values)
         names = [queues] if isinstance(queues, str) else list(queues or app._queues or ['kuyruk'])
-        self.queues = list(dict.fromkeys((_resolve_host(_check_queue_name(name)) for name in names)))
+        names = [_resolve_host(_check_queue_name(name)) for name in names]
+        self.queues = list(dict.fromkeys(names))
         self.aborted = 0
         self.on_change: Callable[[], object] = lambda: None
         self.error: BaseException | None = None
-        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
-        self._keeper = _Keeper(self._config, publishes=False)
-        self._wakeup = _Event()
-        self._looks_around = False
-        settlement = _Settlement(self._config, self._publisher)
-        self._pool = _Pool(app, self._config, settlement.settle, self._on_pool)
-        self._pool.on_end = self._look_soon
-        self._interrupt_at = math.inf
-        self._intake: _Intake | None = None
-        self._failure = ''
-        self._paused_at = self._suspects_go_until = -math.inf
-        is_single = app.config.QUEUE_ARGUMENTS.get('x-single-active-consumer')
-        self._look_at = -math.inf if self._config.WORKER_PREFETCH is None and (not is_single) else math.inf
-        self._spare = _Spare(self._config.WORKER_THREADS)
+        self._process_id = os.getpid()
         self._began = threading.Lock()
         self._ended = threading.Event()
-        self._pool.on_failure = functools.partial(_notify_failure, self)
+        self._interrupt_at = math.inf
+        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
+        self._keeper = _Keeper(self._config, publishes=False)
+        notify_failure = functools.partial(_notify_failure, self)
+        self._pool = _Pool(app, self._config, self._publisher, self._on_pool, notify_failure)
+        self._wakeup = _Event()
+        self._supervisor = threading.Thread(target=self._run, name='kuyruk-supervisor', daemon=True)
+        self._channels: dict[str, _ConsumerChannel] = {}
+        self._missing: dict[str, tuple[float, Iterator[float]]] = {}
+        self._troubled: collections.deque[_ConsumerChannel] = collections.deque()
+        self._paused = False
+        is_single = app.config.QUEUE_ARGUMENTS.get('x-single-active-consumer')
+        self._adjusts = self._config.WORKER_PREFETCH is None and (not is_single)
+        self._prefetch = _Prefetch(self._config.WORKER_THREADS)
+        self._look_at = -math.inf
+        self._looks = False
+        self._large: set[_ConsumerChannel] = set()
+        self._small: set[_ConsumerChannel] = set()
         _notify_worker(worker_init, self)
 
     def __enter__(self) -> Worker:
@@ -1886,37 +1956,34 @@ class Worker:
     def _run(self) -> None:
         ...
 
-    def _supervise(self) -> None:
+    def _supervise(self) -> bool:
         ...
 
-    def _consume(self, connection: _Connection) -> _Intake:
+    def _consume(self, connection: _Connection) -> None:
         ...
 
-    def _tend(self, intake: _Intake) -> None:
+    def _next_look(self) -> float:
         ...
 
-    def _balance(self, intake: _Intake) -> bool:
+    def _subscribe(self, connection: _Connection, queue: str) -> None:
         ...
 
-    def _resize(self, intake: _Intake, queue: str, size: int, late: bool) -> bool:
+    def _new_channel(self, connection: _Connection, queue: str) -> _ConsumerChannel | None:
         ...
 
-    def _on_delivery(self, delivery: _Delivery) -> None:
+    def _on_channel_trouble(self, channel: _ConsumerChannel) -> None:
         ...
 
-    def _look_soon(self) -> None:
+    def _look_after_trouble(self) -> None:
         ...
 
-    def _pump(self, intake: _Intake, until: float) -> None:
+    def _is_gone(self, channel: _ConsumerChannel) -> bool:
         ...
 
-    def _should_stop(self) -> bool:
+    def _on_queue_trouble(self, queue: str, what: str) -> None:
         ...
 
-    def _pause_or_resume(self, intake: _Intake) -> bool:
-        ...
-
-    def _look_whether_to_pause(self, now: float) -> tuple[bool, str]:
+    def _give_up(self, channel: _ConsumerChannel, why: AMQPError) -> None:
         ...
 
     def _on_lost(self, error: AMQPError) -> None:
@@ -1928,6 +1995,27 @@ class Worker:
     def _on_pool(self) -> None:
         ...
 
+    def _should_stop(self) -> bool:
+        ...
+
+    def _first_prefetch(self) -> int:
+        ...
+
+    def _adjust_prefetch(self) -> None:
+        ...
+
+    def _shrink(self, size: int) -> None:
+        ...
+
+    def _grow(self, size: int) -> None:
+        ...
+
+    def _missing_capacity(self, channel: _ConsumerChannel, size: int, full: int) -> int:
+        ...
+
+    def _pause_or_resume(self) -> None:
+        ...
+
     def _drain(self) -> None:
         ...
 
@@ -1935,4 +2023,7 @@ class Worker:
         ...
 
     def _end(self) -> None:
+        ...
+
+    def _close_connection(self) -> None:
         ...
