@@ -7,13 +7,15 @@ from opentelemetry import trace
 import kuyruk
 
 from .tasks import app, divide
+from .telemetry import make_headers
 
 numbers = list(map(int, sys.argv[1:]))
 with app:
     for a, b in zip(numbers[::2], numbers[1::2], strict=True):
         with trace.get_tracer(__name__).start_as_current_span("request") as span:
             try:
-                outcome = f"result {divide.send_to_queue((a, b), wait_result=30)}"
+                result = divide.send_to_queue((a, b), wait_result=30, headers=make_headers())
+                outcome = f"result {result}"
             except kuyruk.RemoteException as error:
                 outcome = f"failed {error.type}"
             print(f"{outcome}, trace {span.get_span_context().trace_id:032x}")

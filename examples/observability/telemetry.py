@@ -31,7 +31,6 @@ def watch(app: Kuyruk) -> None:
     set_up_sentry()
     signals.worker_failure.connect(report_to_sentry, app)
     set_up_tracing()
-    signals.task_presend.connect(send_trace, app)
     signals.task_prerun.connect(start_span, app)
     signals.task_error.connect(record_error, app)
     signals.task_postrun.connect(end_span, app)
@@ -130,17 +129,17 @@ def set_up_tracing() -> None:
     trace.set_tracer_provider(provider)
 
 
-def send_trace(app: Kuyruk, kwargs: dict[str, Any], **_: Any) -> None:
-    """Send the trace along: as a keyword argument, which `start_span` takes away again."""
-    propagate.inject(kwargs)
+def make_headers() -> dict[str, str]:
+    """Return the headers that carry the current trace: for `send_to_queue` and `subtask`."""
+    headers: dict[str, str] = {}
+    propagate.inject(headers)
+    return headers
 
 
-def start_span(app: Kuyruk, task: Any, kwargs: dict[str, Any], **_: Any) -> None:
+def start_span(app: Kuyruk, task: Any, **_: Any) -> None:
     """Begin a span for this try. Each run has a context of its own, so nothing leaks out of it."""
-    carrier = {
-        key: kwargs.pop(key) for key in propagate.get_global_textmap().fields if key in kwargs
-    }
-    parent = propagate.extract(carrier)
+    run = current_task()
+    parent = propagate.extract(run.headers if run is not None else {})
     context.attach(trace.set_span_in_context(TRACER.start_span(task.name, parent), parent))
 
 
