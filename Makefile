@@ -4,6 +4,7 @@
 # make chaos   set up everything, then faults of network, broker and processes, and a count of every message (10 minutes;
 #              ARGS='--quick': under 3)
 # make fuzz    set up everything, then 20,000 generated messages against a worker (ARGS='--messages N --seed N')
+# make browser set up everything, Chromium too, then the dashboard of examples/ in a real browser; its picture
 # make bench   set up everything, then this project beside other task queues (half an hour; ARGS=--quick: two minutes)
 # make matrix  the tests with each Python from 3.11 on that is found, and with the oldest and newest amqpstorm
 #              (ARGS='-k "config or message"': a part of them)
@@ -20,7 +21,7 @@ TYPED := $(wildcard kuyruk.py kuyruk_worker.py) \
 	$(if $(wildcard tools/*.py),tools) \
 	$(if $(wildcard examples/*.py examples/*/*.py),examples)
 
-.PHONY: test demo soak chaos fuzz bench matrix lint setup clean
+.PHONY: test demo soak chaos fuzz browser bench matrix lint setup clean
 
 test: lint
 	$(VENV_PYTHON) -u -m pytest -n $(JOBS) $(ARGS)
@@ -39,6 +40,10 @@ chaos: setup
 
 fuzz: setup
 	$(VENV_PYTHON) -u tools/fuzz.py $(ARGS)
+
+browser: setup
+	@PYTHON='$(PYTHON)' sh tools/setup.sh chromium
+	$(VENV_PYTHON) -u tools/browser_check.py
 
 bench: setup
 	$(VENV_PYTHON) -u tools/bench.py $(ARGS)

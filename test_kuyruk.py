@@ -55,6 +55,7 @@ import time
 import traceback
 import tracemalloc
 import types
+import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
@@ -9212,3 +9213,305 @@ def test_the_demo_leaves_queues_alone_that_were_there(files, tmp_path, url, brok
         assert (code, "'checksums.failed'" in out, broker.count("checksums.failed")) == (1, True, 0), out
     finally:
         broker.delete("checksums.failed")
+
+
+# --- Examples ----------------------------------------------------------------
+#
+# Each application of examples/ is started as its user would start it, does one round trip and is stopped.
+
+EXAMPLES = HERE / "examples"
+KUYRUK_WORKER = ("-m", "kuyruk_worker")
+
+
+class Examples:
+    """Starts programs of examples/ in an empty folder. Those that still run are ended after the test."""
+
+    def __init__(self, folder, url):
+        self.folder, self.url, self._started = folder, url, []
+
+    def start(self, *args, entry=KUYRUK_WORKER):
+        """A program that runs until it is stopped."""
+        self._started.append(CliWorker(self.folder, *args, url=self.url, entry=entry))
+        return self._started[-1]
+
+    def run(self, *args):
+        """The standard output of `python -m args`, which ends by itself and well."""
+        process = run_cli(self.folder, *args, url=self.url, entry=("-m",))
+        assert process.returncode == 0, process.stderr
+        return process.stdout
+
+    def lines(self, name):
+        """What is in a file of JSON lines."""
+        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+
+    def kill(self):
+        for program in self._started:
+            program.kill()
+
+
+@pytest.fixture
+def examples(tmp_path, url, broker):
+    """For the example in whose name the test is called: its queue is called so, too."""
+    programs = Examples(tmp_path, url)
+    yield programs
+    programs.kill()
+    names = [path.name for path in EXAMPLES.iterdir()]
+    broker.delete(*names, *(f"{name}.failed" for name in names))
+
+
+def fetch(url, method="GET", form=None):
+    """Status and text of what is at the URL."""
+    request = urllib.request.Request(url, data=form and form.encode(), method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_the_observability_example_reports_counts_traces_and_logs(examples, monkeypatch):
+    for name, value in (("SENTRY_FILE", "events"), ("SPANS_FILE", "spans"), ("METRICS_PORT", "0")):
+        monkeypatch.setenv(name, value)
+    worker = examples.start("examples.observability.tasks")
+    good, bad = examples.run("examples.observability.send", "6", "3", "6", "0").splitlines()
+    assert "result 2.0" in good and "failed builtins.ZeroDivisionError" in bad
+
+    port = re.search(r"Metrics at port (\d+)", worker.text)[1]
+    _, metrics = fetch(f"http://127.0.0.1:{port}/metrics")
+    for outcome in ("success", "failure"):
+        label = f'outcome="{outcome}",task="examples.observability.tasks.divide"'
+        assert f"kuyruk_tasks_total{{{label}}} 1.0" in metrics
+    assert "kuyruk_worker_received 2.0" in metrics and "kuyruk_worker_healthy 1.0" in metrics
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0
+
+    (event,) = examples.lines("events")
+    assert event["tags"] == {"queue": "observability", "task": "examples.observability.tasks.divide"}
+    assert event["contexts"]["message"]["args"] == [6, 0]
+    assert event["exception"]["values"][-1]["type"] == "ZeroDivisionError"
+
+    spans = examples.lines("spans")
+    for out, status in ((good, "UNSET"), (bad, "ERROR")):
+        trace = "0x" + re.search(r"trace (\w+)", out)[1]
+        run, request = (span for span in spans if span["context"]["trace_id"] == trace)
+        assert (run["name"], request["name"]) == ("examples.observability.tasks.divide", "request")
+        assert run["parent_id"] == request["context"]["span_id"]
+        assert run["status"]["status_code"] == status
+
+    lines = [json.loads(line) for line in worker.text.splitlines() if line.startswith("{")]
+    assert any("ZeroDivisionError" in line.get("traceback", "") for line in lines), worker.text
+    logged = next(line for line in lines if line["text"] == "Dividing 6 by 0")
+    assert logged["task"] == event["tags"]["task"]
+    assert logged["id"] == event["contexts"]["message"]["id"]
+
+
+KUYRUK_SENTRY_PROGRAM = """
+import sys, threading
+import kuyruk, sentry_sdk
+from kuyruk_sentry import Sentry
+
+events, app = [], kuyruk.Kuyruk()
+app.config.RABBIT_URL = sys.argv[1]
+sentry_sdk.init(
+    "http://key@localhost/1",
+    transport=lambda envelope: None,
+    before_send=lambda event, hint: events.append(event) or event,
+    auto_enabling_integrations=False,
+)
+extension = Sentry(app)
+
+@app.task(queue="observability")
+def divide(a, b):
+    return a / b
+
+if __name__ == "__main__":
+    failed = threading.Event()
+    noted = []
+    extension.on_exception.connect(lambda sender, **facts: noted.append(facts) or failed.set(), weak=False)
+    with app, app.worker() as worker:
+        divide(6, b=0)
+        assert failed.wait(20)
+    (event,) = events
+    (facts,) = noted
+    assert event["exception"]["values"][-1]["type"] == "ZeroDivisionError"
+    description = event["extra"]["description"]
+    print(description["function"], description["args"], description["kwargs"], event["extra"]["queue"])
+    assert facts["worker"] is worker and "sentry_id" in facts["description"]
+    assert app.extensions["sentry"] is extension
+"""
+
+
+def test_kuyruk_sentry_from_pypi_reports_a_failure_with_its_facts(examples, url):
+    folder = examples.folder
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--target", str(folder), "Kuyruk-Sentry==1.1.5"]
+    subprocess.run(command, check=True, capture_output=True, timeout=TEST_TIMEOUT)
+    (folder / "program.py").write_text(KUYRUK_SENTRY_PROGRAM)
+    assert examples.run("program", url) == "divide [6] {'b': 0} observability\n"
+
+
+def files_of(pid):
+    """The names of the files that a process has open (Linux)."""
+    names = set()
+    for path in Path(f"/proc/{pid}/fd").glob("*"):
+        with contextlib.suppress(OSError):  # closed in between
+            names.add(Path(os.readlink(path)).name)
+    return names
+
+
+def test_the_django_example_sends_what_is_committed_and_packs_it(examples, broker, monkeypatch):
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "examples.django_shop.settings")
+    examples.run("django", "migrate", "--run-syncdb")
+    port = unused_port()
+    server = examples.start("runserver", str(port), "--noreload", entry=("-u", "-m", "django"))
+    server.wait_for("Quit the server")
+    shop = f"http://127.0.0.1:{port}"
+    assert fetch(f"{shop}/buy/nothing", "POST")[0] == 500 and not broker.count("django_shop")
+    # The order was rolled back: the next has its number.
+    assert json.loads(fetch(f"{shop}/buy/book", "POST")[1]) == {"id": 1}
+    assert broker.count("django_shop") == 1
+    worker = examples.start("examples.django_shop.tasks")
+    worker.wait_for("Consuming django_shop", "with 2 threads")  # a setting of Django's
+    packed = {"item": "book", "packed": True}
+    wait_until(lambda: json.loads(fetch(f"{shop}/order/1")[1]) == packed)
+    wait_until(lambda: "shop.sqlite3" not in files_of(worker.pids[0]))  # closed after the task
+    worker.stop()
+    server.send(signal.SIGINT)
+    assert server.exit_code() == 0
+
+
+def test_the_sqlalchemy_example_commits_what_returns_and_rolls_back_what_raises(examples):
+    worker = examples.start("examples.sqlalchemy_session.tasks")
+    sent = examples.run("examples.sqlalchemy_session.send", "30", "-50", "-10")
+    assert sent == "30\nfailed: ann has only 30\n20\n"
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0
+
+
+def is_ready(url):
+    with contextlib.suppress(OSError):  # it doesn't listen yet
+        return fetch(url)[0] == 200
+
+
+def test_the_fastapi_example_answers_with_results_of_its_own_worker(examples, broker):
+    port = unused_port()
+    service = examples.start("examples.fastapi_shop.main:service", "--port", str(port), entry=("-m", "uvicorn"))
+    shop = f"http://127.0.0.1:{port}"
+    wait_until(lambda: is_ready(f"{shop}/health"))
+    assert fetch(f"{shop}/price?amount=3") == (200, '{"price":29.7}')
+    assert fetch(f"{shop}/price?amount=0") == (400, '{"detail":"at least one item"}')
+    health = json.loads(fetch(f"{shop}/health")[1])
+    assert (health["succeeded"], health["failed"]) == (1, 1)
+    service.send(signal.SIGTERM)
+    assert service.exit_code() in (0, -signal.SIGTERM)  # uvicorn's way to end
+    assert "Application shutdown complete" in service.text and broker.count("fastapi_shop") == 0
+
+
+def test_the_flask_example_has_a_worker_in_each_process_of_gunicorn(examples, broker):
+    port = unused_port()
+    arguments = ("-c", "python:examples.flask_shop.gunicorn_conf", "-b", f"127.0.0.1:{port}")
+    service = examples.start(*arguments, "examples.flask_shop.main:service", entry=("-m", "gunicorn"))
+    shop = f"http://127.0.0.1:{port}"
+    wait_until(lambda: is_ready(f"{shop}/health"))
+    wait_until(lambda: broker.channel.queue.declare("flask_shop", passive=True)["consumer_count"] == 2)
+    assert json.loads(fetch(f"{shop}/price?amount=3")[1]) == {"price": 29.7}
+    assert fetch(f"{shop}/price?amount=0")[0] == 400
+    service.send(signal.SIGTERM)
+    assert service.exit_code() == 0 and service.text.count("The worker of kuyruk has stopped") == 2
+    state = broker.channel.queue.declare("flask_shop", passive=True)
+    assert (state["message_count"], state["consumer_count"]) == (0, 0)
+
+
+def test_the_dashboard_example_shows_requeues_and_deletes(examples, broker, monkeypatch):
+    monkeypatch.setenv("RUNNING_FOLDER", str(examples.folder / "running"))
+    monkeypatch.setenv("DASHBOARD_TOKEN", "secret&token")
+    dashboard = examples.start("examples.dashboard.tasks", "--port", "0", entry=("-m", "examples.dashboard.dashboard"))
+    dashboard.wait_for("Dashboard: http")
+    address = re.search(r"(http://127\.0\.0\.1:\d+/)", dashboard.text)[1]
+    page = f"{address}?token=secret%26token"
+    worker = examples.start("examples.dashboard.tasks")
+    worker.wait_for("Consuming dashboard")
+    task, send = "examples.dashboard.tasks", ("function", "args", "id")
+    for values in (("read", ["<b>"], "1"), ("read", ["gone"], "2&"), ("wait_for", ["go"], "3")):
+        body = {"module": task, "kwargs": {}, **dict(zip(send, values, strict=True))}
+        broker.publish("dashboard", json.dumps(body))
+    wait_until(lambda: broker.count("dashboard.failed") == 2)
+
+    for wrong in (address, f"{address}?token=x", f"{address}?token=secret"):
+        assert fetch(wrong)[0] == 403
+    for form in ("do=delete&queue=dashboard&id=1", "do=delete&queue=dashboard&id=1&token=x"):
+        assert fetch(address, "POST", form)[0] == 403
+    assert broker.count("dashboard.failed") == 2
+    text = wait_until(lambda: (text := fetch(page)[1]) and f"<td>{task}.wait_for<td>3<td>dashboard" in text and text)
+    assert "<td>dashboard<td>0<td>1<td>2" in text  # waiting, consumers, failed
+    assert "builtins.FileNotFoundError" in text and "&lt;b&gt;" in text and "<b>" not in text
+    assert "Traceback" in text
+
+    (examples.folder / "gone").write_text("it is back")
+    token = "token=secret%26token"
+    assert "requeue: " in fetch(address, "POST", f"do=requeue&queue=dashboard&id=2%26&{token}")[1]
+    wait_until(lambda: broker.count("dashboard.failed") == 1 and broker.count("dashboard") == 0)
+    assert "delete: " in fetch(address, "POST", f"do=delete&queue=dashboard&id=1&{token}")[1]
+    wait_until(lambda: broker.count("dashboard.failed") == 0)
+    assert "any more" in fetch(address, "POST", f"do=delete&queue=dashboard&id=1&{token}")[1]
+    assert "no action" in fetch(address, "POST", f"do=purge&queue=dashboard&id=1&{token}")[1]
+
+    (examples.folder / "go").touch()
+    wait_until(lambda: f"{task}.wait_for" not in fetch(page)[1])
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0
+    dashboard.send(signal.SIGINT)
+    assert dashboard.exit_code() == 0 and "Traceback" not in dashboard.text
+    assert not list((examples.folder / "running").iterdir())
+
+
+def test_the_vendored_example_runs_with_its_own_copy(examples):
+    shop = examples.folder / "shop"
+    shutil.copytree(EXAMPLES / "vendored", shop, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("kuyruk.py", "kuyruk_worker.py"):
+        shutil.copy(HERE / name, shop)
+    worker = examples.start("shop.tasks", entry=("-m", "shop.kuyruk_worker"))
+    worker.wait_for("Consuming vendored")
+    assert examples.run("shop.send", "me@home.org") == "sent to me@home.org\n"
+    assert examples.run("shop.send", "nobody") == "no address: nobody\n"
+    code = "import sys, shop.send; print(any(name.startswith('kuyruk') for name in sys.modules))"
+    (examples.folder / "look.py").write_text(code)
+    assert examples.run("look", "me@home.org").splitlines()[-1] == "False"
+    worker.stop()
+
+
+def test_the_compose_example_starts_checks_and_stops_what_it_says(examples):
+    """Without Docker: what the file says is run as processes, in a folder for what is /state there."""
+    import yaml
+    port = str(unused_port())
+
+    def here(words):
+        places = {"/state": str(examples.folder), "8000": port, "0.0.0.0": "127.0.0.1", "python": sys.executable}
+        return [functools.reduce(lambda word, at: word.replace(*at), places.items(), word) for word in words]
+
+    parts = yaml.safe_load((EXAMPLES / "compose" / "compose.yaml").read_text())["services"]
+    assert parts.keys() == {"rabbitmq", "worker", "service"}
+    assert all(part["healthcheck"]["test"] and part["restart"] for part in parts.values())
+    programs = {}
+    for name in ("worker", "service"):
+        part = parts[name]
+        assert part["depends_on"] == {"rabbitmq": {"condition": "service_healthy"}}
+        for key in part["environment"]:
+            assert hasattr(kuyruk.Config, key.removeprefix("KUYRUK_"))
+        kind, *check = here(part["healthcheck"]["test"])
+        check = ["sh", "-c", *check] if kind == "CMD-SHELL" else check
+        healthy = functools.partial(subprocess.run, check, capture_output=True, timeout=PATIENCE)
+        assert healthy().returncode != 0  # nothing runs yet
+        programs[name] = examples.start(*here(part["command"])[2:], entry=("-m",))
+        wait_until(lambda healthy=healthy: healthy().returncode == 0)
+    command = parts["worker"]["command"]
+    limit = float(command[command.index("--shutdown-timeout") + 1])
+    assert limit < float(parts["worker"]["stop_grace_period"].removesuffix("s"))
+
+    assert fetch(f"http://127.0.0.1:{port}/add?a=1&b=2") == (200, "3\n")
+    assert fetch(f"http://127.0.0.1:{port}/add?a=x")[0] == 400
+    for program in programs.values():
+        program.stop()
+    copied = re.findall(r"^COPY (.+) \S+$", (EXAMPLES / "compose" / "Dockerfile").read_text(), re.MULTILINE)
+    assert all((HERE / name).exists() for names in copied for name in names.split())

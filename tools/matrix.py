@@ -53,7 +53,8 @@ def make_venv(python: Path, amqpstorm: str, folder: Path) -> Path:
     if not inner.exists():
         subprocess.run([python, "-m", "venv", folder], check=True)
     others = [text for text in PROJECT["dependencies"] if not text.startswith("amqpstorm")]
-    wanted = [amqpstorm, *others, *PROJECT["optional-dependencies"]["dev"]]
+    extras = PROJECT["optional-dependencies"]
+    wanted = [amqpstorm, *others, *extras["dev"], *extras["examples"]]
     command = [inner, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
     subprocess.run(command, check=True)
     return inner

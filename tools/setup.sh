@@ -1,9 +1,11 @@
 #!/bin/sh
 # Sets up what `make demo` and `make test` need, and does nothing when it is there:
 #
-#   .venv      a virtual environment with the dependencies and the developers' tools (pyproject.toml)
+#   .venv      a virtual environment with the dependencies, the developers' tools, and
+#              what the examples need (pyproject.toml)
 #   RabbitMQ   from the system's packages, when no rabbitmq-server is found. It is installed without
 #              being started, now or at boot; a broker that runs is left alone.
+#   Chromium   from the system's packages, only with the argument `chromium` (`make browser`)
 #
 # PYTHON names the interpreter (python3). KUYRUK_TEST_RABBITMQ names another RabbitMQ than the
 # system's, KUYRUK_TEST_URL a running broker; with it no RabbitMQ is installed.
@@ -91,7 +93,8 @@ import tomllib
 
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
-print(*project["dependencies"], *project["optional-dependencies"]["dev"], sep="\n")
+extras = project["optional-dependencies"]
+print(*project["dependencies"], *extras["dev"], *extras["examples"], sep="\n")
 END
 }
 
@@ -140,6 +143,18 @@ check_rabbitmq() {
         "as root, apt-get install rabbitmq-server (Debian, Ubuntu), or brew install rabbitmq (macOS)"
 }
 
+# --- Chromium, for `make browser` only -----------------------------------------
+
+find_chromium() { command -v chromium || command -v google-chrome; }
+
+check_chromium() {
+    find_chromium >/dev/null && return 0
+    if can_install; then apt_install chromium || true; fi
+    find_chromium >/dev/null || missing "Chromium is missing." \
+        "as root, apt-get install chromium (Debian)"
+}
+
 check_python
 make_venv
 check_rabbitmq
+if [ "${1:-}" = chromium ]; then check_chromium; fi
