@@ -8860,7 +8860,7 @@ def help_of_worker():
     [
         ("configuration.md", "key", lambda: [key for key in vars(kuyruk.Config) if key.isupper()]),
         ("configuration.md", "loader", lambda: [name for name in vars(kuyruk.Config) if name.startswith("from_")]),
-        ("sending.md", "option", lambda: options_of_a_send(),
+        ("sending.md", "option", options_of_a_send),
         ("sending.md", "option of a task", lambda: parameters(kuyruk.Task, "f", "kuyruk")),
         ("sending.md", "signal", lambda: SIGNALS),
         ("messages.md", "attribute", lambda: public_names(kuyruk.FailedMessage)),
