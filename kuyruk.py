@@ -191,20 +191,6 @@ FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; each ti
 # --- Exceptions --------------------------------------------------------------
 
 
-class _PerThread:
-    """Attributes that each thread has for itself (None: not set). They are kept at the `Thread`
-    objects, and not as a `threading.local`: one that was made before gevent's monkey patch would be
-    the same for all greenlets."""
-
-    if not TYPE_CHECKING:  # subclasses declare what there is
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(threading.current_thread(), f"{__name__}.{name}", None)
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            setattr(threading.current_thread(), f"{__name__}.{name}", value)
-
-
 class KuyrukError(Exception):
     """Base of the exceptions below, except for the two that a task must not swallow."""
 
@@ -215,7 +201,8 @@ class _Interruption:
     the run."""
 
     def __init__(self, *args: object) -> None:
-        cause = None if _current.run is None else _current.run._cause
+        run = current_task()
+        cause = None if run is None else run._cause
         if not args and type(cause) is cast(Any, type(self)):
             args = cast(BaseException, cause).args
         super().__init__(*args)  # a BaseException's
@@ -1071,11 +1058,18 @@ _WATCH_STALLS = 5.0  #: Seconds that a watch may be late before it counts as stu
 _APPLY_GRACE = 1.0  #: Seconds after which `Task.apply` warns of a task that can't be interrupted.
 
 
-class _Current(_PerThread):
-    run: Run | None  #: What runs in this thread.
+#: What runs, by the ident of its thread. (No `threading.local`: one that was made before gevent's
+#: monkey patch would be the same for all greenlets.)
+_runs: dict[int, Run] = {}
 
 
-_current = _Current()
+def _set_current(run: Run | None) -> Run | None:
+    """Note what runs in this thread. Return what ran before."""
+    me = threading.get_ident()
+    before = _runs.pop(me, None)
+    if run is not None:
+        _runs[me] = run
+    return before
 
 
 def _raise_pending() -> None:
@@ -1169,13 +1163,9 @@ class Run:
         self.queue = queue  #: That the message came from; None with `Task.apply`.
         #: The broker has delivered it before, so it may have run; or a worker has only handed it back.
         self.redelivered = redelivered
-        #: What it is called with; a message's headers; how often the message has failed before; and
-        #: when it was sent (datetime; None if nobody knows).
-        self.args: Any = ()
+        self.args: Any = ()  #: What it is called with.
         self.kwargs: Any = {}
-        self.headers: Mapping[str, Any] = {}
-        self.failures = 0
-        self.sent_at: datetime.datetime | None = None
+        self._properties: Any = None
         self.started = time.monotonic()
         #: time.monotonic() at which this try exceeds `max_run_time`.
         self.deadline: float | None = None
@@ -1194,6 +1184,22 @@ class Run:
         self._thread = threading.get_ident()
         self._gate = threading.Lock()
         self._gate.acquire()
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """The message's headers, as its sender and RabbitMQ have set them."""
+        return getattr(self._properties, "headers", None) or {}
+
+    @property
+    def failures(self) -> int:
+        """How often the message has failed before."""
+        return _failures_in(self.headers)
+
+    @property
+    def sent_at(self) -> datetime.datetime | None:
+        """When the message was sent, if it says so."""
+        sent_at: datetime.datetime | None = getattr(self._properties, "timestamp", None)
+        return sent_at
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, 0 when it has passed; None without a limit."""
@@ -1267,7 +1273,7 @@ class Run:
         """Call the task's function, with retries, in a context of its own. Raises what has
         interrupted the run, if the task didn't return all the same. After this no interruption can
         reach the thread."""
-        outer, _current.run = _current.run, self
+        outer = _set_current(self)
         self.args, self.kwargs = args, kwargs
         if outer is not None:
             outer._inner = self
@@ -1286,7 +1292,7 @@ class Run:
             self._is_over = True
             if watch is not None:
                 watch.discard(self)
-            _current.run = outer
+            _set_current(outer)
             if outer is not None:
                 outer._inner = None
 
@@ -1332,7 +1338,7 @@ class Run:
 
 def current_task() -> Run | None:
     """The `Run` of the task that this thread is running; None outside of a task."""
-    return _current.run
+    return _runs.get(threading.get_ident())
 
 
 class _ShortSwitches:
@@ -1519,7 +1525,7 @@ def _left(deadline: float) -> float:
 def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | None:
     """Wait in code of ours. An interruption of the task in this thread calls `wake`, perhaps
     several times, which must make `wait` return; then the interruption is raised."""
-    run = _current.run
+    run = current_task()
     if run is None or run._hit or run._is_over:  # once interrupted, its clean-up may send and wait
         return wait()
     result = None
@@ -1535,13 +1541,16 @@ def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | Non
 
 # --- AMQP: the frames that every message takes -----------------------------------------------------
 
-# pamqp decodes and encodes everything else. For these its code, which takes any frame there is, costs
-# several times as much: with it, no-op tasks run at two thirds of the rate.
+# pamqp decodes and encodes everything else. For these, and those of each call, its code, which takes
+# any frame there is, costs several times as much: with it, no-op tasks run at two thirds of the rate.
 _FRAME_HEADER = struct.Struct(">BHI")  # type, channel, size
 _CONTENT_HEADER = struct.Struct(">HHQ")  # class, weight, size of the body
 _ACK_FRAME = struct.Struct(">BHIIQBB")
 _PUBLISH_START = struct.pack(">IHB", commands.Basic.Publish.index, 0, 0)  # ticket, exchange
 _ACK_START = struct.pack(">I", commands.Basic.Ack.index)
+_CANCEL_START = struct.pack(">I", commands.Basic.Cancel.index)
+_REPLY_TO = b"amq.rabbitmq.reply-to"
+_CONSUME_START = struct.pack(">IHB", commands.Basic.Consume.index, 0, len(_REPLY_TO)) + _REPLY_TO
 _DELIVER_START = struct.pack(">I", commands.Basic.Deliver.index)
 _HEADERS, _MORE_FLAGS = 0x2000, 0x0001
 
@@ -1569,6 +1578,16 @@ def _content_frames(
     step = frame_max - 8
     frames += [_frame(3, channel, body[start : start + step]) for start in range(0, len(body), step)]
     return b"".join(frames)
+
+
+def _renew_frames(channel: int, number: int) -> bytes:
+    """Return Basic.Cancel of the consumer before, and Basic.Consume of replies by the next; neither
+    is answered."""
+    old, new = b"%d" % (number - 1), b"%d" % number
+    cancel = b"%b%c%b\x01" % (_CANCEL_START, len(old), old)
+    # no_ack, nowait; no arguments
+    consume = b"%b%c%b\x0a%b" % (_CONSUME_START, len(new), new, bytes(4))
+    return _frame(1, channel, cancel) + _frame(1, channel, consume)
 
 
 @functools.lru_cache(1000)
@@ -1767,13 +1786,15 @@ class _Wakeup:
         self._writer.close()
 
 
-class _ThisThread(_PerThread):
-    reads: bool  #: Whether it is the reader of a connection, which must not wait for what it would read.
+#: The idents of threads that read a connection: they must not wait for what they would read.
+_readers: set[int] = set()
 
 
-_this_thread = _ThisThread()
-# What amqpstorm logs in a reader would run handlers of the user's there, which may raise, or send.
-logging.getLogger("amqpstorm.channel0").addFilter(lambda record: not _this_thread.reads)
+def _is_reader() -> bool:
+    return threading.get_ident() in _readers
+
+
+logging.getLogger("amqpstorm.channel0").addFilter(lambda record: not _is_reader())
 
 
 # --- AMQP: connections -----------------------------------------------------------------------------
@@ -1940,8 +1961,12 @@ class _Connection(Stateful):
         if not (self._awake or self._rest):
             self._write()
 
-    def append(self, channel: _Channel | None, number: int, *frames: Any) -> None:
+    def enqueue(self, channel: _Channel | None, data: bytes) -> None:
         """Have frames written together with what follows. None: even if their channel is lost by then."""
+        self._frames.append((channel, data))
+
+    def append(self, channel: _Channel | None, number: int, *frames: Any) -> None:
+        """As `enqueue`, of what pamqp is to encode."""
         self._frames.append((channel, _marshal(number, *frames)))
 
     def post_soon(self, channel: _Channel, data: bytes) -> None:
@@ -2101,7 +2126,7 @@ class _Connection(Stateful):
 
     def step(self, until: float) -> None:
         """Wait for the socket, or to be woken, and do what there is to do, once. Raise AMQPConnectionError."""
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._rest else 0)
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._is_full else 0)
         sock = cast(socket.socket, self._socket)
         if self._selector.get_key(sock).events != events:
             self._selector.modify(sock, events)
@@ -2548,14 +2573,20 @@ class _Keeper:
         self.closing = True
         self._wakeup.set()
         connection = self.connection
-        if connection is not None and not _this_thread.reads:
+        if connection is not None and not _is_reader():
             connection.wake()
             self._thread.join(CLOSE_TIMEOUT)
 
     # -- its thread
 
     def _run(self) -> None:
-        _this_thread.reads = True
+        _readers.add(threading.get_ident())
+        try:
+            self._connect_and_read()
+        finally:
+            _readers.discard(threading.get_ident())
+
+    def _connect_and_read(self) -> None:
         pauses = _pauses(self._longest_pause)
         while not self._may_end():
             self.refusal, self._is_asked, self._was_idle = None, False, False
@@ -2652,7 +2683,7 @@ class _Keeper:
                 _log(logging.WARNING, "Can't look for another connection: %s", error)
 
     def _open_successor(self, silent: _Connection) -> None:
-        _this_thread.reads = True
+        _readers.add(threading.get_ident())
         try:
             successor = _Connection.open_first(self._config)
             if silent.lost is None and silent.is_silent:
@@ -2665,8 +2696,7 @@ class _Keeper:
             _log(logging.DEBUG, "RabbitMQ doesn't answer, nor can it be reached anew: %s", error)
         finally:
             self._is_probing = False
-
-
+            _readers.discard(threading.get_ident())
 
 
 # --- Sending ---------------------------------------------------------------------------------------
@@ -2844,12 +2874,8 @@ class _ReplyChannel(_ConfirmChannel):
 
     def renew(self) -> None:
         """Forget the address that there is, and have another."""
-        old, new = str(self._consumers), str(self._consumers + 1)
         self._batch, self._consumers = None, self._consumers + 1
-        consume = commands.Basic.Consume(
-            queue="amq.rabbitmq.reply-to", consumer_tag=new, no_ack=True, nowait=True
-        )
-        self.connection.append(self, self.id, commands.Basic.Cancel(consumer_tag=old, nowait=True), consume)
+        self.connection.enqueue(self, _renew_frames(self.id, self._consumers))
 
     def publish(self, messages: Sequence[_Outgoing]) -> None:
         self._batch = messages[0].batch
@@ -2955,7 +2981,7 @@ class _Publisher:
     def _enter(self, work: Callable[[_Publisher], T]) -> T:
         if os.getpid() != _process_id:  # forked by C code, which calls no hook of Python's
             _after_fork_in_child()
-        if _this_thread.reads:
+        if _is_reader():
             raise BrokerError("can't send from a thread that reads a connection (a log handler, a destructor)")
         me = threading.get_ident()
         if me in self._inside:
@@ -3127,7 +3153,6 @@ class _Publisher:
         if isinstance(channel, _ReplyChannel) and not channel.has_refused:
             channel.renew()
             connection.replies.append(channel)
-            connection.flush()
         elif isinstance(channel, _ReplyChannel):
             channel.retire()
         elif channel.has_refused and connection.confirms is channel:
@@ -3179,6 +3204,10 @@ def _after_fork_in_child() -> None:
     global _process_id
     _process_id = os.getpid()
     _ids.begin()
+    _readers.clear()
+    here = current_task()
+    _runs.clear()
+    _set_current(here)
     for connection in tuple(_connections):
         connection.abandon()
     for publisher in tuple(_publishers):
@@ -4651,7 +4680,8 @@ class _Pool:
         self.here = threading.local()
         #: Guards what follows, and the states of deliveries; notified of what can begin, and of the
         #: end. No lock is waited for while it is held.
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._waiting: collections.deque[_Delivery] = collections.deque()
         #: Of what has run when a process died, only one runs at a time. The others wait here.
         self._quarantine: collections.deque[_Delivery] = collections.deque()
@@ -4660,10 +4690,12 @@ class _Pool:
         self.running: dict[_Delivery, None] = {}
         #: Given up, and its thread is still in it. What interrupted it.
         self._stuck: dict[_Delivery, BaseException] = {}
-        #: The keys of the messages that run; and deliveries of the same that wait for their end.
-        self._keys: dict[str, collections.deque[_Delivery]] = {}
+        #: By the keys of the messages that run: the delivery, and others of the same that wait for
+        #: its end.
+        self._keys: dict[str, tuple[_Delivery, collections.deque[_Delivery]]] = {}
         self._loops = 0  # how many there are, without those that are stuck
-        self._idle = 0  # and how many of these wait
+        self._idle = 0  # how many of these wait,
+        self._woken = 0  # and how many of these were notified
         self._closed = False
         self.held = 0  #: How many messages are in hand, without those that the settler keeps.
         self.ended = 0  #: How many runs have.
@@ -4685,7 +4717,7 @@ class _Pool:
 
     def close(self) -> None:
         """End the threads, except those that are stuck, or wait for a log."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._loops, CLOSE_TIMEOUT)
@@ -4700,7 +4732,7 @@ class _Pool:
     @property
     def stats(self) -> dict[str, Any]:
         now = time.monotonic()
-        with self._changed:
+        with self._lock:
             running = [d for d in self.running if d.state == RUNNING]
             waiting = len(self._waiting) + len(self._quarantine)
             suspects = len(self._quarantine) + (self._suspect is not None)
@@ -4731,7 +4763,7 @@ class _Pool:
     @property
     def unfinished(self) -> list[_Delivery]:
         """What has begun, and isn't settled."""
-        with self._changed:
+        with self._lock:
             return [d for d in self.running if d.state in (RUNNING, CLAIMED)]
 
     @property
@@ -4740,7 +4772,7 @@ class _Pool:
 
     def add(self, delivery: _Delivery) -> None:
         """Take a delivery that has arrived. In the reader."""
-        with self._changed:
+        with self._lock:
             self._tallies["received"] += 1
             self.held += 1
             delivery.consumer.held += 1
@@ -4748,8 +4780,8 @@ class _Pool:
             if is_full:
                 self.full.add(delivery.channel)
             self._waiting.append(delivery)
-            self._changed.notify()
             is_busy = len(self._waiting) > self._idle
+            self._wake_one()
         if is_full or is_busy:
             self._notify()
 
@@ -4758,7 +4790,7 @@ class _Pool:
     ) -> int:
         """Interrupt running tasks; return how many. One that hasn't begun (its module is being
         imported, say) doesn't begin."""
-        with self._changed:
+        with self._lock:
             chosen = [d for d in self.running if d.state == RUNNING and which(d)]
             for delivery in chosen:
                 if delivery.run is None and delivery.cause is None:
@@ -4771,7 +4803,7 @@ class _Pool:
     def on_lost(self, channels: Iterable[_ConsumerChannel], cause: Callable[[], BaseException]) -> None:
         """What came by these channels isn't ours any more, unless it is the only copy."""
         lost = set(channels)
-        with self._changed:
+        with self._lock:
             self.full -= lost
             for queue in self._queues():
                 for delivery in [d for d in queue if d.channel in lost and d.is_lost]:
@@ -4784,7 +4816,7 @@ class _Pool:
 
     def oldest(self, channel: _ConsumerChannel) -> _Delivery | None:
         """Return the oldest of what came by a channel and isn't settled."""
-        with self._changed:
+        with self._lock:
             begun = [d for d in self.running if d.state != SETTLED]
             in_hand = itertools.chain(begun, *self._queues())
             ours = (d for d in in_hand if d.channel is channel)
@@ -4792,7 +4824,7 @@ class _Pool:
 
     def hand_back(self) -> None:
         """Send what hasn't begun back at once: another worker can have it."""
-        with self._changed:
+        with self._lock:
             back = [delivery for queue in self._queues() for delivery in queue]
             for queue in self._queues():
                 queue.clear()
@@ -4801,7 +4833,7 @@ class _Pool:
     def hand_back_surplus(self, kept: int) -> None:
         """Send the newest of what waits back, until no more than `kept` messages are in hand. Not
         what a quorum queue has counted already: it may have a limit of deliveries."""
-        with self._changed:
+        with self._lock:
             surplus = self.held - kept
             waiting, self._waiting = self._waiting, collections.deque()
             back: list[_Delivery] = []
@@ -4814,7 +4846,7 @@ class _Pool:
         self._requeue(back)
 
     def _requeue(self, deliveries: list[_Delivery]) -> None:
-        with self._changed:
+        with self._lock:
             self._tallies["requeued"] += len(deliveries)
             for delivery in deliveries:
                 delivery.state = CLAIMED
@@ -4825,22 +4857,28 @@ class _Pool:
     def waited(self, now: float) -> tuple[float, float]:
         """Return for how many seconds a message has waited and none has begun; and for how many
         none has begun."""
-        with self._changed:
+        with self._lock:
             waited = now - max(self._waiting[0].at, self._began_at) if self._waiting else 0.0
             return waited, now - self._began_at
 
     def take_full(self) -> set[_ConsumerChannel]:
         """Return the channels for which there may be more messages: they were full since the last
         look."""
-        with self._changed:
+        with self._lock:
             full, self.full = self.full, {channel for channel in self.full if channel.is_full}
             return full
 
     def _queues(self) -> list[collections.deque[_Delivery]]:
         """Return what hasn't begun. With the lock."""
-        return [self._waiting, self._quarantine, *self._keys.values()]
+        return [self._waiting, self._quarantine, *(others for _, others in self._keys.values())]
 
     # -- the loops
+
+    def _wake_one(self) -> None:
+        """Wake an idle thread, unless those that were woken suffice. With the lock."""
+        if self._woken < min(self._idle, len(self._waiting) + len(self._quarantine)):
+            self._woken += 1
+            self._changed.notify()
 
     def _start_loop(self) -> None:
         """Raise RuntimeError if no thread can be started.
@@ -4859,7 +4897,7 @@ class _Pool:
     def _loop(self) -> None:
         """Run what is delivered, until the pool closes, or this thread was given up."""
         self.here.is_ours = True
-        with self._changed:
+        with self._lock:
             if self._loops >= self._config.WORKER_THREADS:
                 return  # one that couldn't be started at its time
             self._loops += 1
@@ -4876,7 +4914,7 @@ class _Pool:
 
     def _next(self, ended: _Delivery | None) -> _Delivery | None:
         """Note that a delivery has ended, and wait for the next. None: this was the last."""
-        with self._changed:
+        with self._lock:
             if ended is not None and not self._end(ended):
                 return None
             del ended  # nothing of it is kept while this thread waits
@@ -4893,6 +4931,7 @@ class _Pool:
                     self._changed.wait()
                 finally:
                     self._idle -= 1
+                    self._woken = max(0, self._woken - 1)
 
     def _end(self, delivery: _Delivery) -> bool:
         """Note that a thread has come back from a delivery. Return whether it goes on. With the
@@ -4900,6 +4939,14 @@ class _Pool:
         is_stuck = self._stuck.pop(delivery, None) is not None
         self.running.pop(delivery, None)
         self.ended += 1
+        if self._suspect is delivery:
+            self._suspect = None
+        if delivery.task is not None and (key := delivery.key) in self._keys:
+            owner, others = self._keys[key]
+            if owner is delivery:
+                self.journal.end(key)
+                self._waiting.extendleft(others)
+                del self._keys[key]
         if is_stuck or self.stopping or self.full or self._waiting:
             self._notify()
         return not is_stuck
@@ -4934,7 +4981,8 @@ class _Pool:
                 if not self._enter(delivery):
                     return
                 task = self._app._find_task(description.module, description.function)
-                run = self._make_run(delivery, task, description)
+                run = Run(task, description.id, delivery.queue, delivery.redelivered)
+                run._properties = delivery.properties
                 if self._begin(delivery, run):
                     result = task._run(run, description.args, description.kwargs, self._watch)
                 else:
@@ -4944,7 +4992,6 @@ class _Pool:
             self._conclude(delivery, task, result, error)
         finally:
             error = None  # its traceback leads to this frame: a cycle, which keeps all frames
-            self._leave(delivery)
 
     def _enter(self, delivery: _Delivery) -> bool:
         """Return False if it is set aside: because the same message runs here, or because it is a
@@ -4957,14 +5004,14 @@ class _Pool:
             if is_to_blame and crashes >= self._config.WORKER_MAX_CRASHES:
                 why = "worker processes have died while it ran (WORKER_MAX_CRASHES)"
                 raise Crashed(f"{crashes} {why}")
-        with self._changed:
+        with self._lock:
             if key in self._keys:
-                self._keys[key].append(delivery)
+                self._keys[key][1].append(delivery)
             elif is_suspect and self._suspect not in (None, delivery):
                 self._quarantine.append(delivery)
             else:
                 self._suspect = delivery if is_suspect else self._suspect
-                self._keys[key] = collections.deque()
+                self._keys[key] = delivery, collections.deque()
                 self.journal.begin(key)
                 return True
             delivery.state = WAITING
@@ -4974,76 +5021,61 @@ class _Pool:
         _log(logging.INFO, text, delivery, delivery.queue, extra=delivery.extra)
         return False
 
-    def _leave(self, delivery: _Delivery) -> None:
-        """Undo what `_enter` has done, if it has."""
-        with self._changed:
-            if self._suspect is delivery:
-                self._suspect = None
-                self._changed.notify()
-            if delivery.state == WAITING or delivery.task is None:
-                return
-            key = delivery.key
-            if key in self._keys:
-                self.journal.end(key)
-                self._waiting.extendleft(self._keys.pop(key))
-                self._changed.notify()
-
-    def _make_run(self, delivery: _Delivery, task: AnyTask, description: _Description) -> Run:
-        run = Run(task, description.id, delivery.queue, delivery.redelivered)
-        run.headers, run.failures = delivery.headers, delivery.failures
-        run.sent_at = getattr(delivery.properties, "timestamp", None)
-        return run
-
     def _begin(self, delivery: _Delivery, run: Run) -> bool:
         """Return whether its task may begin: it is still ours, and nothing has interrupted it."""
-        with self._changed:
+        with self._lock:
             is_ours = delivery.state == RUNNING and not delivery.is_lost
             if delivery.cause is None and is_ours:
                 delivery.run = run
             return delivery.run is run
 
-    def _claim(self, delivery: _Delivery) -> bool:
-        """Return whether the caller settles it."""
-        with self._changed:
-            was_running, delivery.state = delivery.state == RUNNING, CLAIMED
-            return was_running
-
     def _conclude(
         self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None
     ) -> None:
         """Settle a delivery whose task has ended, then log that: nothing waits for a log."""
-        state = delivery.state
-        if not self._claim(delivery):
-            delivery.state = state
+        began = delivery.run.started if delivery.run else delivery.at
+        seconds = time.monotonic() - began
+        verdict = self._settle(delivery, task, result, error, RUNNING)
+        if verdict is None:
             text = "%s from %r has ended after all: what came of it is dropped"
             _log(logging.WARNING, text, delivery, delivery.queue, extra=delivery.extra)
-            return
-        seconds = time.monotonic() - (delivery.run.started if delivery.run else delivery.at)
-        verdict = self._settle(delivery, task, result, error)
-        try:
-            _current.run = delivery.run  # for what looks at it to know what a record is about
-            if error is not None and verdict.tally in ("failed", "timed_out"):
-                self._on_failure(delivery.queue, delivery.task, task, error)
-            self._log(delivery, error, verdict, seconds)
-        finally:
-            _current.run = None
+        elif error is None:
+            self._log_success(delivery, verdict, seconds)
+        else:
+            outer = _set_current(delivery.run)  # a filter may want to know what a record is about
+            try:
+                if verdict.tally in ("failed", "timed_out"):
+                    self._on_failure(delivery.queue, delivery.task, task, error)
+                self._log_error(delivery, error, verdict)
+            finally:
+                _set_current(outer)
 
     def _settle(
-        self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None
-    ) -> _Verdict:
-        """Settle a delivery, or have it kept until that is possible. Doesn't raise: what the user's
-        objects raise when they are described is what has failed then."""
+        self,
+        delivery: _Delivery,
+        task: AnyTask | None,
+        result: Any,
+        error: BaseException | None,
+        state: str,
+    ) -> _Verdict | None:
+        """Settle a delivery in this state, or have it kept until that is possible. Return None if
+        another does that. What the user's objects raise when they are described is what has failed
+        then."""
         try:
             fits = task is None or error is None or task._fits(error)
-            jitter = os.urandom(1)[0] / 255
-            verdict = _decide(task, error, fits, delivery.is_lost, delivery.failures, jitter)
+            failures, jitter = (0, 0.0) if error is None else (delivery.failures, os.urandom(1)[0] / 255)
+            verdict = _decide(task, error, fits, delivery.is_lost, failures, jitter)
             settlement = _plan(delivery, verdict, result, error, self._config)
         except BaseException as defect:
-            _log(logging.ERROR, "%s from %r: what came of it can't be described", delivery,
-                 delivery.queue, exc_info=True, extra=delivery.extra)  # fmt: skip
+            text = "%s from %r: what came of it can't be described"
+            about: dict[str, Any] = {"exc_info": True, "extra": delivery.extra}
+            _log(logging.ERROR, text, delivery, delivery.queue, **about)
             verdict = _Verdict("failed", "fail", reply=True)
             settlement = _plan(delivery, verdict, None, defect, self._config)
-        with self._changed:
+        with self._lock:
+            if delivery.state != state:
+                return None
+            delivery.state = CLAIMED
             self._tallies[verdict.tally] += 1
         self._settler.settle(delivery, settlement)
         has_ended = verdict.tally not in ("lost", "requeued")
@@ -5052,14 +5084,14 @@ class _Pool:
         return verdict
 
     def _on_kept(self, delivery: _Delivery) -> None:
-        with self._changed:
+        with self._lock:
             delivery.state = KEPT
             delivery.channel.kept += 1
             self.held -= 1
             self._notify()  # others may come in its place
 
     def _on_settled(self, delivery: _Delivery) -> None:
-        with self._changed:
+        with self._lock:
             if delivery.state == KEPT:
                 delivery.channel.kept -= 1
             else:
@@ -5067,33 +5099,28 @@ class _Pool:
             delivery.consumer.held -= 1
             delivery.state, delivery.at = SETTLED, time.monotonic()
 
-    def _log(
-        self,
-        delivery: _Delivery,
-        error: BaseException | None,
-        verdict: _Verdict,
-        seconds: float,
-    ) -> None:
+    def _log_success(self, delivery: _Delivery, verdict: _Verdict, seconds: float) -> None:
+        level = logging.INFO if verdict.tally == "succeeded" else logging.WARNING
+        if logger.isEnabledFor(level):
+            arguments = delivery, delivery.queue, verdict.tally, seconds
+            _log(level, "%s from %r %s in %.3f s", *arguments, extra=delivery.extra)
+
+    def _log_error(self, delivery: _Delivery, error: BaseException, verdict: _Verdict) -> None:
         about: dict[str, Any] = {"extra": delivery.extra}
-        text, level = "%s from %r %s", logging.WARNING
-        arguments: tuple[Any, ...] = (delivery, delivery.queue, verdict.tally)
-        if error is None:
-            level = logging.INFO if verdict.tally == "succeeded" else level
-            text, arguments = text + " in %.3f s", (*arguments, seconds)
-        elif verdict.tally in ("failed", "timed_out"):
+        arguments = delivery, delivery.queue, verdict.tally
+        if verdict.tally in ("failed", "timed_out"):
             in_seconds = f"it comes back in {verdict.delay:g} seconds"
             then = in_seconds if verdict.delay else "see its .failed queue"
-            level, text, arguments = logging.ERROR, text + "; %s", (*arguments, then)
             about["exc_info"] = type(error), error, _task_traceback(error)
+            _log(logging.ERROR, "%s from %r %s; %s", *arguments, then, **about)
         else:
-            text, arguments = text + ": %r", (*arguments, error)
-        _log(level, text, *arguments, **about)
+            _log(logging.WARNING, "%s from %r %s: %r", *arguments, error, **about)
 
     # -- giving up
 
     def _give_up(self, run: Run) -> None:
         """Give up the thread of a run that was interrupted, and has had its grace. In the watch."""
-        with self._changed:
+        with self._lock:
             delivery = next((d for d in self.running if d.run is run), None)
         if delivery is not None and run._cause is not None:
             self.abandon(delivery, run._cause)
@@ -5101,7 +5128,7 @@ class _Pool:
     def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
         """Leave its thread to itself, have another take its place, and have its message settled.
         Raise RuntimeError if no thread can be started: then nothing has changed."""
-        with self._changed:
+        with self._lock:
             if delivery.state != RUNNING:
                 return  # it has just ended
             self._loops -= 1  # first: the new thread looks whether it is needed
@@ -5121,7 +5148,7 @@ class _Pool:
         stack = _format_stack(delivery.thread)
         task = delivery.run.task if delivery.run else None
         cause.add_note(f"It didn't end when it was interrupted. Its thread was given up at\n{stack}")
-        self._settle(delivery, task, None, cause)
+        self._settle(delivery, task, None, cause, CLAIMED)
         self._notify()
         text = "%s from %r is stuck, %g seconds after its interruption (%s: %s). Its thread is given up at\n%s"
         grace, kind = self._config.WORKER_GRACE, type(cause).__name__
