@@ -160,7 +160,8 @@ MAX_QUEUE_NAME = 230  #: Bytes: leaves room for the suffixes of the queues that 
 QUIET = 5.0  #: Seconds without a message after which those that were counted must have been taken by others.
 CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker.
 TICK = 1.0  #: Seconds after which a connection's owner looks around, at the latest.
-UNCONFIRMED_BYTES = 1_000_000  #: Bytes that may be on their way when a send returns, with RABBIT_CONFIRM=False.
+UNWRITTEN_BYTES = 1_000_000  #: Bytes that may wait to be written when a send returns, with RABBIT_CONFIRM=False;
+UNCONFIRMED_BYTES = 32_000_000  #: and that may be written and not confirmed.
 BATCH_WINDOW = 2000  #: Messages of a batch on the way at once; each window has the whole publish timeout.
 BATCH_BYTES = 1_000_000  #: Bytes of a window's bodies, or one message.
 LONGEST_PAUSE = 1.0  #: Seconds: the longest pause between two attempts to connect for sending.
@@ -1741,6 +1742,9 @@ class _Changes:
 
         event: what others set when only this thread is to look.
         """
+        found = look()
+        if found:
+            return found
         event = event or _Event()
         try:
             self._waiting.add(event)
@@ -2707,11 +2711,12 @@ CONFIRMED, RETURNED, REFUSED, LEFT = "confirmed", "returned", "refused", "left"
 class _Outgoing:
     """A message on its way, and what is known of it."""
 
-    __slots__ = ("batch", "channel", "failure", "fate", "is_suspect", "message", "properties", "tag", "trouble")
+    __slots__ = ("batch", "channel", "failure", "fate", "is_suspect", "message", "properties", "size", "tag", "trouble")
 
     def __init__(self, message: _Message, batch: _Batch | None) -> None:
         self.message = message
         self.properties = _encode_properties(message.properties)
+        self.size = len(message.body) + len(self.properties) + 100  #: Bytes on the wire, about.
         self.batch = batch
         self.channel: _ConfirmChannel
         #: Its number on that channel, once it is written.
@@ -2724,10 +2729,6 @@ class _Outgoing:
         self.failure: str | None = None
         #: It may be what has ended its channel: it is sent once more alone.
         self.is_suspect = False
-
-    @property
-    def size(self) -> int:
-        return len(self.message.body) + len(self.properties) + 100
 
 
 class _Batch:
@@ -2796,9 +2797,10 @@ class _ConfirmChannel(_Channel):
 
     @property
     def has_room(self) -> bool:
-        """Whether few bytes of messages aren't known to have arrived."""
+        """Whether few bytes of messages wait to be written, and not too many to be confirmed."""
         unwritten = sum([o.size for o in tuple(self.connection.outbox)])
-        return self._written - self._settled + unwritten <= UNCONFIRMED_BYTES
+        in_flight = self._written - self._settled
+        return unwritten <= UNWRITTEN_BYTES and in_flight <= UNCONFIRMED_BYTES
 
     def publish(self, messages: Sequence[_Outgoing]) -> None:
         for outgoing in messages:
@@ -3018,17 +3020,17 @@ class _Publisher:
 
     def _deliver(self, batch: _Batch, until: float) -> None:
         """Send what is open, until nothing is, or the time is up, or RabbitMQ refuses us."""
-        with contextlib.ExitStack() as stack:
-            own: _Keeper | None = None  # whose connection suspects have to themselves, one after the other
+        own: _Keeper | None = None  # whose connection suspects have to themselves, one by one
+        try:
             while messages := batch.open:
                 ordinary = [outgoing for outgoing in messages if not outgoing.is_suspect]
                 try:
                     if ordinary:
                         pause = self._attempt(self._get_keeper(), batch, ordinary, until)
                     else:
-                        own = own or stack.enter_context(contextlib.closing(self._make_keeper()))
+                        own = own or self._make_keeper()
                         pause = self._attempt(own, batch, messages[:1], until, alone=True)
-                except (AMQPError, RuntimeError, OSError) as error:  # RuntimeError: no thread can be started
+                except (AMQPError, RuntimeError, OSError) as error:  # RuntimeError: no thread
                     for outgoing in messages:
                         outgoing.trouble = str(error)
                     if _refuses_us(error):
@@ -3038,6 +3040,9 @@ class _Publisher:
                     return
                 if pause:
                     _wait(_Event(), min(until, time.monotonic() + REFUSAL_PAUSE))
+        finally:
+            if own is not None:
+                own.close()
 
     def _attempt(
         self, keeper: _Keeper, batch: _Batch, messages: list[_Outgoing], until: float, alone: bool = False
@@ -3126,13 +3131,10 @@ class _Publisher:
 
     def _wait_for_room(self, channel: _ConfirmChannel, until: float) -> None:
         """Wait until not too much is on its way that nobody waits for. Raise AMQPError if it stays so."""
-        connection = channel.connection
-        if not channel.has_room:
-            connection.changes.wait_for(lambda: channel.has_room or channel.why_lost, until)
-        if channel.why_lost is not None:
-            raise _again(channel.why_lost)
-        if not channel.has_room:
-            raise AMQPConnectionError(_why_no_answer(connection))
+        look = lambda: channel.why_lost or channel.has_room  # noqa: E731
+        answer = channel.connection.changes.wait_for(look, until)
+        if answer is not True:
+            raise _again(answer or AMQPConnectionError(_why_no_answer(channel.connection)))
 
     def _leave(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
         """Wait for nothing. What is lost from now on is counted and logged."""
