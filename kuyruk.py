@@ -4264,9 +4264,7 @@ class _Delivery:
     def key(self) -> str:
         """What deaths of processes are counted by: the message's id, or else what is in it."""
         id = self.task and self.task.id
-        if id and len(id) < 255:  # longer ones were cut
-            return id
-        return "sha256:" + hashlib.sha256(self.body).hexdigest()
+        return id or "sha256:" + hashlib.sha256(self.body).hexdigest()
 
     @property
     def headers(self) -> Mapping[str, Any]:

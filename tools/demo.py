@@ -278,7 +278,10 @@ def wait_for_each(selection: Selection, worker: WorkerProcess) -> Comparison:
     pool = concurrent.futures.ThreadPoolExecutor(THREADS)
     began = time.monotonic()
     try:
+        # An exception inside `submit` would leave a thread behind that the pool doesn't know of.
+        signals.hold()
         futures = {path: pool.submit(ask, path) for path in selection.facts}
+        signals.release()
         waiting = set(futures.values())
         while waiting:
             waiting = concurrent.futures.wait(waiting, timeout=0.2).not_done

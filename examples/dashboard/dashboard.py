@@ -68,11 +68,15 @@ def announce(app: kuyruk.Kuyruk, interval: float = 1.0) -> None:
     """Let each worker of this application write its running tasks to a file, every second."""
 
     def start(sender: kuyruk.Kuyruk, worker: kuyruk.Worker) -> None:
-        ended = app.extensions[f"dashboard-{id(worker)}"] = threading.Event()
-        threading.Thread(target=write_running, args=(worker, ended, interval), daemon=True).start()
+        ended = threading.Event()
+        writer = threading.Thread(target=write_running, args=(worker, ended, interval), daemon=True)
+        writer.start()
+        app.extensions[f"dashboard-{id(worker)}"] = writer, ended
 
     def stop(sender: kuyruk.Kuyruk, worker: kuyruk.Worker) -> None:
-        app.extensions.pop(f"dashboard-{id(worker)}").set()
+        writer, ended = app.extensions.pop(f"dashboard-{id(worker)}")
+        ended.set()
+        writer.join(interval)  # it removes its file
 
     kuyruk.signals.worker_start.connect(start, app)
     kuyruk.signals.worker_shutdown.connect(stop, app)
