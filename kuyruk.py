@@ -797,10 +797,11 @@ _to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 def _encode_json(value: Any, what: str) -> bytes:
-    """Return JSON. Raises TypeError for what isn't; `what` tells the user where to look."""
+    """Return JSON. Raises TypeError for what isn't; `what` tells the user where to look. And what
+    else an object's own code raises, or a signal handler."""
     try:
         return _to_json(value).encode()
-    except Exception as error:  # an object's own code may raise anything
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
         why = f"{type(error).__name__}: {_text_of(error, 1000)}"
         raise TypeError(f"{what} can't be written as JSON: {why}") from error
 
@@ -2887,7 +2888,9 @@ class _ReplyChannel(_ConfirmChannel):
         batch = self._batch
         if method.name == "Basic.Return":
             super().on_content(method, properties, body)
-        elif batch is not None and method.consumer_tag == str(self._consumers):
+        elif batch is None or batch.reply is not None:
+            return  # nobody waits for it, or it is the second answer
+        elif method.consumer_tag == str(self._consumers):
             batch.reply = body
             self.connection.notify(batch.done)
 
@@ -4153,7 +4156,11 @@ def _plan(
 def _reply_message(delivery: _Delivery, result: Any, error: BaseException | None) -> _Message:
     try:
         body = _encode_reply(result, error)
-    except TypeError as unfit:
+    except Exception as unfit:  # what the task has returned isn't JSON, and it did run
+        text = "Task %s.%s [%s] has returned what can't be sent: %s"
+        task = cast(_Description, delivery.task)
+        arguments = task.module, task.function, task.id, _text_of(unfit, 1000)
+        _log(logging.ERROR, text, *arguments, extra=delivery.extra)
         body = _encode_reply(None, unfit)
     properties = {"content_type": "application/json"}
     if delivery.properties.correlation_id:
