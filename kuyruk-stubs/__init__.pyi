@@ -60,7 +60,8 @@ MAX_QUEUE_NAME = 230
 QUIET = 5.0
 CLOSE_TIMEOUT = 2.0
 TICK = 1.0
-UNCONFIRMED_BYTES = 1000000
+UNWRITTEN_BYTES = 1000000
+UNCONFIRMED_BYTES = 32000000
 BATCH_WINDOW = 2000
 BATCH_BYTES = 1000000
 LONGEST_PAUSE = 1.0
@@ -86,22 +87,14 @@ FIRST_SHARE = 10
 MAX_SHARE, SHARE_BYTES = (500, 4000000)
 FIRST_RECONNECT = 0.1
 
-class _PerThread:
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            ...
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            ...
-
 class KuyrukError(Exception):
     ...
 
 class _Interruption:
 
     def __init__(self, *args: object) -> None:
-        cause = None if _current.run is None else _current.run._cause
+        run = current_task()
+        cause = None if run is None else run._cause
         if not args and type(cause) is cast(Any, type(self)):
             args = cast(BaseException, cause).args
         super().__init__(*args)
@@ -431,10 +424,10 @@ _SHORT_SWITCH = 1e-05
 _GIVE_UP_AGAIN = 0.1
 _WATCH_STALLS = 5.0
 _APPLY_GRACE = 1.0
+_runs: dict[int, Run] = {}
 
-class _Current(_PerThread):
-    run: Run | None
-_current = _Current()
+def _set_current(run: Run | None) -> Run | None:
+    ...
 
 def _raise_pending() -> None:
     ...
@@ -463,9 +456,7 @@ class Run:
         self.redelivered = redelivered
         self.args: Any = ()
         self.kwargs: Any = {}
-        self.headers: Mapping[str, Any] = {}
-        self.failures = 0
-        self.sent_at: datetime.datetime | None = None
+        self._properties: Any = None
         self.started = time.monotonic()
         self.deadline: float | None = None
         self._cause: BaseException | None = None
@@ -479,6 +470,18 @@ class Run:
         self._thread = threading.get_ident()
         self._gate = threading.Lock()
         self._gate.acquire()
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        ...
+
+    @property
+    def failures(self) -> int:
+        ...
+
+    @property
+    def sent_at(self) -> datetime.datetime | None:
+        ...
 
     def remaining(self) -> float | None:
         ...
@@ -589,6 +592,9 @@ _CONTENT_HEADER = struct.Struct('>HHQ')
 _ACK_FRAME = struct.Struct('>BHIIQBB')
 _PUBLISH_START = struct.pack('>IHB', commands.Basic.Publish.index, 0, 0)
 _ACK_START = struct.pack('>I', commands.Basic.Ack.index)
+_CANCEL_START = struct.pack('>I', commands.Basic.Cancel.index)
+_REPLY_TO = b'amq.rabbitmq.reply-to'
+_CONSUME_START = struct.pack('>IHB', commands.Basic.Consume.index, 0, len(_REPLY_TO)) + _REPLY_TO
 _DELIVER_START = struct.pack('>I', commands.Basic.Deliver.index)
 _HEADERS, _MORE_FLAGS = (8192, 1)
 
@@ -602,6 +608,9 @@ def _ack_frame(channel: int, tag: int) -> bytes:
     ...
 
 def _content_frames(channel: int, queue: str, mandatory: bool, properties: bytes, body: bytes, frame_max: int) -> bytes:
+    ...
+
+def _renew_frames(channel: int, number: int) -> bytes:
     ...
 
 @functools.lru_cache(1000)
@@ -692,11 +701,11 @@ class _Wakeup:
 
     def close(self) -> None:
         ...
+_readers: set[int] = set()
 
-class _ThisThread(_PerThread):
-    reads: bool
-_this_thread = _ThisThread()
-logging.getLogger('amqpstorm.channel0').addFilter(lambda record: not _this_thread.reads)
+def _is_reader() -> bool:
+    ...
+logging.getLogger('amqpstorm.channel0').addFilter(lambda record: not _is_reader())
 
 class _Channel0(Channel0):
 
@@ -792,6 +801,9 @@ class _Connection(Stateful):
         ...
 
     def flush(self) -> None:
+        ...
+
+    def enqueue(self, channel: _Channel | None, data: bytes) -> None:
         ...
 
     def append(self, channel: _Channel | None, number: int, *frames: Any) -> None:
@@ -1018,6 +1030,9 @@ class _Keeper:
     def _run(self) -> None:
         ...
 
+    def _connect_and_read(self) -> None:
+        ...
+
     def _open(self) -> _Connection:
         ...
 
@@ -1044,11 +1059,12 @@ class _Keeper:
 CONFIRMED, RETURNED, REFUSED, LEFT = ('confirmed', 'returned', 'refused', 'left')
 
 class _Outgoing:
-    __slots__ = ('batch', 'channel', 'failure', 'fate', 'is_suspect', 'message', 'properties', 'tag', 'trouble')
+    __slots__ = ('batch', 'channel', 'failure', 'fate', 'is_suspect', 'message', 'properties', 'size', 'tag', 'trouble')
 
     def __init__(self, message: _Message, batch: _Batch | None) -> None:
         self.message = message
         self.properties = _encode_properties(message.properties)
+        self.size = len(message.body) + len(self.properties) + 100
         self.batch = batch
         self.channel: _ConfirmChannel
         self.tag: int | None = None
@@ -1057,10 +1073,6 @@ class _Outgoing:
         self.failure: str | None = None
         self.is_suspect = False
 
-    @property
-    def size(self) -> int:
-        ...
-
 class _Batch:
 
     def __init__(self, messages: Sequence[_Message], result_by: float | None=None, leaves: bool=False) -> None:
@@ -1068,6 +1080,7 @@ class _Batch:
         self.result_by = result_by
         self.leaves = leaves
         self.reply: bytes | None = None
+        self.is_told = False
         self.pending = 0
         self.done = _Event()
 
@@ -1151,6 +1164,7 @@ def _why_no_answer(connection: _Connection) -> str:
 
 def _windows(messages: Sequence[_Message]) -> Iterator[list[_Message]]:
     ...
+APP_CLOSED = 'the application was closed'
 
 class _Publisher:
 
@@ -1752,15 +1766,17 @@ class _Pool:
         self._counts_for_quorum = _is_quorum(arguments) and 'x-delivery-limit' not in arguments
         self.stopping = False
         self.here = threading.local()
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._waiting: collections.deque[_Delivery] = collections.deque()
         self._quarantine: collections.deque[_Delivery] = collections.deque()
         self._suspect: _Delivery | None = None
         self.running: dict[_Delivery, None] = {}
         self._stuck: dict[_Delivery, BaseException] = {}
-        self._keys: dict[str, collections.deque[_Delivery]] = {}
+        self._keys: dict[str, tuple[_Delivery, collections.deque[_Delivery]]] = {}
         self._loops = 0
         self._idle = 0
+        self._woken = 0
         self._closed = False
         self.held = 0
         self.ended = 0
@@ -1824,6 +1840,9 @@ class _Pool:
     def _queues(self) -> list[collections.deque[_Delivery]]:
         ...
 
+    def _wake_one(self) -> None:
+        ...
+
     def _start_loop(self) -> None:
         ...
 
@@ -1845,22 +1864,13 @@ class _Pool:
     def _enter(self, delivery: _Delivery) -> bool:
         ...
 
-    def _leave(self, delivery: _Delivery) -> None:
-        ...
-
-    def _make_run(self, delivery: _Delivery, task: AnyTask, description: _Description) -> Run:
-        ...
-
     def _begin(self, delivery: _Delivery, run: Run) -> bool:
-        ...
-
-    def _claim(self, delivery: _Delivery) -> bool:
         ...
 
     def _conclude(self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None) -> None:
         ...
 
-    def _settle(self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None) -> _Verdict:
+    def _settle(self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, state: str) -> _Verdict | None:
         ...
 
     def _on_kept(self, delivery: _Delivery) -> None:
@@ -1869,7 +1879,10 @@ class _Pool:
     def _on_settled(self, delivery: _Delivery) -> None:
         ...
 
-    def _log(self, delivery: _Delivery, error: BaseException | None, verdict: _Verdict, seconds: float) -> None:
+    def _log_success(self, delivery: _Delivery, verdict: _Verdict, seconds: float) -> None:
+        ...
+
+    def _log_error(self, delivery: _Delivery, error: BaseException, verdict: _Verdict) -> None:
         ...
 
     def _give_up(self, run: Run) -> None:
