@@ -3148,8 +3148,11 @@ class _Publisher:
             channel.waiting.wait_for(lambda: batch.pending <= 0 or channel.why_lost, until, batch.done)
             return
         [outgoing] = messages
-        ends = lambda: outgoing.fate in (RETURNED, REFUSED) or (batch.is_told and outgoing.fate == CONFIRMED)  # noqa: E731
-        look = lambda: batch.reply is not None or channel.why_lost or ends()  # noqa: E731
+
+        def look() -> Any:
+            ends = (RETURNED, REFUSED, CONFIRMED) if batch.is_told else (RETURNED, REFUSED)
+            return batch.reply is not None or outgoing.fate in ends or channel.why_lost
+
         channel.waiting.wait_for(look, until, batch.done)
         if outgoing.fate == CONFIRMED:
             channel.waiting.wait_for(look, batch.result_by, batch.done)

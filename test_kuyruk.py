@@ -4166,7 +4166,7 @@ def test_whoever_waits_for_a_result_is_told_that_the_app_is_closed(app, queue, b
     with takes(0, SOON):
         app.close()
         for call in calls:
-            with pytest.raises(kuyruk.BrokerError, match="^no reply can come .* the application was closed"):
+            with pytest.raises(kuyruk.BrokerError, match=r"^no reply can come .* the application was closed"):
                 call.result(PATIENCE)
     wait_until(lambda: not threads_of_ours())
 
