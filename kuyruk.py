@@ -2747,6 +2747,8 @@ class _Batch:
         self.result_by = result_by
         self.leaves = leaves
         self.reply: bytes | None = None
+        #: The application was closed while this call waited: it is to wait no longer for a reply.
+        self.is_told = False
         #: How many of what was published last have no fate yet.
         self.pending = 0
         self.done = _Event()
@@ -2853,7 +2855,7 @@ class _ConfirmChannel(_Channel):
                 self.connection.failures[outgoing.message.queue, fate] += 1
             return
         batch.pending -= 1
-        if batch.pending <= 0 and (fate != CONFIRMED or batch.result_by is None):
+        if batch.pending <= 0 and (fate != CONFIRMED or batch.result_by is None or batch.is_told):
             self.connection.notify(batch.done)
 
 
@@ -2938,6 +2940,10 @@ def _windows(messages: Sequence[_Message]) -> Iterator[list[_Message]]:
         yield window
 
 
+#: Why a call has ended that `Kuyruk.close` has told.
+APP_CLOSED = "the application was closed"
+
+
 class _Publisher:
     """Sends messages for many threads, on one connection.
 
@@ -2958,6 +2964,8 @@ class _Publisher:
         #: The threads that send. A signal handler, a destructor or a log handler that sends in one of them
         #: must not wait for what that thread has begun: it uses another publisher, with its own connection.
         self._inside: set[int] = set()
+        #: The calls that are under way.
+        self._calls: set[_Batch] = set()
         self._other: _Publisher | None = None
 
     def send(self, messages: Sequence[_Message]) -> None:
@@ -2972,7 +2980,14 @@ class _Publisher:
         return self._enter(lambda publisher: publisher._call(message, wait_result))
 
     def close(self) -> None:
-        """Close the connection. Another send opens it again."""
+        """Close the connection. Another send opens it again.
+
+        What is being sent still arrives. A call that waits for its reply gets a BrokerError as soon as
+        its message is confirmed, and one that hasn't been sent yet gets it instead of being sent.
+        """
+        for batch in tuple(self._calls):
+            batch.is_told = True
+            batch.done.set()
         keeper, self._keeper = self._keeper, None
         other, self._other = self._other, None
         if other is not None:
@@ -3012,7 +3027,11 @@ class _Publisher:
         result_by = time.monotonic() + wait_result
         sent_by = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
         with contextlib.closing(_Batch([message], result_by)) as batch:
-            self._deliver(batch, min(sent_by, result_by))
+            try:
+                self._calls.add(batch)
+                self._deliver(batch, min(sent_by, result_by))
+            finally:
+                self._calls.discard(batch)
             if batch.reply is not None:
                 return batch.reply
             [outgoing] = batch.outgoing
@@ -3026,6 +3045,9 @@ class _Publisher:
         own: _Keeper | None = None  # whose connection suspects have to themselves, one by one
         try:
             while messages := batch.open:
+                if batch.is_told:
+                    messages[0].failure = APP_CLOSED
+                    return
                 ordinary = [outgoing for outgoing in messages if not outgoing.is_suspect]
                 try:
                     if ordinary:
@@ -3072,6 +3094,8 @@ class _Publisher:
                 self._wait_for_fates(channel, batch, messages, until)
         finally:
             self._release(channel, batch, messages)
+            if keeper.closing:
+                connection.wake()  # it may be that only this was waited for
         pauses = [_judge(o, alone) for o in messages if o.fate not in (CONFIRMED, LEFT)]
         return True in pauses
 
@@ -3127,7 +3151,11 @@ class _Publisher:
             channel.waiting.wait_for(lambda: batch.pending <= 0 or channel.why_lost, until, batch.done)
             return
         [outgoing] = messages
-        look = lambda: batch.reply is not None or outgoing.fate in (RETURNED, REFUSED) or channel.why_lost  # noqa: E731
+
+        def look() -> Any:
+            ends = (RETURNED, REFUSED, CONFIRMED) if batch.is_told else (RETURNED, REFUSED)
+            return batch.reply is not None or outgoing.fate in ends or channel.why_lost
+
         channel.waiting.wait_for(look, until, batch.done)
         if outgoing.fate == CONFIRMED:
             channel.waiting.wait_for(look, batch.result_by, batch.done)
@@ -3193,7 +3221,7 @@ class _Publisher:
         limit = "" if all(o.failure for o in unconfirmed) else limit
         text = f"RabbitMQ has not confirmed {_count(count, 'message')}{limit}: {why}"
         if not count:  # a call's, which has lost the channel that the reply comes by
-            why = str(batch.outgoing[0].channel.why_lost)
+            why = APP_CLOSED if batch.is_told else str(batch.outgoing[0].channel.why_lost)
             text = f"no reply can come any more, though RabbitMQ has the message, and the task may run: {why}"
         error = BrokerError(text)
         cast(Any, error).unconfirmed = [*(o.message for o in unconfirmed), *rest]
@@ -3865,7 +3893,10 @@ class Kuyruk:
         self.close()
 
     def close(self) -> None:
-        """Close the connection for sending. Another send opens it again."""
+        """Close the connection for sending. Another send opens it again.
+
+        Whoever waits for a result in another thread gets a BrokerError; what is being sent still arrives.
+        """
         self._publisher.close()
 
     @typing.overload

@@ -4159,6 +4159,53 @@ def test_callers_whose_connections_are_cut_get_their_own_result_or_an_error(make
     results(callers)
 
 
+def test_whoever_waits_for_a_result_is_told_that_the_app_is_closed(app, queue, broker):
+    task = app.task(queue)(echo)
+    calls = [background(task.send_to_queue, (n,), wait_result=PATIENCE) for n in range(8)]
+    wait_until(lambda: broker.count(queue) == 8)
+    with takes(0, SOON):
+        app.close()
+        for call in calls:
+            with pytest.raises(kuyruk.BrokerError, match=r"^no reply can come .* the application was closed"):
+                call.result(PATIENCE)
+    wait_until(lambda: not threads_of_ours())
+
+
+def test_a_close_at_any_moment_ends_the_calls_that_have_begun(make_app, url, queue, broker):
+    """Connecting, looking for the queue, sending, waiting: nobody answers, so each must be told."""
+    app = make_app(url)
+    task, waited = app.task(queue)(echo), []
+    for n in range(40):
+        began = threading.Barrier(5)
+
+        def call(began=began):
+            began.wait(PATIENCE)
+            task.send_to_queue(wait_result=PATIENCE)
+
+        calls = [background(call) for _ in range(4)]
+        began.wait(PATIENCE)
+        wait_until(lambda: len(app._publisher._calls) == 4)
+        time.sleep(n / 4000)
+        began = time.monotonic()
+        app.close()
+        for call in calls:
+            with pytest.raises(kuyruk.BrokerError, match="the application was closed"):
+                call.result(PATIENCE)
+        waited.append(time.monotonic() - began)
+    assert max(waited) < SOON
+
+
+def test_a_call_that_was_told_to_end_can_be_followed_by_another(app, queue, start, broker):
+    task = app.task(queue)(echo)
+    call = background(task.send_to_queue, wait_result=PATIENCE)
+    wait_until(lambda: broker.count(queue))
+    app.close()
+    with pytest.raises(kuyruk.BrokerError):
+        call.result(PATIENCE)
+    start(app)
+    assert task.send_to_queue((5,), wait_result=PATIENCE) == 5
+
+
 # --- What becomes of a message -----------------------------------------------
 
 OUTCOMES = {

@@ -1080,6 +1080,7 @@ class _Batch:
         self.result_by = result_by
         self.leaves = leaves
         self.reply: bytes | None = None
+        self.is_told = False
         self.pending = 0
         self.done = _Event()
 
@@ -1163,6 +1164,7 @@ def _why_no_answer(connection: _Connection) -> str:
 
 def _windows(messages: Sequence[_Message]) -> Iterator[list[_Message]]:
     ...
+APP_CLOSED = 'the application was closed'
 
 class _Publisher:
 

@@ -277,6 +277,7 @@ def wait_for_each(selection: Selection, worker: WorkerProcess) -> Comparison:
     progress = Progress("results", len(selection.facts))
     pool = concurrent.futures.ThreadPoolExecutor(THREADS)
     began = time.monotonic()
+    futures: dict[str, concurrent.futures.Future[object]] = {}
     try:
         # An exception inside `submit` would leave a thread behind that the pool doesn't know of.
         signals.hold()
@@ -289,10 +290,14 @@ def wait_for_each(selection: Selection, worker: WorkerProcess) -> Comparison:
             worker.check()
         seconds = time.monotonic() - began
     except BaseException:
-        tasks.app.close()  # whoever waits for a result is told
+        # None begins another call; and whoever waits for a result is told, as is who begins just now.
+        pool.shutdown(wait=False, cancel_futures=True)
+        while running := [future for future in futures.values() if not future.done()]:
+            tasks.app.close()
+            concurrent.futures.wait(running, timeout=0.2)
         raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
         progress.clear()
     return Comparison(selection, {path: future.result() for path, future in futures.items()}, seconds)
 
