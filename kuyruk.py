@@ -40,24 +40,30 @@ an answer, so a send in it is refused. It ends when the connection is idle (RABB
 closed.
 *A probe* (kuyruk-probe) opens another connection while one is silent that owes an answer. If it can,
 the other takes the place of the silent one; if not, the broker stands still, and the old one is kept.
-*The supervisor* (kuyruk-supervisor) consumes when there is a connection, decides how many messages to
-hold (`_Spare`), pauses, drains. It ends after a stop.
-*A pool thread* (kuyruk-pool_N) decodes its delivery, finds the task, runs it, decides what becomes of
-the message, and settles it. Replies and forwarded messages (failed, delayed) it sends as your threads
-do. Then it takes what waits, or waits a moment for what comes, before it goes back to its
-`ThreadPoolExecutor`.
+*The supervisor* (kuyruk-supervisor) consumes each queue by a channel of its own when there is a
+connection, tries again alone what can't be consumed, decides how many messages to hold
+(`_Prefetch`), pauses, drains. It ends after a stop.
+*A pool thread* (kuyruk-pool_N) is one of WORKER_THREADS loops on a `ThreadPoolExecutor`. All wait on
+one condition for deliveries. It decodes its delivery, finds the task, runs it, decides what becomes
+of the message, and settles it; the log comes last. Replies and forwarded messages (failed, delayed)
+it sends as your threads do.
 *The watch* (kuyruk-watch) owns the schedule of interruptions. It waits for the next deadline, or
 for an interruption that another thread orders, raises it in the task's thread as soon as that is at
 a safe point, and gives up what still runs WORKER_GRACE later. It ends with the worker (or with
 `Task.apply`).
-*A settler* (kuyruk-settler) settles the message of one run that was given up, as its pool thread would have done,
-and ends. Nobody waits for that pool thread any more; another has taken its place.
+*The settler* (kuyruk-settler) keeps the deliveries whose copies can't be forwarded for the moment,
+and tries again after growing pauses; their tasks don't run again. It also settles the message of a
+run that was given up, as its pool thread would have done: nobody waits for that thread any more;
+one more loop has taken its place.
+Each of these loops survives any exception (`_keep_running`); `Worker.healthy` asks whether all of
+them live and do what is due.
 
     lock              guards                                        while holding it
     ----------------  --------------------------------------------  -------------------------
     _Connection._lock what is taken from its queues and written     the socket, without blocking
     _Publisher._lock  which keeper and channel it publishes with    a thread may be started
-    _Pool._lock       what waits, runs, is parked or stuck          a thread may be started
+    _Pool._lock       states of deliveries; what waits and runs     a thread may be started
+    _Settler._changed what is kept, and when to try it again        nothing
     _Watch._changed   when to look at which run                     nothing
     Run._gate         whether the task can be interrupted now       an exception may be set
 
@@ -74,12 +80,16 @@ closed instead, it may be to blame: it is sent once more on a connection of its 
 connection is lost it is sent again on the next. When its time is up it is taken from the outbox, or
 `BrokerError.unconfirmed` names it: it may have arrived.
 
-The life of a delivery. The reader reads it. A free pool thread takes it, unless it has been handed back (by a
-stop, by a pause, or because it waited too long while another worker may be free), runs its task, and claims it:
-whoever claims a delivery settles it, and one that is given up is claimed by that. When its connection is lost it isn't
-ours any more: what runs is interrupted (HeartbeatError), nothing is settled, and the broker delivers it again; a
-message that still runs here isn't run a second time beside itself. The reply is out before the acknowledgement, and
-the copy of a forwarded message is confirmed before it.
+The life of a delivery. It is *waiting* when the reader has read it; it goes back if that lasts too
+long while another worker may be free, or at a stop or a pause. *Running*: a pool thread has begun
+with it. *Claimed*: it is decided who settles it, that thread, or who gives it up. *Kept*: what is to
+be forwarded can't be, for the moment. *Settled*: it is acknowledged, or sent back. The reply is out
+before the acknowledgement, and the copy of a forwarded message is confirmed before it.
+When its channel is lost it isn't ours any more: what waits is *lost*, what runs is interrupted
+(HeartbeatError), nothing is settled, and the broker delivers it again; a message that still runs here
+isn't run a second time beside itself. But when its queue was deleted it is the only copy, and runs to
+its end. What ran when a process died is a suspect: no two suspects run at once here, so that the next
+death tells which is to blame.
 
 **At least once**: a worker that dies between the work and the acknowledgement, or a sender that loses its
 connection before the confirm and sends again, makes a task run twice.
@@ -5220,7 +5230,8 @@ class Worker:
         for name in options:
             if name not in _WORKER_OPTIONS:
                 known = ", ".join(_WORKER_OPTIONS)
-                raise TypeError(f"Worker has no option {name!r}, but {known}")
+                hint = _did_you_mean(name, _WORKER_OPTIONS, 0.6)
+                raise TypeError(f"Worker has no option {name!r}{hint}; it has {known}")
         self.app = app
         values = {f"WORKER_{name.upper()}": value for name, value in options.items()}
         self._config = app.config._with(**values)
@@ -5248,6 +5259,7 @@ class Worker:
         #: What each queue is consumed by; and those that aren't consumed: when to try that again.
         self._channels: dict[str, _ConsumerChannel] = {}
         self._missing: dict[str, tuple[float, Iterator[float]]] = {}
+        self._reported: dict[str, str] = {}  # and why, as it was logged
         #: Channels that were closed, or whose consumer was ended. The readers append to it.
         self._troubled: collections.deque[_ConsumerChannel] = collections.deque()
         self._paused = False
@@ -5446,6 +5458,7 @@ class Worker:
             self._on_queue_trouble(queue, f"can't be consumed: {error}")
             return
         del self._missing[queue]
+        self._reported.pop(queue, None)
         text = "Consuming %s at %s with %d threads"
         if not self._missing:
             queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
@@ -5498,8 +5511,9 @@ class Worker:
         _, pauses = self._missing.get(queue, (0, _pauses(LONGEST_QUEUE_PAUSE)))
         pause = next(pauses)
         self._missing[queue] = time.monotonic() + pause, pauses
-        text = "Queue %r %s; trying again in %.1f s"
-        _log(logging.WARNING, text, queue, what, pause)
+        level = logging.DEBUG if self._reported.get(queue) == what else logging.WARNING  # once
+        self._reported[queue] = what
+        _log(level, "Queue %r %s; trying again in %.1f s", queue, what, pause)
         self.on_change()
 
     def _give_up(self, channel: _ConsumerChannel, why: AMQPError) -> None:

@@ -4644,6 +4644,11 @@ def test_an_unknown_worker_option_is_an_error(option, offline):
         offline.worker(**{option: 1})
 
 
+def test_a_misspelled_worker_option_is_named(offline):
+    with pytest.raises(TypeError, match=r"no option 'thread': did you mean 'threads'\?"):
+        offline.worker(thread=4)
+
+
 @pytest.mark.parametrize("option", ["threads", "prefetch", "grace", "max_load", "priority", "max_run_time"])
 def test_a_bad_worker_option_is_an_error(option, offline):
     with pytest.raises(ValueError, match=option.upper()):
@@ -5087,6 +5092,81 @@ def test_a_worker_whose_queue_is_deleted_consumes_it_again(app, queue, broker, s
         broker.delete(queue)
         assert task.send_to_queue((5,), wait_result=PATIENCE) == 5
     assert worker.healthy
+
+
+def test_the_messages_in_hand_of_a_deleted_queue_run_to_their_end(app, queue, broker, start):
+    app.task(queue)(hold), app.task(f"{queue}.2")(echo)
+    worker = start(app, threads=1, prefetch=3)
+    for n in range(3):
+        broker.publish(queue, body(id=str(n), function="hold", args=[n]))
+    wait_until(lambda: worker.stats["received"] == 3 and ran == [0])
+    broker.delete(queue)
+    wait_until(lambda: broker.count(queue) == 0 and worker.healthy)  # it is declared and consumed again
+    release.set()
+    wait_until(lambda: worker.stats["succeeded"] == 3)
+    assert ran == [0, 1, 2] and worker.stats["lost"] == worker.stats["requeued"] == 0
+
+
+def test_at_a_stop_what_is_the_only_copy_goes_back_to_a_new_queue(app, queue, broker, start):
+    app.task(queue)(hold)
+    worker = start(app, threads=1, prefetch=3)
+    for n in range(3):
+        broker.publish(queue, body(id=str(n), function="hold", args=[n]))
+    wait_until(lambda: worker.stats["received"] == 3 and ran == [0])
+    broker.delete(queue)
+    wait_until(lambda: broker.count(queue) == 0 and worker.healthy)
+    worker.stop(timeout=0)
+    assert sorted(arguments_in(broker.take_all(queue))) == [(0,), (1,), (2,)]
+
+
+def test_what_is_wrong_with_one_queue_is_that_queues_trouble(app, url, queue, broker, start, caplog):
+    """It is exclusive to another connection: it can't be consumed, as one without a permission."""
+    app.task(queue)(hold), app.task(f"{queue}.2")(echo)
+    owner = Broker(url)
+    owner.channel.queue.declare(f"{queue}.2", exclusive=True)
+    broker.declare(queue)
+    worker = app.worker()
+    worker.start()
+    try:
+        broker.publish(queue, body(function="hold"))
+        wait_until(lambda: ran == [None] and f"Queue '{queue}.2' can't be consumed" in caplog.text)
+        assert not worker.healthy and worker.stats["running"] and worker.stats["lost"] == 0
+        assert caplog.text.count("can't be consumed") == 1
+        owner.connection.close()
+        wait_until(lambda: worker.healthy)
+        release.set()
+        wait_until(lambda: worker.stats["succeeded"] == 1)
+        assert ran == [None] and worker.stats["lost"] == 0
+    finally:
+        owner.connection.close()
+        release.set()
+        worker.stop()
+
+
+def test_a_child_that_is_forked_beside_a_worker_ends(url, queue, broker):
+    code = """
+with app.worker(threads=1):
+    child = os.fork()
+    if child == 0:
+        sys.exit(0)  # leaves the block: the worker isn't its own
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    run_python("-c", IN_A_PROCESS + code, queue, KUYRUK_RABBIT_URL=url)
+
+
+def test_a_process_that_is_forked_by_a_task_ends_well(url, queue, broker):
+    code = """
+import multiprocessing
+def fork():
+    child = multiprocessing.get_context("fork").Process(target=int)
+    child.start()
+    child.join(10)
+    return child.exitcode
+test_kuyruk.fork, fork.__module__ = fork, "test_kuyruk"
+with app.worker(threads=1):
+    assert app.task(queue)(fork).send_to_queue(wait_result=20) == 0
+"""
+    run_python("-c", IN_A_PROCESS + code, queue, KUYRUK_RABBIT_URL=url)
 
 
 def test_hundreds_of_reconnections_leave_nothing_behind(make_app, proxy, queue, start, monkeypatch):

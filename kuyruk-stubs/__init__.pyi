@@ -1902,7 +1902,8 @@ class Worker:
         for name in options:
             if name not in _WORKER_OPTIONS:
                 known = ', '.join(_WORKER_OPTIONS)
-                raise TypeError(f'Worker has no option {name!r}, but {known}')
+                hint = _did_you_mean(name, _WORKER_OPTIONS, 0.6)
+                raise TypeError(f'Worker has no option {name!r}{hint}; it has {known}')
         self.app = app
         values = {f'WORKER_{name.upper()}': value for name, value in options.items()}
         self._config = app.config._with(**values)
@@ -1924,6 +1925,7 @@ class Worker:
         self._supervisor = threading.Thread(target=self._run, name='kuyruk-supervisor', daemon=True)
         self._channels: dict[str, _ConsumerChannel] = {}
         self._missing: dict[str, tuple[float, Iterator[float]]] = {}
+        self._reported: dict[str, str] = {}
         self._troubled: collections.deque[_ConsumerChannel] = collections.deque()
         self._paused = False
         is_single = app.config.QUEUE_ARGUMENTS.get('x-single-active-consumer')
