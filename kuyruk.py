@@ -4962,10 +4962,18 @@ class _Pool:
 
     def _next(self, ended: _Delivery | None) -> _Delivery | None:
         """Note that a delivery has ended, and wait for the next. None: this was the last."""
-        with self._lock:
-            if ended is not None and not self._end(ended):
-                return None
+        if ended is not None:
+            with self._lock:
+                is_stuck = self._stuck.pop(ended, None) is not None
+                self._end(ended)
+                delivery = None if is_stuck else self._take()
+                is_needed = is_stuck or self.stopping or self.full or self._waiting
             del ended  # nothing of it is kept while this thread waits
+            if is_needed:
+                self._notify()
+            if is_stuck or delivery is not None:
+                return delivery
+        with self._lock:
             while True:
                 delivery = self._take()
                 if delivery is not None:
@@ -4981,10 +4989,8 @@ class _Pool:
                     self._idle -= 1
                     self._woken = max(0, self._woken - 1)
 
-    def _end(self, delivery: _Delivery) -> bool:
-        """Note that a thread has come back from a delivery. Return whether it goes on. With the
-        lock."""
-        is_stuck = self._stuck.pop(delivery, None) is not None
+    def _end(self, delivery: _Delivery) -> None:
+        """Forget a delivery whose thread has come back from it. With the lock."""
         self.running.pop(delivery, None)
         self.ended += 1
         if self._suspect is delivery:
@@ -4995,9 +5001,6 @@ class _Pool:
                 self.journal.end(key)
                 self._waiting.extendleft(others)
                 del self._keys[key]
-        if is_stuck or self.stopping or self.full or self._waiting:
-            self._notify()
-        return not is_stuck
 
     def _take(self) -> _Delivery | None:
         """Return what begins next. With the lock."""
@@ -5012,6 +5015,8 @@ class _Pool:
         delivery.state = RUNNING
         self.running[delivery] = None
         self._began_at = time.monotonic()
+        if self._waiting:
+            self._wake_one()
         return delivery
 
     # -- a delivery
@@ -5136,12 +5141,13 @@ class _Pool:
             delivery.state = KEPT
             delivery.channel.kept += 1
             self.held -= 1
-            self._notify()  # others may come in its place
+        self._notify()  # others may come in its place
 
     def _on_settled(self, delivery: _Delivery) -> None:
         with self._lock:
             if delivery.state == KEPT:
                 delivery.channel.kept -= 1
+                self._wake_one()  # there may have been too many of these
             else:
                 self.held -= 1
             delivery.consumer.held -= 1
@@ -5455,7 +5461,7 @@ class Worker:
             self._channels[queue] = channel
             channel.add(self._first_prefetch())
         except AMQPChannelError as error:
-            self._on_queue_trouble(queue, f"can't be consumed: {error}")
+            self._on_queue_trouble(queue, f"can't be consumed: {error}", error)
             return
         del self._missing[queue]
         self._reported.pop(queue, None)
@@ -5486,9 +5492,8 @@ class Worker:
                 why = channel.lost or AMQPChannelError("its consumer was cancelled by the broker")
                 if channel.is_cancelled and channel.why_lost is None:
                     channel.is_orphaned = self._is_gone(channel)
-                self._give_up(channel, why)
                 what = "was deleted" if channel.is_orphaned else f"isn't consumed any more: {why}"
-                self._on_queue_trouble(channel.queue, what)
+                self._on_queue_trouble(channel.queue, what, why)
 
     def _is_gone(self, channel: _ConsumerChannel) -> bool:
         """Return whether a queue was deleted."""
@@ -5504,10 +5509,11 @@ class Worker:
         finally:
             look.retire()
 
-    def _on_queue_trouble(self, queue: str, what: str) -> None:
+    def _on_queue_trouble(self, queue: str, what: str, why: AMQPError) -> None:
+        """Give up a queue's channel, if there is one, and try another after a pause."""
         channel = self._channels.pop(queue, None)
         if channel is not None:
-            self._give_up(channel, channel.lost or AMQPChannelError(what))
+            self._give_up(channel, why)
         _, pauses = self._missing.get(queue, (0, _pauses(LONGEST_QUEUE_PAUSE)))
         pause = next(pauses)
         self._missing[queue] = time.monotonic() + pause, pauses

@@ -4785,6 +4785,27 @@ def test_what_waits_behind_long_tasks_goes_to_a_worker_that_has_free_threads(mak
     wait_until(lambda: window(worker) >= 2)
 
 
+def doze_a_while():
+    time.sleep(0.3)
+
+
+def test_a_second_worker_gets_its_share_of_many_queues(make_app, url, queue, broker, start):
+    """Neither holds the messages of eight queues for itself, whose sum is what its threads can't run."""
+    queues = [f"{queue}.{n}" for n in range(8)]
+    apps = [make_app(url) for _ in range(2)]
+    for app, name in itertools.product(apps, queues):
+        app.task(name)(doze_a_while)
+    apps[0].send_tasks_to_queue(
+        [apps[0].task(name)(doze_a_while).subtask() for name in queues for _ in range(8)]
+    )
+    try:
+        workers = [start(app, queues, threads=8) for app in apps]
+        wait_until(lambda: sum(worker.stats["succeeded"] for worker in workers) == 64)
+        assert min(worker.stats["succeeded"] for worker in workers) >= 16
+    finally:
+        broker.delete(*queues)
+
+
 def test_a_busy_worker_gets_only_what_no_other_can_take(make_app, url, queue, start):
     """It keeps a consumer, for the sake of queues that expire."""
     app, free_app = make_app(url), make_app(url)

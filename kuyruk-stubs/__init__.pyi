@@ -1852,7 +1852,7 @@ class _Pool:
     def _next(self, ended: _Delivery | None) -> _Delivery | None:
         ...
 
-    def _end(self, delivery: _Delivery) -> bool:
+    def _end(self, delivery: _Delivery) -> None:
         ...
 
     def _take(self) -> _Delivery | None:
@@ -2001,7 +2001,7 @@ class Worker:
     def _is_gone(self, channel: _ConsumerChannel) -> bool:
         ...
 
-    def _on_queue_trouble(self, queue: str, what: str) -> None:
+    def _on_queue_trouble(self, queue: str, what: str, why: AMQPError) -> None:
         ...
 
     def _give_up(self, channel: _ConsumerChannel, why: AMQPError) -> None:
