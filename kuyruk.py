@@ -1200,7 +1200,7 @@ class Run:
     @property
     def headers(self) -> Mapping[str, Any]:
         """The message's headers, as its sender and RabbitMQ have set them."""
-        return getattr(self._properties, "headers", None) or {}
+        return _headers_of(self._properties)
 
     @property
     def failures(self) -> int:
@@ -4178,7 +4178,8 @@ def _plan(
     if verdict.reply and delivery.reply_to is not None:
         reply = _reply_message(delivery, result, error)
     if verdict.action == "fail" and config.FAILED_TTL is not None:
-        headers, arguments = _failure_headers(delivery, error), _derived(config.QUEUE_ARGUMENTS)
+        headers = _failure_headers(delivery, cast(BaseException, error))
+        arguments = _derived(config.QUEUE_ARGUMENTS)
         copy = _forwarded(delivery, f"{delivery.queue}.failed", headers, arguments)
         copy.properties["expiration"] = _milliseconds(config.FAILED_TTL)
     elif verdict.action == "fail":
@@ -4229,14 +4230,18 @@ def _plain_copy(message: _Message) -> _Message:
     return message._replace(properties=plain)
 
 
+def _headers_of(properties: Any) -> Mapping[str, Any]:
+    """Return the headers in pamqp's properties; None: they couldn't be decoded, or there are none."""
+    return getattr(properties, "headers", None) or {}
+
+
 def _failures_in(headers: Mapping[str, Any] | None) -> int:
     times = (headers or {}).get("x-kuyruk-failures")
     return times if type(times) is int and 0 <= times < 1_000_000_000 else 0
 
 
-def _failure_headers(delivery: _Delivery, error: BaseException | None) -> dict[str, Any]:
+def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any]:
     """Return when, where, why and how often it has failed."""
-    error = error or KuyrukError("no error is known")
     return {
         "x-kuyruk-failed-at": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
         "x-kuyruk-failed-on": f"{socket.gethostname()}:{os.getpid()}",
@@ -4316,7 +4321,7 @@ class _Delivery:
 
     @property
     def headers(self) -> Mapping[str, Any]:
-        return getattr(self.properties, "headers", None) or {}
+        return _headers_of(self.properties)
 
     @property
     def failures(self) -> int:
@@ -4583,11 +4588,11 @@ class _Settler:
     def drop(self, is_lost: Callable[[_Delivery], bool]) -> None:
         """Forget the kept deliveries that aren't ours any more."""
         with self._changed:
-            for queue, (due, pauses, kept) in list(self._kept.items()):
-                left = collections.deque(each for each in kept if not is_lost(each[0]))
-                self.count -= len(kept) - len(left)
-                self._kept[queue] = due, pauses, left
-                if not left:
+            for queue, (_, _, kept) in list(self._kept.items()):
+                for each in [each for each in kept if is_lost(each[0])]:
+                    kept.remove(each)  # in place: an attempt with the first may be under way
+                    self.count -= 1
+                if not kept:
                     del self._kept[queue]
 
     def _reply(self, message: _Message) -> None:
@@ -4660,8 +4665,11 @@ class _Settler:
 
     def _retry(self, queue: str) -> None:
         """Try the oldest copy for a queue. The others follow if that works."""
-        _, pauses, kept = self._kept[queue]
-        delivery, copy, frame = kept[0]
+        with self._changed:
+            if queue not in self._kept:
+                return  # all were lost meanwhile
+            _, pauses, kept = self._kept[queue]
+            delivery, copy, frame = kept[0]
         error = self._try_to_send(copy)
         with self._changed:
             if not kept or kept[0][0] is not delivery:
@@ -4995,12 +5003,14 @@ class _Pool:
         self.ended += 1
         if self._suspect is delivery:
             self._suspect = None
+            self._wake_one()
         if delivery.task is not None and (key := delivery.key) in self._keys:
             owner, others = self._keys[key]
             if owner is delivery:
                 self.journal.end(key)
                 self._waiting.extendleft(others)
                 del self._keys[key]
+                self._wake_one()  # this thread may have been given up: then it takes none of them
 
     def _take(self) -> _Delivery | None:
         """Return what begins next. With the lock."""

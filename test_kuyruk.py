@@ -4339,6 +4339,32 @@ def test_what_cannot_be_forwarded_is_kept_and_holds_nothing_up(make_app, url, qu
     assert broker.count(queue) == 0
 
 
+def test_what_is_lost_while_it_is_tried_again_stays_lost():
+    settled = []
+
+    class Publisher:
+        sends = 0
+
+        def send(self, messages):
+            self.sends += 1
+            if self.sends <= 2:
+                raise kuyruk.BrokerError("not now")
+            settler.drop(lambda delivery: True)  # its connection is lost during the attempt
+
+    channel = types.SimpleNamespace(queue="q", is_orphaned=False, why_lost=None)
+    method = types.SimpleNamespace(delivery_tag=1, redelivered=False)
+    copy = kuyruk._Message("q.failed", b"", {}, {})
+    settler = kuyruk._Settler(Publisher(), lambda delivery: None, settled.append)
+    for _ in range(2):
+        delivery = kuyruk._Delivery(channel, None, method, None, b"")
+        settler.settle(delivery, kuyruk._Settlement(None, copy, "ack"))
+    settler._retry("q.failed")
+    assert settler.count == 2 and not settled
+    settler._retry("q.failed")
+    settler._retry("q.failed")
+    assert settler.count == 0 and settler.healthy is False and not settled and not settler._kept
+
+
 def test_what_is_kept_at_a_stop_goes_back(make_app, url, queue, broker, start, caplog):
     broker.declare(f"{queue}.failed", **{"x-max-length": 1, "x-overflow": "reject-publish"})
     worker = start(make_app(url, RABBIT_PUBLISH_TIMEOUT=0.5), [queue])

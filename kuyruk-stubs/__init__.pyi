@@ -1556,10 +1556,13 @@ def _forwarded(delivery: _Delivery, queue: str, headers: dict[str, Any], argumen
 def _plain_copy(message: _Message) -> _Message:
     ...
 
+def _headers_of(properties: Any) -> Mapping[str, Any]:
+    ...
+
 def _failures_in(headers: Mapping[str, Any] | None) -> int:
     ...
 
-def _failure_headers(delivery: _Delivery, error: BaseException | None) -> dict[str, Any]:
+def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any]:
     ...
 WAITING, RUNNING, CLAIMED, KEPT = ('waiting', 'running', 'claimed', 'kept')
 SETTLED, LOST = ('settled', 'lost')
