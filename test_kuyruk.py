@@ -6131,7 +6131,9 @@ class CliWorker:
         """Until these words are printed."""
 
         try:
-            wait_until(lambda: self.process.poll() is not None or all(word in self.text for word in words))
+            # The first process may have died: the others print what is waited for a moment later.
+            has_ended = lambda: self.process.poll() is not None and not self.lives  # noqa: E731
+            wait_until(lambda: has_ended() or all(word in self.text for word in words))
             assert all(word in self.text for word in words)
         except AssertionError:
             pytest.fail(f"not printed: {words}, but (exit code {self.process.poll()}): {self.text}")
