@@ -107,6 +107,7 @@ import contextlib
 import contextvars
 import datetime
 import functools
+import gc
 import hashlib
 import importlib
 import inspect
@@ -941,10 +942,30 @@ def _format_traceback(error: BaseException, limit: int) -> str:
     return _text_of(error, limit, write)
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector away, as is needed around `sys._current_frames`.
+
+    That holds the interpreter's lock of its list of threads, and on Python 3.11 the collector may
+    run within it (cpython#106883). 1. It calls somebody's finalizer, which lets another thread run.
+    2. That wants to read the list, too, and waits, without letting others run: for ever.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _format_stack(thread: int) -> str:
     """Return where a thread is, without the frames that lead from its beginning through this file
     to the task."""
-    frames = traceback.extract_stack(sys._current_frames().get(thread))
+    with _no_collection():
+        frame = sys._current_frames().get(thread)
+    frames = traceback.extract_stack(frame)
+    del frame
     ours = itertools.dropwhile(lambda frame: frame.filename != __file__, frames)
     inner = list(itertools.dropwhile(lambda frame: frame.filename == __file__, ours))
     return _bounded("".join(traceback.format_list(inner or frames)), HEADER_TEXT // 2).rstrip()
@@ -1247,6 +1268,10 @@ class Run:
             self._gate.release()
 
     def _raise_if_safe(self) -> None:
+        with _no_collection():
+            self._look_and_raise()
+
+    def _look_and_raise(self) -> None:
         import ctypes  # only here: it costs milliseconds to import
 
         thread, kind = ctypes.c_ulong(self._thread), ctypes.py_object(type(self._cause))

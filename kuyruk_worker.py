@@ -41,6 +41,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import gc
 import importlib
 import importlib.util
 import io
@@ -1063,7 +1064,14 @@ def _report(worker: Worker) -> str:
     lines = [f"--- process {os.getpid()}: {counts}, {len(running)} running"]
     lines += [f"Task {_describe(run)}, from '{_shown(run['queue'])}'" for run in running]
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    for ident, frame in sys._current_frames().items():
+    was_enabled = gc.isenabled()
+    gc.disable()  # within the next call it may lock the interpreter up (kuyruk._no_collection)
+    try:
+        frames = sys._current_frames()
+    finally:
+        if was_enabled:
+            gc.enable()
+    for ident, frame in frames.items():
         lines.append(f"\nThread {names.get(ident, 'of unknown name')} ({ident}):")
         lines.append("".join(traceback.format_stack(frame)).rstrip())
     return "\n".join([*lines, "---"])

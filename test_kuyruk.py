@@ -1858,6 +1858,48 @@ def run_in(watch, task, *args):
     return kuyruk.Run(task, "id", "queue", False)._call(args, {}, watch)
 
 
+def test_the_garbage_collector_keeps_away_while_threads_are_looked_at(offline, monkeypatch):
+    """On Python 3.11 it may run within that call, and lock the interpreter up (cpython#106883)."""
+    look, looking, looks, hits = sys._current_frames, set(), [], []
+
+    def look_slowly():
+        looking.add(threading.get_ident())
+        try:
+            return look()
+        finally:
+            looking.discard(threading.get_ident())
+            looks.append(None)
+
+    def on_collection(phase, info):
+        if threading.get_ident() in looking:
+            hits.append(phase)
+
+    def sleep_deep_down(levels):
+        sleep_deep_down(levels - 1) if levels else ended.wait(PATIENCE)
+
+    ended = threading.Event()
+    threads = [threading.Thread(target=sleep_deep_down, args=(5,)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    threshold = gc.get_threshold()
+    monkeypatch.setattr(sys, "_current_frames", look_slowly)
+    gc.callbacks.append(on_collection)
+    gc.set_threshold(1)
+    try:
+        with a_watch() as watch:
+            for _ in range(10):
+                with pytest.raises(kuyruk.Timeout):
+                    run_in(watch, offline.task(max_run_time=0.01)(spin))
+                assert kuyruk._format_stack(threads[0].ident) and gc.isenabled()
+    finally:
+        gc.callbacks.remove(on_collection)
+        gc.set_threshold(*threshold)
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert len(looks) >= 20 and not hits
+
+
 def run_interrupted(watch, task, cause):
     """The same, interrupted by the cause as soon as it has noted its run in `ran`."""
 

@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import datetime
 import functools
+import gc
 import hashlib
 import importlib
 import inspect
@@ -388,6 +389,10 @@ def _task_traceback(error: BaseException) -> types.TracebackType | None:
 def _format_traceback(error: BaseException, limit: int) -> str:
     ...
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    ...
+
 def _format_stack(thread: int) -> str:
     ...
 
@@ -493,6 +498,9 @@ class Run:
         ...
 
     def _raise_if_safe(self) -> None:
+        ...
+
+    def _look_and_raise(self) -> None:
         ...
 
     def _unmask(self) -> None:
