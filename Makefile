@@ -24,7 +24,7 @@ TYPED := $(wildcard kuyruk.py kuyruk_worker.py) \
 .PHONY: test demo soak chaos fuzz browser bench matrix lint setup clean
 
 test: lint
-	$(VENV_PYTHON) -u -m pytest -n $(JOBS) $(ARGS)
+	$(VENV_PYTHON) -u -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 demo: setup
 	$(VENV_PYTHON) -u tools/demo.py $(FOLDER)
