@@ -6947,9 +6947,9 @@ def test_a_crash_limit_of_one_allows_no_second_death(project, broker):
     worker.stop()
 
 
-@pytest.mark.parametrize(("processes", "limit"), [("1", "1"), ("2", "2")])
-def test_who_ran_beside_those_that_take_processes_down_is_not_blamed(project, broker, processes, limit):
-    worker = project.worker("-p", processes, "-t", "6", "--max-crashes", limit, entry=QUICK)
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_who_ran_beside_those_that_take_processes_down_is_not_blamed(project, broker, processes):
+    worker = project.worker("-p", processes, "-t", "6", entry=QUICK)
     poisons = ["exit1", "SIGKILL", "SIGSEGV"]
     innocents = [f"{n}" for n in range(12)]
     subtasks = [project.tasks.nap.subtask((name, 0.7)) for name in innocents]
@@ -6959,7 +6959,7 @@ def test_who_ran_beside_those_that_take_processes_down_is_not_blamed(project, br
     have_failed = set()
     wait_until(lambda: have_failed.update(crashed(project, broker)) or have_failed >= set(poisons), timeout=60)
     wait_until(lambda: set(project.notes()) == set(innocents))
-    assert all(len(project.starts(how)) <= 4 for how in poisons), worker.text
+    assert all(len(project.starts(how)) <= 6 for how in poisons), worker.text
     worker.send(signal.SIGTERM)
     assert worker.exit_code() == 0 and project.waiting() == 0, worker.text
     assert have_failed | crashed(project, broker) == set(poisons)
