@@ -3877,7 +3877,7 @@ def test_user_and_password_are_used_although_a_broker_offers_external(make_app, 
         serving = background(serve, listener)
         url = f"amqps://joe:secret@localhost:{listener.getsockname()[1]}/"
         options = {"cafile": str(tmp_path / "server.pem")}
-        app = make_app(url, RABBIT_SSL_OPTIONS=options, RABBIT_PUBLISH_TIMEOUT=0.5)
+        app = make_app(url, RABBIT_SSL_OPTIONS=options, RABBIT_PUBLISH_TIMEOUT=2)
         with pytest.raises(kuyruk.BrokerError):
             app.task(queue)(echo)()
         serving.result(PATIENCE)
@@ -4022,7 +4022,7 @@ FAILURES = {
 @pytest.mark.parametrize("fail", FAILURES.values(), ids=FAILURES)
 def test_sends_work_again_after(fail, broker_is, make_app, proxy, queue, broker, monkeypatch):
     """An exception costs a connection, or a message's turn: that raises, and is all."""
-    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=1)
+    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=2)
     task = app.task(queue)(echo)
     task("before")
     with contextlib.ExitStack() as stack:
@@ -8579,7 +8579,7 @@ def test_a_certificate_that_proves_nothing_is_refused(
 ):
     caplog.set_level(logging.DEBUG, "kuyruk")
     options = {"cafile": authority[cafile]} if cafile else {}
-    app = make_app(None, RABBIT_PUBLISH_TIMEOUT=0.5, **settings_for(way, tls(certificate), "hunter2", **options))
+    app = make_app(None, RABBIT_PUBLISH_TIMEOUT=2, **settings_for(way, tls(certificate), "hunter2", **options))
     with pytest.raises(kuyruk.BrokerError, match=reason) as info:
         app.task(queue)(echo)()
     worker = app.worker(reconnect_interval=0.1)
@@ -8622,7 +8622,7 @@ def test_a_client_without_the_certificate_that_the_broker_wants_is_refused(
     way, wants_certificates, authority, make_app, queue
 ):
     values = settings_for(way, wants_certificates, "hunter2", cafile=authority["ca"])
-    task = make_app(None, RABBIT_PUBLISH_TIMEOUT=0.5, **values).task(queue)(echo)
+    task = make_app(None, RABBIT_PUBLISH_TIMEOUT=2, **values).task(queue)(echo)
     with pytest.raises(kuyruk.BrokerError, match=r"(?i)certificate.required") as info:
         task()
     assert "hunter2" not in "".join(traceback.format_exception(info.value))
@@ -8631,7 +8631,7 @@ def test_a_client_without_the_certificate_that_the_broker_wants_is_refused(
 def test_a_password_is_in_no_text_of_an_application_that_is_refused(make_app, url, queue, caplog):
     caplog.set_level(logging.DEBUG)
     address = url.rpartition("@")[2]
-    app = make_app(f"amqp://guest:hunter2@{address}", RABBIT_PUBLISH_TIMEOUT=0.5)
+    app = make_app(f"amqp://guest:hunter2@{address}", RABBIT_PUBLISH_TIMEOUT=2)
     task = app.task(queue)(echo)
     with pytest.raises(kuyruk.BrokerError, match="ACCESS_REFUSED") as sending:
         task.send_to_queue(wait_result=1)

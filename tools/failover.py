@@ -113,6 +113,7 @@ class Report:
     refused: collections.Counter[str] = field(default_factory=collections.Counter)  #: By the error's text.
     executed: int = 0  #: Of those, once or more: ran to the end, or are in the failed queue.
     lost: list[int] = field(default_factory=list)  #: Confirmed, and neither.
+    forgotten: int = 0  #: Delayed tasks that came back only when somebody looked at their queue.
     duplicates: list[int] = field(default_factory=list)  #: Ran to the end more than once.
     longest_send: float = 0.0
     longest_silence: float = 0.0  #: Between two tasks that ran, of any worker, while the senders were sending.
@@ -127,6 +128,7 @@ class Report:
         lines.append(f"{self.executed} executed, {len(self.duplicates)} of them again, {len(self.lost)} lost")
         lines.append(f"longest send {self.longest_send:.1f} s, longest silence {self.longest_silence:.1f} s")
         lines.append(f"{self.returned} came back from their delay, the latest {self.latest_return:.1f} s late")
+        lines += [f"{self.forgotten} delayed ones were forgotten by RabbitMQ"] * bool(self.forgotten)
         lines.append(f"all settled {self.settled_after:.1f} s after the last send")
         lines += [f"  {count} x {text}" for text, count in self.refused.most_common(5)]
         lines += [f"  lost: {self.lost[:20]}"] * bool(self.lost)
@@ -289,12 +291,22 @@ def _wait_for_the_rest(account: _Account, patience: float) -> set[int]:
             break
         if len(done) > seen:
             seen, since = len(done), time.monotonic()
+        elif time.monotonic() - since > patience / 2:
+            account.report.forgotten = max(account.report.forgotten, len(account.confirmed - done))
+            _look_at(DELAY_QUEUE)
         time.sleep(0.2)
     account.report.settled_after = time.monotonic() - began
     with app.channel() as channel:
         for name in (QUEUE, f"{QUEUE}.failed", DELAY_QUEUE):
             channel.queue.delete(name)
     return failed
+
+
+def _look_at(queue: str) -> None:
+    """RabbitMQ 3.10 can forget the timer of a quorum queue whose leader has changed. The messages stay in the queue,
+    expired, until somebody asks for one."""
+    with contextlib.suppress(AMQPChannelError), app.channel() as channel:
+        channel.basic.get(queue)  # and back it goes, with the channel
 
 
 def _take_failed() -> set[int]:
