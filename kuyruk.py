@@ -8,10 +8,10 @@
     def add(a, b):
         return a + b
 
-    >>> add(1, 2)                                               # send; returns when the broker has it
-    >>> add.send_to_queue(args=(1, 2), wait_result=5)           # send, and wait for the answer
+    >>> add(1, 2)                                   # send; returns when the broker has it
+    >>> add.send_to_queue(args=(1, 2), wait_result=5)   # send, and wait for the answer
     3
-    $ python -m kuyruk_worker tasks                             # run them
+    $ python -m kuyruk_worker tasks                 # run them
 
 
 The threads, and what each owns
@@ -29,24 +29,25 @@ The threads, and what each owns
         v  |                        |  ^                            v       for sending
       ============= RabbitMQ: queue ==> delivery ==> unacked ==> gone ==================
 
-*Your threads* send for themselves (`_Publisher`): connect, look for the queue, publish, wait for what
-becomes of each message, and again for those that are open until RABBIT_PUBLISH_TIMEOUT. They write to
-the connection, together with what others have appended meanwhile.
-*A connection's reader* (kuyruk-connection; one for each application that sends, two for each worker)
-belongs to a `_Keeper`. It connects as long as somebody wants a connection, and then reads: it hands
-confirms, returned messages, replies and deliveries on, writes what the socket didn't take at once,
-keeps the heartbeats, and notices that the broker is silent or takes nothing. Nothing in it waits for
-an answer, so a send in it is refused. It ends when the connection is idle (RABBIT_IDLE_DURATION) or
-closed.
-*A probe* (kuyruk-probe) opens another connection while one is silent that owes an answer. If it can,
-the other takes the place of the silent one; if not, the broker stands still, and the old one is kept.
+*Your threads* send for themselves (`_Publisher`): connect, look for the queue, publish, wait for
+what becomes of each message, and again for those that are open until RABBIT_PUBLISH_TIMEOUT. They
+write to the connection, together with what others have appended meanwhile.
+*A connection's reader* (kuyruk-connection; one for each application that sends, two for each
+worker) belongs to a `_Keeper`. It connects as long as somebody wants a connection, and then reads:
+it hands confirms, returned messages, replies and deliveries on, writes what the socket didn't take
+at once, keeps the heartbeats, and notices that the broker is silent or takes nothing. Nothing in it
+waits for an answer, so a send in it is refused. It ends when the connection is idle
+(RABBIT_IDLE_DURATION) or closed.
+*A probe* (kuyruk-probe) opens another connection while one is silent that owes an answer. If it
+can, the other takes the place of the silent one; if not, the broker stands still, and the old one
+is kept.
 *The supervisor* (kuyruk-supervisor) consumes each queue by a channel of its own when there is a
 connection, tries again alone what can't be consumed, decides how many messages to hold
 (`_Prefetch`), pauses, drains. It ends after a stop.
-*A pool thread* (kuyruk-pool_N) is one of WORKER_THREADS loops on a `ThreadPoolExecutor`. All wait on
-one condition for deliveries. It decodes its delivery, finds the task, runs it, decides what becomes
-of the message, and settles it; the log comes last. Replies and forwarded messages (failed, delayed)
-it sends as your threads do.
+*A pool thread* (kuyruk-pool_N) is one of WORKER_THREADS loops on a `ThreadPoolExecutor`. All wait
+on one condition for deliveries. It decodes its delivery, finds the task, runs it, decides what
+becomes of the message, and settles it; the log comes last. Replies and forwarded messages (failed,
+delayed) it sends as your threads do.
 *The watch* (kuyruk-watch) owns the schedule of interruptions. It waits for the next deadline, or
 for an interruption that another thread orders, raises it in the task's thread as soon as that is at
 a safe point, and gives up what still runs WORKER_GRACE later. It ends with the worker (or with
@@ -67,8 +68,8 @@ them live and do what is due.
     _Watch._changed   when to look at which run                     nothing
     Run._gate         whether the task can be interrupted now       an exception may be set
 
-No thread waits for the first of these: who can't have it leaves its frames to the thread that has it,
-which looks again after letting go. Waiting is done on events (`_Event`, `_Changes`): who waits
+No thread waits for the first of these: who can't have it leaves its frames to the thread that has
+it, which looks again after letting go. Waiting is done on events (`_Event`, `_Changes`): who waits
 registers and then looks, who changes something notifies afterwards. An exception in the middle of a
 write (a signal handler's, no memory) gives the connection up, never a message: whoever waits on it
 sends again.
@@ -82,21 +83,22 @@ connection is lost it is sent again on the next. When its time is up it is taken
 
 The life of a delivery. It is *waiting* when the reader has read it; it goes back if that lasts too
 long while another worker may be free, or at a stop or a pause. *Running*: a pool thread has begun
-with it. *Claimed*: it is decided who settles it, that thread, or who gives it up. *Kept*: what is to
-be forwarded can't be, for the moment. *Settled*: it is acknowledged, or sent back. The reply is out
-before the acknowledgement, and the copy of a forwarded message is confirmed before it.
+with it. *Claimed*: it is decided who settles it, that thread, or who gives it up. *Kept*: what is
+to be forwarded can't be, for the moment. *Settled*: it is acknowledged, or sent back. The reply is
+out before the acknowledgement, and the copy of a forwarded message is confirmed before it.
 When its channel is lost it isn't ours any more: what waits is *lost*, what runs is interrupted
-(HeartbeatError), nothing is settled, and the broker delivers it again; a message that still runs here
-isn't run a second time beside itself. But when its queue was deleted it is the only copy, and runs to
-its end. What ran when a process died is a suspect: no two suspects run at once here, so that the next
-death tells which is to blame.
+(HeartbeatError), nothing is settled, and the broker delivers it again; a message that still runs
+here isn't run a second time beside itself. But when its queue was deleted it is the only copy, and
+runs to its end. What ran when a process died is a suspect: no two suspects run at once here, so
+that the next death tells which is to blame.
 
-**At least once**: a worker that dies between the work and the acknowledgement, or a sender that loses its
-connection before the confirm and sends again, makes a task run twice.
+**At least once**: a worker that dies between the work and the acknowledgement, or a sender that
+loses its connection before the confirm and sends again, makes a task run twice.
 
-The order of a stop. The consumers are cancelled: nothing new comes. What hasn't begun goes back: another worker can
-have it at once. What runs ends, or is interrupted. Then the pool, then the connection for sending, and last the one
-that consumes, because heartbeats and acknowledgements need it until then.
+The order of a stop. The consumers are cancelled: nothing new comes. What hasn't begun goes back:
+another worker can have it at once. What runs ends, or is interrupted. Then the pool, then the
+connection for sending, and last the one that consumes, because heartbeats and acknowledgements need
+it until then.
 """
 
 from __future__ import annotations
@@ -132,7 +134,17 @@ import typing
 import urllib.parse
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    cast,
+)
 
 from amqpstorm.base import Stateful
 from amqpstorm.channel import Channel
@@ -160,7 +172,8 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_TTL = 0xFFFFFFFF  #: Milliseconds: the longest that RabbitMQ takes (49.7 days).
-CONSUMER_TIMEOUT = 1800.0  #: Seconds that RabbitMQ by default allows between a delivery and its acknowledgement.
+#: Seconds that RabbitMQ by default allows between a delivery and its acknowledgement.
+CONSUMER_TIMEOUT = 1800.0
 LEAST_CONSUMER_TIMEOUT = 60.0  #: The smallest that it supports.
 CONSUMER_TIMEOUT_HELP = (
     "Let its task end sooner (max_run_time), or allow more: consumer_timeout in rabbitmq.conf,"
@@ -168,12 +181,15 @@ CONSUMER_TIMEOUT_HELP = (
 )
 MAX_TASK_NAME = 1000  #: Characters: looking for longer ones would take long.
 MAX_QUEUE_NAME = 230  #: Bytes: leaves room for the suffixes of the queues that are derived from it.
-QUIET = 5.0  #: Seconds without a message after which those that were counted must have been taken by others.
+#: Seconds without a message after which those that were counted must have been taken by others.
+QUIET = 5.0
 CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker.
 TICK = 1.0  #: Seconds after which a connection's owner looks around, at the latest.
-UNWRITTEN_BYTES = 1_000_000  #: Bytes that may wait to be written when a send returns, with RABBIT_CONFIRM=False;
+#: Bytes that may wait to be written when a send returns, with RABBIT_CONFIRM=False;
+UNWRITTEN_BYTES = 1_000_000
 UNCONFIRMED_BYTES = 32_000_000  #: and that may be written and not confirmed.
-BATCH_WINDOW = 2000  #: Messages of a batch on the way at once; each window has the whole publish timeout.
+#: Messages of a batch on the way at once; each window has the whole publish timeout.
+BATCH_WINDOW = 2000
 BATCH_BYTES = 1_000_000  #: Bytes of a window's bodies, or one message.
 LONGEST_PAUSE = 1.0  #: Seconds: the longest pause between two attempts to connect for sending.
 WAITING_LOG_INTERVAL = 60.0  #: Seconds after which what waits for RabbitMQ says so again.
@@ -182,25 +198,31 @@ REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback
 HEADER_TEXT = 10_000  #: ...and in a failed message's headers.
 DELAY_QUEUE_LEASE = 600.0  #: Seconds that an unused delay queue outlives its delay,
 DELAY_QUEUE_RENEWAL = 60.0  #: and after which its lease is renewed before it is used.
-LOOK = 0.02  #: Seconds after which a busy worker looks whether it holds the right number of messages.
-PREFETCH_SECONDS = 0.02  #: Seconds of work, as measured, that it holds beyond a message for each thread,
-MAX_PREFETCH = 1000  #: but no more. Tiny tasks need it: the way to the broker takes longer than they do.
-#: Seconds that a message waits while no task begins, until it goes back: another worker may be free.
+#: Seconds after which a busy worker looks whether it holds the right number of messages.
+LOOK = 0.02
+#: Seconds of work, as measured, that it holds beyond a message for each thread,
+PREFETCH_SECONDS = 0.02
+#: but no more. Tiny tasks need it: the way to the broker takes longer than they do.
+MAX_PREFETCH = 1000
+#: Seconds that a message waits while no task begins, until it goes back: another worker may be
+#: free.
 HANDBACK_AFTER = 0.02
 LONGEST_PATIENCE = 1.0  #: The same when it has come back again and again: no other worker is free.
 STALLED = 5.0  #: Seconds after which a thread counts as stuck that has nothing to wait for.
-LONGEST_QUEUE_PAUSE = 5.0  #: Seconds: the longest pause until a queue is tried again that can't be consumed,
+#: Seconds: the longest pause until a queue is tried again that can't be consumed,
+LONGEST_QUEUE_PAUSE = 5.0
 LONGEST_FORWARD_PAUSE = 10.0  #: or until messages are forwarded again that can't be.
 MAX_UNSETTLED = 500  #: Messages that are kept because they can't be forwarded; then no task begins.
 LARGE_REPLY = 100_000  #: Bytes of a reply that RabbitMQ may refuse because of its size.
-DELIVERY_LIMIT = 1_000_000  #: Of quorum queues that it declares. RabbitMQ 4 drops messages after 20 deliveries else.
+#: Of quorum queues that it declares. RabbitMQ 4 drops messages after 20 deliveries else.
+DELIVERY_LIMIT = 1_000_000
 REFUSAL_PAUSE = 0.2  #: Seconds after which what a queue has refused is sent again.
 FIRST_SHARE = 10  #: Failed messages that are fetched at once at first. Then as their size allows,
 MAX_SHARE, SHARE_BYTES = 500, 4_000_000  #: at most so many, or so many bytes.
 FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; each time twice as long.
 
 
-# --- Exceptions --------------------------------------------------------------
+# --- Exceptions ----------------------------------------------------------------------------------
 
 
 class KuyrukError(Exception):
@@ -319,7 +341,7 @@ exceptions = _make_module(
 )
 
 
-# --- Signals -----------------------------------------------------------------
+# --- Signals -------------------------------------------------------------------------------------
 
 
 class _Receiver(NamedTuple):
@@ -418,7 +440,7 @@ worker_shutdown = Signal("worker_shutdown")  #: It has stopped.
 signals = _make_module("signals", lambda v: v is Signal or isinstance(v, Signal))
 
 
-# --- Config ------------------------------------------------------------------
+# --- Config --------------------------------------------------------------------------------------
 
 _HOST = re.compile(
     r"\s*(?:\[([^]\s/@]+)]|([^][:\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\w+)?))"
@@ -518,6 +540,8 @@ _KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "ssl": ("a dict of amqpstorm's ssl_options", _is_ssl_options),
     "level": ("a level of logging's, as 'INFO'", _level_name),
 }
+
+
 class _Rule(NamedTuple):
     """What a setting, an option of a task or an argument takes."""
 
@@ -770,7 +794,7 @@ def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
     return f": did you mean {close[0]!r}?" if close else ""
 
 
-# --- Messages ----------------------------------------------------------------
+# --- Messages ------------------------------------------------------------------------------------
 
 
 class _Message(NamedTuple):
@@ -1063,7 +1087,7 @@ def _resolve_host(queue: str) -> str:
     return f"{name}.{socket.gethostname()}" if dot and host == "localhost" else queue
 
 
-# --- Interrupting a running task ---------------------------------------------
+# --- Interrupting a running task -----------------------------------------------------------------
 
 #: Names of modules that guard locks of the whole process, or swallow exceptions: a task isn't
 #: interrupted while one of its frames is in one of them, or in a module below it. Add to it what
@@ -1194,7 +1218,8 @@ class Run:
         self.task = task
         self.id = id  #: The message's; None with `Task.apply`.
         self.queue = queue  #: That the message came from; None with `Task.apply`.
-        #: The broker has delivered it before, so it may have run; or a worker has only handed it back.
+        #: The broker has delivered it before, so it may have run; or a worker has only handed it
+        #: back.
         self.redelivered = redelivered
         self.args: Any = ()  #: What it is called with.
         self.kwargs: Any = {}
@@ -1239,8 +1264,9 @@ class Run:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def check(self) -> None:
-        """Raise the interruption of this run, if there is one: Timeout, Discard, HeartbeatError or Shutdown. For
-        code that catches exceptions broadly, or waits a lot in calls that Python can't interrupt."""
+        """Raise the interruption of this run, if there is one: Timeout, Discard, HeartbeatError or
+        Shutdown. For code that catches exceptions broadly, or waits a lot in calls that Python
+        can't interrupt."""
         cause = self._cause
         if cause is not None:
             if threading.get_ident() == self._thread:
@@ -1426,7 +1452,8 @@ class _Watch:
     def __init__(self, grace: float, give_up: Callable[[Run], object]) -> None:
         self._grace = grace
         self._give_up = give_up
-        #: Guards what follows; notified of a time that is earlier than the thread waits for, and of the end.
+        #: Guards what follows; notified of a time that is earlier than the thread waits for, and of
+        #: the end.
         self._changed = threading.Condition()
         #: When to look at which run next, in this order. A run is in here from its beginning, or
         #: its interruption, to its end, or until nothing is left to do but to wait for it.
@@ -1576,10 +1603,11 @@ def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | Non
     return result
 
 
-# --- AMQP: the frames that every message takes -----------------------------------------------------
+# --- AMQP: the frames that every message takes ---------------------------------------------------
 
-# pamqp decodes and encodes everything else. For these, and those of each call, its code, which takes
-# any frame there is, costs several times as much: with it, no-op tasks run at two thirds of the rate.
+# pamqp decodes and encodes everything else. For these, and those of each call, its code, which
+# takes any frame there is, costs several times as much: with it, no-op tasks run at two thirds of
+# the rate.
 _FRAME_HEADER = struct.Struct(">BHI")  # type, channel, size
 _CONTENT_HEADER = struct.Struct(">HHQ")  # class, weight, size of the body
 _ACK_FRAME = struct.Struct(">BHIIQBB")
@@ -1607,13 +1635,16 @@ def _ack_frame(channel: int, tag: int) -> bytes:
 def _content_frames(
     channel: int, queue: str, mandatory: bool, properties: bytes, body: bytes, frame_max: int
 ) -> bytes:
-    """Return what publishes a message through the default exchange, in frames of at most `frame_max` bytes."""
+    """Return what publishes a message through the default exchange, in frames of at most
+    `frame_max` bytes."""
     name = queue.encode()
     publish = b"%b%c%b%c" % (_PUBLISH_START, len(name), name, mandatory)
     header = _CONTENT_HEADER.pack(60, 0, len(body)) + properties
     frames = [_frame(1, channel, publish), _frame(2, channel, header)]
     step = frame_max - 8
-    frames += [_frame(3, channel, body[start : start + step]) for start in range(0, len(body), step)]
+    frames += [
+        _frame(3, channel, body[start : start + step]) for start in range(0, len(body), step)
+    ]
     return b"".join(frames)
 
 
@@ -1714,11 +1745,12 @@ class _Consume(commands.Basic.Consume):
         """Accept the frame as it is."""
 
 
-# --- AMQP: waiting ---------------------------------------------------------------------------------
+# --- AMQP: waiting -------------------------------------------------------------------------------
 
 
 class _Event:
-    """A `threading.Event` for one thread that waits. It may be set in a signal handler, and is cheaper."""
+    """A `threading.Event` for one thread that waits. It may be set in a signal handler, and is
+    cheaper."""
 
     def __init__(self) -> None:
         self._is_set = False
@@ -1751,8 +1783,9 @@ def _wait(event: _Event, until: float) -> None:
 class _Changes:
     """A condition without a lock: threads wait for a change of what others do.
 
-    Who waits looks after it has registered, and who changes something notifies afterwards; so no change
-    is missed, nobody waits for a lock that another thread holds, and a signal handler may do either.
+    Who waits looks after it has registered, and who changes something notifies afterwards; so no
+    change is missed, nobody waits for a lock that another thread holds, and a signal handler may do
+    either.
     """
 
     def __init__(self) -> None:
@@ -1796,8 +1829,9 @@ class _Wakeup:
     """Wakes the thread that waits for it and for a socket; from any thread or signal handler.
 
     1. Thread A: `set` notes that it is set. 2. The owner: `clear` finds no byte, and leaves it set.
-    3. Thread A: writes its byte. 4. The owner wakes once more, in vain, and clears it. So a byte is never
-    left behind while it is not set, and `set` in between isn't missed: the owner looks after `clear`.
+    3. Thread A: writes its byte. 4. The owner wakes once more, in vain, and clears it. So a byte is
+    never left behind while it is not set, and `set` in between isn't missed: the owner looks after
+    `clear`.
     """
 
     def __init__(self) -> None:
@@ -1837,13 +1871,13 @@ def _is_reader() -> bool:
 logging.getLogger("amqpstorm.channel0").addFilter(lambda record: not _is_reader())
 
 
-# --- AMQP: connections -----------------------------------------------------------------------------
+# --- AMQP: connections ---------------------------------------------------------------------------
 
-# amqpstorm does handshake, credentials, TLS, blocked and close. These are all of its private names that
-# are used here. A test looks that these are all, each has a test of what it is for, and pyproject.toml pins
-# the versions.
+# amqpstorm does handshake, credentials, TLS, blocked and close. These are all of its private names
+# that are used here. A test looks that these are all, each has a test of what it is for, and
+# pyproject.toml pins the versions.
 #   IO._create_socket                       makes a socket, with TLS as RABBIT_SSL_OPTIONS says
-#   Connection._channel0                    replaced, so that user and password are used beside EXTERNAL
+#   Connection._channel0                    replaced, so that a user's name is used beside EXTERNAL
 #   Connection._exceptions                  kept, so that `app.connection()` can say why it failed
 #   Connection._wait_for_connection_state   bounded by RABBIT_CONNECT_TIMEOUT
 #   Message._body                           the bytes of a failed message, which may be no text
@@ -1852,8 +1886,8 @@ logging.getLogger("amqpstorm.channel0").addFilter(lambda record: not _is_reader(
 class _Channel0(Channel0):
     """amqpstorm's, which prefers EXTERNAL when a broker offers that beside PLAIN.
 
-    A client without a certificate can't be known by it. One that has both a certificate and a user of its
-    own means the user.
+    A client without a certificate can't be known by it. One that has both a certificate and a user
+    of its own means the user.
     """
 
     def __init__(self, connection: Any, client_properties: dict[str, Any]) -> None:
@@ -1867,12 +1901,15 @@ class _Channel0(Channel0):
 
     def _means_user(self) -> bool:
         options = self._options
-        has_certificate = {"certfile", "context"} & {k for k, v in options["ssl_options"].items() if v}
+        has_certificate = {"certfile", "context"} & {
+            k for k, v in options["ssl_options"].items() if v
+        }
         return not has_certificate or options["username"] != "guest"
 
 
 class _PlainConnection(Connection):
-    """amqpstorm's, for the user. It waits no longer than RABBIT_CONNECT_TIMEOUT, and says why it failed."""
+    """amqpstorm's, for the user. It waits no longer than RABBIT_CONNECT_TIMEOUT, and says why it
+    failed."""
 
     def __init__(self, host: str, port: int, options: dict[str, Any]) -> None:
         super().__init__(host, port=port, lazy=True, **options)
@@ -1885,13 +1922,16 @@ class _PlainConnection(Connection):
             raise
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # `open` replaces the list that the reader thread writes to; then nobody would look at its errors.
+        # `open` replaces the list that the reader thread writes to; then nobody would look at its
+        # errors.
         if name == "_exceptions" and hasattr(self, name):
             self._exceptions[:] = value
         else:
             super().__setattr__(name, value)
 
-    def _wait_for_connection_state(self, state: int = Connection.OPEN, rpc_timeout: float = 30) -> None:
+    def _wait_for_connection_state(
+        self, state: int = Connection.OPEN, rpc_timeout: float = 30
+    ) -> None:
         super()._wait_for_connection_state(state, cast(Any, self.parameters["timeout"]))
 
 
@@ -1915,24 +1955,26 @@ class _Connection(Stateful):
     """A connection to RabbitMQ: a socket, one lock, and one thread that reads.
 
     Any thread appends frames, and then writes what the socket takes, together with what others have
-    appended meanwhile. Whoever writes has the lock; nobody waits for it (but the reader, with TLS: OpenSSL
-    can't read beside a write). What the socket doesn't take is left to the reader.
+    appended meanwhile. Whoever writes has the lock; nobody waits for it (but the reader, with TLS:
+    OpenSSL can't read beside a write). What the socket doesn't take is left to the reader.
 
     The reader opens it and calls `step` again and again. It alone reads: it hands each frame to its
-    channel, answers heartbeats, and notices that the broker is silent or takes nothing. Nothing that it
-    calls may wait for an answer.
+    channel, answers heartbeats, and notices that the broker is silent or takes nothing. Nothing
+    that it calls may wait for an answer.
 
-    It is lost when `lost` says why, from that instant on. Whoever waits for something registers in its
-    channel's `waiting`, appends, and then looks at `lost`; whoever sets `lost` afterwards notifies all that
-    are registered. An exception in the locked part gives the connection up, since nobody knows then how
-    much of a frame was written; who waits on it sends again.
+    It is lost when `lost` says why, from that instant on. Whoever waits for something registers in
+    its channel's `waiting`, appends, and then looks at `lost`; whoever sets `lost` afterwards
+    notifies all that are registered. An exception in the locked part gives the connection up, since
+    nobody knows then how much of a frame was written; who waits on it sends again.
     """
 
     def __init__(self, host: str, port: int, config: Config) -> None:
         super().__init__()
         self.address = f"{host}:{port}"
         # Nothing is opened: amqpstorm checks the options.
-        self.parameters = Connection(host, port=port, lazy=True, **config._connection_options()).parameters
+        self.parameters = Connection(
+            host, port=port, lazy=True, **config._connection_options()
+        ).parameters
         self._channel0 = _Channel0(cast(Any, self), self.parameters["client_properties"])
         #: Why it can't be used any more.
         self.lost: AMQPError | None = None
@@ -1941,21 +1983,26 @@ class _Connection(Stateful):
         self.channels: dict[int, _Channel] = {}
         self._ids = itertools.count(1)
         self._free_ids: collections.deque[int] = collections.deque()
-        #: What is to be written: frames, with the channel that they are for (None: the connection itself);
-        #: and messages, which are numbered and encoded when their turn comes. Any thread may append.
+        #: What is to be written: frames, with the channel that they are for (None: the connection
+        #: itself); and messages, which are numbered and encoded when their turn comes. Any thread
+        #: may append.
         self._frames: collections.deque[tuple[_Channel | None, bytes]] = collections.deque()
         self.outbox: collections.deque[_Outgoing] = collections.deque()
-        #: Held by the thread that takes from these and writes. It is reentrant because such a lock knows
-        #: whose it is: an exception of a signal handler may come before or after it was acquired.
+        #: Held by the thread that takes from these and writes. It is reentrant because such a lock
+        #: knows whose it is: an exception of a signal handler may come before or after it was
+        #: acquired.
         self._lock = threading.RLock()
         self._rest = memoryview(b"")  # what the socket hasn't taken of what was taken from these
         self._is_full = False  # the socket, when it was written to last
         self._awake = True  # the reader is, and looks at these before it sleeps
         self._buffer = b""
-        self._notices: list[_Event] = []  # to be set right before the reader sleeps: sooner they wait for the GIL
+        # to be set right before the reader sleeps: sooner they wait for the GIL
+        self._notices: list[_Event] = []
         self._heartbeat = config.RABBIT_HEARTBEAT or math.inf
         self._timeout = config.RABBIT_PUBLISH_TIMEOUT
-        self._tick = min(TICK, self._timeout / 16, self._heartbeat / 4, config.RABBIT_IDLE_DURATION / 2)
+        self._tick = min(
+            TICK, self._timeout / 16, self._heartbeat / 4, config.RABBIT_IDLE_DURATION / 2
+        )
         self.used_at = time.monotonic()
         #: time.monotonic() when a queue was seen.
         self.queues: dict[str, float] = {}
@@ -1966,7 +2013,9 @@ class _Connection(Stateful):
         self.replies: collections.deque[_ReplyChannel] = collections.deque()
         #: Channels that nobody is to use any more, for the reader to close.
         self.retired: collections.deque[_Channel] = collections.deque()
-        self._look_at = self.stepped_at = self.read_at = self.wrote_at = self.moved_at = time.monotonic()
+        self._look_at = self.stepped_at = self.read_at = self.wrote_at = self.moved_at = (
+            time.monotonic()
+        )
         self._owes_since = math.inf  # the broker an answer
         self._has_pinged = False
         self._wakeup = _Wakeup()
@@ -1977,7 +2026,8 @@ class _Connection(Stateful):
 
     @classmethod
     def open_first(cls, config: Config) -> _Connection:
-        """Open a connection to the first address that answers. Raise AMQPConnectionError with all reasons."""
+        """Open a connection to the first address that answers. Raise AMQPConnectionError with all
+        reasons."""
         return _first_that_answers(config, lambda host, port: cls(host, port, config)._open())
 
     @property
@@ -2002,7 +2052,8 @@ class _Connection(Stateful):
             self._write()
 
     def enqueue(self, channel: _Channel | None, data: bytes) -> None:
-        """Have frames written together with what follows. None: even if their channel is lost by then."""
+        """Have frames written together with what follows. None: even if their channel is lost by
+        then."""
         self._frames.append((channel, data))
 
     def append(self, channel: _Channel | None, number: int, *frames: Any) -> None:
@@ -2010,7 +2061,8 @@ class _Connection(Stateful):
         self._frames.append((channel, _marshal(number, *frames)))
 
     def post_soon(self, channel: _Channel, data: bytes) -> None:
-        """Have frames written by the reader, which may have more: cheaper where nobody waits for it."""
+        """Have frames written by the reader, which may have more: cheaper where nobody waits for
+        it."""
         self._frames.append((channel, data))
         if not self._awake:
             self._wakeup.set()
@@ -2029,14 +2081,17 @@ class _Connection(Stateful):
         self._wakeup.set()
 
     def add(self, channel: _Channel) -> int:
-        """Return a number for a new channel. Raise _ChannelsExhausted if the broker allows no more."""
+        """Return a number for a new channel. Raise _ChannelsExhausted if the broker allows no
+        more."""
         try:
             number = self._free_ids.popleft()
         except IndexError:
             number = next(self._ids)
             if number > self._channel0.max_allowed_channels:
                 limit = self._channel0.max_allowed_channels
-                raise _ChannelsExhausted(f"all {limit} channels of its connection are in use") from None
+                raise _ChannelsExhausted(
+                    f"all {limit} channels of its connection are in use"
+                ) from None
         self.channels[number] = channel
         return number
 
@@ -2048,8 +2103,8 @@ class _Connection(Stateful):
     def _write(self) -> None:
         """Write until nothing is left, or the socket is full, or another thread does it.
 
-        1. This thread: takes all there is. 2. Another appends, and can't have the lock. 3. This thread:
-        lets go of the lock, and then looks again. So nothing is left behind.
+        1. This thread: takes all there is. 2. Another appends, and can't have the lock. 3. This
+        thread: lets go of the lock, and then looks again. So nothing is left behind.
         """
         while self._has_output() and self.lost is None:
             try:
@@ -2062,7 +2117,8 @@ class _Connection(Stateful):
             except BaseException as error:
                 self.give_up(_Interrupted(f"a thread was interrupted by {error!r} while it wrote"))
                 raise
-            finally:  # nothing may be called before the release: it would be interrupted in its place
+            # nothing may be called before the release: it would be interrupted in its place
+            finally:
                 try:
                     self._lock.release()
                 except RuntimeError:  # it is another thread's
@@ -2089,7 +2145,8 @@ class _Connection(Stateful):
         return True
 
     def _take(self) -> bytes:
-        """Return what is to be written next. With the lock: in the order of numbers is the order of bytes."""
+        """Return what is to be written next. With the lock: in the order of numbers is the order of
+        bytes."""
         chunks, size = [], 0
         while size < JOINED_WRITES:
             try:
@@ -2113,7 +2170,8 @@ class _Connection(Stateful):
     # -- the reader
 
     def _open(self) -> _Connection:
-        """Connect and shake hands. In the thread that is to be its reader, or hands it over to that."""
+        """Connect and shake hands. In the thread that is to be its reader, or hands it over to
+        that."""
         try:
             self._socket = self._connect()
             self._selector.register(self._socket, selectors.EVENT_READ)
@@ -2123,7 +2181,9 @@ class _Connection(Stateful):
             deadline = time.monotonic() + self.parameters["timeout"]
             while not self.is_open:
                 if time.monotonic() >= deadline:
-                    raise AMQPConnectionError(f"no answer within {self.parameters['timeout']:g} seconds")
+                    raise AMQPConnectionError(
+                        f"no answer within {self.parameters['timeout']:g} seconds"
+                    )
                 self.step(deadline)
             return self
         except BaseException:
@@ -2131,10 +2191,11 @@ class _Connection(Stateful):
             raise
 
     def _connect(self) -> socket.socket:
-        """As amqpstorm's, but it closes what failed, says why in each case, and doesn't delay small frames."""
+        """As amqpstorm's, but it closes what failed, says why in each case, and doesn't delay small
+        frames."""
         host, port, reasons = self.parameters["hostname"], self.parameters["port"], []
-        # Of bytes: a string makes Python import a codec, and in a child that is forked meanwhile that
-        # import never ends.
+        # Of bytes: a string makes Python import a codec, and in a child that is forked meanwhile
+        # that import never ends.
         name = host.encode("ascii" if host.isascii() else "idna")
         for family, _, _, _, address in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM):
             sock = IO(self.parameters)._create_socket(family)
@@ -2165,7 +2226,8 @@ class _Connection(Stateful):
         sock.setblocking(False)
 
     def step(self, until: float) -> None:
-        """Wait for the socket, or to be woken, and do what there is to do, once. Raise AMQPConnectionError."""
+        """Wait for the socket, or to be woken, and do what there is to do, once. Raise
+        AMQPConnectionError."""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._is_full else 0)
         sock = cast(socket.socket, self._socket)
         if self._selector.get_key(sock).events != events:
@@ -2189,7 +2251,8 @@ class _Connection(Stateful):
         if self.lost is not None:
             raise _again(self.lost)
         self._awake = False
-        if self._has_output() and not self._rest:  # appended by one who saw that the reader is awake
+        # appended by one who saw that the reader is awake
+        if self._has_output() and not self._rest:
             self._write()
 
     def notify(self, event: _Event) -> None:
@@ -2244,7 +2307,11 @@ class _Connection(Stateful):
             was_blocked = self.is_blocked
             self._channel0.on_frame(_decode_method(payload))
             if self.is_blocked is not was_blocked:
-                what = "takes no messages (memory or disk alarm)" if self.is_blocked else "takes messages again"
+                what = (
+                    "takes no messages (memory or disk alarm)"
+                    if self.is_blocked
+                    else "takes messages again"
+                )
                 _log(logging.WARNING, "RabbitMQ at %s %s", self.address, what)
             if self.exceptions or self.is_closed:
                 raise self.exceptions[0] if self.exceptions else OSError("closed by the broker")
@@ -2276,7 +2343,9 @@ class _Connection(Stateful):
             self._channel0.send_heartbeat()
         silence, beats = now - self.read_at, 2 * self._heartbeat
         if silence > beats:
-            raise OSError(f"no heartbeat or data received for {silence:.1f} seconds (RABBIT_HEARTBEAT)")
+            raise OSError(
+                f"no heartbeat or data received for {silence:.1f} seconds (RABBIT_HEARTBEAT)"
+            )
         if self._is_full and now - self.moved_at > self._timeout:
             raise OSError(f"the broker has taken no data for {self._timeout:g} seconds")
         if self.is_blocked or not any(channel.waits for channel in tuple(self.channels.values())):
@@ -2300,7 +2369,9 @@ class _Connection(Stateful):
     def is_quiet(self) -> bool:
         """Whether nothing is to be written, no answer is to come, and nobody waits."""
         channels = tuple(self.channels.values())
-        return not (self._has_output() or self.outbox or any(c.waits or c.waiting for c in channels))
+        return not (
+            self._has_output() or self.outbox or any(c.waits or c.waiting for c in channels)
+        )
 
     @property
     def unattended(self) -> list[_Outgoing]:
@@ -2310,7 +2381,8 @@ class _Connection(Stateful):
         return written + [o for o in tuple(self.outbox) if o.fate == LEFT]
 
     def forget(self) -> None:
-        """Log what is lost with it of what nobody waits for. Keep nothing: a cycle would live on for a while."""
+        """Log what is lost with it of what nobody waits for. Keep nothing: a cycle would live on
+        for a while."""
         for outgoing in self.unattended:
             self.failures[outgoing.message.queue, str(self.lost)] += 1
         self._log_failures()
@@ -2448,7 +2520,8 @@ class _Channel:
         self.post(commands.Basic.Qos())
 
     def request(self, frame: Any, until: float) -> Any:
-        """Send a method and wait for its answer. Raise AMQPError: it was lost, or the time is up."""
+        """Send a method and wait for its answer. Raise AMQPError: it was lost, or the time is
+        up."""
         self._awaited, self._answer = frame.valid_responses, None
         try:
             self.post(frame)
@@ -2465,14 +2538,17 @@ class _Channel:
         self.connection.wake()
 
     def close(self) -> None:
-        """Close it. By the reader alone: so this can't cross with what the broker's own Close does."""
+        """Close it. By the reader alone: so this can't cross with what the broker's own Close
+        does."""
         if self.lost is None:
-            self.lost = AMQPChannelError("it was closed")  # first: nothing is written to it after that
+            # first: nothing is written to it after that
+            self.lost = AMQPChannelError("it was closed")
             self.connection.append(None, self.id, commands.Channel.Close(200, "", 0, 0))
             self.waiting.notify()
 
     def on_header(self, payload: bytes) -> None:
-        """Properties that can't be decoded must not end the connection: it is delivered, with None."""
+        """Properties that can't be decoded must not end the connection: it is delivered, with
+        None."""
         self._missing = _CONTENT_HEADER.unpack_from(payload)[2]
         try:
             self._properties = _decode_properties(payload)
@@ -2507,10 +2583,14 @@ class _Channel:
     def _end_content(self) -> None:
         if self._missing <= 0:
             parts, self._parts = self._parts, []
-            self.on_content(self._method, self._properties, parts[0] if len(parts) == 1 else b"".join(parts))
+            self.on_content(
+                self._method, self._properties, parts[0] if len(parts) == 1 else b"".join(parts)
+            )
 
 
-def _ensure_queue(connection: _Connection, queue: str, arguments: dict[str, Any], until: float) -> None:
+def _ensure_queue(
+    connection: _Connection, queue: str, arguments: dict[str, Any], until: float
+) -> None:
     """Look first, declare only when it is absent: a queue that exists is used as it is.
 
     On a channel of its own, which a failure closes. Raise amqpstorm's errors.
@@ -2519,17 +2599,23 @@ def _ensure_queue(connection: _Connection, queue: str, arguments: dict[str, Any]
     # Classic queues of RabbitMQ 4.3 have no such timeout, and can't be declared with one.
     timeless = {key: value for key, value in arguments.items() if key != "x-consumer-timeout"}
     declarations = [arguments] if timeless == arguments else [arguments, timeless]
-    for wanted in (None, *declarations, None):  # None: look. The last: another declared it meanwhile, differently
+    # None: look. The last: another declared it meanwhile, differently
+    for wanted in (None, *declarations, None):
         look = wanted is None
         channel = connection.changes.wait_for(lambda: _new_channel(connection, _Channel), until)
         if channel is None:
-            raise AMQPConnectionError(f"no channel was free in time to look for queue {queue!r} (channel_max)")
+            raise AMQPConnectionError(
+                f"no channel was free in time to look for queue {queue!r} (channel_max)"
+            )
         try:
-            channel.request(_Declare(queue=queue, passive=look, durable=not look, arguments=wanted), until)
+            channel.request(
+                _Declare(queue=queue, passive=look, durable=not look, arguments=wanted), until
+            )
             return
         except AMQPChannelError as error:
             if failure is None or error.error_code != 404:  # that there is none says less than why
-                failure = str(error), error.error_code  # not the error: its frames would lead back to here
+                # not the error: its frames would lead back to here
+                failure = str(error), error.error_code
             if error.error_code != (404 if look else 406):
                 break
         finally:
@@ -2539,7 +2625,8 @@ def _ensure_queue(connection: _Connection, queue: str, arguments: dict[str, Any]
 
 
 def _pauses(longest: float) -> Iterator[float]:
-    """Return growing pauses, with jitter: so that many clients of a broker don't come back as one."""
+    """Return growing pauses, with jitter: so that many clients of a broker don't come back as
+    one."""
     for n in itertools.count():
         yield min(FIRST_RECONNECT * 2 ** min(n, 20), longest) * (0.5 + os.urandom(1)[0] / 512)
 
@@ -2547,14 +2634,16 @@ def _pauses(longest: float) -> Iterator[float]:
 def _refuses_us(error: BaseException) -> bool:
     """Whether trying again is of no use: a wrong password, or no such virtual host."""
     code = getattr(error, "error_code", None)
-    return code == 403 or (code == 530 and "limit" not in str(error))  # a limit of connections: for the moment
+    # a limit of connections: for the moment
+    return code == 403 or (code == 530 and "limit" not in str(error))
 
 
 class _Keeper:
-    """The thread that connects, and then reads the connection: for one publisher, or for one worker.
+    """The thread that connects, and then reads the connection: for one publisher, or for one
+    worker.
 
-    It connects as long as somebody waits for a connection; who does, waits no longer than it wants to,
-    whatever an attempt takes. It ends when the connection is idle, or is closed.
+    It connects as long as somebody waits for a connection; who does, waits no longer than it wants
+    to, whatever an attempt takes. It ends when the connection is idle, or is closed.
     """
 
     def __init__(self, config: Config, publishes: bool) -> None:
@@ -2593,13 +2682,16 @@ class _Keeper:
     def connect(self, until: float) -> _Connection:
         """Wait for a connection. Raise AMQPConnectionError at `until`, or when RabbitMQ refuses us.
 
-        1. This thread: registers as waiting. 2. It looks whether the keeper has ended. The keeper: 1. notes
-        that it has ended. 2. It looks whether somebody waits, and takes that back. One sees the other.
+        1. This thread: registers as waiting. 2. It looks whether the keeper has ended. The keeper:
+        1. notes that it has ended. 2. It looks whether somebody waits, and takes that back. One
+        sees the other.
         """
         connection = self.usable or self.changes.wait_for(self._ask, until)
         if isinstance(connection, _Connection):
             return connection
-        raise _again(self.refusal or self.trouble or AMQPConnectionError("there is no connection yet"))
+        raise _again(
+            self.refusal or self.trouble or AMQPConnectionError("there is no connection yet")
+        )
 
     def _ask(self) -> Any:
         """Have it connect, unless it is connected. Return what ends the wait for that."""
@@ -2609,7 +2701,8 @@ class _Keeper:
         return self.usable or self.refusal or self.ended
 
     def close(self) -> None:
-        """Close the connection as soon as nothing is on its way; wait for that for CLOSE_TIMEOUT seconds."""
+        """Close the connection as soon as nothing is on its way; wait for that for CLOSE_TIMEOUT
+        seconds."""
         self.closing = True
         self._wakeup.set()
         connection = self.connection
@@ -2670,10 +2763,13 @@ class _Keeper:
             connection.forget()
 
     def _is_over(self, connection: _Connection) -> bool:
-        return (self.closing or connection.stepped_at >= connection.used_at + self._idle) and connection.is_quiet
+        return (
+            self.closing or connection.stepped_at >= connection.used_at + self._idle
+        ) and connection.is_quiet
 
     def _may_end(self) -> bool:
-        """Wait until a connection is wanted. Return True if it was closed, or none was wanted for long."""
+        """Wait until a connection is wanted. Return True if it was closed, or none was wanted for
+        long."""
         until = time.monotonic() + self._idle
         while not self._is_wanted():
             if not (self.closing or self._was_idle) and time.monotonic() < until:
@@ -2709,7 +2805,8 @@ class _Keeper:
     # -- a connection that may have vanished
 
     def _probe(self, connection: _Connection) -> None:
-        """Try whether another can be opened: then the broker lives, and this one's way has vanished.
+        """Try whether another can be opened: then the broker lives, and this one's way has
+        vanished.
 
         If none can be opened, the broker stands still, and all may go on when it does.
         """
@@ -2717,7 +2814,9 @@ class _Keeper:
             self._is_probing = True
             try:
                 arguments = (connection,)
-                threading.Thread(target=self._open_successor, args=arguments, name="kuyruk-probe", daemon=True).start()
+                threading.Thread(
+                    target=self._open_successor, args=arguments, name="kuyruk-probe", daemon=True
+                ).start()
             except RuntimeError as error:  # no thread can be started
                 self._is_probing = False
                 _log(logging.WARNING, "Can't look for another connection: %s", error)
@@ -2739,7 +2838,7 @@ class _Keeper:
             _readers.discard(threading.get_ident())
 
 
-# --- Sending ---------------------------------------------------------------------------------------
+# --- Sending -------------------------------------------------------------------------------------
 
 CONFIRMED, RETURNED, REFUSED, LEFT = "confirmed", "returned", "refused", "left"
 
@@ -2747,7 +2846,18 @@ CONFIRMED, RETURNED, REFUSED, LEFT = "confirmed", "returned", "refused", "left"
 class _Outgoing:
     """A message on its way, and what is known of it."""
 
-    __slots__ = ("batch", "channel", "failure", "fate", "is_suspect", "message", "properties", "size", "tag", "trouble")
+    __slots__ = (
+        "batch",
+        "channel",
+        "failure",
+        "fate",
+        "is_suspect",
+        "message",
+        "properties",
+        "size",
+        "tag",
+        "trouble",
+    )
 
     def __init__(self, message: _Message, batch: _Batch | None) -> None:
         self.message = message
@@ -2757,8 +2867,8 @@ class _Outgoing:
         self.channel: _ConfirmChannel
         #: Its number on that channel, once it is written.
         self.tag: int | None = None
-        #: What the broker says of it: CONFIRMED, RETURNED (no queue took it) or REFUSED (its queue didn't);
-        #: LEFT if its sender doesn't wait for that (RABBIT_CONFIRM=False).
+        #: What the broker says of it: CONFIRMED, RETURNED (no queue took it) or REFUSED (its queue
+        #: didn't); LEFT if its sender doesn't wait for that (RABBIT_CONFIRM=False).
         self.fate: str | None = None
         #: What has gone wrong, though it may still arrive; and what has gone wrong for good.
         self.trouble: str | None = None
@@ -2768,11 +2878,12 @@ class _Outgoing:
 
 
 class _Batch:
-    """Messages that a thread sends together. It waits for `done`; the reader of its connection sets that.
+    """Messages that a thread sends together. It waits for `done`; the reader of its connection sets
+    that.
 
-    result_by: time.monotonic() until which it waits for a reply, after its only message is confirmed.
-    leaves: it doesn't wait for confirms. Raise ValueError, and whatever pamqp raises, for properties that
-    can't be encoded.
+    result_by: time.monotonic() until which it waits for a reply, after its only message is
+    confirmed. leaves: it doesn't wait for confirms. Raise ValueError, and whatever pamqp raises,
+    for properties that can't be encoded.
     """
 
     def __init__(
@@ -2789,7 +2900,8 @@ class _Batch:
         self.done = _Event()
 
     def close(self) -> None:
-        """Forget the messages, which refer to this: else they would live until the garbage collector comes."""
+        """Forget the messages, which refer to this: else they would live until the garbage
+        collector comes."""
         self.outgoing = []
 
     @property
@@ -2810,7 +2922,8 @@ class _ConfirmChannel(_Channel):
         self.in_flight: dict[int, _Outgoing] = {}
         #: What was returned, and the last number that was given by then.
         self._returned: dict[tuple[str, Any], int] = {}
-        #: A queue has refused a message. In a cluster this channel may go on with a leader that has fallen.
+        #: A queue has refused a message. In a cluster this channel may go on with a leader that has
+        #: fallen.
         self.has_refused = False
         #: Bytes of messages that were written, and that have a fate: each has one writer only.
         self._written = self._settled = 0
@@ -2850,7 +2963,12 @@ class _ConfirmChannel(_Channel):
         """Number a message, and return its frames. With the connection's lock."""
         message = outgoing.message
         data = _content_frames(
-            self.id, message.queue, message.mandatory, outgoing.properties, message.body, self.connection.frame_max
+            self.id,
+            message.queue,
+            message.mandatory,
+            outgoing.properties,
+            message.body,
+            self.connection.frame_max,
         )
         self._last_tag = outgoing.tag = self._last_tag + 1
         self._written += outgoing.size
@@ -2870,8 +2988,8 @@ class _ConfirmChannel(_Channel):
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
         """A message that no queue took; its Ack follows.
 
-        Of several in flight that look alike none is taken for confirmed: rather one too many is sent
-        again than one too few.
+        Of several in flight that look alike none is taken for confirmed: rather one too many is
+        sent again than one too few.
         """
         if not self.in_flight:
             self._returned.clear()
@@ -2879,7 +2997,9 @@ class _ConfirmChannel(_Channel):
 
     def _on_fate(self, outgoing: _Outgoing, fate: str) -> None:
         self._settled += outgoing.size
-        if self._returned and cast(int, outgoing.tag) <= self._returned.get(outgoing.message.key, 0):
+        if self._returned and cast(int, outgoing.tag) <= self._returned.get(
+            outgoing.message.key, 0
+        ):
             fate = RETURNED
         outgoing.fate = fate
         self.has_refused |= fate == REFUSED
@@ -2897,10 +3017,10 @@ class _ConfirmChannel(_Channel):
 class _ReplyChannel(_ConfirmChannel):
     """Asks and is answered, by direct reply-to.
 
-    A reply bears nothing that tells which request it answers (Kuyruk 10's workers send no correlation
-    id), and may come late, or twice. So each request has a reply address and a consumer tag of its own:
-    cancelling and consuming again makes the broker forget the old address. That costs two small frames
-    and no round trip, and is done when the channel gets free.
+    A reply bears nothing that tells which request it answers (Kuyruk 10's workers send no
+    correlation id), and may come late, or twice. So each request has a reply address and a consumer
+    tag of its own: cancelling and consuming again makes the broker forget the old address. That
+    costs two small frames and no round trip, and is done when the channel gets free.
     """
 
     def __init__(self, connection: _Connection) -> None:
@@ -2935,7 +3055,8 @@ class _ReplyChannel(_ConfirmChannel):
 def _judge(outgoing: _Outgoing, alone: bool) -> bool:
     """Note what went wrong with a message that was published and isn't confirmed.
 
-    Return whether it is to be sent again only after a pause. alone: nothing else was on its connection.
+    Return whether it is to be sent again only after a pause. alone: nothing else was on its
+    connection.
     """
     queue, channel, again = outgoing.message.queue, outgoing.channel, outgoing.trouble is not None
     if outgoing.fate == RETURNED:
@@ -2950,8 +3071,8 @@ def _judge(outgoing: _Outgoing, alone: bool) -> bool:
     elif outgoing.tag is not None:  # else it wasn't even written
         outgoing.trouble = str(channel.why_lost)
         outgoing.failure = outgoing.trouble if alone else None
-        # A broker closes a channel because of a message on it. It closes a connection because of a reply
-        # to a made-up address (RabbitMQ 3.10), or the network ends it.
+        # A broker closes a channel because of a message on it. It closes a connection because of a
+        # reply to a made-up address (RabbitMQ 3.10), or the network ends it.
         outgoing.is_suspect = channel.lost is not None or not outgoing.message.mandatory
         return again
     return False
@@ -2982,9 +3103,9 @@ APP_CLOSED = "the application was closed"
 class _Publisher:
     """Sends messages for many threads, on one connection.
 
-    Sending is a loop in the caller's thread: connect, look for the queue, publish, wait for the fate of
-    each message, and again for those that are open until RABBIT_PUBLISH_TIMEOUT. In a forked child it
-    begins anew.
+    Sending is a loop in the caller's thread: connect, look for the queue, publish, wait for the
+    fate of each message, and again for those that are open until RABBIT_PUBLISH_TIMEOUT. In a
+    forked child it begins anew.
     """
 
     def __init__(self, config: Config) -> None:
@@ -2996,8 +3117,9 @@ class _Publisher:
         #: Held while the keeper, or the channel that all publish on, is replaced.
         self._lock = threading.RLock()
         self._keeper: _Keeper | None = None
-        #: The threads that send. A signal handler, a destructor or a log handler that sends in one of them
-        #: must not wait for what that thread has begun: it uses another publisher, with its own connection.
+        #: The threads that send. A signal handler, a destructor or a log handler that sends in one
+        #: of them must not wait for what that thread has begun: it uses another publisher, with its
+        #: own connection.
         self._inside: set[int] = set()
         #: The calls that are under way.
         self._calls: set[_Batch] = set()
@@ -3017,8 +3139,9 @@ class _Publisher:
     def close(self) -> None:
         """Close the connection. Another send opens it again.
 
-        What is being sent still arrives. A call that waits for its reply gets a BrokerError as soon as
-        its message is confirmed, and one that hasn't been sent yet gets it instead of being sent.
+        What is being sent still arrives. A call that waits for its reply gets a BrokerError as soon
+        as its message is confirmed, and one that hasn't been sent yet gets it instead of being
+        sent.
         """
         for batch in tuple(self._calls):
             batch.is_told = True
@@ -3031,13 +3154,19 @@ class _Publisher:
             connection = keeper.connection
             keeper.close()
             if connection is not None and (count := len(connection.unattended)):
-                _log(logging.ERROR, "%s may be lost if this process ends now", _count(count, "message"))
+                _log(
+                    logging.ERROR,
+                    "%s may be lost if this process ends now",
+                    _count(count, "message"),
+                )
 
     def _enter(self, work: Callable[[_Publisher], T]) -> T:
         if os.getpid() != _process_id:  # forked by C code, which calls no hook of Python's
             _after_fork_in_child()
         if _is_reader():
-            raise BrokerError("can't send from a thread that reads a connection (a log handler, a destructor)")
+            raise BrokerError(
+                "can't send from a thread that reads a connection (a log handler, a destructor)"
+            )
         me = threading.get_ident()
         if me in self._inside:
             if self._other is None:
@@ -3052,7 +3181,9 @@ class _Publisher:
     def _send(self, messages: Sequence[_Message]) -> None:
         sent = 0
         for window in _windows(messages):
-            with contextlib.closing(_Batch(window, leaves=not self._config.RABBIT_CONFIRM)) as batch:
+            with contextlib.closing(
+                _Batch(window, leaves=not self._config.RABBIT_CONFIRM)
+            ) as batch:
                 self._deliver(batch, time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT)
                 sent += len(window)
                 if batch.unconfirmed:
@@ -3071,7 +3202,11 @@ class _Publisher:
                 return batch.reply
             [outgoing] = batch.outgoing
             if outgoing.failure is None and time.monotonic() >= result_by:
-                why = f"; nor has RabbitMQ confirmed the message: {outgoing.trouble}" if batch.unconfirmed else ""
+                why = (
+                    f"; nor has RabbitMQ confirmed the message: {outgoing.trouble}"
+                    if batch.unconfirmed
+                    else ""
+                )
                 raise ResultTimeout(f"no reply within {wait_result:g} seconds (wait_result){why}")
             raise self._error(batch)
 
@@ -3105,9 +3240,15 @@ class _Publisher:
                 own.close()
 
     def _attempt(
-        self, keeper: _Keeper, batch: _Batch, messages: list[_Outgoing], until: float, alone: bool = False
+        self,
+        keeper: _Keeper,
+        batch: _Batch,
+        messages: list[_Outgoing],
+        until: float,
+        alone: bool = False,
     ) -> bool:
-        """Publish messages, and wait for their fates. Return whether to pause before the next attempt."""
+        """Publish messages, and wait for their fates. Return whether to pause before the next
+        attempt."""
         connection = keeper.connect(until)
         connection.used_at = time.monotonic()
         self._look_for_queues(connection, messages, until)
@@ -3134,25 +3275,35 @@ class _Publisher:
         pauses = [_judge(o, alone) for o in messages if o.fate not in (CONFIRMED, LEFT)]
         return True in pauses
 
-    def _look_for_queues(self, connection: _Connection, messages: list[_Outgoing], until: float) -> None:
+    def _look_for_queues(
+        self, connection: _Connection, messages: list[_Outgoing], until: float
+    ) -> None:
         """Declare those that are missing. A message whose queue can't be used fails.
 
-        Raise ValueError for properties that don't fit into a frame: the broker would close the connection.
+        Raise ValueError for properties that don't fit into a frame: the broker would close the
+        connection.
         """
         failures: dict[str, str] = {}
         largest = connection.frame_max - 22
         for outgoing in messages:
             message, size = outgoing.message, len(outgoing.properties)
             if size > largest:
-                raise ValueError(f"its properties take {size} bytes, a frame of RabbitMQ's has {largest} (frame_max)")
+                raise ValueError(
+                    f"its properties take {size} bytes, RabbitMQ allows {largest} (frame_max)"
+                )
             seen = connection.queues.get(message.queue, -math.inf)
-            if message.mandatory and message.queue not in failures and time.monotonic() - seen >= message.renewal:
+            if (
+                message.mandatory
+                and message.queue not in failures
+                and time.monotonic() - seen >= message.renewal
+            ):
                 try:
                     if message.target is not None:
                         _ensure_queue(connection, *message.target, until)
                     _ensure_queue(connection, message.queue, message.arguments, until)
                     connection.queues[message.queue] = time.monotonic()
-                except AMQPChannelError as error:  # one that we may not use, or that can't be declared so
+                # one that we may not use, or that can't be declared so
+                except AMQPChannelError as error:
                     failures[message.queue] = f"queue {message.queue!r} can't be used: {error}"
             outgoing.failure = failures.get(message.queue)
 
@@ -3183,7 +3334,9 @@ class _Publisher:
         self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing], until: float
     ) -> None:
         if batch.result_by is None:
-            channel.waiting.wait_for(lambda: batch.pending <= 0 or channel.why_lost, until, batch.done)
+            channel.waiting.wait_for(
+                lambda: batch.pending <= 0 or channel.why_lost, until, batch.done
+            )
             return
         [outgoing] = messages
 
@@ -3196,7 +3349,8 @@ class _Publisher:
             channel.waiting.wait_for(look, batch.result_by, batch.done)
 
     def _wait_for_room(self, channel: _ConfirmChannel, until: float) -> None:
-        """Wait until not too much is on its way that nobody waits for. Raise AMQPError if it stays so."""
+        """Wait until not too much is on its way that nobody waits for. Raise AMQPError if it stays
+        so."""
         look = lambda: channel.why_lost or channel.has_room  # noqa: E731
         answer = channel.connection.changes.wait_for(look, until)
         if answer is not True:
@@ -3257,7 +3411,10 @@ class _Publisher:
         text = f"RabbitMQ has not confirmed {_count(count, 'message')}{limit}: {why}"
         if not count:  # a call's, which has lost the channel that the reply comes by
             why = APP_CLOSED if batch.is_told else str(batch.outgoing[0].channel.why_lost)
-            text = f"no reply can come any more, though RabbitMQ has the message, and the task may run: {why}"
+            text = (
+                "no reply can come any more, though RabbitMQ has the message, and the task may run"
+            )
+            text = f"{text}: {why}"
         error = BrokerError(text)
         cast(Any, error).unconfirmed = [*(o.message for o in unconfirmed), *rest]
         return error
@@ -3286,7 +3443,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-# --- Task --------------------------------------------------------------------
+# --- Task ----------------------------------------------------------------------------------------
 
 _MAIN = ("__main__", "__mp_main__")  #: The program's module; in a child of multiprocessing.
 
@@ -3695,7 +3852,7 @@ def _notify_failure(
         worker_failure.send(worker.app, worker=worker, queue=queue, **facts)
 
 
-# --- Failed messages ---------------------------------------------------------
+# --- Failed messages -----------------------------------------------------------------------------
 
 #: What a forwarded message doesn't take along. Properties: its time to live was for its queue, the
 #: broker checks the user against ours, the last is reserved. Headers: CC and BCC would send copies.
@@ -3855,7 +4012,7 @@ class FailedMessage:
         return {k: v for k, v in self._headers.items() if k.startswith("x-kuyruk-")}
 
 
-# --- Kuyruk ------------------------------------------------------------------
+# --- Kuyruk --------------------------------------------------------------------------------------
 
 
 class QueueStats(NamedTuple):
@@ -3930,7 +4087,8 @@ class Kuyruk:
     def close(self) -> None:
         """Close the connection for sending. Another send opens it again.
 
-        Whoever waits for a result in another thread gets a BrokerError; what is being sent still arrives.
+        Whoever waits for a result in another thread gets a BrokerError; what is being sent still
+        arrives.
         """
         self._publisher.close()
 
@@ -4133,7 +4291,7 @@ class Kuyruk:
         return self._tasks[name]
 
 
-# --- Worker: what becomes of a message ------------------------------------------------------------
+# --- Worker: what becomes of a message -----------------------------------------------------------
 
 
 class _Verdict(NamedTuple):
@@ -4141,7 +4299,8 @@ class _Verdict(NamedTuple):
 
     #: Which of the worker's counts goes up.
     tally: str
-    #: ack: done with. requeue: back to its queue. fail: to "<queue>.failed". leave: not ours any more.
+    #: ack: done with. requeue: back to its queue. fail: to "<queue>.failed". leave: not ours any
+    #: more.
     action: Literal["ack", "requeue", "fail", "leave"]
     #: Whether the caller, if one waits, is told.
     reply: bool
@@ -4256,7 +4415,8 @@ def _plain_copy(message: _Message) -> _Message:
 
 
 def _headers_of(properties: Any) -> Mapping[str, Any]:
-    """Return the headers in pamqp's properties; None: they couldn't be decoded, or there are none."""
+    """Return the headers in pamqp's properties; None: they couldn't be decoded, or there are
+    none."""
     return getattr(properties, "headers", None) or {}
 
 
@@ -4832,7 +4992,12 @@ class _Pool:
         now = time.monotonic()
         is_late = [d for d in tuple(self.running) if d.state == SETTLED and now - d.at > STALLED]
         is_staffed = self._loops >= self._config.WORKER_THREADS
-        return is_staffed and not (self.stuck or is_late) and self._watch.healthy and self._settler.healthy
+        return (
+            is_staffed
+            and not (self.stuck or is_late)
+            and self._watch.healthy
+            and self._settler.healthy
+        )
 
     @property
     def stuck(self) -> int:
@@ -4881,7 +5046,9 @@ class _Pool:
                 self._watch.interrupt(delivery.run, make_cause())
         return len(chosen)
 
-    def on_lost(self, channels: Iterable[_ConsumerChannel], cause: Callable[[], BaseException]) -> None:
+    def on_lost(
+        self, channels: Iterable[_ConsumerChannel], cause: Callable[[], BaseException]
+    ) -> None:
         """What came by these channels isn't ours any more, unless it is the only copy."""
         lost = set(channels)
         with self._lock:
@@ -4964,9 +5131,9 @@ class _Pool:
     def _start_loop(self) -> None:
         """Raise RuntimeError if no thread can be started.
 
-        Its thread is taken from those that the interpreter waits for when it ends, and that a forked
-        child takes for its own (cpython#88110). There is no public way: without, they are waited
-        for.
+        Its thread is taken from those that the interpreter waits for when it ends, and that a
+        forked child takes for its own (cpython#88110). There is no public way: without, they are
+        waited for.
         """
         from concurrent.futures import thread as module
 
@@ -5154,7 +5321,9 @@ class _Pool:
         then."""
         try:
             fits = task is None or error is None or task._fits(error)
-            failures, jitter = (0, 0.0) if error is None else (delivery.failures, os.urandom(1)[0] / 255)
+            failures, jitter = (
+                (0, 0.0) if error is None else (delivery.failures, os.urandom(1)[0] / 255)
+            )
             verdict = _decide(task, error, fits, delivery.is_lost, failures, jitter)
             settlement = _plan(delivery, verdict, result, error, self._config)
         except BaseException as defect:
@@ -5239,20 +5408,32 @@ class _Pool:
         """In the settler. The log comes last: the stuck thread may hold it."""
         stack = _format_stack(delivery.thread)
         task = delivery.run.task if delivery.run else None
-        cause.add_note(f"It didn't end when it was interrupted. Its thread was given up at\n{stack}")
+        cause.add_note(
+            f"It didn't end when it was interrupted. Its thread was given up at\n{stack}"
+        )
         self._settle(delivery, task, None, cause, CLAIMED)
         self._notify()
-        text = "%s from %r is stuck, %g seconds after its interruption (%s: %s). Its thread is given up at\n%s"
+        text = "%s from %r is stuck, %g seconds after its interruption (%s: %s). "
+        text += "Its thread is given up at\n%s"
         grace, kind = self._config.WORKER_GRACE, type(cause).__name__
         arguments = delivery, delivery.queue, grace, kind, cause, stack
         _log(logging.ERROR, text, *arguments, extra=delivery.extra)
 
 
 _WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
-_TALLIES = ("received", "succeeded", "failed", "timed_out", "rejected", "discarded", "requeued", "lost")
+_TALLIES = (
+    "received",
+    "succeeded",
+    "failed",
+    "timed_out",
+    "rejected",
+    "discarded",
+    "requeued",
+    "lost",
+)
 
 
-# --- Worker ---------------------------------------------------------------------------------------
+# --- Worker --------------------------------------------------------------------------------------
 
 
 class Worker:
@@ -5342,8 +5523,8 @@ class Worker:
             raise
 
     def run(self) -> None:
-        """Run until stopped. Raise RuntimeError if it runs or ran already, and what the worker fails
-        with."""
+        """Run until stopped. Raise RuntimeError if it runs or ran already, and what the worker
+        fails with."""
         self.start()
         try:
             self.join()
@@ -5394,9 +5575,9 @@ class Worker:
 
     @property
     def healthy(self) -> bool:
-        """Whether it is really consuming all of its queues, or has paused on purpose (max_load), and
-        all of its threads live and do what is due: none is stuck in a task that was to end, and no
-        message waits to be forwarded."""
+        """Whether it is really consuming all of its queues, or has paused on purpose (max_load),
+        and all of its threads live and do what is due: none is stuck in a task that was to end, and
+        no message waits to be forwarded."""
         connection = self._keeper.usable
         if connection is None or self._pool.stopping or not self._supervisor.is_alive():
             return False
@@ -5487,12 +5668,14 @@ class Worker:
         return min(times)
 
     def _subscribe(self, connection: _Connection, queue: str) -> None:
-        """Begin to consume a queue. What is wrong with it is tried again after a pause, and costs no
-        other queue anything. Raise AMQPError when the connection is lost."""
+        """Begin to consume a queue. What is wrong with it is tried again after a pause, and costs
+        no other queue anything. Raise AMQPError when the connection is lost."""
         until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
         try:
             _ensure_queue(connection, queue, self.app._queue_arguments(queue), until)
-            channel = connection.changes.wait_for(lambda: self._new_channel(connection, queue), until)
+            channel = connection.changes.wait_for(
+                lambda: self._new_channel(connection, queue), until
+            )
             if channel is None:
                 raise AMQPChannelError("its connection has no free channel (channel_max)")
             channel.waiting.subscribe(self._wakeup)
@@ -5592,7 +5775,8 @@ class Worker:
         is_named = "acknowledgement" in error
         if is_named or ("cancelled" in error and age > LEAST_CONSUMER_TIMEOUT):
             perhaps = "" if is_named else "perhaps "
-            text = "%s from %r was in hand for %.0f s, %slonger than RabbitMQ's consumer_timeout: it runs again. %s"
+            text = "%s from %r was in hand for %.0f s, %slonger than RabbitMQ's consumer_timeout: "
+            text += "it runs again. %s"
             arguments = oldest, oldest.queue, age, perhaps, CONSUMER_TIMEOUT_HELP
             _log(logging.ERROR, text, *arguments, extra=oldest.extra)
 
@@ -5618,9 +5802,14 @@ class Worker:
     # -- how many messages it holds
 
     def _first_prefetch(self) -> int:
-        """Return what the first consumer of each queue may hold: together enough for the threads."""
+        """Return what the first consumer of each queue may hold: together enough for the
+        threads."""
         config = self._config
-        share = -(-config.WORKER_THREADS // len(self.queues)) if self._adjusts else config.WORKER_THREADS
+        share = (
+            -(-config.WORKER_THREADS // len(self.queues))
+            if self._adjusts
+            else config.WORKER_THREADS
+        )
         return config.WORKER_PREFETCH or share
 
     def _adjust_prefetch(self) -> None:

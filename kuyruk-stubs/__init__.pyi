@@ -1697,7 +1697,7 @@ class _Prefetch:
         ...
 
 class Journal:
-    crashes: Mapping[str, tuple[int, bool]] = types.MappingProxyType({})
+    crashes: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
 
     def begin(self, id: str) -> None:
         ...
@@ -1705,7 +1705,7 @@ class Journal:
     def end(self, id: str) -> None:
         ...
 
-    def count(self, id: str) -> tuple[int, bool]:
+    def count(self, id: str) -> tuple[int, int]:
         ...
 
     def clear(self, id: str) -> None:

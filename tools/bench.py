@@ -1,25 +1,30 @@
 """`make bench`: this project beside other task queues, and beside loops on bare client libraries.
 
-    python tools/bench.py [--quick] [--rounds N] [--only ROW,...] [--contenders NAME,...] [--growth] [--fairness]
+    python tools/bench.py [--quick] [--rounds N] [--only ROW,...] [--contenders NAME,...] [--growth]
+    [--fairness]
 
-Installs the peers into build/bench-venv, starts a private RabbitMQ, and measures each contender in processes of its
-own: a worker (the contender's own command line), a process that sends, or both. What is measured is in MEASUREMENTS,
-with what, in CONTENDERS. In each round the contenders of a measurement take turns, and each round begins with another
-one: this kind of machine changes its speed by a factor of two within minutes, so only figures of one round compare.
-What the hypervisor has stolen meanwhile is noted beside each figure.
+Installs the peers into build/bench-venv, starts a private RabbitMQ, and measures each contender in
+processes of its own: a worker (the contender's own command line), a process that sends, or both.
+What is measured is in MEASUREMENTS, with what, in CONTENDERS. In each round the contenders of a
+measurement take turns, and each round begins with another one: this kind of machine changes its
+speed by a factor of two within minutes, so only figures of one round compare. What the hypervisor
+has stolen meanwhile is noted beside each figure.
 
-A worker's tasks are sent before it starts. They are copies of a message that the contender itself has sent, each with
-a number and an id of its own. The clock runs from when a tenth of them has run until all have. Then it is checked:
+A worker's tasks are sent before it starts. They are copies of a message that the contender itself
+has sent, each with a number and an id of its own. The clock runs from when a tenth of them has run
+until all have. Then it is checked:
 
 - Each task has run once, and no message is left: it has been acknowledged.
 - Each result is the one that was asked for. Each message that was sent is in the queue.
 - Messages and queues are persistent (Kuyruk 10's messages can't be; the table says so).
 
-Results are in build/bench: table.md, throughput.svg, cost.svg, results.json. Instead of them, `--growth` measures how
-this project's cost grows with lengths and sizes (growth.md), and `--fairness`, how long messages wait while a thread is
-free (fairness.md). `--quick` takes two minutes, and gives figures to try the tool with, not to compare. Linux (/proc).
+Results are in build/bench: table.md, throughput.svg, cost.svg, results.json. Instead of them,
+`--growth` measures how this project's cost grows with lengths and sizes (growth.md), and
+`--fairness`, how long messages wait while a thread is free (fairness.md). `--quick` takes two
+minutes, and gives figures to try the tool with, not to compare. Linux (/proc).
 
-Exit code: 0 if all was measured (whether or not the targets are met), 1 if something failed, 2 for wrong arguments.
+Exit code: 0 if all was measured (whether or not the targets are met), 1 if something failed, 2 for
+wrong arguments.
 """
 
 from __future__ import annotations
@@ -40,12 +45,28 @@ import bench_fairness
 import bench_growth
 from amqpstorm.exception import AMQPError
 from bench_broker import BenchError
-from bench_measure import CONTENDERS, IDLE, MEASUREMENTS, PYTHON, ROOT, VENV, Bench, Contender, Measurement
+from bench_measure import (
+    CONTENDERS,
+    IDLE,
+    MEASUREMENTS,
+    PYTHON,
+    ROOT,
+    VENV,
+    Bench,
+    Contender,
+    Measurement,
+)
 from bench_process import stolen_since, stolen_time
 from bench_report import ROWS, Figure, Results, report
 from rabbitmq_node import RabbitmqError, RabbitmqNode
 
-PEERS = ("kuyruk==10.2.2", "dramatiq[rabbitmq]==2.2.1", "celery==5.7.0", "amqp==5.4.2", "pika==1.4.4")
+PEERS = (
+    "kuyruk==10.2.2",
+    "dramatiq[rabbitmq]==2.2.1",
+    "celery==5.7.0",
+    "amqp==5.4.2",
+    "pika==1.4.4",
+)
 OURS = ("amqpstorm>=3.1.3,<3.2",)
 #: What `versions` prints, beside Python and RabbitMQ.
 LIBRARIES = ("amqpstorm", "pamqp", "kuyruk", "dramatiq", "celery", "kombu", "amqp", "pika")
@@ -61,9 +82,20 @@ class Run:
         self.results = Results()
         self.bench = bench
         self._arguments = arguments
-        chosen = [m for m in (*MEASUREMENTS, IDLE) if not arguments.only or set(m.rows) & set(arguments.only)]
+        chosen = [
+            m
+            for m in (*MEASUREMENTS, IDLE)
+            if not arguments.only or set(m.rows) & set(arguments.only)
+        ]
         self._plan = [
-            (measurement, [CONTENDERS[name] for name in measurement.contenders if name in arguments.contenders])
+            (
+                measurement,
+                [
+                    CONTENDERS[name]
+                    for name in measurement.contenders
+                    if name in arguments.contenders
+                ],
+            )
             for measurement in chosen
         ]
 
@@ -87,7 +119,8 @@ class Run:
 
     @contextlib.contextmanager
     def _noting(self, number: int, what: str) -> Iterator[Callable[[str, dict[str, float]], None]]:
-        """Notes figures together with the time that was stolen; or why there are none, and goes on."""
+        """Notes figures together with the time that was stolen; or why there are none, and goes
+        on."""
         before = stolen_time()
         found: dict[str, dict[str, float]] = {}
         try:
@@ -98,7 +131,9 @@ class Run:
             self.bench.broker.reset()
         stolen = stolen_since(before)
         for name, figures in found.items():
-            self.results.figures += [Figure(row, name, number, value, stolen) for row, value in figures.items()]
+            self.results.figures += [
+                Figure(row, name, number, value, stolen) for row, value in figures.items()
+            ]
             text = "  ".join(f"{row} {value:.4g}" for row, value in figures.items())
             say(f"  {number + 1} {name:16} {text}  (stolen {stolen:.0%})")
 
@@ -125,7 +160,9 @@ def make_environment() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     text = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {LIBRARIES!r}}}))"
-    done = subprocess.run([PYTHON, "-c", text], check=True, timeout=60, capture_output=True, text=True)
+    done = subprocess.run(
+        [PYTHON, "-c", text], check=True, timeout=60, capture_output=True, text=True
+    )
     found: dict[str, str] = json.loads(done.stdout)
     return {"python": platform.python_version(), **found}
 
@@ -140,24 +177,61 @@ def names(known: Iterable[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         chosen = text.split(",")
         if unknown := set(chosen) - set(known):
-            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
+            raise argparse.ArgumentTypeError(
+                f"unknown: {', '.join(unknown)}; there are {', '.join(known)}"
+            )
         return chosen
 
     return parse
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="This project beside others: see the top of tools/bench.py.")
+    parser = argparse.ArgumentParser(
+        description="This project beside others: see the top of tools/bench.py."
+    )
     add = parser.add_argument
-    add("--quick", action="store_true", help="one short round, to try the tool; smaller maxima of --growth")
+    add(
+        "--quick",
+        action="store_true",
+        help="one short round, to try the tool; smaller maxima of --growth",
+    )
     add("--rounds", type=int, help="of each measurement (default: 5; with --quick: 1)")
-    add("--seconds", type=float, help="that a measurement takes, about (default: 2; with --quick: 0.25)")
-    add("--only", type=names(ROWS), default=[], metavar="ROW,...", help=f"these rows: {', '.join(ROWS)}")
+    add(
+        "--seconds",
+        type=float,
+        help="that a measurement takes, about (default: 2; with --quick: 0.25)",
+    )
+    add(
+        "--only",
+        type=names(ROWS),
+        default=[],
+        metavar="ROW,...",
+        help=f"these rows: {', '.join(ROWS)}",
+    )
     everyone = list(CONTENDERS)
-    add("--contenders", type=names(everyone), default=everyone, metavar="NAME,...", help=", ".join(everyone))
-    add("--out", default=os.path.join(ROOT, "build", "bench"), metavar="FOLDER", help="default: %(default)s")
-    add("--growth", action="store_true", help="measure how the cost of a task grows, instead of the table")
-    add("--fairness", action="store_true", help="measure how long messages wait, instead of the table")
+    add(
+        "--contenders",
+        type=names(everyone),
+        default=everyone,
+        metavar="NAME,...",
+        help=", ".join(everyone),
+    )
+    add(
+        "--out",
+        default=os.path.join(ROOT, "build", "bench"),
+        metavar="FOLDER",
+        help="default: %(default)s",
+    )
+    add(
+        "--growth",
+        action="store_true",
+        help="measure how the cost of a task grows, instead of the table",
+    )
+    add(
+        "--fairness",
+        action="store_true",
+        help="measure how long messages wait, instead of the table",
+    )
     arguments = parser.parse_args()
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
     arguments.seconds = arguments.seconds or (0.25 if arguments.quick else 2.0)

@@ -53,8 +53,13 @@ class Pattern(NamedTuple):
         """Ready to be written on channel 1: each with its number, and ids that nobody else has."""
         body = self._changed(self.body, options).replace(TEXT, "x" * options.size).encode()
         properties = commands.Basic.Properties(**self._changed(self.properties, options))
-        frames: list[Any] = [commands.Basic.Publish(routing_key=queue), header.ContentHeader(0, len(body), properties)]
-        frames += [ContentBody(body[start : start + MAX_BODY]) for start in range(0, len(body), MAX_BODY)]
+        frames: list[Any] = [
+            commands.Basic.Publish(routing_key=queue),
+            header.ContentHeader(0, len(body), properties),
+        ]
+        frames += [
+            ContentBody(body[start : start + MAX_BODY]) for start in range(0, len(body), MAX_BODY)
+        ]
         written = b"".join(frame.marshal(each, 1) for each in frames)
         old, ids = b"%d" % NUMBER, set(ID.findall(written))
         for number in numbers:
@@ -66,7 +71,11 @@ class Pattern(NamedTuple):
     def _changed(self, value: Any, options: Options) -> Any:
         if isinstance(value, dict):
             return {k: self._changed(v, options) for k, v in value.items()}
-        return value.replace(str(MILLISECONDS), str(options.milliseconds)) if isinstance(value, str) else value
+        return (
+            value.replace(str(MILLISECONDS), str(options.milliseconds))
+            if isinstance(value, str)
+            else value
+        )
 
 
 class Broker:
@@ -104,7 +113,8 @@ class Broker:
     def expect(self, queue: str, count: int | None) -> None:
         """Waits until nobody consumes, and there are so many messages (None: however many).
 
-        When a consumer is gone, what it had in hand is back. Raises BenchError if nothing changes for some seconds.
+        When a consumer is gone, what it had in hand is back. Raises BenchError if nothing changes
+        for some seconds.
         """
         seen, since = (-1, -1), time.monotonic()
         while True:
@@ -115,7 +125,9 @@ class Broker:
             if now != seen:
                 seen, since = now, time.monotonic()
             elif time.monotonic() > since + PATIENCE / 10:
-                raise BenchError(f"{now[0]} messages are in {queue}, not {count}; consumers: {now[1]}")
+                raise BenchError(
+                    f"{now[0]} messages are in {queue}, not {count}; consumers: {now[1]}"
+                )
             time.sleep(0.01)
 
     def is_next_persistent(self, queue: str) -> bool:
@@ -142,13 +154,17 @@ class Broker:
             self._patterns[queue, name] = Pattern(properties, message._body.decode())
         return all(persistent)
 
-    def fill(self, queue: str, task: str, numbers: Sequence[int], options: Options = NO_OPTIONS) -> None:
+    def fill(
+        self, queue: str, task: str, numbers: Sequence[int], options: Options = NO_OPTIONS
+    ) -> None:
         """Puts a message for each number into a queue, and waits until they are there."""
         before = self.count(queue)
         self.write(self.copies(queue, task, numbers, options))
         self.expect(queue, before + len(numbers))
 
-    def copies(self, queue: str, task: str, numbers: Iterable[int], options: Options = NO_OPTIONS) -> Iterator[bytes]:
+    def copies(
+        self, queue: str, task: str, numbers: Iterable[int], options: Options = NO_OPTIONS
+    ) -> Iterator[bytes]:
         """To be written."""
         return self._patterns[queue, task].copies(queue, numbers, options)
 
@@ -181,7 +197,10 @@ class Marks:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._memory.close()
         self._times.close()
@@ -196,7 +215,8 @@ class Marks:
         return self.count - self._memory[:].count(b"\0")
 
     def wait_for(self, count: int, worker: Checked, pause: float = 0.003) -> float:
-        """Until so many tasks have run. Returns when it was seen. Raises BenchError if that gets nowhere."""
+        """Until so many tasks have run. Returns when it was seen. Raises BenchError if that gets
+        nowhere."""
         done, since = -1, time.monotonic()
         while True:
             now = self.done()
@@ -205,7 +225,9 @@ class Marks:
             if now != done:
                 done, since = now, time.monotonic()
             elif time.monotonic() > since + PATIENCE:
-                raise BenchError(f"{now} of {self.count} tasks have run, and no more in {PATIENCE:g} s")
+                raise BenchError(
+                    f"{now} of {self.count} tasks have run, and no more in {PATIENCE:g} s"
+                )
             worker.check()
             time.sleep(pause)
 
@@ -216,5 +238,3 @@ class Marks:
         if wrong:
             text = ", ".join(f"{n} ran {times} times" for times, n in wrong.items())
             raise BenchError(f"of {self.count} tasks {text}")
-
-

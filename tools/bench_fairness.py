@@ -1,9 +1,9 @@
 """How long messages wait while a thread is free : two workers with 8 threads each.
 
-Two streams: tasks of 1 s, all sent at once; and tasks of 1 s and of 1 ms at random times, which keep the threads busy
-for 60 % of the time. Each task notes when it has begun and ended. From that follows when at least one thread of the
-two workers was free, and for each message, how much of its waiting was at such times: a message that waits while all
-threads are busy waits for a good reason.
+Two streams: tasks of 1 s, all sent at once; and tasks of 1 s and of 1 ms at random times, which
+keep the threads busy for 60 % of the time. Each task notes when it has begun and ended. From that
+follows when at least one thread of the two workers was free, and for each message, how much of its
+waiting was at such times: a message that waits while all threads are busy waits for a good reason.
 
 Each peer is configured for tasks that take long: it holds no more messages than it has threads.
 """
@@ -30,7 +30,11 @@ LONG, SHORT = 1000, 1  #: Milliseconds.
 BUSY = 0.6  #: Part of the threads' time.
 SHORT_RATE = 100.0  #: Per second.
 #: No more messages than threads, in each peer's way. Ours does that by itself.
-SETTINGS = {"BENCH_MODE": "fair", "BENCH_PREFETCH": str(THREADS), "dramatiq_queue_prefetch": str(THREADS)}
+SETTINGS = {
+    "BENCH_MODE": "fair",
+    "BENCH_PREFETCH": str(THREADS),
+    "dramatiq_queue_prefetch": str(THREADS),
+}
 CHOSEN = ("kuyruk", "dramatiq", "celery", "amqpstorm-pool")
 
 Say = Callable[[str], None]
@@ -65,7 +69,10 @@ class Waits(NamedTuple):
 
 def waits(sent: Sequence[float], times: Sequence[tuple[float, float]]) -> Waits:
     free = FreeTime(times)
-    found = sorted((free.until(began) - free.until(at)) * 1000 for at, (began, _) in zip(sent, times, strict=True))
+    found = sorted(
+        (free.until(began) - free.until(at)) * 1000
+        for at, (began, _) in zip(sent, times, strict=True)
+    )
     total = max(end for _, end in times) - min(sent)
     return Waits(found[len(found) // 2], found[int(len(found) * 0.99)], found[-1], total)
 
@@ -74,7 +81,9 @@ class FreeTime:
     """How long, since long ago, a thread was free."""
 
     def __init__(self, times: Iterable[tuple[float, float]]) -> None:
-        changes = sorted(itertools.chain.from_iterable(((began, 1), (end, -1)) for began, end in times))
+        changes = sorted(
+            itertools.chain.from_iterable(((began, 1), (end, -1)) for began, end in times)
+        )
         self._moments, self._sums, self._free = [0.0], [0.0], [True]
         busy = 0
         for at, change in changes:
@@ -94,7 +103,8 @@ def run(bench: Bench, contender: Contender, messages: Sequence[Message]) -> Wait
         marks = stack.enter_context(Marks(len(messages), bench.folder))
         settings = SETTINGS | ({"BENCH_MODE": contender.mode} if contender.mode else {})
         workers = [
-            stack.enter_context(bench.worker(contender, marks, THREADS, **settings)) for _ in range(WORKERS)
+            stack.enter_context(bench.worker(contender, marks, THREADS, **settings))
+            for _ in range(WORKERS)
         ]
         wait_for_consumers(bench, contender, workers)
         sent = send(bench, contender, messages)
@@ -136,8 +146,14 @@ def send(bench: Bench, contender: Contender, messages: Sequence[Message]) -> lis
 def measure(bench: Bench, contenders: Sequence[str], folder: str, say: Say) -> list[str]:
     """Writes fairness.md. Returns what failed."""
     failures: list[str] = []
-    rows = [f"# How long a message waited while a thread was free, of {WORKERS} workers with {THREADS} threads", ""]
-    rows += ["| | median ms | 99 % ms | longest ms | all done, s | stolen |", "|---|--:|--:|--:|--:|--:|"]
+    rows = [
+        f"# How long a message waited while a thread was free, of {WORKERS} workers with {THREADS} threads",
+        "",
+    ]
+    rows += [
+        "| | median ms | 99 % ms | longest ms | all done, s | stolen |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
     for stream, messages in streams(5.0 if bench.is_quick else 30.0).items():
         rows.append(f"| **{stream}** | | | | | |")
         for name in filter(contenders.__contains__, CHOSEN):

@@ -1,8 +1,8 @@
 """How the cost of one task grows: with what waits, its size, threads, prefetch, and deadlines.
 
-Of this project's worker only. Each series changes one number; the cost is CPU time of the worker, which the rest of
-the machine disturbs less than the clock. In a queue of a million, only the first thousands are run: what is asked is
-what they cost while the others wait.
+Of this project's worker only. Each series changes one number; the cost is CPU time of the worker,
+which the rest of the machine disturbs less than the clock. In a queue of a million, only the first
+thousands are run: what is asked is what they cost while the others wait.
 """
 
 from __future__ import annotations
@@ -47,10 +47,14 @@ def series(is_quick: bool) -> dict[str, list[Point]]:
     in_flight = powers(1, 100 if is_quick else 10_000)
     return {
         "messages that wait": [Point(n, count, waiting=n) for n in lengths],
-        "bytes of an argument": [Point(n, max(20, min(count, 200_000_000 // n)), size=n) for n in sizes],
+        "bytes of an argument": [
+            Point(n, max(20, min(count, 200_000_000 // n)), size=n) for n in sizes
+        ],
         "threads": [Point(n, count, threads=n) for n in powers(1, 128, 2)],
         "prefetch": [Point(n, count, prefetch=n) for n in powers(1, 1_000)],
-        "running tasks with deadlines": [Point(n, count, threads=n + 8, deadlines=n) for n in in_flight],
+        "running tasks with deadlines": [
+            Point(n, count, threads=n + 8, deadlines=n) for n in in_flight
+        ],
     }
 
 
@@ -68,7 +72,9 @@ def run(bench: Bench, point: Point) -> Drained:
         bench.broker.fill(contender.queue, task, range(first, total), Options(size=point.size))
         arguments = [] if point.prefetch is None else ["--prefetch", str(point.prefetch)]
         mode = "deadlines" if first else ""
-        worker = stack.enter_context(bench.worker(contender, marks, point.threads, arguments, BENCH_MODE=mode))
+        worker = stack.enter_context(
+            bench.worker(contender, marks, point.threads, arguments, BENCH_MODE=mode)
+        )
         drained = drained_by(worker, marks, point.tasks // 10, point.tasks)
         bench.kill(worker)
         marks.check(complete=False)
@@ -89,9 +95,15 @@ def growth(values: Sequence[tuple[int, float]]) -> Iterator[str]:
 
 
 def lines(name: str, points: Sequence[tuple[Point, list[Drained]]]) -> Iterator[str]:
-    costs = [(point.at, statistics.median(each.cpu for each in found)) for point, found in points if found]
+    costs = [
+        (point.at, statistics.median(each.cpu for each in found))
+        for point, found in points
+        if found
+    ]
     yield f"| **{name}** | | | | |"
-    for (point, found), power in zip([pair for pair in points if pair[1]], growth(costs), strict=True):
+    for (point, found), power in zip(
+        [pair for pair in points if pair[1]], growth(costs), strict=True
+    ):
         rate = statistics.median(each.rate for each in found)
         cost = statistics.median(each.cpu for each in found)
         memory = max(each.peak for each in found)
@@ -114,7 +126,9 @@ def measure(bench: Bench, rounds: int, folder: str, say: Say) -> list[str]:
                     say(f"  {number + 1} {name} {point.at:,}: FAILED: {error}")
                     continue
                 found.append(drained)
-                say(f"  {number + 1} {name} {point.at:,}: {drained.cpu:.3g} ms CPU a task, {drained.rate:,.0f}/s")
+                say(
+                    f"  {number + 1} {name} {point.at:,}: {drained.cpu:.3g} ms CPU a task, {drained.rate:,.0f}/s"
+                )
     text = "\n".join(["# How the cost of a task grows", "", *head(), *body(results), ""])
     with open(os.path.join(folder, "growth.md"), "w", encoding="utf-8") as file:
         file.write(text)
@@ -124,7 +138,12 @@ def measure(bench: Bench, rounds: int, folder: str, say: Say) -> list[str]:
 
 def head() -> list[str]:
     about = "Power: how the CPU time of a task has grown since where it was least; 0: not at all; 1: linearly."
-    return [about, "", "| | CPU ms a task | tasks per second | peak MiB | power |", "|--:|--:|--:|--:|--:|"]
+    return [
+        about,
+        "",
+        "| | CPU ms a task | tasks per second | peak MiB | power |",
+        "|--:|--:|--:|--:|--:|",
+    ]
 
 
 def body(results: dict[str, list[tuple[Point, list[Drained]]]]) -> list[str]:

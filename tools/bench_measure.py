@@ -50,11 +50,21 @@ class Contender:
     def environment(self, url: str, ours: str, threads: int | None = None) -> dict[str, str]:
         """ours: the folder that our files are in."""
         path = TOOLS if self.module != "ours" else f"{ours}{os.pathsep}{TOOLS}"
-        own = {"BENCH_URL": url, "BENCH_QUEUE": self.queue, "BENCH_MODE": self.mode, "PYTHONPATH": path}
+        own = {
+            "BENCH_URL": url,
+            "BENCH_QUEUE": self.queue,
+            "BENCH_MODE": self.mode,
+            "PYTHONPATH": path,
+        }
         own |= {"BENCH_THREADS": str(threads or self.threads), "PYTHONUNBUFFERED": "1"}
         if self.prefetch is not None:
-            own |= {"BENCH_PREFETCH": str(self.prefetch), "dramatiq_queue_prefetch": str(self.prefetch)}
-        return {k: v for k, v in os.environ.items() if not k.startswith(("KUYRUK_", "BENCH_", "PYTHON"))} | own
+            own |= {
+                "BENCH_PREFETCH": str(self.prefetch),
+                "dramatiq_queue_prefetch": str(self.prefetch),
+            }
+        return {
+            k: v for k, v in os.environ.items() if not k.startswith(("KUYRUK_", "BENCH_", "PYTHON"))
+        } | own
 
     def worker(self, threads: int | None = None) -> list[str]:
         text = self.command.format(threads=threads or self.threads, queue=self.queue)
@@ -71,9 +81,18 @@ _CELERY_ABOUT += " no gossip, mingle, heartbeats, events, remote control"
 CONTENDERS = {
     contender.name: contender
     for contender in (
-        Contender("kuyruk", "ours", "python -m kuyruk_worker -p 1 -t 8", _OURS + "1", "import kuyruk", 9000),
+        Contender(
+            "kuyruk",
+            "ours",
+            "python -m kuyruk_worker -p 1 -t 8",
+            _OURS + "1",
+            "import kuyruk",
+            9000,
+        ),
         Contender("kuyruk-2", "ours", "python -m kuyruk_worker -p 2 -t 8", _OURS + "2", "", 12000),
-        Contender("kuyruk-embedded", "ours", "app.worker(threads=8) in a program", _EMBEDDED, "", 9000),
+        Contender(
+            "kuyruk-embedded", "ours", "app.worker(threads=8) in a program", _EMBEDDED, "", 9000
+        ),
         Contender(
             "kuyruk10",
             "kuyruk10",
@@ -183,14 +202,24 @@ DRAINING = tuple(name for name in CONTENDERS if name != "pika-confirmed")
 SENDERS = ("kuyruk", "kuyruk10", "dramatiq", "celery", "amqpstorm", "py-amqp", "pika")
 CONFIRMING = tuple(name for name in SENDERS if name != "kuyruk10")
 NAPPING = ("kuyruk", "kuyruk10", "dramatiq", "celery", "amqpstorm-pool")
-CALLERS = ("kuyruk", "kuyruk10", "celery", "amqpstorm", "amqpstorm-event", "py-amqp", "pika", "pika-confirmed")
+CALLERS = (
+    "kuyruk",
+    "kuyruk10",
+    "celery",
+    "amqpstorm",
+    "amqpstorm-event",
+    "py-amqp",
+    "pika",
+    "pika-confirmed",
+)
 
 
 # --- Measurements --------------------------------------------------------------
 
 
 class Bench:
-    """Measures one thing, of one contender, once. Each measurement returns figures by the name of their row."""
+    """Measures one thing, of one contender, once. Each measurement returns figures by the name of
+    their row."""
 
     def __init__(self, node: RabbitmqNode, folder: str, seconds: float, is_quick: bool) -> None:
         self.broker = Broker(node.url)
@@ -206,7 +235,8 @@ class Bench:
         for name in ("kuyruk.py", "kuyruk_worker.py"):
             with open(shutil.copy(os.path.join(ROOT, name), self.ours), "rb") as file:
                 digest.update(file.read())
-        self.version = digest.hexdigest()[:12]  #: Of what is measured, whatever its version number says.
+        #: Of what is measured, whatever its version number says.
+        self.version = digest.hexdigest()[:12]
 
     def load(self, contender: Contender, what: str, **options: Any) -> dict[str, float]:
         environment = contender.environment(self._node.url, self.ours)
@@ -237,7 +267,9 @@ class Bench:
             raise BenchError(f"its messages are {'' if persistent else 'not '}persistent")
         self._sampled.add(contender.name)
 
-    def send(self, contender: Contender, row: str, threads: int = 1, **options: Any) -> dict[str, float]:
+    def send(
+        self, contender: Contender, row: str, threads: int = 1, **options: Any
+    ) -> dict[str, float]:
         facts = self.load(contender, "send", threads=threads, seconds=self.seconds, **options)
         self._check_sent(contender, facts)
         cost = {"send": "send_cpu", "send_confirmed": "send_confirmed_cpu"}
@@ -257,7 +289,12 @@ class Bench:
         self.broker.purge(contender.queue)
 
     def drain(
-        self, contender: Contender, task: str, count: int, threads: int | None = None, milliseconds: int = 0
+        self,
+        contender: Contender,
+        task: str,
+        count: int,
+        threads: int | None = None,
+        milliseconds: int = 0,
     ) -> Drained:
         with contextlib.ExitStack() as stack:
             marks = stack.enter_context(Marks(count, self.folder))
@@ -271,8 +308,8 @@ class Bench:
         return dataclasses.replace(drained, start=first - worker.began)
 
     def kill(self, worker: Worker) -> None:
-        """What it hasn't acknowledged by now is back in the queue, for `Broker.expect` to find. A graceful end would
-        tell the same, but takes some peers ten seconds."""
+        """What it hasn't acknowledged by now is back in the queue, for `Broker.expect` to find. A
+        graceful end would tell the same, but takes some peers ten seconds."""
         time.sleep(0.2)
         worker.kill()
 
@@ -314,7 +351,12 @@ class Bench:
                 # Its end is seen on its pipe: a `wait` with a timeout looks every 50 ms only.
                 command = [PYTHON, "-c", text]
                 subprocess.run(
-                    command, env=environment, cwd=self.folder, check=True, timeout=PATIENCE, capture_output=True
+                    command,
+                    env=environment,
+                    cwd=self.folder,
+                    check=True,
+                    timeout=PATIENCE,
+                    capture_output=True,
                 )
                 if turn:  # the first one may compile
                     times[text].append(time.monotonic() - began)
@@ -333,10 +375,16 @@ class Bench:
                 workers[contender.name] = stack.enter_context(self.worker(contender, marks))
                 marks.wait_for(1, workers[contender.name])
             time.sleep(2.0)
-            before = {name: (worker.idle_cpu(), time.monotonic()) for name, worker in workers.items()}
+            before = {
+                name: (worker.idle_cpu(), time.monotonic()) for name, worker in workers.items()
+            }
             time.sleep(seconds)
             return {
-                name: {"idle": (worker.idle_cpu() - before[name][0]) / (time.monotonic() - before[name][1]) * 100}
+                name: {
+                    "idle": (worker.idle_cpu() - before[name][0])
+                    / (time.monotonic() - before[name][1])
+                    * 100
+                }
                 for name, worker in workers.items()
             }
 
@@ -377,11 +425,17 @@ class Measurement:
 MEASUREMENTS = (
     Measurement(("send", "send_cpu"), SENDERS, lambda b, c: b.send(c, "send", confirm=False)),
     Measurement(
-        ("send_confirmed", "send_confirmed_cpu"), CONFIRMING, lambda b, c: b.send(c, "send_confirmed", confirm=True)
+        ("send_confirmed", "send_confirmed_cpu"),
+        CONFIRMING,
+        lambda b, c: b.send(c, "send_confirmed", confirm=True),
     ),
-    Measurement(("send_16",), CONFIRMING, lambda b, c: b.send(c, "send_16", threads=16, confirm=True)),
+    Measurement(
+        ("send_16",), CONFIRMING, lambda b, c: b.send(c, "send_16", threads=16, confirm=True)
+    ),
     Measurement(("batch",), ("kuyruk", "kuyruk10"), Bench.batch),
-    Measurement(("send_large",), CONFIRMING, lambda b, c: b.send(c, "send_large", confirm=True, large=True)),
+    Measurement(
+        ("send_large",), CONFIRMING, lambda b, c: b.send(c, "send_large", confirm=True, large=True)
+    ),
     Measurement(("drain", "drain_cpu", "start", "memory", "memory_all"), DRAINING, Bench.no_ops),
     Measurement(("drain_large",), DRAINING, Bench.large),
     Measurement(("nap_10",), NAPPING, lambda b, c: b.naps(c, "nap_10", SHORT_NAPS)),

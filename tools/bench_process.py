@@ -38,21 +38,28 @@ class Worker:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.kill()
 
     def check(self) -> None:
         """Raises BenchError if it has ended."""
         if self._process.poll() is not None:
-            raise BenchError(f"its worker has ended with exit code {self._process.returncode}: {self._last_words()}")
+            raise BenchError(
+                f"its worker has ended with exit code {self._process.returncode}: {self._last_words()}"
+            )
 
     def _last_words(self) -> str:
         with open(self._log, encoding="utf-8", errors="replace") as log:
             return " | ".join(log.read().split("\n")[-5:])
 
     def kill(self) -> None:
-        while pids := [pid for pid in self._pids() if pid != self._process.pid or self._process.poll() is None]:
+        while pids := [
+            pid for pid in self._pids() if pid != self._process.pid or self._process.poll() is None
+        ]:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -61,7 +68,11 @@ class Worker:
 
     def _pids(self) -> list[int]:
         """Of its session, without zombies."""
-        return [pid for pid, stat in _processes() if stat.session == self._process.pid and stat.state != "Z"]
+        return [
+            pid
+            for pid, stat in _processes()
+            if stat.session == self._process.pid and stat.state != "Z"
+        ]
 
     def cpu(self) -> float:
         """Seconds of all of its processes, those that have ended included."""
@@ -97,7 +108,9 @@ def _processes() -> list[tuple[int, _Stat]]:
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
-            found.append((int(name), _Stat(fields[0], int(fields[3]), sum(map(int, fields[11:15])))))
+            found.append(
+                (int(name), _Stat(fields[0], int(fields[3]), sum(map(int, fields[11:15]))))
+            )
     return found
 
 
@@ -110,13 +123,23 @@ def _kilobytes(pid: int, file: str, key: str) -> int:
 
 
 def run_load(
-    python: str, module: str, what: str, options: dict[str, Any], environment: dict[str, str], folder: str
+    python: str,
+    module: str,
+    what: str,
+    options: dict[str, Any],
+    environment: dict[str, str],
+    folder: str,
 ) -> dict[str, float]:
     """Runs bench_contenders/load.py to its end, and returns what it prints."""
     command = [python, "-m", "bench_contenders.load", module, what, json.dumps(options)]
     try:
         done = subprocess.run(
-            command, env=environment, cwd=folder, capture_output=True, text=True, timeout=PATIENCE + 60
+            command,
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE + 60,
         )
         facts: dict[str, float] = json.loads(done.stdout)
     except ValueError:

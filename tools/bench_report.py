@@ -72,7 +72,9 @@ class Results:
     def ratio(self, row: str, contender: str, other: str, other_row: str = "") -> float | None:
         """The median of the ratios in each round: the machine's speed changes between rounds."""
         own, others = self.rounds(row, contender), self.rounds(other_row or row, other)
-        ratios = [own[n].value / others[n].value for n in own.keys() & others.keys() if others[n].value]
+        ratios = [
+            own[n].value / others[n].value for n in own.keys() & others.keys() if others[n].value
+        ]
         return statistics.median(ratios) if ratios else None
 
 
@@ -100,7 +102,11 @@ class Target:
     def judge(self, results: Results) -> Verdict | None:
         """None if it wasn't measured."""
         more = ROWS[self.row].more_is_better
-        values = {n: v for n in self.others if (v := results.median(self.other_row or self.row, n)) is not None}
+        values = {
+            n: v
+            for n in self.others
+            if (v := results.median(self.other_row or self.row, n)) is not None
+        }
         if self.others and not values:
             return None
         best = (max if more else min)(values, key=lambda name: values[name], default="")
@@ -112,7 +118,12 @@ class Target:
             of = f" ({ROWS[self.other_row].title})" if self.other_row else ""
             text += f" / {best}{of}"
         wanted = f"{'≥' if more else '≤'} {self.limit:g}{' (aim)' if self.is_aim else ''}"
-        return Verdict(text, wanted, f"{measured:.3g}", measured >= self.limit if more else measured <= self.limit)
+        return Verdict(
+            text,
+            wanted,
+            f"{measured:.3g}",
+            measured >= self.limit if more else measured <= self.limit,
+        )
 
     def _measure(self, results: Results, best: str) -> float | None:
         if not best:
@@ -124,11 +135,19 @@ class ImportTarget(Target):
     """Not a ratio, but a difference: amqpstorm's own import is part of ours."""
 
     def judge(self, results: Results) -> Verdict | None:
-        own, theirs = results.median(self.row, self.contender), results.median(self.row, "amqpstorm")
+        own, theirs = (
+            results.median(self.row, self.contender),
+            results.median(self.row, "amqpstorm"),
+        )
         if own is None or theirs is None:
             return None
         more = own - theirs
-        return Verdict("import: ms over amqpstorm's own", f"≤ {self.limit:g}", f"{more:.3g}", more <= self.limit)
+        return Verdict(
+            "import: ms over amqpstorm's own",
+            f"≤ {self.limit:g}",
+            f"{more:.3g}",
+            more <= self.limit,
+        )
 
 
 PEERS = ("kuyruk10", "dramatiq", "dramatiq-128", "celery", "celery-prefork")
@@ -177,7 +196,9 @@ def rows_of(results: Results, contenders: Iterable[str]) -> Iterator[str]:
             yield f"| **{title}** ({'more' if more else 'less'} is better) | | | | |"
         for name in present:
             values = results.values(row, name)
-            stolen = statistics.median(figure.stolen for figure in results.rounds(row, name).values())
+            stolen = statistics.median(
+                figure.stolen for figure in results.rounds(row, name).values()
+            )
             ratio = results.ratio(row, name, OURS)
             extremes = f"{number(min(values))} to {number(max(values))}"
             part = "" if ratio is None else f"{ratio:.2f}"
@@ -188,13 +209,23 @@ def table(results: Results, facts: Mapping[str, str], contenders: Mapping[str, A
     """As Markdown."""
     rounds = 1 + max((figure.round for figure in results.figures), default=0)
     lines = [f"# Benchmark: medians of {rounds} interleaved rounds", ""]
-    lines += [", ".join(f"{name} {version}" for name, version in facts.items()) + f"; {os.cpu_count()} CPUs.", ""]
-    lines += ['"Of ours": the median of the ratios to `kuyruk` in each round. "Stolen": by the hypervisor.', ""]
+    lines += [
+        ", ".join(f"{name} {version}" for name, version in facts.items())
+        + f"; {os.cpu_count()} CPUs.",
+        "",
+    ]
+    lines += [
+        '"Of ours": the median of the ratios to `kuyruk` in each round. "Stolen": by the hypervisor.',
+        "",
+    ]
     lines += [*rows_of(results, contenders), ""]
     verdicts = [verdict for target in TARGETS if (verdict := target.judge(results)) is not None]
     if verdicts:
         lines += ["## Targets", "", "| | wanted | measured | |", "|---|--:|--:|---|"]
-        lines += [f"| {v.text} | {v.wanted} | {v.measured} | {'met' if v.is_met else '**missed**'} |" for v in verdicts]
+        lines += [
+            f"| {v.text} | {v.wanted} | {v.measured} | {'met' if v.is_met else '**missed**'} |"
+            for v in verdicts
+        ]
         lines += [""]
     lines += ["## Configurations", "", "| | |", "|---|---|"]
     for name, contender in contenders.items():
@@ -217,7 +248,8 @@ text { font: 13px system-ui, sans-serif; fill: #57606a; }
   text { fill: #9da7b3; } .title { fill: #e6edf3; }
   .ours { fill: #3fb97a; } .peer { fill: #6b7f94; } .raw { fill: #46525f; }
 }"""
-LABEL, BAR, LINE, GAP = 130, 250, 19, 30  #: Pixels: width of a label and of the longest bar, heights.
+#: Pixels: width of a label and of the longest bar, heights.
+LABEL, BAR, LINE, GAP = 130, 250, 19, 30
 PANEL = LABEL + BAR + 60
 
 #: The panels of the two pictures, and their titles.
@@ -235,15 +267,29 @@ COST = {
     "rpc": "A call with its result, ms",
     "start": "From a worker's start to its first task, s",
 }
-LEGEND = {"ours": "this project", "peer": "other task queues", "raw": "bare loops on client libraries"}
+LEGEND = {
+    "ours": "this project",
+    "peer": "other task queues",
+    "raw": "bare loops on client libraries",
+}
 
 
-def bars(results: Results, row: str, contenders: Iterable[str]) -> Iterator[Callable[[int, int], str]]:
+def bars(
+    results: Results, row: str, contenders: Iterable[str]
+) -> Iterator[Callable[[int, int], str]]:
     """The lines of one panel, each a function of where it is; the best first."""
-    values = {name: value for name in contenders if (value := results.median(row, name)) is not None}
+    values = {
+        name: value for name in contenders if (value := results.median(row, name)) is not None
+    }
     more, longest = ROWS[row].more_is_better, max(values.values(), default=1)
     for name, value in sorted(values.items(), key=lambda item: item[1], reverse=more):
-        kind = "ours" if name.startswith("kuyruk") and name != "kuyruk10" else "peer" if name in PEERS else "raw"
+        kind = (
+            "ours"
+            if name.startswith("kuyruk") and name != "kuyruk10"
+            else "peer"
+            if name in PEERS
+            else "raw"
+        )
 
         def draw(x: int, y: int, name: str = name, value: float = value, kind: str = kind) -> str:
             width = max(1, round(BAR * value / longest))
@@ -258,7 +304,9 @@ def bars(results: Results, row: str, contenders: Iterable[str]) -> Iterator[Call
 
 
 def legend(more_is_better: bool) -> list[str]:
-    parts = [f'<text x="{2 * PANEL - 130}" y="24">{"longer" if more_is_better else "shorter"} is better</text>']
+    parts = [
+        f'<text x="{2 * PANEL - 130}" y="24">{"longer" if more_is_better else "shorter"} is better</text>'
+    ]
     for place, (kind, text) in enumerate(LEGEND.items()):
         x = 10 + 170 * place
         parts.append(f'<rect class="{kind}" x="{x}" y="12" width="14" height="14" rx="2"/>')
@@ -284,15 +332,26 @@ def draw(results: Results, titles: Mapping[str, str], contenders: Iterable[str])
 
 
 def report(
-    results: Results, folder: str, facts: Mapping[str, str], contenders: Mapping[str, Any], say: Callable[[str], None]
+    results: Results,
+    folder: str,
+    facts: Mapping[str, str],
+    contenders: Mapping[str, Any],
+    say: Callable[[str], None],
 ) -> None:
     """Writes table.md, results.json and the pictures, and shows the table."""
     if not results.figures:
         return
     text = table(results, facts, contenders)
-    data = {"facts": dict(facts), "failures": results.failures, "figures": [f._asdict() for f in results.figures]}
+    data = {
+        "facts": dict(facts),
+        "failures": results.failures,
+        "figures": [f._asdict() for f in results.figures],
+    }
     files = {"table.md": text, "results.json": json.dumps(data, indent=1)}
-    files |= {"throughput.svg": draw(results, THROUGHPUT, contenders), "cost.svg": draw(results, COST, contenders)}
+    files |= {
+        "throughput.svg": draw(results, THROUGHPUT, contenders),
+        "cost.svg": draw(results, COST, contenders),
+    }
     for name, content in files.items():
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             file.write(content)

@@ -1,30 +1,37 @@
-"""`make chaos`: faults of the network, of RabbitMQ and of the processes, and where every message went.
+"""`make chaos`: faults of the network, of RabbitMQ and of the processes, and where every message
+went.
 
-    python tools/chaos.py [--quick] [--only FAULT] [--mixed-minutes M] [--every S] [--rate N] [--seed N]
+    python tools/chaos.py [--quick] [--only FAULT] [--mixed-minutes M] [--every S] [--rate N]
+    [--seed N]
 
-Each fault has a queue, a worker (`python -m kuyruk_worker -p 2`, in most), and two processes that send numbered tasks
-to it from several threads: one by one, in batches, and waiting for the answer. Each send and each run is written down
-(chaos_tasks.py). Then comes the fault, alone; in the end all of them, at random. One needs a cluster: three nodes, with
-quorum queues, and the one that leads the queue is killed, three times (not with --quick). A row of the table:
+Each fault has a queue, a worker (`python -m kuyruk_worker -p 2`, in most), and two processes that
+send numbered tasks to it from several threads: one by one, in batches, and waiting for the answer.
+Each send and each run is written down (chaos_tasks.py). Then comes the fault, alone; in the end all
+of them, at random. One needs a cluster: three nodes, with quorum queues, and the one that leads the
+queue is killed, three times (not with --quick). A row of the table:
 
     sent        messages that were sent: confirmed, or refused, that is, the send has raised
     refused     nobody knows of these: they may have run
     executed    different messages that have run to their end
     again       runs of messages that had run already. Explained is that by a fault that found the message on its way:
-                its send, or a run of it that had not ended, or whose acknowledgement the broker had not on record yet
-                (from a second before the fault until a second after it, when each process has heard of it)
+                its send, or a run of it that had not ended, or whose acknowledgement the broker had
+                not on record yet (from a second before the fault until a second after it, when each
+                process has heard of it)
     deleted     confirmed, and gone with the queue when that was deleted
     lost        confirmed, not deleted, and never run
     send        the longest send, in seconds, whether it returned or raised
     silence     the longest time, in seconds, in which no task began while a confirmed message waited and the broker ran
-                (neither killed nor stopped). A fault of the network, or of the worker, is part of that time
+                (neither killed nor stopped). A fault of the network, or of the worker, is part of
+                that time
     back        seconds from the end of the fault (the broker answers, the network works, the worker is started) until
-                each process of the worker has begun a task; of the mixed faults: until any has, or the next fault comes
+                each process of the worker has begun a task; of the mixed faults: until any has, or
+                the next fault comes
 
-Exit code: 1 if a message was lost, or ran again without explanation, if a send took longer than RABBIT_PUBLISH_TIMEOUT
-and a second, if a worker wasn't back in 10 seconds (of a half-open connection: after the two heartbeats in which it
-notices), if a process was left behind, or an answer was wrong. 2 for wrong arguments. Ctrl-C ends it, and what it has
-started. The same seed draws the same mixed faults. Linux only (/proc).
+Exit code: 1 if a message was lost, or ran again without explanation, if a send took longer than
+RABBIT_PUBLISH_TIMEOUT and a second, if a worker wasn't back in 10 seconds (of a half-open
+connection: after the two heartbeats in which it notices), if a process was left behind, or an
+answer was wrong. 2 for wrong arguments. Ctrl-C ends it, and what it has started. The same seed
+draws the same mixed faults. Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -64,16 +71,19 @@ FOLDER = os.path.join(ROOT, "build", "chaos")
 PROCESSES = 2  #: Of a worker,
 THREADS = 4  #: and of each of these.
 TICK = 0.1  #: Seconds between two looks.
-PATIENCE = 30.0  #: Seconds that a process gets to start or to end, and in which something must happen at the end.
+#: Seconds that a process gets to start or to end, and in which something must happen at the end.
+PATIENCE = 30.0
 BACK_LIMIT = 10.0  #: Seconds in which a worker is to be back.
 SEND_MARGIN = 1.0  #: Seconds that a send may take beyond RABBIT_PUBLISH_TIMEOUT.
-SETTLING = 1.0  #: Seconds before a fault in which the broker may not have on record yet that a task has ended;
+#: Seconds before a fault in which the broker may not have on record yet that a task has ended;
+SETTLING = 1.0
 NOTICING = 1.0  #: and after it, until each process has heard of it, on a machine that is busy.
 MIXED_PAUSE = 2.0  #: Seconds between two mixed faults, at least.
 LEADERS = 3  #: Nodes of a cluster that are killed, one after the other.
 BACKLOG = 1.0  #: Seconds without a worker, so that a queue holds something when it is deleted.
 SHOWN = 5  #: Messages of one sort that are printed.
-CHANNEL_TICK = 1000  #: Milliseconds between two looks of the broker for what exceeds consumer_timeout; else 60000.
+#: Milliseconds between two looks of the broker for what exceeds consumer_timeout; else 60000.
+CHANNEL_TICK = 1000
 ALARM, NO_ALARM = "0", "0.4"  #: Of its memory, from which on the broker blocks those that publish.
 
 
@@ -94,7 +104,9 @@ class Pace:
 
 
 FULL = Pace()
-QUICK = Pace(2, 4, 4, before=0.5, after=0.5, outage=0.2, stall=3.5, freeze=3.5, alarm=3.5, at_once=4)
+QUICK = Pace(
+    2, 4, 4, before=0.5, after=0.5, outage=0.2, stall=3.5, freeze=3.5, alarm=3.5, at_once=4
+)
 
 
 class Interrupted(Exception):
@@ -203,7 +215,10 @@ class Books:
                 self.cuts.append(run)
 
     def _news(self, name: str) -> list[str]:
-        with contextlib.suppress(FileNotFoundError), open(os.path.join(self._folder, name), "rb") as file:
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(os.path.join(self._folder, name), "rb") as file,
+        ):
             file.seek(self._read[name])
             lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
             self._read[name] += sum(map(len, lines))
@@ -251,10 +266,17 @@ class Deletion(NamedTuple):
 
 
 class Lane:
-    """A queue, a worker for it, two processes that send, and the proxy that the worker and one of those use."""
+    """A queue, a worker for it, two processes that send, and the proxy that the worker and one of
+    those use."""
 
     def __init__(
-        self, node: RabbitmqNode, fault: Fault, pace: Pace, seed: int, rate: float, cluster: RabbitmqCluster | None
+        self,
+        node: RabbitmqNode,
+        fault: Fault,
+        pace: Pace,
+        seed: int,
+        rate: float,
+        cluster: RabbitmqCluster | None,
     ) -> None:
         #: node: one of the cluster's, if there is one.
         self.node, self.cluster, self.fault, self.pace = node, cluster, fault, pace
@@ -306,14 +328,21 @@ class Lane:
 
     def _start_sender(self, url: str, *options: str) -> Process:
         rate = str(self._rate / 2)
-        return self._start("sender", url, os.path.join(TOOLS, "chaos_sender.py"), "--rate", rate, *options)
+        return self._start(
+            "sender", url, os.path.join(TOOLS, "chaos_sender.py"), "--rate", rate, *options
+        )
 
     def _start(self, log: str, url: str, *command: str) -> Process:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("KUYRUK_")}
-        environment |= {"KUYRUK_RABBIT_URL": url, "KUYRUK_RABBIT_HEARTBEAT": str(self.pace.heartbeat)}
+        environment |= {
+            "KUYRUK_RABBIT_URL": url,
+            "KUYRUK_RABBIT_HEARTBEAT": str(self.pace.heartbeat),
+        }
         environment |= {"KUYRUK_RABBIT_PUBLISH_TIMEOUT": str(self.pace.publish_timeout)}
         environment |= {"CHAOS_QUEUE": self.queue, "CHAOS_FOLDER": self.folder, "PYTHONPATH": TOOLS}
-        environment |= {"KUYRUK_QUEUE_ARGUMENTS": "{'x-queue-type': 'quorum'}"} if self.cluster else {}
+        environment |= (
+            {"KUYRUK_QUEUE_ARGUMENTS": "{'x-queue-type': 'quorum'}"} if self.cluster else {}
+        )
         log = os.path.join(self.folder, f"{log}.log")
         process = Process([sys.executable, *command], environment, log)
         self._processes.append(process)
@@ -364,7 +393,9 @@ class Lane:
     def delete_queue(self) -> None:
         """While nothing consumes it: so the number of unacknowledged messages stays."""
         rows = self.node.ctl("list_queues", "name", "messages_unacknowledged").splitlines()
-        [unacknowledged] = [int(count) for name, count in map(str.split, rows) if name == self.queue]
+        [unacknowledged] = [
+            int(count) for name, count in map(str.split, rows) if name == self.queue
+        ]
         with UriConnection(self.node.url) as connection, connection.channel() as channel:
             began = time.monotonic()
             ready = channel.queue.delete(self.queue)["message_count"]
@@ -375,16 +406,22 @@ class Lane:
         limit = BACK_LIMIT + strike.unnoticed
 
         def missing() -> list[int]:
-            return [pid for pid in self.consumers() if self.books.last_begin.get(pid, 0) <= strike.ended]
+            return [
+                pid for pid in self.consumers() if self.books.last_begin.get(pid, 0) <= strike.ended
+            ]
 
         def are_all_back() -> bool:
-            return len(self.consumers()) == (1 if self.fault.embedded else PROCESSES) and not missing()
+            return (
+                len(self.consumers()) == (1 if self.fault.embedded else PROCESSES) and not missing()
+            )
 
         if self.wait_until(are_all_back, limit + SEND_MARGIN):
             strike.back = time.monotonic() - strike.ended
         else:
             strike.late = True
-            self.violations.append(f"not back in {limit:g} s: {missing() or 'a process is missing'}")
+            self.violations.append(
+                f"not back in {limit:g} s: {missing() or 'a process is missing'}"
+            )
 
     # -- the end
 
@@ -414,7 +451,9 @@ class Lane:
             if news != known:
                 known, since = news, time.monotonic()
             quiet = time.monotonic() - since
-            if quiet > PATIENCE or (quiet > SETTLING and not any(map(self.is_owed, self.books.open()))):
+            if quiet > PATIENCE or (
+                quiet > SETTLING and not any(map(self.is_owed, self.books.open()))
+            ):
                 return
 
     def is_owed(self, sent: Sent) -> bool:
@@ -575,7 +614,9 @@ def exceed_consumer_timeout(lane: Lane) -> None:
     seconds = 2 * lane.pace.consumer_timeout
     cuts = len(lane.books.cuts)
     lane.senders[1].tell(f"hold {seconds}")
-    if lane.fault is not MIXED and not lane.wait_until(lambda: len(lane.books.cuts) > cuts, seconds):
+    if lane.fault is not MIXED and not lane.wait_until(
+        lambda: len(lane.books.cuts) > cuts, seconds
+    ):
         lane.violations.append("the broker hasn't closed the channel")
 
 
@@ -634,7 +675,8 @@ class Account:
         self.violations = lane.violations
         missing = self._books.open()
         self._deleted = [sent for sent in missing if not lane.is_owed(sent)]
-        # More than there were in a queue aren't gone with it: the oldest must have been lost before.
+        # More than there were in a queue aren't gone with it: the oldest must have been lost
+        # before.
         excess = max(0, len(self._deleted) - self._most_deleted())
         lost = sorted(self._deleted, key=lambda sent: sent.ended)[:excess]
         self._deleted = [sent for sent in self._deleted if sent not in lost]
@@ -644,13 +686,19 @@ class Account:
     def _most_deleted(self) -> int:
         """What the queues held, and what was just about to come."""
         spans = [(deletion.began, deletion.ended) for deletion in self._lane.deletions]
-        coming = sum(any(_overlap((sent.began, sent.ended), span) for span in spans) for sent in self._deleted)
+        coming = sum(
+            any(_overlap((sent.began, sent.ended), span) for span in spans)
+            for sent in self._deleted
+        )
         return coming + sum(deletion.messages for deletion in self._lane.deletions)
 
     def row(self) -> Row:
         books = self._books
         self._add("lost", map(str, self.lost))
-        self._add("ran again without a reason", map(self._describe, itertools.filterfalse(self._explains, self._again)))
+        self._add(
+            "ran again without a reason",
+            map(self._describe, itertools.filterfalse(self._explains, self._again)),
+        )
         self._add("wrong", [str(sent) for sent in books.sent.values() if "WRONG" in sent.outcome])
         self._add("ran and was never sent", books.runs.keys() - books.sent.keys())
         self._check_embedded()
@@ -679,8 +727,12 @@ class Account:
     def _describe(self, number: str) -> str:
         first, *more = self._again[number]
         strike = next((s for s in reversed(self._lane.strikes) if s.began < first.ended), None)
-        before = f"{strike.name}, {strike.began:.2f} to {strike.ended:.2f}" if strike else "no fault"
-        runs = ", ".join(f"{run.began:.2f} to {run.ended:.2f} in {run.pid}" for run in (first, *more))
+        before = (
+            f"{strike.name}, {strike.began:.2f} to {strike.ended:.2f}" if strike else "no fault"
+        )
+        runs = ", ".join(
+            f"{run.began:.2f} to {run.ended:.2f} in {run.pid}" for run in (first, *more)
+        )
         return f"{number}, sent {self._books.sent[number][2:]}, ran {runs}; before that: {before}"
 
     def _check_embedded(self) -> None:
@@ -691,7 +743,8 @@ class Account:
     # -- messages that ran again
 
     def _explains(self, number: str) -> bool:
-        """A fault found it on its way: while it was sent, or before the broker had its acknowledgement."""
+        """A fault found it on its way: while it was sent, or before the broker had its
+        acknowledgement."""
         on_its_way = [(run.began, run.ended + SETTLING) for run in self._again[number][:-1]]
         if sent := self._books.sent.get(number):
             on_its_way.append((sent.began, sent.ended))
@@ -724,15 +777,22 @@ class Account:
         begins = self._books.begins()
         longest = 0.0
         for start, stop in _subtract(_merge(waits), self._lane.outages):
-            marks = [start, *begins[bisect.bisect(begins, start) : bisect.bisect_left(begins, stop)], stop]
+            marks = [
+                start,
+                *begins[bisect.bisect(begins, start) : bisect.bisect_left(begins, stop)],
+                stop,
+            ]
             longest = max(longest, *(b - a for a, b in itertools.pairwise(marks)))
         return longest
 
     def _deleted_at(self, sent: Sent, end: float) -> float:
-        return min((each.began for each in self._lane.deletions if sent.began <= each.ended), default=end)
+        return min(
+            (each.began for each in self._lane.deletions if sent.began <= each.ended), default=end
+        )
 
     def _longest_back(self) -> float:
-        """If not each process was waited for: until the next task began, unless another fault came in between."""
+        """If not each process was waited for: until the next task began, unless another fault came
+        in between."""
         begins, strikes, longest = self._books.begins(), self._lane.strikes, 0.0
         for strike, following in itertools.zip_longest(strikes, strikes[1:]):
             seconds = strike.back
@@ -743,7 +803,9 @@ class Account:
                 limit = BACK_LIMIT + strike.unnoticed
                 strike.back = seconds
                 if seconds > limit and not strike.late:
-                    self.violations.append(f"{strike.name}: not back in {limit:g} s, but after {seconds:.1f} s")
+                    self.violations.append(
+                        f"{strike.name}: not back in {limit:g} s, but after {seconds:.1f} s"
+                    )
             longest = max(longest, seconds)
         return longest
 
@@ -817,11 +879,14 @@ class Chaos:
         return lane
 
     def _prepare(self, lanes: Iterable[Lane]) -> None:
-        """The queues well before the faults: a broker that is killed forgets what was declared just before."""
+        """The queues well before the faults: a broker that is killed forgets what was declared just
+        before."""
         with UriConnection(self._node.url) as connection, connection.channel() as channel:
             for lane in lanes:
                 channel.queue.declare(lane.queue, durable=True)
-        self._node.ctl("eval", f"application:set_env(rabbit, channel_tick_interval, {CHANNEL_TICK}).")
+        self._node.ctl(
+            "eval", f"application:set_env(rabbit, channel_tick_interval, {CHANNEL_TICK})."
+        )
         self._node.flush()
 
     def _run_at_once(self, lanes: list[Lane]) -> None:
@@ -852,7 +917,8 @@ class Chaos:
         lane.nap(self._pace.after)
 
     def _strike_in_turn(self, lane: Lane) -> None:
-        """Each is over when its node has fallen: the others go on at once. It is back before the next one falls."""
+        """Each is over when its node has fallen: the others go on at once. It is back before the
+        next one falls."""
         assert lane.cluster is not None
         for _ in range(LEADERS):
             lane.strike(lane.fault)
@@ -868,7 +934,9 @@ class Chaos:
         for fault in self._draw(lane.dice):
             # Those that last end before the next is due; each alone they have lasted longer.
             length = lane.dice.uniform(MIXED_PAUSE / 4, max(every - MIXED_PAUSE, MIXED_PAUSE))
-            lane.pace = replace(self._pace, outage=length / 4, stall=length, freeze=length, alarm=length)
+            lane.pace = replace(
+                self._pace, outage=length / 4, stall=length, freeze=length, alarm=length
+            )
             lane.strike(fault)
             due = max(due + every, time.monotonic() + MIXED_PAUSE)
             if due >= end:
@@ -896,15 +964,36 @@ def say(text: str = "") -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Faults, alone and mixed, and where every message went.")
+    parser = argparse.ArgumentParser(
+        description="Faults, alone and mixed, and where every message went."
+    )
     add = parser.add_argument
-    add("--quick", action="store_true", help="shorter faults and timeouts, several at once, no cluster: < 3 minutes")
+    add(
+        "--quick",
+        action="store_true",
+        help="shorter faults and timeouts, several at once, no cluster: < 3 minutes",
+    )
     text = f"this fault only; repeatable: {', '.join(FAULTS)}. None of them: --only none"
     add("--only", action="append", choices=[*FAULTS, "none"], metavar="FAULT", help=text)
-    add("--mixed-minutes", type=float, metavar="M", help="of mixed faults (default: 3; --quick: 0.3; --only: 0)")
-    add("--every", type=float, metavar="S", help="seconds from a mixed fault to the next (default: 10; --quick: 5)")
+    add(
+        "--mixed-minutes",
+        type=float,
+        metavar="M",
+        help="of mixed faults (default: 3; --quick: 0.3; --only: 0)",
+    )
+    add(
+        "--every",
+        type=float,
+        metavar="S",
+        help="seconds from a mixed fault to the next (default: 10; --quick: 5)",
+    )
     add("--rate", type=float, default=100, help="messages per second, about (default: 100)")
-    add("--seed", type=int, default=random.randrange(10**6), help="an earlier run's, for the same mixed faults")
+    add(
+        "--seed",
+        type=int,
+        default=random.randrange(10**6),
+        help="an earlier run's, for the same mixed faults",
+    )
     arguments = parser.parse_args()
     if arguments.mixed_minutes is None:
         arguments.mixed_minutes = 0 if arguments.only else 0.3 if arguments.quick else 3

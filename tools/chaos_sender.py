@@ -2,14 +2,15 @@
 
     python tools/chaos_sender.py --rate 50 [--embed]
 
-Sends until it is told to stop, and ends when its standard input does. The lines that it reads there:
+Sends until it is told to stop, and ends when its standard input does. The lines that it reads
+there:
 
     stop            send no more; what is on its way still ends
     fork            fork while the threads send, as a server does that has loaded its application; both send then
     hold SECONDS    send a task that takes so long
 
-With --embed it is a service with a worker in threads of its own. Settings come from the environment, see
-chaos_tasks.py.
+With --embed it is a service with a worker in threads of its own. Settings come from the
+environment, see chaos_tasks.py.
 """
 
 from __future__ import annotations
@@ -71,14 +72,15 @@ WAYS: list[tuple[Callable[[list[str]], Outcomes], int]] = [
 
 
 class Sender:
-    """The threads of this process, which send at an even rate. What a fault has kept from being sent is made up
-    for."""
+    """The threads of this process, which send at an even rate. What a fault has kept from being
+    sent is made up for."""
 
     def __init__(self, rate: float) -> None:
         self.over = threading.Event()
         self._numbers = itertools.count(1)
         self._threads = [
-            threading.Thread(target=self._run, args=(way, count, count * len(WAYS) / rate)) for way, count in WAYS
+            threading.Thread(target=self._run, args=(way, count, count * len(WAYS) / rate))
+            for way, count in WAYS
         ]
         for thread in self._threads:
             thread.start()
@@ -101,7 +103,8 @@ class Sender:
         began = time.monotonic()
         try:
             outcomes = way(numbers)
-        except kuyruk.KuyrukError as error:  # anything else ends this thread, with a traceback: a defect
+        # anything else ends this thread, with a traceback: a defect
+        except kuyruk.KuyrukError as error:
             outcomes = dict.fromkeys(numbers, repr(error))
         ended = time.monotonic()
         for number, outcome in outcomes.items():
@@ -148,7 +151,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=50, help="messages per second (default: 50)")
     parser.add_argument("--embed", action="store_true", help="with a worker of its own")
     arguments = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(process)d %(threadName)s: %(message)s", level="INFO")
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)-7s %(process)d %(threadName)s: %(message)s", level="INFO"
+    )
     owner = os.getpid()
     worker = app.worker(threads=EMBEDDED_THREADS) if arguments.embed else None
     if worker is not None:

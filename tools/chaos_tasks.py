@@ -1,7 +1,8 @@
-"""The task of `make chaos`, and the books that it and the senders write: who has sent, and who has run what.
+"""The task of `make chaos`, and the books that it and the senders write: who has sent, and who has
+run what.
 
-A book is a file that is only appended to, a line in one write: so it tells the truth whatever becomes of its writers.
-Settings come from the environment: KUYRUK_*, CHAOS_QUEUE and CHAOS_FOLDER.
+A book is a file that is only appended to, a line in one write: so it tells the truth whatever
+becomes of its writers. Settings come from the environment: KUYRUK_*, CHAOS_QUEUE and CHAOS_FOLDER.
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
     python tools/demo.py [--all] [FOLDER]
 
-Starts a private RabbitMQ and a worker process with examples/checksums/tasks.py, and has it compute the
-checksum of every file below FOLDER (by default Python's standard library): each as a task whose result
-is waited for, by several threads, then all again as one batch, whose results a file collects. Compares
-all with the same computed here, and explains the worker's log. With KUYRUK_TEST_URL it uses that broker.
+Starts a private RabbitMQ and a worker process with examples/checksums/tasks.py, and has it compute
+the checksum of every file below FOLDER (by default Python's standard library): each as a task whose
+result is waited for, by several threads, then all again as one batch, whose results a file
+collects. Compares all with the same computed here, and explains the worker's log. With
+KUYRUK_TEST_URL it uses that broker.
 
-Exit code: 0 if all agree, 1 if not or if something broke, 2 for wrong arguments, 128 + n for signal n.
+Exit code: 0 if all agree, 1 if not or if something broke, 2 for wrong arguments, 128 + n for signal
+n.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ from rabbitmq_node import RabbitmqError, RabbitmqNode
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-for _name in [n for n in os.environ if n.startswith("KUYRUK_") and not n.startswith("KUYRUK_TEST_")]:
+for _name in [
+    n for n in os.environ if n.startswith("KUYRUK_") and not n.startswith("KUYRUK_TEST_")
+]:
     del os.environ[_name]  # the demo's broker and settings are its own
 
 import kuyruk
@@ -245,7 +249,9 @@ class WorkerProcess:
 
     def wait_until_ready(self) -> None:
         with self._changed:
-            ready = self._changed.wait_for(lambda: self._ended or self._seen(LOG_LINES[0][0]), START_TIMEOUT)
+            ready = self._changed.wait_for(
+                lambda: self._ended or self._seen(LOG_LINES[0][0]), START_TIMEOUT
+            )
         if not ready or self._ended:
             raise DemoError("the worker didn't start:\n" + "\n".join(self.lines[-20:]))
 
@@ -290,7 +296,8 @@ def wait_for_each(selection: Selection, worker: WorkerProcess) -> Comparison:
             worker.check()
         seconds = time.monotonic() - began
     except BaseException:
-        # None begins another call; and whoever waits for a result is told, as is who begins just now.
+        # None begins another call; and whoever waits for a result is told, as is who begins just
+        # now.
         pool.shutdown(wait=False, cancel_futures=True)
         while running := [future for future in futures.values() if not future.done()]:
             tasks.app.close()
@@ -299,7 +306,9 @@ def wait_for_each(selection: Selection, worker: WorkerProcess) -> Comparison:
     finally:
         pool.shutdown()
         progress.clear()
-    return Comparison(selection, {path: future.result() for path, future in futures.items()}, seconds)
+    return Comparison(
+        selection, {path: future.result() for path, future in futures.items()}, seconds
+    )
 
 
 def ask(path: str) -> object:
@@ -315,14 +324,18 @@ def send_as_batch(selection: Selection, worker: WorkerProcess, report: str) -> C
     progress = Progress("results", len(selection.facts))
     results: dict[str, object] = {}
     began = time.monotonic()
-    tasks.app.send_tasks_to_queue([tasks.checksum_into.subtask((path, report)) for path in selection.facts])
+    tasks.app.send_tasks_to_queue(
+        [tasks.checksum_into.subtask((path, report)) for path in selection.facts]
+    )
     try:
         for facts in follow(report, worker):
             if facts is not None:
                 results[facts["path"]] = facts
             progress.show(len(results))
             missing = selection.facts.keys() - results.keys() if facts is None else None
-            if len(results) == len(selection.facts) or (missing and not any(map(os.path.exists, missing))):
+            if len(results) == len(selection.facts) or (
+                missing and not any(map(os.path.exists, missing))
+            ):
                 break  # of files that were deleted meanwhile nothing is reported
         seconds = time.monotonic() - began
     finally:
@@ -447,7 +460,9 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     folder = arguments.folder
     if folder is not None and not os.path.isdir(folder):
-        parser.error(f"{'this is no' if os.path.exists(folder) else 'there is no'} folder: {folder!r}")
+        parser.error(
+            f"{'this is no' if os.path.exists(folder) else 'there is no'} folder: {folder!r}"
+        )
     return arguments
 
 
@@ -484,7 +499,9 @@ def _demonstrate(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> 
         raise DemoError(f"KUYRUK_TEST_URL: {error}") from None
     stack.callback(tasks.app.close)
     claim_queues(stack)
-    report = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="kuyruk-demo-")), "report")
+    report = os.path.join(
+        stack.enter_context(tempfile.TemporaryDirectory(prefix="kuyruk-demo-")), "report"
+    )
     worker = start_worker(stack, url)
     each = wait_for_each(selection, worker)
     batch = send_as_batch(selection, worker, report)

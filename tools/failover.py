@@ -2,17 +2,19 @@
 
     python tools/failover.py [--kills N] [--rate N] [--senders N] [--processes N]
 
-Starts three private nodes as a cluster, and `python -m kuyruk_worker failover` with quorum queues. Threads send it
-numbered tasks, with confirms. Meanwhile the node that leads the queue is killed (SIGKILL), is down for a while, and is
-started again; then the node that leads it by then, and so on. Most tasks only note that they ran; some fail or reject
-their first run and come back from a delay queue, some fail for good and end in "<queue>.failed". In the end each task
-that was confirmed has to be where it belongs. From other programs:
+Starts three private nodes as a cluster, and `python -m kuyruk_worker failover` with quorum queues.
+Threads send it numbered tasks, with confirms. Meanwhile the node that leads the queue is killed
+(SIGKILL), is down for a while, and is started again; then the node that leads it by then, and so
+on. Most tasks only note that they ran; some fail or reject their first run and come back from a
+delay queue, some fail for good and end in "<queue>.failed". In the end each task that was confirmed
+has to be where it belongs. From other programs:
 
     with RabbitmqCluster() as cluster:
         report = failover.run(cluster, kills=3, rate=100)
         assert not report.lost
 
-It is also the module that the worker imports. Exit code: 0 if nothing is lost, 1 if something is or the run broke.
+It is also the module that the worker imports. Exit code: 0 if nothing is lost, 1 if something is or
+the run broke.
 """
 
 from __future__ import annotations
@@ -48,11 +50,13 @@ QUEUE = "failover"
 DELAY = 0.5  #: Seconds that a task which comes back is away.
 DELAY_QUEUE = f"{QUEUE}.delay.{DELAY * 1000:.0f}"
 DOWN = 1.0  #: Seconds that a node is down, at least: its start comes to that.
-#: Seconds that nothing may happen while something is missing. RabbitMQ sends a dead letter again after 180 seconds if
-#: its queue hasn't taken it (x-dead-letter-strategy at-least-once), and doesn't count it among the messages till then.
+#: Seconds that nothing may happen while something is missing. RabbitMQ sends a dead letter again
+#: after 180 seconds if its queue hasn't taken it (x-dead-letter-strategy at-least-once), and
+#: doesn't count it among the messages till then.
 PATIENCE = 200.0
 STOP_TIMEOUT = 20.0  #: Seconds that the worker gets to stop.
-LIFE_CYCLE = re.compile("kuyruk-supervisor|kuyruk-connection|MainThread|Defect")  #: What is shown of its log.
+#: What is shown of its log.
+LIFE_CYCLE = re.compile("kuyruk-supervisor|kuyruk-connection|MainThread|Defect")
 
 # --- The tasks -----------------------------------------------------------------
 
@@ -110,25 +114,38 @@ class Report:
 
     sent: int = 0
     confirmed: int = 0
-    refused: collections.Counter[str] = field(default_factory=collections.Counter)  #: By the error's text.
+    #: By the error's text.
+    refused: collections.Counter[str] = field(default_factory=collections.Counter)
     executed: int = 0  #: Of those, once or more: ran to the end, or are in the failed queue.
     lost: list[int] = field(default_factory=list)  #: Confirmed, and neither.
     forgotten: int = 0  #: Delayed tasks that came back only when somebody looked at their queue.
     duplicates: list[int] = field(default_factory=list)  #: Ran to the end more than once.
     longest_send: float = 0.0
-    longest_silence: float = 0.0  #: Between two tasks that ran, of any worker, while the senders were sending.
+    #: Between two tasks that ran, of any worker, while the senders were sending.
+    longest_silence: float = 0.0
     returned: int = 0  #: Tasks that came back from a delay,
     latest_return: float = 0.0  #: and how much later than asked the latest did.
-    settled_after: float = 0.0  #: From the end of the sending until nothing was missing, or nothing happened any more.
+    #: From the end of the sending until nothing was missing, or nothing happened any more.
+    settled_after: float = 0.0
     kills: list[str] = field(default_factory=list)  #: The nodes, in their order.
 
     def __str__(self) -> str:
         lines = [f"killed {', '.join(node.partition('@')[0] for node in self.kills)}"]
-        lines.append(f"{self.sent} sent, {self.confirmed} confirmed, {self.refused.total()} refused")
-        lines.append(f"{self.executed} executed, {len(self.duplicates)} of them again, {len(self.lost)} lost")
-        lines.append(f"longest send {self.longest_send:.1f} s, longest silence {self.longest_silence:.1f} s")
-        lines.append(f"{self.returned} came back from their delay, the latest {self.latest_return:.1f} s late")
-        lines += [f"{self.forgotten} delayed ones were forgotten by RabbitMQ"] * bool(self.forgotten)
+        lines.append(
+            f"{self.sent} sent, {self.confirmed} confirmed, {self.refused.total()} refused"
+        )
+        lines.append(
+            f"{self.executed} executed, {len(self.duplicates)} of them again, {len(self.lost)} lost"
+        )
+        lines.append(
+            f"longest send {self.longest_send:.1f} s, longest silence {self.longest_silence:.1f} s"
+        )
+        lines.append(
+            f"{self.returned} came back from their delay, the latest {self.latest_return:.1f} s late"
+        )
+        lines += [f"{self.forgotten} delayed ones were forgotten by RabbitMQ"] * bool(
+            self.forgotten
+        )
         lines.append(f"all settled {self.settled_after:.1f} s after the last send")
         lines += [f"  {count} x {text}" for text, count in self.refused.most_common(5)]
         lines += [f"  lost: {self.lost[:20]}"] * bool(self.lost)
@@ -176,10 +193,15 @@ class _Account:
         report.lost = sorted(self.confirmed - set(times) - failed)
         report.duplicates = sorted(number for number, count in times.items() if count > 1)
         report.longest_silence = max((b - a for a, b in itertools.pairwise(moments)), default=0.0)
-        left = {int(mark.name): float(mark.read_text()) for mark in (self._folder / "marks").iterdir()}
-        back = {number: when for when, number in reversed(notes) if number in left}  # of several, the first
+        left = {
+            int(mark.name): float(mark.read_text()) for mark in (self._folder / "marks").iterdir()
+        }
+        # of several, the first
+        back = {number: when for when, number in reversed(notes) if number in left}
         report.returned = len(back)
-        report.latest_return = max((when - left[number] - DELAY for number, when in back.items()), default=0.0)
+        report.latest_return = max(
+            (when - left[number] - DELAY for number, when in back.items()), default=0.0
+        )
         return report
 
 
@@ -198,10 +220,14 @@ def run(
 ) -> Report:
     """Kill the leader of the queue `kills` times, under a load of `rate` tasks a second.
 
-    patience: seconds, see PATIENCE. settings: configuration keys, for senders and workers. Its queues are deleted in
-    the end, and so is everything else.
+    patience: seconds, see PATIENCE. settings: configuration keys, for senders and workers. Its
+    queues are deleted in the end, and so is everything else.
     """
-    values = {"RABBIT_HOST": cluster.hosts, "QUEUE_ARGUMENTS": {"x-queue-type": "quorum"}, **settings}
+    values = {
+        "RABBIT_HOST": cluster.hosts,
+        "QUEUE_ARGUMENTS": {"x-queue-type": "quorum"},
+        **settings,
+    }
     config.from_dict(values)
     with tempfile.TemporaryDirectory(prefix="kuyruk-failover-") as name:
         folder = Path(name)
@@ -222,10 +248,13 @@ def run(
 
 
 def kill_leader(
-    cluster: RabbitmqCluster, queue: str, down: float = DOWN, say: Callable[[str], object] = lambda text: None
+    cluster: RabbitmqCluster,
+    queue: str,
+    down: float = DOWN,
+    say: Callable[[str], object] = lambda text: None,
 ) -> RabbitmqNode:
-    """Kill the node that leads a quorum queue, start it `down` seconds later, and wait until the cluster is whole:
-    until the next may be killed. Returns that node."""
+    """Kill the node that leads a quorum queue, start it `down` seconds later, and wait until the
+    cluster is whole: until the next may be killed. Returns that node."""
     node = cluster.leader_of(queue)
     say(f"{node.name} leads {queue!r}: killed")
     node.kill()
@@ -242,15 +271,26 @@ def _worker(folder: Path, processes: int, settings: dict[str, Any]) -> Iterator[
     environment |= {"FAILOVER_FOLDER": str(folder), "PYTHONPATH": f"{ROOT}:{TOOLS}"}
     module = note.name.removesuffix(".note")  # "tools.failover" where it was imported as that
     command = [sys.executable, "-m", "kuyruk_worker", module, "-p", str(processes)]
-    with open(folder / "log", "wb") as log, subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-    ) as process:
+    with (
+        open(folder / "log", "wb") as log,
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        ) as process,
+    ):
         try:
             yield
             process.terminate()
             code = process.wait(STOP_TIMEOUT)
             if code:
-                raise RuntimeError(f"the worker has ended with {code}:\n{(folder / 'log').read_text()}")
+                raise RuntimeError(
+                    f"the worker has ended with {code}:\n{(folder / 'log').read_text()}"
+                )
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -281,7 +321,8 @@ def _senders(account: _Account, rate: float, count: int) -> Iterator[None]:
 
 
 def _wait_for_the_rest(account: _Account, patience: float) -> set[int]:
-    """Until all that is confirmed has ended, or nothing happens any more; returns what is in the failed queue."""
+    """Until all that is confirmed has ended, or nothing happens any more; returns what is in the
+    failed queue."""
     began = since = time.monotonic()
     seen, failed = -1, set[int]()
     while time.monotonic() - since < patience:
@@ -303,15 +344,16 @@ def _wait_for_the_rest(account: _Account, patience: float) -> set[int]:
 
 
 def _look_at(queue: str) -> None:
-    """RabbitMQ 3.10 can forget the timer of a quorum queue whose leader has changed. The messages stay in the queue,
-    expired, until somebody asks for one."""
+    """RabbitMQ 3.10 can forget the timer of a quorum queue whose leader has changed. The messages
+    stay in the queue, expired, until somebody asks for one."""
     with contextlib.suppress(AMQPChannelError), app.channel() as channel:
         channel.basic.get(queue)  # and back it goes, with the channel
 
 
 def _take_failed() -> set[int]:
     numbers = set()
-    with contextlib.suppress(AMQPChannelError), app.channel() as channel:  # nothing has failed: no queue
+    # nothing has failed: no queue
+    with contextlib.suppress(AMQPChannelError), app.channel() as channel:
         while (message := channel.basic.get(f"{QUEUE}.failed", no_ack=True)) is not None:
             numbers.add(json.loads(cast(Any, message).body)["args"][0])
     return numbers
@@ -319,12 +361,22 @@ def _take_failed() -> set[int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: see the top of this file."""
-    parser = argparse.ArgumentParser(description="Kills the nodes of a RabbitMQ cluster, one after the other.")
+    parser = argparse.ArgumentParser(
+        description="Kills the nodes of a RabbitMQ cluster, one after the other."
+    )
     parser.add_argument("--kills", type=int, default=6, metavar="N", help="how many times")
-    parser.add_argument("--rate", type=float, default=100, metavar="N", help="tasks sent in a second")
+    parser.add_argument(
+        "--rate", type=float, default=100, metavar="N", help="tasks sent in a second"
+    )
     parser.add_argument("--senders", type=int, default=4, metavar="N", help="threads that send")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="of the worker")
-    parser.add_argument("--patience", type=float, default=PATIENCE, metavar="S", help="for what is missing at the end")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE,
+        metavar="S",
+        help="for what is missing at the end",
+    )
     options = parser.parse_args(arguments)
     began = time.monotonic()
 

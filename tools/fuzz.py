@@ -2,18 +2,22 @@
 
     python tools/fuzz.py [--messages N] [--seed N] [--url URL]
 
-Starts a private RabbitMQ (or uses the one at URL, and a queue of its own there) and a worker, and publishes to it, byte
-by byte, what the broker takes: bodies that are no JSON, no task, nearly a task, too deep, too big; properties with
-every type that AMQP has, with wrong types, with bytes that are none. What is checked, again and again:
+Starts a private RabbitMQ (or uses the one at URL, and a queue of its own there) and a worker, and
+publishes to it, byte by byte, what the broker takes: bodies that are no JSON, no task, nearly a
+task, too deep, too big; properties with every type that AMQP has, with wrong types, with bytes that
+are none. What is checked, again and again:
 
-- Each message that the broker has confirmed ended in one place: its task ran (and was told these arguments), or it is
-  in "<queue>.failed", with the same body and with a reason. One may end there twice that was being forwarded when the
-  broker closed the worker's connection for sending (RabbitMQ 3.10 does that to who answers to some made-up addresses).
-- A sane task works in between. The worker has kept its connection, and reports no defect of its own.
+- Each message that the broker has confirmed ended in one place: its task ran (and was told these
+arguments), or it is
+  in "<queue>.failed", with the same body and with a reason. One may end there twice that was being
+  forwarded when the broker closed the worker's connection for sending (RabbitMQ 3.10 does that to
+  who answers to some made-up addresses).
+- A sane task works in between. The worker has kept its connection, and reports no defect of its
+own.
 - Nothing was called that isn't a task of this application, nothing was imported for a message.
 
-What the broker itself refuses never reaches a worker: it is counted, but not among the N messages. The same seed makes
-the same messages.
+What the broker itself refuses never reaches a worker: it is counted, but not among the N messages.
+The same seed makes the same messages.
 
 Exit code: 0 if all is as it must be, 1 if not or if something broke, 2 for wrong arguments.
 """
@@ -97,7 +101,9 @@ def whole(bits: int, signed: bool) -> st.SearchStrategy[int]:
     return st.integers(low, low + 2**bits - 1)
 
 
-texts = st.one_of(st.text(max_size=20).map(lambda text: text.encode("utf-8", "replace")), st.binary(max_size=20))
+texts = st.one_of(
+    st.text(max_size=20).map(lambda text: text.encode("utf-8", "replace")), st.binary(max_size=20)
+)
 #: A field's value, of each type that RabbitMQ takes, and of some that it doesn't.
 scalars = st.one_of(
     st.sampled_from([b"V", b"t\x00", b"t\x01", b"t\x07", b"\x00", b"Z"]),
@@ -121,8 +127,15 @@ deep_fields = st.builds(nested, st.sampled_from([b"F", b"A"]), depths)
 names = st.one_of(
     texts,
     st.binary(min_size=120, max_size=255),
-    st.sampled_from([b"BCC", b"x-death", b"x-delivery-count", b"x-first-death-queue", b"x-last-death-reason"]),
-    st.sampled_from([f"x-kuyruk-{n}".encode() for n in ("failures", "queue", "exception", "value", "expiration")]),
+    st.sampled_from(
+        [b"BCC", b"x-death", b"x-delivery-count", b"x-first-death-queue", b"x-last-death-reason"]
+    ),
+    st.sampled_from(
+        [
+            f"x-kuyruk-{n}".encode()
+            for n in ("failures", "queue", "exception", "value", "expiration")
+        ]
+    ),
 )
 
 
@@ -136,7 +149,8 @@ def containers(values: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
     return st.one_of(arrays, tables(values).map(lambda table: b"F" + long(table)))
 
 
-big_sizes = st.one_of(st.integers(1000, 125_000), st.integers(100_000, 125_000))  # also nearly a whole frame
+# also nearly a whole frame
+big_sizes = st.one_of(st.integers(1000, 125_000), st.integers(100_000, 125_000))
 big_tables = big_sizes.map(lambda size: b"\x03bigS" + long(b"x" * size))
 many_fields = st.integers(100, 20_000).map(lambda count: b"\x04manyA" + long(b"V" * count))
 headers = st.one_of(
@@ -147,9 +161,24 @@ headers = st.one_of(
     big_tables,
     many_fields,
 )
-#: None of those that it takes is over before the message is read: an expired one is gone without a trace.
-TIMES = [b"60000", b"00060000", b"4294967295"] * 2 + [b"4294967296", b"-1", b"soon", b"", b" 5", b"\xff"]
-ADDRESSES = [b"no such queue", b"", b"x" * 255, b"\xff\xfe", b"amq.rabbitmq.reply-to.x", b"amq.rabbitmq.reply-to.g.x"]
+#: None of those that it takes is over before the message is read: an expired one is gone without a
+#: trace.
+TIMES = [b"60000", b"00060000", b"4294967295"] * 2 + [
+    b"4294967296",
+    b"-1",
+    b"soon",
+    b"",
+    b" 5",
+    b"\xff",
+]
+ADDRESSES = [
+    b"no such queue",
+    b"",
+    b"x" * 255,
+    b"\xff\xfe",
+    b"amq.rabbitmq.reply-to.x",
+    b"amq.rabbitmq.reply-to.g.x",
+]
 #: In the order of the wire: the first has the highest flag.
 FIELDS: dict[str, st.SearchStrategy[bytes]] = {
     "content_type": texts.map(short),
@@ -199,33 +228,67 @@ properties = st.one_of(plain, well_formed(), well_formed(), well_formed(), malfo
 leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20))
 shapes = st.recursive(
     leaves,
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=9), inner, max_size=4)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=9), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 #: As JSON text, where Python's writer would refuse: too deep for it, or not a number that it knows.
 texts_of_json = st.one_of(
     shapes.map(json.dumps),
-    st.builds("{0}{1}{0}".format, st.just(""), st.integers(1, 6000).map(lambda digits: "9" * digits)),
-    st.sampled_from(["1e999", "-1e999", "NaN", "Infinity", "1E400", "-0", '"\\ud800"', '"\\u0000"', "{}", "[]", '""']),
+    st.builds(
+        "{0}{1}{0}".format, st.just(""), st.integers(1, 6000).map(lambda digits: "9" * digits)
+    ),
+    st.sampled_from(
+        [
+            "1e999",
+            "-1e999",
+            "NaN",
+            "Infinity",
+            "1E400",
+            "-0",
+            '"\\ud800"',
+            '"\\u0000"',
+            "{}",
+            "[]",
+            '""',
+        ]
+    ),
     st.integers(1, 1100).map(lambda depth: "[" * depth + "]" * depth),
     st.integers(1, 1100).map(lambda depth: '{"k":' * depth + "0" + "}" * depth),
 )
 modules = st.one_of(
-    st.sampled_from([MODULE] * 6 + [*FORBIDDEN, "os", "builtins", "kuyruk", "__main__", "", ".", "..", f".{MODULE}"]),
-    st.sampled_from([f"{MODULE}.", f"{MODULE}.x", f"{MODULE}..x", f"{MODULE}.note", f"{MODULE}.\0", f"{MODULE}/x"]),
+    st.sampled_from(
+        [MODULE] * 6
+        + [*FORBIDDEN, "os", "builtins", "kuyruk", "__main__", "", ".", "..", f".{MODULE}"]
+    ),
+    st.sampled_from(
+        [
+            f"{MODULE}.",
+            f"{MODULE}.x",
+            f"{MODULE}..x",
+            f"{MODULE}.note",
+            f"{MODULE}.\0",
+            f"{MODULE}/x",
+        ]
+    ),
     st.integers(1, 3000).map(lambda count: MODULE + ".a" * count),
     st.text(max_size=20),
 )
 functions = st.one_of(
-    st.sampled_from([*TASKS] * 3 + ["other", "bomb", "os", "os.system", "system", "app", "Bomb", "note.f"]),
-    st.sampled_from(["__class__", "__dict__", "__builtins__", "note.__call__", "", ".", "\ud800", "f\0"]),
+    st.sampled_from(
+        [*TASKS] * 3 + ["other", "bomb", "os", "os.system", "system", "app", "Bomb", "note.f"]
+    ),
+    st.sampled_from(
+        ["__class__", "__dict__", "__builtins__", "note.__call__", "", ".", "\ud800", "f\0"]
+    ),
     st.integers(1, 20_000).map(lambda size: "x" * size),
     st.text(max_size=20),
 )
 VALID: dict[str, st.SearchStrategy[str]] = {
-    "id": st.one_of(st.uuids().map(lambda id: id.hex), st.sampled_from(["1", "2"]), st.text(max_size=300)).map(
-        json.dumps
-    ),
+    "id": st.one_of(
+        st.uuids().map(lambda id: id.hex), st.sampled_from(["1", "2"]), st.text(max_size=300)
+    ).map(json.dumps),
     "args": st.lists(shapes, max_size=3).map(json.dumps),
     "kwargs": st.dictionaries(st.text(max_size=9), shapes, max_size=3).map(json.dumps),
     "module": st.just(json.dumps(MODULE)),
@@ -264,8 +327,16 @@ def big(draw: st.DrawFn) -> bytes:
     size = draw(st.integers(130_000, 400_000))
     many = "x" * size if draw(st.booleans()) else "é" * size
     function = draw(st.sampled_from(TASKS))
-    description = {"id": "big", "args": [many], "kwargs": {}, "module": MODULE, "function": function}
-    return draw(st.sampled_from([json.dumps(description).encode(), many.encode(), bytes(size), b"[" * size]))
+    description = {
+        "id": "big",
+        "args": [many],
+        "kwargs": {},
+        "module": MODULE,
+        "function": function,
+    }
+    return draw(
+        st.sampled_from([json.dumps(description).encode(), many.encode(), bytes(size), b"[" * size])
+    )
 
 
 sizes = st.integers(0, 49)
@@ -285,7 +356,8 @@ messages = st.builds(Message, bodies, properties)
 
 
 class Wire:
-    """A connection that publishes and gets bytes as they are: client libraries refuse most of these."""
+    """A connection that publishes and gets bytes as they are: client libraries refuse most of
+    these."""
 
     LIMIT = 131_072 - 8
 
@@ -295,7 +367,8 @@ class Wire:
         self._data = b""
 
     def publish(self, queue: str, message: Message) -> str | None:
-        """None when the broker has confirmed it, else why it hasn't: it has closed the channel or the connection."""
+        """None when the broker has confirmed it, else why it hasn't: it has closed the channel or
+        the connection."""
         try:
             self._connect()
             head = struct.pack(">HHQ", 60, 0, len(message.body)) + message.properties
@@ -316,7 +389,8 @@ class Wire:
         return f"{answer.name.partition('.')[0].lower()}: {answer.reply_code}"
 
     def get(self, queue: str) -> tuple[Any, bytes] | None:
-        """Take a message out of a queue: its properties (None if they can't be decoded) and its body."""
+        """Take a message out of a queue: its properties (None if they can't be decoded) and its
+        body."""
         self._connect()
         self._write(1, commands.Basic.Get(queue=queue, no_ack=True))
         answer = self._read()
@@ -341,16 +415,26 @@ class Wire:
     def _connect(self) -> None:
         if self._socket is not None:
             return
-        self._socket = socket.create_connection((self._url.hostname, self._url.port or 5672), PATIENCE)
+        self._socket = socket.create_connection(
+            (self._url.hostname, self._url.port or 5672), PATIENCE
+        )
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        user, password = (urllib.parse.unquote(part or "guest") for part in (self._url.username, self._url.password))
+        user, password = (
+            urllib.parse.unquote(part or "guest")
+            for part in (self._url.username, self._url.password)
+        )
         self._socket.sendall(header.ProtocolHeader().marshal())
         self._read()
         capabilities: Any = {"capabilities": {"publisher_confirms": True}}
-        self._write(0, commands.Connection.StartOk(capabilities, "PLAIN", f"\0{user}\0{password}", "en_US"))
+        self._write(
+            0, commands.Connection.StartOk(capabilities, "PLAIN", f"\0{user}\0{password}", "en_US")
+        )
         self._read()
         self._write(0, commands.Connection.TuneOk(10, 131_072, 0))
-        self._write(0, commands.Connection.Open(virtual_host=urllib.parse.unquote(self._url.path[1:]) or "/"))
+        self._write(
+            0,
+            commands.Connection.Open(virtual_host=urllib.parse.unquote(self._url.path[1:]) or "/"),
+        )
         self._read()
         for request in (commands.Channel.Open(), commands.Confirm.Select()):
             self._write(1, request)
@@ -363,7 +447,8 @@ class Wire:
         """The next method."""
         try:
             return frame.unmarshal(self._read_frame())[2]
-        except UnmarshalingException as error:  # it closes the channel, and quotes what it doesn't like
+        # it closes the channel, and quotes what it doesn't like
+        except UnmarshalingException as error:
             raise ConnectionError("closed, for a reason that can't be decoded") from error
 
     def _read_frame(self) -> bytes:
@@ -383,7 +468,9 @@ class Wire:
 
 def digest_of_call(function: str, args: Any, kwargs: Any) -> bytes:
     """What a task was called with. Python's own text: it tells 1 from True and from 1.0."""
-    return hashlib.blake2b(f"{function}{args!r}{sorted(kwargs.items())!r}".encode("utf-8", "surrogatepass")).digest()
+    return hashlib.blake2b(
+        f"{function}{args!r}{sorted(kwargs.items())!r}".encode("utf-8", "surrogatepass")
+    ).digest()
 
 
 class LogWatch(logging.Handler):
@@ -392,24 +479,30 @@ class LogWatch(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.bad: list[str] = []
-        self.losses = 0  # of the connection for sending: a made-up reply address makes RabbitMQ 3.10 close it
+        # of the connection for sending: a made-up reply address makes RabbitMQ 3.10 close it
+        self.losses = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
         self.losses += text.startswith("Lost the connection for sending")
-        if record.levelno >= logging.WARNING and any(words in text.partition("\n")[0] for words in BAD_NEWS):
+        if record.levelno >= logging.WARNING and any(
+            words in text.partition("\n")[0] for words in BAD_NEWS
+        ):
             self.bad.append(f"{text[:200]} ... {text[-200:]}")
 
 
 class Fuzz:
-    """A worker, a publisher, and what became of each message. As a context manager it leaves nothing behind."""
+    """A worker, a publisher, and what became of each message. As a context manager it leaves
+    nothing behind."""
 
     def __init__(self, url: str, queue: str) -> None:
         self.queue = queue
         self.figures: collections.Counter[str] = collections.Counter()
         self.violations: list[str] = []
-        self._open: collections.Counter[bytes] = collections.Counter()  # confirmed and not accounted for: bodies
-        self._ran: collections.Counter[bytes] = collections.Counter()  # ends of tasks not accounted for: their calls
+        # confirmed and not accounted for: bodies
+        self._open: collections.Counter[bytes] = collections.Counter()
+        # ends of tasks not accounted for: their calls
+        self._ran: collections.Counter[bytes] = collections.Counter()
         self._lock = threading.Lock()  # guards _ran, _seen and called
         self._seen: set[bytes] = set()
         self.called: list[str] = []  # what isn't a task, and was called all the same
@@ -430,7 +523,8 @@ class Fuzz:
         logger.propagate = False
         logger.setLevel(logging.DEBUG)
         with self.app.channel() as channel:
-            # Without a dead-letter exchange: what a message says in "x-death" can crash such a queue (RabbitMQ 3.10.8).
+            # Without a dead-letter exchange: what a message says in "x-death" can crash such a
+            # queue (RabbitMQ 3.10.8).
             channel.queue.declare(self.queue, durable=True)
             channel.queue.declare(f"{self.queue}.failed", durable=True)
         self._worker.start()
@@ -457,7 +551,12 @@ class Fuzz:
             self._add_task(module, name)
         bomb = self._as_function("bomb", lambda *args, **kwargs: self.called.append("bomb"))
         other = self._as_function("other", lambda *args, **kwargs: self.called.append("other"))
-        more: dict[str, Any] = {"bomb": bomb, "os": os, "app": self.app, "other": kuyruk.Kuyruk().task(other)}
+        more: dict[str, Any] = {
+            "bomb": bomb,
+            "os": os,
+            "app": self.app,
+            "other": kuyruk.Kuyruk().task(other),
+        }
         vars(module).update(more, Bomb=type("Bomb", (), {"__init__": bomb}))
 
     def _add_task(self, module: types.ModuleType, name: str) -> None:
@@ -557,10 +656,15 @@ class Fuzz:
     def _call_of(self, body: bytes) -> tuple[str, bytes]:
         """Which call this message is, if it is any."""
         limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(5 * limit)  # what the worker could just read must not be too deep here
+        # what the worker could just read must not be too deep here
+        sys.setrecursionlimit(5 * limit)
         try:
             description = json.loads(body.decode())
-            function, args, kwargs = description["function"], description["args"] or [], description["kwargs"] or {}
+            function, args, kwargs = (
+                description["function"],
+                description["args"] or [],
+                description["kwargs"] or {},
+            )
             return function, digest_of_call(function, args, kwargs)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return "", b""
@@ -642,7 +746,6 @@ def generate(count: int, seed: int | None, use: Callable[[Message], object]) -> 
 def run(url: str, count: int, seed: int) -> list[str]:
     began = time.monotonic()
     with Fuzz(url, f"fuzz-{os.getpid()}") as fuzz:
-
         while (done := fuzz.figures["confirmed"]) < count:
             generate(min(BATCH, count - done), seed, fuzz.send)
             seed += 1
@@ -661,13 +764,21 @@ def say_progress(fuzz: Fuzz, count: int, began: float) -> None:
     done, seconds = fuzz.figures["confirmed"], time.monotonic() - began
     left = seconds / done * (count - done)
     text = f"{done}/{count} messages, {fuzz.figures['violations']} violations, {seconds:.0f} s, {left:.0f} s to go"
-    print(f"\r{text:70}" if sys.stdout.isatty() else text, end="" if sys.stdout.isatty() else "\n", flush=True)
+    print(
+        f"\r{text:70}" if sys.stdout.isatty() else text,
+        end="" if sys.stdout.isatty() else "\n",
+        flush=True,
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Generated messages against a live worker.")
-    parser.add_argument("--messages", type=int, default=20_000, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=int(time.time()), metavar="N", help="default: another each time")
+    parser.add_argument(
+        "--messages", type=int, default=20_000, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=int(time.time()), metavar="N", help="default: another each time"
+    )
     parser.add_argument("--url", metavar="URL", help="of a RabbitMQ; default: a private one")
     arguments = parser.parse_args()
     from rabbitmq_node import RabbitmqError, RabbitmqNode

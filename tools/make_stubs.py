@@ -2,8 +2,9 @@
 
     python tools/make_stubs.py
 
-A single module can't carry `py.typed`, so the types of an installed copy are in a package of stubs. It is a file of
-its own and no link, because not every checkout has links. A test compares it with kuyruk.py.
+A single module can't carry `py.typed`, so the types of an installed copy are in a package of stubs.
+It is a file of its own and no link, because not every checkout has links. A test compares it with
+kuyruk.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ STUBS = HERE / "kuyruk-stubs" / "__init__.pyi"
 
 
 class _Strip(ast.NodeTransformer):
-    """Takes docstrings and bodies away. Those of `__init__` stay: they tell the types of attributes."""
+    """Takes docstrings and bodies away. Those of `__init__` stay: they tell the types of
+    attributes."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         if node.name != "__init__":
@@ -47,4 +49,6 @@ def make_stubs(source: str) -> ast.Module:
 
 
 if __name__ == "__main__":
-    STUBS.write_text(f"# Made by tools/make_stubs.py.\n{ast.unparse(make_stubs((HERE / 'kuyruk.py').read_text()))}\n")
+    STUBS.write_text(
+        f"# Made by tools/make_stubs.py.\n{ast.unparse(make_stubs((HERE / 'kuyruk.py').read_text()))}\n"
+    )

@@ -356,7 +356,9 @@ class Realm:
         cookie.write_text(secrets.token_hex(16))
         cookie.chmod(0o400)
         # A bare system, as debootstrap makes it, doesn't know the name "localhost".
-        (home / "inetrc").write_text('{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file, native]}.\n')
+        (home / "inetrc").write_text(
+            '{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file, native]}.\n'
+        )
         self._link_modules(folder)
 
     def _is_linked(self) -> bool:
@@ -721,14 +723,13 @@ def _formation(name: str) -> list[str]:
 class RabbitmqCluster(_Started):
     """Private RabbitMQ nodes that are one cluster.
 
-    `config`, `advanced`: of each node, see RabbitmqNode. `size`: how many nodes; three keep their quorum
-    queues when one falls. `nodes` can be killed, paused and started one by one; `ports` and data
+    `config`, `advanced`: of each node, see RabbitmqNode. `size`: how many nodes; three keep their
+    quorum queues when one falls. `nodes` can be killed, paused and started one by one; `ports` and
+    data
     stay. What a node does alone, as `ctl`, see RabbitmqNode.
     """
 
-    def __init__(
-        self, config: Iterable[str] = (), *, advanced: str = "", size: int = 3
-    ) -> None:
+    def __init__(self, config: Iterable[str] = (), *, advanced: str = "", size: int = 3) -> None:
         self.realm = Realm()
         lines = tuple(config)
         names = [f"rabbit{number}" for number in range(1, size + 1)]
@@ -819,7 +820,8 @@ class RabbitmqCluster(_Started):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a node, or a cluster, until Ctrl-C or SIGTERM. Exit codes: 0 so ended, 1 RabbitMQ's fault."""
+    """Runs a node, or a cluster, until Ctrl-C or SIGTERM. Exit codes: 0 so ended, 1 RabbitMQ's
+    fault."""
     parser = argparse.ArgumentParser(
         description="Runs a private RabbitMQ node, or a cluster, until Ctrl-C or SIGTERM and prints "
         "its URL (for Kuyruk: all addresses are in it)."

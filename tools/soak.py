@@ -1,20 +1,26 @@
-"""`make soak`: a worker under a mixed load for minutes or hours, and where every single message went.
+"""`make soak`: a worker under a mixed load for minutes or hours, and where every single message
+went.
 
-    python tools/soak.py [--minutes M] [--rate N] [--seed N] [--processes N] [--threads N] [--without KIND]
+    python tools/soak.py [--minutes M] [--rate N] [--seed N] [--processes N] [--threads N]
+    [--without KIND]
 
-Starts a private RabbitMQ and `python -m kuyruk_worker soak_tasks -p 2 -t 8`, and sends it, from several threads, what
-soak_tasks.py has: tasks that return, raise, recover, reject, exceed their time limit, hang in C code, bring their
-process down. Of a part the result is waited for. What is checked in the end:
+Starts a private RabbitMQ and `python -m kuyruk_worker soak_tasks -p 2 -t 8`, and sends it, from
+several threads, what soak_tasks.py has: tasks that return, raise, recover, reject, exceed their
+time limit, hang in C code, bring their process down. Of a part the result is waited for. What is
+checked in the end:
 
 - Each message ended where its kind has to. None is lost, none is misplaced.
-- None ran again without need: the only reason is a process that was brought down while the message was in its hands.
+- None ran again without need: the only reason is a process that was brought down while the message
+was in its hands.
   That a process with a stuck thread is replaced is none.
 - Each caller got what its kind answers with.
-- Each end of a process has its reason. The process that watches over the others stays small, and its open files few.
+- Each end of a process has its reason. The process that watches over the others stays small, and
+its open files few.
 - SIGTERM ends all of it, with exit code 0, and no process is left.
 
-It draws memory, threads, open files and throughput over time. Ctrl-C ends the sending early, and then checks all the
-same. The same seed sends the same kinds; which of them meet isn't repeatable. Linux only (/proc).
+It draws memory, threads, open files and throughput over time. Ctrl-C ends the sending early, and
+then checks all the same. The same seed sends the same kinds; which of them meet isn't repeatable.
+Linux only (/proc).
 
 Exit code: 0 if all is as it must be, 1 if not or if something broke, 2 for wrong arguments.
 """
@@ -61,9 +67,12 @@ LOG = os.path.join(FOLDER, "worker.log")
 CLIENTS = 8  #: Threads that send.
 WAITED_FOR = 0.3  #: The part of the messages whose result is waited for.
 TICK = 1.0  #: Seconds between two looks at the worker's processes.
-PATIENCE = 60.0  #: Seconds that a result is waited for; that nothing at all may happen at the end; that a stop takes.
+#: Seconds that a result is waited for; that nothing at all may happen at the end; that a stop
+#: takes.
+PATIENCE = 60.0
 QUIET = 3.0  #: Seconds without a note after which all may be done: no task takes longer.
-SETTLING = 1.0  #: Seconds before a process's death in which it may not have settled yet what has ended.
+#: Seconds before a process's death in which it may not have settled yet what has ended.
+SETTLING = 1.0
 PARENT_MEMORY = 15.0  #: MiB that the process that watches over the others may take.
 SHOWN = 10  #: Violations of one sort that are printed.
 
@@ -103,7 +112,8 @@ class Ledger:
                 file.seek(self._read[path])
                 lines = file.read().splitlines(keepends=True)
             for line in lines:
-                if line.endswith(b"\n"):  # else half written: another time, unless its process has died in it
+                # else half written: another time, unless its process has died in it
+                if line.endswith(b"\n"):
                     self._read[path] += len(line)
                     self._enter(int(os.path.basename(path)), *line.decode().split())
 
@@ -116,12 +126,15 @@ class Ledger:
         elif event == "dies":
             self.deaths.setdefault(pid, float(at))
         else:
-            call = next(call for call in reversed(calls) if call.pid == pid and call.outcome is None)
+            call = next(
+                call for call in reversed(calls) if call.pid == pid and call.outcome is None
+            )
             call.ended, call.outcome = float(at), event
             self.ends[event] += 1
 
     def read_failed(self) -> None:
-        with contextlib.suppress(AMQPChannelError), app.channel() as channel:  # nothing has failed: no queue
+        # nothing has failed: no queue
+        with contextlib.suppress(AMQPChannelError), app.channel() as channel:
             count = channel.queue.declare(f"{QUEUE}.failed", passive=True)["message_count"]
             channel.basic.consume(queue=f"{QUEUE}.failed", no_ack=True)
             for message in itertools.islice(channel.build_inbound_messages(), count):
@@ -146,12 +159,15 @@ class Ledger:
         return "again: explained" if any(map(self._was_cut, calls)) else "unexplained"
 
     def _was_cut(self, call: Call) -> bool:
-        """Its process was brought down by another task, while it ran or before the broker knew that it had ended."""
+        """Its process was brought down by another task, while it ran or before the broker knew that
+        it had ended."""
         death = self.deaths.get(call.pid)
         return death is not None and (call.outcome is None or call.ended > death - SETTLING)
 
     def describe(self, number: int) -> str:
-        calls = ", ".join(f"{c.outcome} in {c.pid} at {c.began:.2f}" for c in self.calls.get(number, ()))
+        calls = ", ".join(
+            f"{c.outcome} in {c.pid} at {c.began:.2f}" for c in self.calls.get(number, ())
+        )
         return f"{self.sent[number]} {number}: {calls or 'no call'}; failed: {self.failed.get(number, [])}"
 
 
@@ -170,9 +186,13 @@ class Clients:
         self._numbers = itertools.count(1)
         kinds = {name: kind for name, kind in KINDS.items() if name not in without}
         common = sum(kind.weight for kind in kinds.values()) or 1
-        self._weights = {name: k.weight / common + k.per_minute / (60 * rate) for name, k in kinds.items()}
+        self._weights = {
+            name: k.weight / common + k.per_minute / (60 * rate) for name, k in kinds.items()
+        }
         seeds = [f"{seed} {i}" for i in range(CLIENTS)]
-        self.threads = [threading.Thread(target=self._run, args=(own,), daemon=True) for own in seeds]
+        self.threads = [
+            threading.Thread(target=self._run, args=(own,), daemon=True) for own in seeds
+        ]
         for thread in self.threads:
             thread.start()
 
@@ -189,7 +209,9 @@ class Clients:
         kind = KINDS[name]
         self._ledger.sent[number] = name
         try:
-            result = kind.task.send_to_queue((number, chance), wait_result=PATIENCE if wait else None)
+            result = kind.task.send_to_queue(
+                (number, chance), wait_result=PATIENCE if wait else None
+            )
             got = RETURNED if result == answer(number, chance) else f"the result {result!r:.80}"
         except kuyruk.RemoteException as error:
             got = error.type
@@ -201,7 +223,9 @@ class Clients:
         if wait:
             self.answers.append(got)
             if got not in kind.replies:
-                self.problems.append(f"{name} {number}: its sender got {got}, not {' or '.join(kind.replies)}")
+                self.problems.append(
+                    f"{name} {number}: its sender got {got}, not {' or '.join(kind.replies)}"
+                )
 
 
 # --- The worker, and what its processes take -----------------------------------
@@ -222,11 +246,21 @@ class WorkerProcesses:
         self.samples: list[Sample] = []
         self.children: set[int] = set()  # that are there now
         self.gone: dict[int, float] = {}  # children, and when they were first missed
-        command = [sys.executable, "-m", "kuyruk_worker", "soak_tasks", "-p", str(processes), "-t", str(threads)]
+        command = [
+            sys.executable,
+            "-m",
+            "kuyruk_worker",
+            "soak_tasks",
+            "-p",
+            str(processes),
+            "-t",
+            str(threads),
+        ]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("KUYRUK_")}
         environment |= {"KUYRUK_RABBIT_URL": url, "KUYRUK_WORKER_GRACE": "1"}
         environment |= {"SOAK_FOLDER": FOLDER, "PYTHONPATH": TOOLS}
-        with open(LOG, "wb") as log:  # of its own session: `leftovers` knows them by it, and a Ctrl-C is for us
+        # of its own session: `leftovers` knows them by it, and a Ctrl-C is for us
+        with open(LOG, "wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
             )
@@ -240,7 +274,11 @@ class WorkerProcesses:
         children = set(children_of(self.process.pid))
         self.gone |= dict.fromkeys(self.children - children, now)
         self.children = children
-        found = [sample for pid in (self.process.pid, *sorted(children)) if (sample := look_at(now, pid)) is not None]
+        found = [
+            sample
+            for pid in (self.process.pid, *sorted(children))
+            if (sample := look_at(now, pid)) is not None
+        ]
         self.samples += found
         return found
 
@@ -293,14 +331,17 @@ class Run:
     def __init__(self, node: RabbitmqNode, arguments: argparse.Namespace) -> None:
         self.began = self._told = time.monotonic()
         self.ledger = Ledger()
-        self.progress: list[tuple[float, int, int, int]] = []  # at, sent, calls that returned, calls that raised
+        # at, sent, calls that returned, calls that raised
+        self.progress: list[tuple[float, int, int, int]] = []
         self.violations: list[str] = []
         self._node = node
         self._arguments = arguments
         self.worker = WorkerProcesses(node.url, arguments.processes, arguments.threads)
 
     def run(self) -> None:
-        self.clients = Clients(self.ledger, self._arguments.rate, self._arguments.seed, self._arguments.without)
+        self.clients = Clients(
+            self.ledger, self._arguments.rate, self._arguments.seed, self._arguments.without
+        )
         try:
             while time.monotonic() < self.began + self._arguments.minutes * 60 and self.worker.runs:
                 self._tick()
@@ -321,7 +362,9 @@ class Run:
         samples = self.worker.look()
         self.ledger.follow()
         ends, now = self.ledger.ends, time.monotonic()
-        self.progress.append((now, len(self.ledger.sent), ends[RETURNED], ends.total() - ends[RETURNED]))
+        self.progress.append(
+            (now, len(self.ledger.sent), ends[RETURNED], ends.total() - ends[RETURNED])
+        )
         if sys.stdout.isatty() or now > self._told + 30:
             self._told = now
             _, sent, returned, raised = self.progress[-1]
@@ -345,16 +388,22 @@ class Run:
                 return
 
     def _left(self) -> dict[str, int]:
-        rows = [line.split() for line in self._node.ctl("list_queues", "name", "messages").splitlines()]
+        rows = [
+            line.split() for line in self._node.ctl("list_queues", "name", "messages").splitlines()
+        ]
         counts = {name: int(count) for name, count in rows if count.isdigit()}
-        return {name: count for name, count in counts.items() if count and not name.endswith(".failed")}
+        return {
+            name: count for name, count in counts.items() if count and not name.endswith(".failed")
+        }
 
     def _stop(self) -> None:
         if not self.worker.runs:
             self.violations.append("the worker has ended by itself")
         began = time.monotonic()
         code = self.worker.stop()
-        say(f"\n\nSIGTERM: the worker ended with exit code {code}, after {time.monotonic() - began:.1f} s")
+        say(
+            f"\n\nSIGTERM: the worker ended with exit code {code}, after {time.monotonic() - began:.1f} s"
+        )
         if code != 0:
             self.violations.append(f"the worker's exit code is {code}, not 0")
         if left := self.worker.leftovers():
@@ -381,19 +430,26 @@ class Results:
         found: dict[str, list[str]] = {verdict: [] for verdict in Ledger.VERDICTS[2:]}
         for number, name in self._ledger.sent.items():
             verdict = self._ledger.judge(number)
-            table[name].update({verdict: 1, "sent": 1, ".failed": len(self._ledger.failed.get(number, ()))})
+            table[name].update(
+                {verdict: 1, "sent": 1, ".failed": len(self._ledger.failed.get(number, ()))}
+            )
             if verdict in found:
                 found[verdict].append(f"{verdict}: {self._ledger.describe(number)}")
         columns = ("sent", *Ledger.VERDICTS, ".failed")
         say(f"\n{'':12}" + "".join(f"{column:>{len(column) + 3}}" for column in columns))
-        for name, counts in [*table.items(), ("all", sum(table.values(), collections.Counter[str]()))]:
+        for name, counts in [
+            *table.items(),
+            ("all", sum(table.values(), collections.Counter[str]())),
+        ]:
             say(f"{name:12}" + "".join(f"{counts[column]:{len(column) + 3}}" for column in columns))
         for violations in found.values():
             self._add(violations)
 
     def replies(self) -> None:
         problems = self._run.clients.problems
-        say(f"\nresults waited for: {len(self._run.clients.answers)}, wrong or missing: {len(problems)}")
+        say(
+            f"\nresults waited for: {len(self._run.clients.answers)}, wrong or missing: {len(problems)}"
+        )
         self._add(problems)
 
     def _add(self, violations: list[str]) -> None:
@@ -402,9 +458,9 @@ class Results:
             self.violations.append(f"... and {len(violations) - SHOWN} more like this")
 
     def crashes(self) -> None:
-        """How many processes each `crash` has cost. RabbitMQ can deliver it again before that process is told of the
-        last death; and a death counts for one that was just about to begin, too, without a note of it. So one more
-        or less is told, and isn't a violation."""
+        """How many processes each `crash` has cost. RabbitMQ can deliver it again before that
+        process is told of the last death; and a death counts for one that was just about to begin,
+        too, without a note of it. So one more or less is told, and isn't a violation."""
         crashes = [number for number, name in self._ledger.sent.items() if name == "crash"]
         counts = collections.Counter(len(self._ledger.calls.get(number, ())) for number in crashes)
         text = ", ".join(f"{count} in {n} processes" for n, count in sorted(counts.items()))
@@ -414,21 +470,37 @@ class Results:
 
     def processes(self) -> None:
         # One that has lived too short to be sampled has a file of notes.
-        ended = {*map(int, os.listdir(f"{FOLDER}/notes")), *self._worker.gone} - self._worker.children
-        with open(LOG, encoding="utf-8", errors="replace") as log:  # a worker that ends gracefully says so
-            stopped = {int(match[1]) for match in re.finditer(r"(\d+) \S+: Stopped$", log.read(), re.MULTILINE)}
+        ended = {
+            *map(int, os.listdir(f"{FOLDER}/notes")),
+            *self._worker.gone,
+        } - self._worker.children
+        # a worker that ends gracefully says so
+        with open(LOG, encoding="utf-8", errors="replace") as log:
+            stopped = {
+                int(match[1])
+                for match in re.finditer(r"(\d+) \S+: Stopped$", log.read(), re.MULTILINE)
+            }
         down = ended & set(self._ledger.deaths)
         unexplained = ended - down - stopped
         say(f"processes: {len(down)} brought down, {len(ended - down - unexplained)} replaced")
         begins = sorted(call.began for calls in self._ledger.calls.values() for call in calls)
-        pause, at = max(((after - at, at) for at, after in itertools.pairwise(begins)), default=(0.0, 0.0))
-        say(f"the longest time in which no call began: {pause:.1f} s, after {at - self._run.began:.0f} s\n")
+        pause, at = max(
+            ((after - at, at) for at, after in itertools.pairwise(begins)), default=(0.0, 0.0)
+        )
+        say(
+            f"the longest time in which no call began: {pause:.1f} s, after {at - self._run.began:.0f} s\n"
+        )
         if unexplained:
             self.violations.append(f"processes ended without a reason: {sorted(unexplained)}")
         for who, samples in (("parent", self._parent), ("children", self._children)):
             for what in ("memory", "threads", "files"):
                 values = [getattr(sample, what) for sample in samples] or [0]
-                facts = {"first": values[0], "last": values[-1], "min": min(values), "max": max(values)}
+                facts = {
+                    "first": values[0],
+                    "last": values[-1],
+                    "min": min(values),
+                    "max": max(values),
+                }
                 text = "".join(f"{name:>8}{value:6.1f}" for name, value in facts.items())
                 say(f"{who:10}{what:8}{text}{'  MiB' if what == 'memory' else ''}")
 
@@ -437,19 +509,28 @@ class Results:
         if most > PARENT_MEMORY:
             self.violations.append(f"the parent took {most:.1f} MiB, more than {PARENT_MEMORY:g}")
         files, part = [sample.files for sample in self._parent], len(self._parent) // 4
-        # It has more open while it starts a child: they grow if all of the end is above all of the beginning.
+        # It has more open while it starts a child: they grow if all of the end is above all of the
+        # beginning.
         if part and min(files[-part:]) > max(files[:part]):
-            self.violations.append(f"the parent's open files grow: from {max(files[:part])} to {min(files[-part:])}")
+            self.violations.append(
+                f"the parent's open files grow: from {max(files[:part])} to {min(files[-part:])}"
+            )
 
     def draw(self, path: str) -> None:
         # Not an import statement: only `make soak` installs it, and the types are checked without.
-        figure = importlib.import_module("matplotlib.figure").Figure(figsize=(14, 11), layout="constrained")
+        figure = importlib.import_module("matplotlib.figure").Figure(
+            figsize=(14, 11), layout="constrained"
+        )
         panels = figure.subplots(4, 1, sharex=True)
         self._draw_processes(panels[:3])
         times = self._since([at for at, *_ in self._run.progress])
-        for index, label in enumerate(("sent", "calls that returned", "calls that raised"), start=1):
+        for index, label in enumerate(
+            ("sent", "calls that returned", "calls that raised"), start=1
+        ):
             steps = itertools.pairwise((row[0], row[index]) for row in self._run.progress)
-            panels[3].plot(times[1:], [(n - m) / (t - s) for (s, m), (t, n) in steps], lw=1, label=label)
+            panels[3].plot(
+                times[1:], [(n - m) / (t - s) for (s, m), (t, n) in steps], lw=1, label=label
+            )
         panels[3].set(ylabel="per second", xlabel="seconds")
         panels[3].legend(loc="upper left", ncols=3)
         for panel in panels:
@@ -462,14 +543,26 @@ class Results:
     def _draw_processes(self, panels: Sequence[Any]) -> None:
         names = {"memory": "resident memory, MiB", "threads": "threads", "files": "open files"}
         for pid, own in self._samples.items():
-            style = {"color": "black", "label": "the parent"} if pid == self._worker.process.pid else {}
+            style = (
+                {"color": "black", "label": "the parent"} if pid == self._worker.process.pid else {}
+            )
             for panel, (what, name) in zip(panels, names.items(), strict=True):
-                panel.plot(self._since([s.at for s in own]), [getattr(s, what) for s in own], ".-", ms=2, lw=1, **style)
+                panel.plot(
+                    self._since([s.at for s in own]),
+                    [getattr(s, what) for s in own],
+                    ".-",
+                    ms=2,
+                    lw=1,
+                    **style,
+                )
                 panel.set_ylabel(name)
 
     def _mark(self, panel: Any) -> None:
         replaced = [at for pid, at in self._worker.gone.items() if pid not in self._ledger.deaths]
-        marks = (("brought down", "red", list(self._ledger.deaths.values())), ("replaced", "blue", replaced))
+        marks = (
+            ("brought down", "red", list(self._ledger.deaths.values())),
+            ("replaced", "blue", replaced),
+        )
         for label, color, moments in marks:
             for i, at in enumerate(self._since(moments)):
                 panel.axvline(at, color=color, lw=0.6, alpha=0.5, label=label if i == 0 else None)
@@ -483,16 +576,28 @@ def say(text: str = "", end: str = "\n") -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A worker under a mixed load, and where every message went.")
+    parser = argparse.ArgumentParser(
+        description="A worker under a mixed load, and where every message went."
+    )
     add = parser.add_argument
     add("--minutes", type=float, default=10, help="that it sends for (default: 10)")
     add("--rate", type=float, default=100, help="messages per second, about (default: 100)")
-    add("--seed", type=int, default=random.randrange(10**6), help="an earlier run's, for the same messages")
+    add(
+        "--seed",
+        type=int,
+        default=random.randrange(10**6),
+        help="an earlier run's, for the same messages",
+    )
     add("--processes", type=int, default=2, help="of the worker (default: 2)")
     add("--threads", type=int, default=8, help="of each process (default: 8)")
     text = f"leave a kind out; repeatable: {', '.join(KINDS)}"
     add("--without", action="append", choices=KINDS, default=[], metavar="KIND", help=text)
-    add("--plot", default=os.path.join(FOLDER, "soak.png"), metavar="FILE", help="default: %(default)s")
+    add(
+        "--plot",
+        default=os.path.join(FOLDER, "soak.png"),
+        metavar="FILE",
+        help="default: %(default)s",
+    )
     return parser.parse_args()
 
 
@@ -510,7 +615,13 @@ def soak(arguments: argparse.Namespace) -> list[str]:
         stack.callback(run.worker.stop)
         run.run()
     results = Results(run)
-    for part in (results.messages, results.replies, results.crashes, results.processes, results.parent):
+    for part in (
+        results.messages,
+        results.replies,
+        results.crashes,
+        results.processes,
+        results.parent,
+    ):
         part()
     results.draw(arguments.plot)
     return results.violations
@@ -519,7 +630,8 @@ def soak(arguments: argparse.Namespace) -> list[str]:
 def main() -> int:
     arguments = parse_arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # inherited: what crashes on purpose leaves no file
+    # inherited: what crashes on purpose leaves no file
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     say(f"{arguments.minutes:g} minutes, --seed {arguments.seed}")
     try:
         violations = soak(arguments)

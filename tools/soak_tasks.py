@@ -1,7 +1,9 @@
-"""The tasks of `make soak`, one for each kind of thing that a task can do, and what has to become of it.
+"""The tasks of `make soak`, one for each kind of thing that a task can do, and what has to become
+of it.
 
-Each message has a number. Each call notes its begin and its end in a file of its process, so that the notes survive
-whatever happens to that. Settings come from the environment: KUYRUK_*, and SOAK_FOLDER, which only a worker has.
+Each message has a number. Each call notes its begin and its end in a file of its process, so that
+the notes survive whatever happens to that. Settings come from the environment: KUYRUK_*, and
+SOAK_FOLDER, which only a worker has.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import kuyruk
 QUEUE = "soak"
 RETURNED = "returned"
 VALUE_ERROR = "builtins.ValueError"
-REJECT, DISCARD, TIMEOUT, CRASHED = (f"kuyruk.exceptions.{n}" for n in ("Reject", "Discard", "Timeout", "Crashed"))
+REJECT, DISCARD, TIMEOUT, CRASHED = (
+    f"kuyruk.exceptions.{n}" for n in ("Reject", "Discard", "Timeout", "Crashed")
+)
 
 config = kuyruk.Config()
 app = kuyruk.Kuyruk(config)
@@ -37,7 +41,8 @@ class Kind(NamedTuple):
     task: kuyruk.Task[[int, float], object]
     weight: float  #: How often, compared to the other kinds;
     per_minute: float  #: or, for a rare kind, whatever the rate.
-    calls: tuple[str | None, ...]  #: How its calls end, in their order. None: not at all, or with their process.
+    #: How its calls end, in their order. None: not at all, or with their process.
+    calls: tuple[str | None, ...]
     failed: str | None  #: With which exception it is in "soak.failed" in the end. None: it isn't.
     replies: tuple[str, ...]  #: What its caller may get.
 
@@ -54,11 +59,14 @@ def kind(
     replies: tuple[str, ...] = (),
     **options: Any,
 ) -> Callable[[Function], Kind]:
-    """Makes a function the task of a kind. It gets its message's number, and a random number from 0 to 1."""
+    """Makes a function the task of a kind. It gets its message's number, and a random number from 0
+    to 1."""
 
     def decorate(f: Function) -> Kind:
         task = app.task(queue=QUEUE, **options)(_noted(f))
-        KINDS[f.__name__] = Kind(task, weight, per_minute, calls, failed, replies or (failed or RETURNED,))
+        KINDS[f.__name__] = Kind(
+            task, weight, per_minute, calls, failed, replies or (failed or RETURNED,)
+        )
         return KINDS[f.__name__]
 
     return decorate
@@ -80,7 +88,8 @@ def _noted(f: Function) -> Callable[[int, float], object]:
 
 
 def _note(number: int, event: str) -> None:
-    os.write(_notes, f"{time.monotonic():.4f} {number} {event}\n".encode())  # one write: lines of threads don't mix
+    # one write: lines of threads don't mix
+    os.write(_notes, f"{time.monotonic():.4f} {number} {event}\n".encode())
 
 
 def answer(number: int, chance: float) -> object:
@@ -161,5 +170,9 @@ def hang(number: int, chance: float) -> None:
 def crash(number: int, chance: float) -> None:
     time.sleep(chance * 0.1)
     _note(number, "dies")
-    ends = (lambda: os._exit(1), lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: ctypes.string_at(0))
+    ends = (
+        lambda: os._exit(1),
+        lambda: os.kill(os.getpid(), signal.SIGKILL),
+        lambda: ctypes.string_at(0),
+    )
     ends[int(chance * 1000) % 3]()

@@ -139,7 +139,8 @@ class _Connection:
                 writer.transport.abort()
 
     def end(self, how: str) -> None:
-        """End the client's connection by a reset ("rst") or a regular end ("fin"), and the other."""
+        """End the client's connection by a reset ("rst") or a regular end ("fin"), and the
+        other."""
         if self.ended:
             return
         self.ended = True
@@ -157,7 +158,11 @@ class TcpProxy:
     """See the top of this file. Its methods can be called from any thread but its own."""
 
     def __init__(
-        self, url: str, host: str = HOST, tls: ssl.SSLContext | None = None, rate: float | None = None
+        self,
+        url: str,
+        host: str = HOST,
+        tls: ssl.SSLContext | None = None,
+        rate: float | None = None,
     ) -> None:
         """host: that it listens at. tls: that it speaks with its clients. rate: bytes a second."""
         parts = urllib.parse.urlsplit(url)
@@ -198,11 +203,13 @@ class TcpProxy:
         self.cut()
 
     def cut(self, how: str = "rst") -> None:
-        """End all connections of clients, by a reset or by a regular end ("fin"), and then those to the broker."""
+        """End all connections of clients, by a reset or by a regular end ("fin"), and then those to
+        the broker."""
         self._do(self._cut(how))
 
     def stall(self, direction: str) -> None:
-        """Accept, and don't pass on what clients ("up") or the broker ("down") send: it waits until `resume`."""
+        """Accept, and don't pass on what clients ("up") or the broker ("down") send: it waits until
+        `resume`."""
         self._loop.call_soon_threadsafe(self._stalled.add, direction)
 
     def resume(self) -> None:
@@ -210,8 +217,9 @@ class TcpProxy:
         self._loop.call_soon_threadsafe(self._resume)
 
     def swallow(self) -> None:
-        """The way of the present connections vanishes, as when a firewall forgets them: what is sent is
-        acknowledged by TCP and goes nowhere, and no end hears of the other's. New connections work."""
+        """The way of the present connections vanishes, as when a firewall forgets them: what is
+        sent is acknowledged by TCP and goes nowhere, and no end hears of the other's. New
+        connections work."""
         for connection in tuple(self._connections):
             connection.swallowed = True
 
@@ -316,9 +324,12 @@ class TcpProxy:
         if connection.swallowed:
             await asyncio.wait(pumps)
 
-    async def _pump(self, connection: _Connection, reader: asyncio.StreamReader, direction: str) -> None:
+    async def _pump(
+        self, connection: _Connection, reader: asyncio.StreamReader, direction: str
+    ) -> None:
         """Pass on what comes. While there are traps a frame waits until it is whole."""
-        frames, written = _Frames(), 0  # bytes of a frame that isn't whole, which have been passed on
+        # bytes of a frame that isn't whole, which have been passed on
+        frames, written = _Frames(), 0
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK):
                 for name, frame in frames.split(data):

@@ -14,14 +14,17 @@ app.conf.update(
     task_default_queue=tasks.QUEUE,
     task_acks_late=True,
     # 1 is what its documentation advises for tasks that take long.
-    worker_prefetch_multiplier=1 if tasks.MODE == "fair" else max(1, tasks.PREFETCH // tasks.THREADS),
+    worker_prefetch_multiplier=1
+    if tasks.MODE == "fair"
+    else max(1, tasks.PREFETCH // tasks.THREADS),
     broker_pool_limit=16,
     broker_connection_retry_on_startup=True,
     worker_enable_remote_control=False,
     worker_send_task_events=False,
 )
 TASKS = {
-    f.__name__: app.task(f, name=f.__name__, ignore_result=f.__name__ != "echo") for f in tasks.FUNCTIONS
+    f.__name__: app.task(f, name=f.__name__, ignore_result=f.__name__ != "echo")
+    for f in tasks.FUNCTIONS
 }
 
 

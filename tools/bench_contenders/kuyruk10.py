@@ -19,7 +19,8 @@ config.WORKER_LOGGING_LEVEL = "warning"
 app = kuyruk.Kuyruk(config)
 TASKS = {function.__name__: app.task(queue=tasks.QUEUE)(function) for function in tasks.FUNCTIONS}
 globals().update(TASKS)  # its worker finds a task by its module and name
-# It takes the module from the function, which is the one of our tasks: as an application's own would be.
+# It takes the module from the function, which is the one of our tasks: as an application's own
+# would be.
 for _task in TASKS.values():
     _task.f.__module__ = __name__
 

@@ -1,7 +1,8 @@
 """The sending side of one measurement: `python -m bench_contenders.load MODULE WHAT JSON`.
 
-Imports a contender's module, uses its `sender`, `batch_sender` or `caller` (each is asked for one in each thread that
-sends), and prints what came of it as a line of JSON. The clock starts when all threads are warm.
+Imports a contender's module, uses its `sender`, `batch_sender` or `caller` (each is asked for one
+in each thread that sends), and prints what came of it as a line of JSON. The clock starts when all
+threads are warm.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ PATIENCE = 60.0  #: Seconds that the threads wait for each other.
 TEXT = "x" * 100_000
 #: What tools/bench.py puts other numbers in for.
 NUMBER, MILLISECONDS = 7654321, 99887
-SAMPLES: dict[str, list[Any]] = {"noop": [], "pad": [TEXT], "nap": [MILLISECONDS], "timed": [MILLISECONDS]}
+SAMPLES: dict[str, list[Any]] = {
+    "noop": [],
+    "pad": [TEXT],
+    "nap": [MILLISECONDS],
+    "timed": [MILLISECONDS],
+}
 
 
 class Load:
@@ -48,7 +54,10 @@ class Load:
         if self._threads == 1:
             self._work(make, self.latencies[0])
         else:
-            threads = [threading.Thread(target=self._work, args=(make, own), daemon=True) for own in self.latencies]
+            threads = [
+                threading.Thread(target=self._work, args=(make, own), daemon=True)
+                for own in self.latencies
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -74,13 +83,24 @@ class Load:
 
     def facts(self) -> dict[str, float]:
         count = sum(map(len, self.latencies))
-        return {"count": count, "calls": count + WARM_UP * self._threads, "seconds": self.seconds, "cpu": self.cpu}
+        return {
+            "count": count,
+            "calls": count + WARM_UP * self._threads,
+            "seconds": self.seconds,
+            "cpu": self.cpu,
+        }
 
 
-def send(contender: Any, threads: int, seconds: float, confirm: bool, large: bool = False) -> dict[str, float]:
+def send(
+    contender: Any, threads: int, seconds: float, confirm: bool, large: bool = False
+) -> dict[str, float]:
     def make() -> Callable[[int], object]:
         send = contender.sender(confirm)
-        return (lambda number: send("pad", number, TEXT)) if large else (lambda number: send("noop", number))
+        return (
+            (lambda number: send("pad", number, TEXT))
+            if large
+            else (lambda number: send("noop", number))
+        )
 
     load = Load(threads, seconds)
     load.run(make)
@@ -90,7 +110,10 @@ def send(contender: Any, threads: int, seconds: float, confirm: bool, large: boo
 def batch(contender: Any, seconds: float, size: int) -> dict[str, float]:
     load = Load(1, seconds)
     load.run(lambda: lambda number: contender.send_batch("noop", range(FIRST, FIRST + size)))
-    return {key: value * size if key in ("count", "calls") else value for key, value in load.facts().items()}
+    return {
+        key: value * size if key in ("count", "calls") else value
+        for key, value in load.facts().items()
+    }
 
 
 def call(contender: Any, threads: int, seconds: float) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""This project. As a module of tasks for `python -m kuyruk_worker`; run itself, it is an embedded worker."""
+"""This project. As a module of tasks for `python -m kuyruk_worker`; run itself, it is an embedded
+worker."""
 
 from __future__ import annotations
 

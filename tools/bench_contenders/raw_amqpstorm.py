@@ -1,7 +1,8 @@
 """Loops on nothing but amqpstorm, as the floors: what a task queue on it could reach at best.
 
-The three ways of working (BENCH_MODE): "stock", as its documentation has it; "event", its frames handled as they
-come, with TCP_NODELAY; "pool", likewise, but the tasks run in a thread pool, and one thread acknowledges them.
+The three ways of working (BENCH_MODE): "stock", as its documentation has it; "event", its frames
+handled as they come, with TCP_NODELAY; "pool", likewise, but the tasks run in a thread pool, and
+one thread acknowledges them.
 """
 
 from __future__ import annotations
@@ -103,9 +104,12 @@ def _event_caller() -> Callable[[int], int]:
 
 
 class EventChannel:
-    """A channel whose deliveries are handled in the thread that reads the socket, as soon as they are there."""
+    """A channel whose deliveries are handled in the thread that reads the socket, as soon as they
+    are there."""
 
-    def __init__(self, connection: Connection, deliver: Callable[[int, Any, bytes], object]) -> None:
+    def __init__(
+        self, connection: Connection, deliver: Callable[[int, Any, bytes], object]
+    ) -> None:
         self.raw = cast(Any, connection.channel(lazy=True))
         self._deliver = deliver
         self._otherwise = self.raw.on_frame

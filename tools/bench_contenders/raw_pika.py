@@ -2,8 +2,8 @@
 # (It isn't installed where the types are checked.)
 """Loops on nothing but pika: BENCH_MODE says on which of its connections, "blocking" or "select".
 
-"confirmed" is "select" with what this project promises for calls: the request is confirmed, and must reach a queue; the
-reply is confirmed before the task is acknowledged.
+"confirmed" is "select" with what this project promises for calls: the request is confirmed, and
+must reach a queue; the reply is confirmed before the task is acknowledged.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def sender(confirm: bool) -> Callable[..., None]:
     if confirm:
         channel.confirm_delivery()
     persistent = pika.BasicProperties(delivery_mode=2)
-    return lambda name, *args: channel.basic_publish("", tasks.QUEUE, json.dumps((name, args)).encode(), persistent)
+    return lambda name, *args: channel.basic_publish(
+        "", tasks.QUEUE, json.dumps((name, args)).encode(), persistent
+    )
 
 
 def caller() -> Callable[[int], int]:

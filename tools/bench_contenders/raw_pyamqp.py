@@ -18,7 +18,9 @@ _connections: list[amqp.Connection] = []
 
 
 def connect(**options) -> amqp.Connection:
-    connection = amqp.Connection(urllib.parse.urlsplit(tasks.URL).netloc.rpartition("@")[2], **options)
+    connection = amqp.Connection(
+        urllib.parse.urlsplit(tasks.URL).netloc.rpartition("@")[2], **options
+    )
     connection.connect()
     _connections.append(connection)
     return connection
@@ -67,7 +69,9 @@ def work() -> None:
         name, args = json.loads(delivery.body)
         result = TASKS[name](*args)
         if "reply_to" in delivery.properties:
-            channel.basic_publish(amqp.Message(json.dumps(result)), routing_key=delivery.properties["reply_to"])
+            channel.basic_publish(
+                amqp.Message(json.dumps(result)), routing_key=delivery.properties["reply_to"]
+            )
         channel.basic_ack(delivery.delivery_tag)
 
     channel.basic_qos(0, tasks.PREFETCH, False)

@@ -1,8 +1,9 @@
-"""What all contenders run: the same functions. Each leaves marks in memory that it shares with tools/bench.py.
+"""What all contenders run: the same functions. Each leaves marks in memory that it shares with
+tools/bench.py.
 
-BENCH_MARKS names a file with one byte for each message, which counts how often that has run: a message that is lost
-or runs twice shows, and a mark costs next to nothing. BENCH_TIMES names one with two doubles for each, of `timed`.
-Processes that only send have neither.
+BENCH_MARKS names a file with one byte for each message, which counts how often that has run: a
+message that is lost or runs twice shows, and a mark costs next to nothing. BENCH_TIMES names one
+with two doubles for each, of `timed`. Processes that only send have neither.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import mmap
 import os
 import time
 
-FIRST = 1_000_000  #: The first message's number. All have seven digits, so that the bodies are equally long.
+#: The first message's number. All have seven digits, so that the bodies are equally long.
+FIRST = 1_000_000
 URL = os.environ.get("BENCH_URL", "amqp://guest:guest@localhost:5672/")
 QUEUE = os.environ.get("BENCH_QUEUE", "bench")
 MODE = os.environ.get("BENCH_MODE", "")  #: Which of the ways of working that a contender has.
 THREADS = int(os.environ.get("BENCH_THREADS", "8"))
-#: Of the bare loops and Celery. The same for all, and enough for any: this project's worker sizes its own by what it
-#: measures, so a small number here would flatter it.
+#: Of the bare loops and Celery. The same for all, and enough for any: this project's worker sizes
+#: its own by what it measures, so a small number here would flatter it.
 PREFETCH = int(os.environ.get("BENCH_PREFETCH", "128"))
 
 
