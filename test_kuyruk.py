@@ -4605,6 +4605,27 @@ def test_a_call_that_was_told_to_end_can_be_followed_by_another(app, queue, star
     assert task.send_to_queue((5,), wait_result=PATIENCE) == 5
 
 
+def make_large(size):
+    return "x" * size
+
+
+def test_a_result_that_is_too_large_for_rabbitmq_is_an_exception_at_once(make_app, start, caplog):
+    with RabbitmqNode(["max_message_size = 120000"]) as strict:
+        app = make_app(strict.url)
+        task = app.task("large")(make_large)
+        worker = start(app)
+        assert len(task.send_to_queue((90_000,), wait_result=PATIENCE)) == 90_000
+        with pytest.raises(kuyruk.RemoteException, match="takes 150013 bytes.*larger than"):
+            task.send_to_queue((150_000,), wait_result=PATIENCE)
+        assert task.send_to_queue((5,), wait_result=PATIENCE) == "xxxxx"
+        wait_until(lambda: worker.stats["succeeded"] == 3 and worker.healthy)
+        assert caplog.text.count("Can't send a reply: ") == 1
+        with pytest.raises(kuyruk.BrokerError, match="larger than"):
+            app.task("large")(echo)("x" * 150_000)
+        app.close()
+        worker.stop(timeout=SOON)
+
+
 # --- What becomes of a message -----------------------------------------------
 
 OUTCOMES = {
