@@ -1698,7 +1698,7 @@ class _Prefetch:
         ...
 
 class Journal:
-    crashes: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
+    crashes: Mapping[str, tuple[int, bool]] = types.MappingProxyType({})
 
     def begin(self, id: str) -> None:
         ...
@@ -1706,7 +1706,7 @@ class Journal:
     def end(self, id: str) -> None:
         ...
 
-    def count(self, id: str) -> tuple[int, int]:
+    def count(self, id: str) -> tuple[int, bool]:
         ...
 
     def clear(self, id: str) -> None:
