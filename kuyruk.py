@@ -794,6 +794,16 @@ def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
     return f": did you mean {close[0]!r}?" if close else ""
 
 
+def _check_names(function: str, options: Iterable[str], known: Sequence[str]) -> None:
+    """Raise TypeError for an option that the function doesn't know."""
+    for name in options:
+        if name not in known:
+            hint = _did_you_mean(name, known, 0.7) or "."
+            raise TypeError(
+                f"{function} takes no option {name!r}{hint} It takes {', '.join(known)}"
+            )
+
+
 # --- Messages ------------------------------------------------------------------------------------
 
 
@@ -3459,6 +3469,10 @@ class SendOptions(typing.TypedDict, total=False):
     id: str | None  #: The message's, instead of a new one.
 
 
+_SUBTASK_OPTIONS = ("args", "kwargs", "host", *SendOptions.__annotations__)
+_SEND_OPTIONS = (*_SUBTASK_OPTIONS, "wait_result", "message_ttl")
+
+
 class SubTask(NamedTuple):
     """A task with its arguments and options, for `Kuyruk.send_tasks_to_queue`."""
 
@@ -3715,6 +3729,7 @@ class Task(Generic[P, R]):
         the connection was lost while waiting), ResultTimeout (no reply in time) and
         RemoteException (the task raised).
         """
+        _check_names("Task.send_to_queue()", options, _SEND_OPTIONS)
         wait_result, message_ttl = wait_result or None, message_ttl or None
         _check("wait_result", wait_result)
         _check("message_ttl", message_ttl)
@@ -3750,6 +3765,7 @@ class Task(Generic[P, R]):
     ) -> SubTask:
         """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. host and options as
         for `send_to_queue`."""
+        _check_names("Task.subtask()", options, _SUBTASK_OPTIONS)
         return SubTask(self, () if args is None else args, kwargs or {}, host, **options)
 
     def apply(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -3825,6 +3841,7 @@ class Task(Generic[P, R]):
 
 
 AnyTask = Task[..., Any]
+_TASK_OPTIONS = tuple(inspect.signature(Task.__init__).parameters)[4:]
 
 
 def _notify_worker(signal: Signal, worker: Worker) -> None:
@@ -4116,6 +4133,7 @@ class Kuyruk:
         Raises as `Task`, and ValueError if another function is a task of that name already.
         """
 
+        _check_names("Kuyruk.task()", options, ("queue", *_TASK_OPTIONS))
         queue, function = ("kuyruk", queue) if callable(queue) else (_check_queue_name(queue), None)
 
         def decorate(f: Callable[P, R]) -> Task[P, R]:
@@ -5452,11 +5470,7 @@ class Worker:
         queues: Iterable[str] | None = None,
         **options: typing.Unpack[WorkerOptions],
     ) -> None:
-        for name in options:
-            if name not in _WORKER_OPTIONS:
-                known = ", ".join(_WORKER_OPTIONS)
-                hint = _did_you_mean(name, _WORKER_OPTIONS, 0.6)
-                raise TypeError(f"Worker has no option {name!r}{hint}; it has {known}")
+        _check_names("Worker()", options, ("queues", *_WORKER_OPTIONS))
         self.app = app
         values = {f"WORKER_{name.upper()}": value for name, value in options.items()}
         self._config = app.config._with(**values)

@@ -1960,6 +1960,30 @@ def test_an_object_whose_own_code_raises_is_not_json(where, offline):
         task.send_to_queue((Lazy(a=1),) if where == "argument" else (), wait_result=1)
 
 
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda app: app.task(max_retries=3), r"task\(\) takes no option 'max_retries'. It takes .*retry"),
+        (lambda app: app.task(retrys=3), r"'retrys': did you mean 'retry'\?"),
+        (lambda app: app.task("q", max_runtime=3), r"did you mean 'max_run_time'\? It takes queue, ret"),
+        (lambda app: app.worker(thread=3), r"Worker\(\) .*did you mean 'threads'\? It takes queues, thr"),
+        (lambda app: kuyruk.Worker(app, queue="q"), "takes no option 'queue': did you mean 'queues'"),
+        (lambda app: app.task(echo).send_to_queue(dealy=3), r"send_to_queue\(\) .*'dealy': did you mean 'delay'"),
+        (lambda app: app.task(echo).send_to_queue(a=1, b=2), "no option 'a'. It takes args, kwargs"),
+        (lambda app: app.task(echo).send_to_queue(ttl=2), "no option 'ttl'. .*message_ttl"),
+        (lambda app: app.task(echo).subtask(header=3), r"subtask\(\) .*did you mean 'headers'"),
+        (lambda app: app.task(echo).subtask(wait_result=3), "subtask.* no option 'wait_result'. It"),
+    ],
+)  # fmt: skip
+def test_an_unknown_option_is_named_with_what_was_meant_or_what_there_is(
+    call, says, eager, offline
+):
+    offline.config.EAGER = eager
+    with pytest.raises(TypeError, match=says):
+        call(offline)
+
+
 # --- Interrupting a running task ---------------------------------------------
 
 

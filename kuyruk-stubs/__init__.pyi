@@ -321,6 +321,9 @@ def _count(number: int, noun: str) -> str:
 def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
     ...
 
+def _check_names(function: str, options: Iterable[str], known: Sequence[str]) -> None:
+    ...
+
 class _Message(NamedTuple):
     queue: str
     body: bytes
@@ -1248,6 +1251,8 @@ class SendOptions(typing.TypedDict, total=False):
     priority: int | None
     headers: Mapping[str, Any] | None
     id: str | None
+_SUBTASK_OPTIONS = ('args', 'kwargs', 'host', *SendOptions.__annotations__)
+_SEND_OPTIONS = (*_SUBTASK_OPTIONS, 'wait_result', 'message_ttl')
 
 class SubTask(NamedTuple):
     task: Task[..., Any]
@@ -1373,6 +1378,7 @@ class Task(Generic[P, R]):
     def _describe(self, subtask: SubTask) -> dict[str, Any]:
         ...
 AnyTask = Task[..., Any]
+_TASK_OPTIONS = tuple(inspect.signature(Task.__init__).parameters)[4:]
 
 def _notify_worker(signal: Signal, worker: Worker) -> None:
     ...
@@ -1910,11 +1916,7 @@ _TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discard
 class Worker:
 
     def __init__(self, app: Kuyruk, queues: Iterable[str] | None=None, **options: typing.Unpack[WorkerOptions]) -> None:
-        for name in options:
-            if name not in _WORKER_OPTIONS:
-                known = ', '.join(_WORKER_OPTIONS)
-                hint = _did_you_mean(name, _WORKER_OPTIONS, 0.6)
-                raise TypeError(f'Worker has no option {name!r}{hint}; it has {known}')
+        _check_names('Worker()', options, ('queues', *_WORKER_OPTIONS))
         self.app = app
         values = {f'WORKER_{name.upper()}': value for name, value in options.items()}
         self._config = app.config._with(**values)
