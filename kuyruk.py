@@ -437,7 +437,21 @@ worker_init = Signal("worker_init")  #: A worker is made. With worker= only, as 
 worker_start = Signal("worker_start")  #: It starts.
 worker_shutdown = Signal("worker_shutdown")  #: It has stopped.
 
-signals = _make_module("signals", lambda v: v is Signal or isinstance(v, Signal))
+_Signal = Signal  # which is another name in this class
+
+
+class _SignalsModule(types.ModuleType):
+    """What type checkers know of `signals`, so that its decorators have types."""
+
+    Signal: type[_Signal]
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> _Signal: ...
+
+
+_is_signal = lambda v: v is Signal or isinstance(v, Signal)  # noqa: E731
+signals = cast(_SignalsModule, _make_module("signals", _is_signal))
 
 
 # --- Config --------------------------------------------------------------------------------------

@@ -10180,8 +10180,17 @@ def bare(text: str) -> str:
 def before(sender: kuyruk.Kuyruk, **kwargs: object) -> None:
     print("before")
 
+@kuyruk.signals.task_postrun.connect_via(app)
+def after(sender: kuyruk.Kuyruk, **kwargs: object) -> None:
+    print("after")
+
+@signals.task_error.connect_via(app, weak=True)
+def on_error(sender: kuyruk.Kuyruk, **kwargs: object) -> int:
+    return 5
+
 def worker() -> kuyruk.Worker:
-    return app.worker(["sums"], threads=2)
+    before(app, task=add)
+    return app.worker(["sums"], threads=on_error(app))
 
 def right(wait: float | None) -> int | None:
     number: int = add.send_to_queue((1,), {}, None, 5) + add.send_to_queue(wait_result=5.5, message_ttl=3)
@@ -10203,6 +10212,8 @@ def wrong() -> None:
     add.send_to_queue((1,), priority="5")  # E: No overload variant of "send_to_queue" of "Task" matches
     app.task(max_failure=3)  # E: Unexpected keyword argument "max_failure" for overloaded function "task"
     add.subtask((1,), delay="5")  # E: Argument "delay" to "subtask" of "Task" has incompatible type "str"
+    after(5)  # E: Argument 1 to "after" has incompatible type "int"; expected "Kuyruk"
+    signals.task_init.connect(5)  # E: Value of type variable "F" of "connect" of "Signal" cannot be
     print(text, signals.task_init)
 
 if __name__ == "__main__":
@@ -10293,7 +10304,15 @@ def test_a_vendored_pair_passes_the_users_mypy(tmp_path):
     for name in ("kuyruk.py", "kuyruk_worker.py"):
         shutil.copy(HERE / name, tmp_path / "shop")
     tasks = file_of("README.md", "shop/tasks.py")
-    tasks += "result: str = send_mail.send_to_queue(['a'], wait_result=1)\n"
+    tasks += """
+result: str = send_mail.send_to_queue(['a'], wait_result=1)
+
+@kuyruk.signals.task_prerun.connect_via(app)
+def before(sender: kuyruk.Kuyruk, **kwargs: object) -> None: ...
+
+@kuyruk.signals.Signal("mine").connect
+def mine(sender: object) -> None: ...
+"""
     (tmp_path / "shop" / "tasks.py").write_text(tasks)
     command = [sys.executable, "-m", "mypy", "--strict", "-p", "shop"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -200,7 +200,16 @@ worker_failure = Signal('worker_failure')
 worker_init = Signal('worker_init')
 worker_start = Signal('worker_start')
 worker_shutdown = Signal('worker_shutdown')
-signals = _make_module('signals', lambda v: v is Signal or isinstance(v, Signal))
+_Signal = Signal
+
+class _SignalsModule(types.ModuleType):
+    Signal: type[_Signal]
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> _Signal:
+            ...
+_is_signal = lambda v: v is Signal or isinstance(v, Signal)
+signals = cast(_SignalsModule, _make_module('signals', _is_signal))
 _HOST = re.compile('\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\\w+)?))(?::([^]:\\s]*))?\\s*')
 _URL = re.compile('(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?')
 
@@ -1351,9 +1360,6 @@ class Task(Generic[P, R]):
     def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> R | None:
         ...
 
-    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> Any:
-        ...
-
     def subtask(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, **options: typing.Unpack[SendOptions]) -> SubTask:
         ...
 
@@ -1503,9 +1509,6 @@ class Kuyruk:
 
     @typing.overload
     def task(self, queue: str='kuyruk', *, retry: int=0, max_run_time: float | None=None, fail_delay: float=0, reject_delay: float=0, max_fail_delay: float | None=None, max_failures: int | None=None, throws: type[BaseException] | Iterable[type[BaseException]]=()) -> Callable[[Callable[P, R]], Task[P, R]]:
-        ...
-
-    def task(self, queue: Any='kuyruk', **options: Any) -> Any:
         ...
 
     def remote(self, name: str, queue: str='kuyruk') -> AnyTask:
