@@ -422,7 +422,8 @@ _signals_change = threading.Lock()  #: Guards the replacement of `Signal.receive
 # Each is sent with task=, args= and kwargs= (the arguments of the task's function), and with what
 # is said. The last four are a worker's.
 task_init = Signal("task_init")  #: A task is made. With task= only.
-task_presend = Signal("task_presend", raises=True)  #: description=, which may be changed.
+#: description=, which may be changed. In it, but not in the body, are the message's "headers".
+task_presend = Signal("task_presend", raises=True)
 task_postsend = Signal("task_postsend")  #: It was sent: the broker has it. description=
 task_preapply = Signal("task_preapply")  #: About to be run, with all tries.
 task_postapply = Signal("task_postapply")  #: All tries are over.
@@ -3752,8 +3753,7 @@ class Task(Generic[P, R]):
             raise ValueError("delay can't be combined with wait_result or message_ttl")
         if self.kuyruk.config.EAGER:
             return self._send_eagerly(subtask, wait_result)
-        description = self._describe(subtask)
-        message = subtask._message(description)
+        description, message = self._prepare(subtask)
         if message_ttl is not None:
             message.properties["expiration"] = _milliseconds(message_ttl)
         if wait_result is None:
@@ -3845,13 +3845,18 @@ class Task(Generic[P, R]):
         result = cast(AnyTask, self).apply(*description.args, **description.kwargs)
         return None if wait_result is None else _decode_reply(_encode_reply(result, None))
 
-    def _describe(self, subtask: SubTask) -> dict[str, Any]:
-        """Return the description that is sent. Raises TypeError or ValueError for what can't be."""
+    def _prepare(self, subtask: SubTask) -> tuple[dict[str, Any], _Message]:
+        """Return the description and the message that are sent. Raises TypeError or ValueError for
+        what can't be, and what a receiver of task_presend raises."""
         if self._problem:
             raise TypeError(self._problem)
         description = subtask._describe()
-        self._announce(task_presend, description)
-        return description
+        if task_presend.receivers:
+            description["headers"] = dict(subtask.headers or {})
+            self._announce(task_presend, description)
+            subtask = subtask._replace(headers=description.pop("headers", None))
+            subtask._check()
+        return description, subtask._message(description)
 
 
 AnyTask = Task[..., Any]
@@ -4211,8 +4216,8 @@ class Kuyruk:
             for subtask in subtasks:
                 subtask.task._send_eagerly(subtask, None)
             return
-        descriptions = [subtask.task._describe(subtask) for subtask in subtasks]
-        messages = [s._message(d) for s, d in zip(subtasks, descriptions, strict=True)]
+        prepared = [subtask.task._prepare(subtask) for subtask in subtasks]
+        messages = [message for _, message in prepared]
         failure = None
         try:
             self._publisher.send(messages)
@@ -4220,10 +4225,9 @@ class Kuyruk:
             failure = error
         unconfirmed = set(map(id, failure.unconfirmed)) if failure is not None else ()
         is_sent = [id(message) not in unconfirmed for message in messages]
-        for subtask, description in itertools.compress(
-            zip(subtasks, descriptions, strict=True), is_sent
-        ):
-            subtask.task._announce(task_postsend, description)
+        for subtask, (description, _), sent in zip(subtasks, prepared, is_sent, strict=True):
+            if sent:
+                subtask.task._announce(task_postsend, description)
         if failure is not None:
             failure.unconfirmed = [s for s, sent in zip(subtasks, is_sent, strict=True) if not sent]
             raise failure

@@ -864,6 +864,67 @@ def test_a_failure_is_announced_as_kuyruk_sentry_takes_it(found, offline, heard)
     sent[-1][2]["description"]["sentry_id"] = "x"  # as it does
 
 
+@pytest.fixture
+def presend(app):
+    """Connects receivers of task_presend."""
+    connected = []
+    connect = kuyruk.signals.task_presend.connect
+    yield lambda f: connected.append(connect(f, app))
+    for each in connected:
+        kuyruk.signals.task_presend.disconnect(each)
+
+
+@pytest.mark.parametrize("given", [None, {"a": 1}])
+def test_a_receiver_sets_headers_of_what_is_sent(given, app, queue, broker, heard, presend):
+    def trace(sender, task, args, kwargs, description):
+        description["headers"]["traceparent"] = "00-1"
+
+    presend(trace)
+    presend(lambda sender, description, **_: description["headers"].update(b=[2]))
+    task, sent = app.task(queue)(echo), heard("task_postsend", sender=app)
+    task.send_to_queue((1,), headers=given)
+    app.send_tasks_to_queue([task.subtask((1,), headers=given)])
+    with pytest.raises(kuyruk.ResultTimeout):
+        task.send_to_queue((1,), headers=given, wait_result=0.1)
+    task.send_to_queue((1,), headers=given, delay=0.2)
+    for message in [broker.take(queue) for _ in range(4)]:
+        headers = message.properties["headers"]
+        kept = {key: headers[key] for key in headers if not key.startswith(("x-death", "x-first"))}
+        assert kept.pop("x-last-death-queue", None) in (None, f"{queue}.delay.200")
+        kept = {key: value for key, value in kept.items() if not key.startswith("x-last")}
+        assert kept == {"traceparent": "00-1", "b": [2], **(given or {})}
+        assert "headers" not in json.loads(message.body)
+    assert given in (None, {"a": 1})  # the caller's is as it was
+    assert not any("headers" in kwargs["description"] for _, _, kwargs in sent)
+
+
+@pytest.mark.parametrize(
+    ("headers", "says"),
+    [
+        ({"a": object()}, "headers takes"),
+        ({"CC": ["q"]}, "headers takes names"),
+        ({"x-kuyruk-failures": 1}, "headers takes names"),
+        (5, "headers takes a dict"),
+        (None, ""),
+        ({}, ""),
+    ],
+    ids=str,
+)
+def test_headers_of_a_receiver_are_checked_as_those_of_a_sender(
+    headers, says, app, queue, broker, presend
+):
+    presend(lambda sender, description, **_: description.update(headers=headers))
+    task = app.task(queue)(echo)
+    if not says:
+        task()
+        assert not broker.take(queue).properties["headers"]
+        return
+    for send in (task, lambda: app.send_tasks_to_queue([task.subtask()])):
+        with pytest.raises(ValueError, match=says):
+            send()
+    assert not broker.count(queue)
+
+
 # --- Config ------------------------------------------------------------------
 
 NAN, INF = float("nan"), float("inf")

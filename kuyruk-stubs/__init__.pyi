@@ -1381,7 +1381,7 @@ class Task(Generic[P, R]):
     def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
         ...
 
-    def _describe(self, subtask: SubTask) -> dict[str, Any]:
+    def _prepare(self, subtask: SubTask) -> tuple[dict[str, Any], _Message]:
         ...
 AnyTask = Task[..., Any]
 _TASK_OPTIONS = tuple(inspect.signature(Task.__init__).parameters)[4:]
