@@ -506,10 +506,15 @@ def _is_table(value: Any) -> bool:
 
 def _is_amqp_table(value: Any) -> bool:
     """Raise ValueError for a dict that AMQP can't carry."""
-    try:
-        return _is_table(value) and bool(encode.field_table(value))
-    except (TypeError, ValueError, RecursionError, struct.error) as error:
-        raise ValueError(f"AMQP carries text, numbers, lists and dicts: {error}") from None
+    for key, item in value.items() if _is_table(value) else ():
+        if not 0 < len(key.encode("utf-8", "surrogatepass")) <= 128:
+            raise ValueError("a key of 1 to 128 bytes")
+        try:
+            encode.field_table({key: item})
+        except (TypeError, ValueError, RecursionError, struct.error):
+            what = "text, numbers, lists and dicts"
+            raise ValueError(f"{key!r} holds none of what AMQP carries: {what}") from None
+    return _is_table(value)
 
 
 def _is_number(value: Any) -> bool:
@@ -637,13 +642,22 @@ _KUBERNETES = re.compile(
 )
 
 
+#: Keys of Kuyruk 10 that nothing reads here, and what takes their place.
+_UNREAD_KEYS = {
+    "RABBIT_READ_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT",
+    "RABBIT_WRITE_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT",
+    "TCP_USER_TIMEOUT": "RABBIT_HEARTBEAT",
+}
+
+
 class Config:
     """The settings of a `Kuyruk`: the class attributes are the defaults. Set them by assignment or
     with a loader.
 
     A value that its key doesn't take raises ValueError, and so does a key that looks like a
-    misspelling of one of these. Another upper-case key is an extension's: it is kept. No error
-    holds the value of a secret key. (Extensions may also add class attributes, with defaults.)
+    misspelling of one of these. Another upper-case key is an extension's: it is kept; if it looks
+    like one of these all the same, a warning is logged, once. (Extensions may also add class
+    attributes, with defaults: there is no warning then.) No error holds the value of a secret key.
     """
 
     RABBIT_HOST: str = "localhost"  #: Host, or several, tried in turn: "a,b:5673,c".
@@ -700,6 +714,7 @@ class Config:
                 hint = _did_you_mean(key.upper(), known, 0.8)
                 if hint or not key.isupper():
                     raise ValueError(f"unknown configuration key {key!r}{hint}")
+                _warn_of_unread_key(key)
             if key in _RULES:
                 _check(key, value)
             super().__setattr__(key, _level_name(value) if key == "WORKER_LOGGING_LEVEL" else value)
@@ -714,8 +729,12 @@ class Config:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def from_dict(self, d: Mapping[str, Any]) -> None:
-        """Load values from a dict."""
+        """Load values from a dict. Raises TypeError for what is none."""
+        if not isinstance(d, Mapping):
+            raise TypeError(f"from_dict takes a dict: not {type(d)}")
         for key, value in d.items():
+            if not isinstance(key, str):
+                raise ValueError(f"unknown configuration key {key!r}")
             setattr(self, key, value)
 
     def from_object(self, obj: Any) -> None:
@@ -798,6 +817,15 @@ def _log(level: int, text: str, *args: Any, **options: Any) -> None:
         logger.log(level, text, *args, stacklevel=2, **options)
 
 
+@functools.cache  # the same file is often loaded again, in a test or by the command line
+def _warn_of_unread_key(key: str) -> None:
+    """Log that nothing here reads a key of the configuration, if it looks like one of ours."""
+    instead = _UNREAD_KEYS.get(key)
+    if instead is not None or key.startswith(("RABBIT_", "WORKER_")):
+        what = f"{instead} takes its place" if instead else "it is kept, for an extension"
+        _log(logging.WARNING, "The configuration key %r has no effect here: %s", key, what)
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
@@ -870,11 +898,10 @@ def _check_headers(headers: Mapping[str, Any]) -> None:
     """Raise ValueError for headers that aren't the sender's: RabbitMQ sends copies for CC and BCC,
     the others are ours."""
     for name in headers:
-        is_short = 0 < len(name.encode("utf-8", "replace")) <= 128
-        if not is_short or name in ("CC", "BCC") or name.startswith("x-kuyruk-"):
+        if name in ("CC", "BCC") or name.startswith("x-kuyruk-"):
             raise ValueError(
-                "headers takes names of 1 to 128 bytes, but CC, BCC and those that begin with"
-                f" x-kuyruk-: not {_shown('headers', name)}"
+                "headers takes any names but CC, BCC and those that begin with x-kuyruk-: not"
+                f" {_shown('headers', name)}"
             )
 
 

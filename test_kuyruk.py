@@ -902,8 +902,8 @@ def test_a_receiver_sets_headers_of_what_is_sent(given, app, queue, broker, hear
     ("headers", "says"),
     [
         ({"a": object()}, "headers takes"),
-        ({"CC": ["q"]}, "headers takes names"),
-        ({"x-kuyruk-failures": 1}, "headers takes names"),
+        ({"CC": ["q"]}, "headers takes any names"),
+        ({"x-kuyruk-failures": 1}, "headers takes any names"),
         (5, "headers takes a dict"),
         (None, ""),
         ({}, ""),
@@ -1317,6 +1317,68 @@ def test_what_could_not_be_sent_to_rabbitmq_is_refused(key, value):
 def test_an_object_that_has_no_attributes_is_no_configuration(value):
     with pytest.raises(TypeError, match="from_object takes an object"):
         kuyruk.Config().from_object(value)
+
+
+#: Keys that look like ours and that nothing here reads; what the log says to use.
+UNREAD_KEYS = {
+    "RABBIT_READ_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT takes its place",
+    "RABBIT_WRITE_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT takes its place",
+    "TCP_USER_TIMEOUT": "RABBIT_HEARTBEAT takes its place",
+    "WORKER_CONCURRENCY": "extension",
+    "WORKER_POOL_SIZE": "extension",
+    "RABBIT_SSL_CAFILE": "extension",
+}
+
+
+@pytest.mark.parametrize("load", LOADERS, indirect=True)
+@pytest.mark.parametrize("key", UNREAD_KEYS)
+def test_a_key_that_looks_like_ours_and_has_no_effect_is_kept_and_logged(load, key, caplog):
+    kuyruk._warn_of_unread_key.cache_clear()
+    config = load({key: "hunter2", "MANAGER_HOST": "x", "EAGER": True})
+    (record,) = caplog.records
+    assert (record.levelname, record.name) == ("WARNING", "kuyruk")
+    assert repr(key) in record.getMessage() and UNREAD_KEYS[key] in record.getMessage()
+    assert "hunter2" not in caplog.text and getattr(config, key) == "hunter2" and config.EAGER
+    # what is made of it says no more
+    worker = kuyruk.Kuyruk(config).worker()
+    load({key: "hunter2"})
+    assert len(caplog.records) == 1 and getattr(worker._config, key) == "hunter2"
+
+
+def test_the_default_of_an_extensions_key_says_that_it_is_read(caplog):
+    config = type("Own", (kuyruk.Config,), {"WORKER_NAME": None})()
+    config.from_dict({"WORKER_NAME": "x"})
+    assert config.WORKER_NAME == "x" and not caplog.records
+
+
+@pytest.mark.parametrize("wrong", ["RABBIT_HOST", None, 5, [("RABBIT_HOST", "a")]])
+def test_what_is_no_dict_is_no_configuration(wrong):
+    with pytest.raises(TypeError, match="from_dict takes a dict"):
+        kuyruk.Config().from_dict(wrong)
+    with pytest.raises(ValueError, match="unknown configuration key 5"):
+        kuyruk.Config().from_dict({5: "x"})
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"a": object()}, "'a' holds none of what AMQP carries: text, numbers, lists and dicts"),
+        ({"ok": 1, "a": [{"b": {3.5}}]}, "'a' holds none of"),
+        ({"a": 2**70}, "'a' holds none of"),
+        ({"a": "\ud800"}, "'a' holds none of"),
+        ({"a\ud800": 1}, r"'a.ud800' holds none of"),
+        ({"k" * 129: 1}, "a key of 1 to 128 bytes"),
+        ({"": 1}, "a key of 1 to 128 bytes"),
+    ],
+    ids=ascii,
+)
+def test_a_table_that_amqp_cannot_carry_names_what_it_cannot(table, says, caplog, offline):
+    with pytest.raises(ValueError, match=says) as info:
+        kuyruk.Config().QUEUE_ARGUMENTS = table
+    assert "error" not in str(info.value)
+    with pytest.raises(ValueError, match="headers takes"):
+        offline.task(echo).send_to_queue(headers=table)
+    assert not caplog.records  # pamqp warns of what it cuts
 
 
 # --- Importing, and messages before they are sent ----------------------------

@@ -249,6 +249,7 @@ def _check(name: str, value: Any) -> None:
 def _shown(name: str, value: Any) -> str:
     ...
 _KUBERNETES = re.compile('(?s)(.*_)?(SERVICE_HOST|SERVICE_PORT(_\\w+)?|PORT_\\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|(.*_)?PORT=(tcp|udp|sctp)://.*')
+_UNREAD_KEYS = {'RABBIT_READ_TIMEOUT': 'RABBIT_PUBLISH_TIMEOUT', 'RABBIT_WRITE_TIMEOUT': 'RABBIT_PUBLISH_TIMEOUT', 'TCP_USER_TIMEOUT': 'RABBIT_HEARTBEAT'}
 
 class Config:
     RABBIT_HOST: str = 'localhost'
@@ -322,6 +323,10 @@ class Config:
         ...
 
 def _log(level: int, text: str, *args: Any, **options: Any) -> None:
+    ...
+
+@functools.cache
+def _warn_of_unread_key(key: str) -> None:
     ...
 
 def _count(number: int, noun: str) -> str:
