@@ -4410,7 +4410,7 @@ def _decide(
 
 class _Settlement(NamedTuple):
     """What is to be sent for a message, in this order: the reply, a copy of the message for another
-    queue, and the frame that settles the delivery."""
+    queue, and the frame that settles the delivery. What was sent is None here."""
 
     reply: _Message | None
     copy: _Message | None
@@ -4517,8 +4517,8 @@ class _Delivery:
     """
 
     __slots__ = (
-        "at", "body", "cause", "channel", "consumer", "properties", "redelivered", "run", "state",
-        "tag", "task", "thread",
+        "at", "body", "cause", "channel", "consumer", "properties", "redelivered", "run",
+        "settlement", "state", "tag", "task", "thread",
     )  # fmt: skip
 
     def __init__(
@@ -4546,6 +4546,8 @@ class _Delivery:
         self.thread = 0
         #: What has interrupted it before its task began.
         self.cause: BaseException | None = None
+        #: What is to be sent for it still, once it is decided.
+        self.settlement: _Settlement
 
     def __str__(self) -> str:
         task = self.task
@@ -4791,7 +4793,7 @@ class _Settler:
         self._changed = threading.Condition(threading.Lock())
         self._jobs: collections.deque[Callable[[], object]] = collections.deque()
         #: By the queue that the copies are for: when to try again, after which pauses, and them.
-        self._kept: dict[str, tuple[float, Iterator[float], collections.deque[Any]]] = {}
+        self._kept: dict[str, tuple[float, Iterator[float], collections.deque[_Delivery]]] = {}
         self.count = 0  #: Of kept deliveries.
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="kuyruk-settler", daemon=True)
@@ -4805,16 +4807,35 @@ class _Settler:
 
     def settle(self, delivery: _Delivery, settlement: _Settlement) -> None:
         """Reply, then forward, then settle. Doesn't raise; what can't be forwarded is kept."""
-        if settlement.reply is not None:
-            self._reply(settlement.reply)
-        copy = settlement.copy
+        delivery.settlement = settlement
+        self.attempt(lambda: self._send(delivery))
+
+    def _send(self, delivery: _Delivery) -> None:
+        """Send what is left of a settlement. When this raises it can be called again."""
+        reply, copy, frame = delivery.settlement
+        if reply is not None:
+            self._reply(reply)
+            delivery.settlement = _Settlement(None, copy, frame)
         if copy is not None:
             error = None if copy.queue in self._kept else self._try_to_send(copy)
             if error is not None or copy.queue in self._kept:
-                self._keep(delivery, copy, settlement.frame, error)
+                self._keep(delivery, copy.queue, error)
                 return
-        delivery.send_frame(settlement.frame)
+            delivery.settlement = _Settlement(None, None, frame)
+        delivery.send_frame(frame)
+        delivery.settlement = _Settlement(None, None, "leave")
         self._on_settled(delivery)
+
+    def attempt(self, job: Callable[[], T]) -> T | None:
+        """Do something at once. If that raises, which is a defect or bad luck, it is done in the
+        settler's thread, again and again, until it doesn't; and this returns None."""
+        try:
+            return job()
+        except BaseException:
+            text = "Defect where a message is settled; it will be tried again"
+            _log(logging.ERROR, text, exc_info=True)
+            self.do(job)
+            return None
 
     def do(self, job: Callable[[], object]) -> None:
         """Have something done in the settler's thread, soon."""
@@ -4837,8 +4858,8 @@ class _Settler:
         """Forget the kept deliveries that aren't ours any more."""
         with self._changed:
             for queue, (_, _, kept) in list(self._kept.items()):
-                for each in [each for each in kept if is_lost(each[0])]:
-                    kept.remove(each)  # in place: an attempt with the first may be under way
+                for delivery in [delivery for delivery in kept if is_lost(delivery)]:
+                    kept.remove(delivery)  # in place: an attempt with the first may be under way
                     self.count -= 1
                 if not kept:
                     del self._kept[queue]
@@ -4869,17 +4890,15 @@ class _Settler:
             return error
         return None
 
-    def _keep(
-        self, delivery: _Delivery, copy: _Message, frame: str, error: BaseException | None
-    ) -> None:
+    def _keep(self, delivery: _Delivery, queue: str, error: BaseException | None) -> None:
         self._on_kept(delivery)
         with self._changed:
-            is_first = copy.queue not in self._kept
+            is_first = queue not in self._kept
             if is_first:
                 pauses = _pauses(LONGEST_FORWARD_PAUSE)
                 due = time.monotonic() + next(pauses)
-                self._kept[copy.queue] = due, pauses, collections.deque()
-            self._kept[copy.queue][2].append((delivery, copy, frame))
+                self._kept[queue] = due, pauses, collections.deque()
+            self._kept[queue][2].append(delivery)
             self.count += 1
             self._changed.notify()
         if is_first:
@@ -4905,10 +4924,15 @@ class _Settler:
             elif due > time.monotonic():
                 self._changed.wait(_left(due))
                 return False
-        if job is not None:
-            job()
-        else:
+        if job is None:
             self._retry(queue)
+            return False
+        try:
+            job()
+        except BaseException:
+            if not self._closed:
+                self.do(job)  # after the others
+            raise
         return False
 
     def _retry(self, queue: str) -> None:
@@ -4917,10 +4941,11 @@ class _Settler:
             if queue not in self._kept:
                 return  # all were lost meanwhile
             _, pauses, kept = self._kept[queue]
-            delivery, copy, frame = kept[0]
-        error = self._try_to_send(copy)
+            delivery = kept[0]
+        settlement = delivery.settlement
+        error = self._try_to_send(cast(_Message, settlement.copy))
         with self._changed:
-            if not kept or kept[0][0] is not delivery:
+            if not kept or kept[0] is not delivery:
                 return  # it was lost meanwhile
             if error is not None:
                 self._kept[queue] = time.monotonic() + next(pauses), pauses, kept
@@ -4930,24 +4955,25 @@ class _Settler:
             self._kept[queue] = -math.inf, pauses, kept
             if not kept:
                 del self._kept[queue]
-        delivery.send_frame(frame)
-        self._on_settled(delivery)
+        self.settle(delivery, settlement._replace(copy=None))
 
 
 def _keep_running(step: Callable[[], bool]) -> None:
     """Call a step again and again, until it returns True: the loop of a thread that must live.
 
-    An exception costs that step. It is logged, and the next step follows after a growing pause.
+    An exception costs that step. It is logged, and the next step follows after a pause, which grows
+    as long as there is no step without.
     """
-    pauses = _pauses(LONGEST_PAUSE)
+    pauses: Iterator[float] | None = None
     while True:
         try:
-            if step():
-                return
-            continue
+            while not step():
+                pauses = None
+            return
         except BaseException:
             _log(logging.ERROR, "Defect in a thread of the worker; it goes on", exc_info=True)
         try:
+            pauses = pauses or _pauses(LONGEST_PAUSE)
             time.sleep(next(pauses))
         except BaseException:  # no memory, say
             pass
@@ -5162,8 +5188,10 @@ class _Pool:
             for delivery in deliveries:
                 delivery.state = CLAIMED
         for delivery in deliveries:
-            settlement = _plan(delivery, _BACK, None, None, self._config)
-            self._settler.settle(delivery, settlement)
+            self._settler.attempt(functools.partial(self._send_back, delivery))
+
+    def _send_back(self, delivery: _Delivery) -> None:
+        self._settler.settle(delivery, _plan(delivery, _BACK, None, None, self._config))
 
     def waited(self, now: float) -> tuple[float, float]:
         """Return for how many seconds a message has waited and none has begun; and for how many
@@ -5185,9 +5213,10 @@ class _Pool:
 
     # -- the loops
 
-    def _wake_one(self) -> None:
-        """Wake an idle thread, unless those that were woken suffice. With the lock."""
-        if self._woken < min(self._idle, len(self._waiting) + len(self._quarantine)):
+    def _wake_one(self, taken: int = 0) -> None:
+        """Wake an idle thread, unless those that were woken suffice. With the lock. taken: how many
+        of those that wait are about to be."""
+        if self._woken < min(self._idle, len(self._waiting) + len(self._quarantine) - taken):
             self._woken += 1
             self._changed.notify()
 
@@ -5218,7 +5247,11 @@ class _Pool:
             nonlocal ended
             ended = self._next(ended)
             if ended is not None:
-                self._handle(ended)
+                try:
+                    self._handle(ended)
+                except BaseException as defect:
+                    self._settler.do(functools.partial(self._settle_as_failed, ended, defect))
+                    raise
             return ended is None
 
         _keep_running(step)
@@ -5227,8 +5260,9 @@ class _Pool:
         """Note that a delivery has ended, and wait for the next. None: this was the last."""
         if ended is not None:
             with self._lock:
-                is_stuck = self._stuck.pop(ended, None) is not None
+                is_stuck = ended in self._stuck
                 self._end(ended)
+                self._stuck.pop(ended, None)
                 delivery = None if is_stuck else self._take()
                 is_needed = is_stuck or self.stopping or self.full or self._waiting
             del ended  # nothing of it is kept while this thread waits
@@ -5271,17 +5305,19 @@ class _Pool:
         """Return what begins next. With the lock."""
         if self.stopping or self._settler.count >= MAX_UNSETTLED:
             return None
-        if self._quarantine and self._suspect is None:
-            delivery = self._suspect = self._quarantine.popleft()
-        elif self._waiting:
-            delivery = self._waiting.popleft()
-        else:
+        is_suspect = bool(self._quarantine) and self._suspect is None
+        queue = self._quarantine if is_suspect else self._waiting
+        if not queue:
             return None
-        delivery.state = RUNNING
-        self.running[delivery] = None
+        if len(self._waiting) > 1 - is_suspect:
+            self._wake_one(taken=1)
+        delivery = queue[0]
         self._began_at = time.monotonic()
-        if self._waiting:
-            self._wake_one()
+        self.running[delivery] = None
+        queue.popleft()  # from here on nothing can fail
+        delivery.state = RUNNING
+        if is_suspect:
+            self._suspect = delivery
         return delivery
 
     # -- a delivery
@@ -5356,13 +5392,11 @@ class _Pool:
         """Settle a delivery whose task has ended, then log that: nothing waits for a log."""
         began = delivery.run.started if delivery.run else delivery.at
         seconds = time.monotonic() - began
-        verdict = self._settle(delivery, task, result, error, RUNNING)
-        if verdict is None:
-            text = "%s from %r has ended after all: what came of it is dropped"
-            _log(logging.WARNING, text, delivery, delivery.queue, extra=delivery.extra)
-        elif error is None:
+        settle = functools.partial(self._settle, delivery, task, result, error, RUNNING)
+        verdict = self._settler.attempt(settle)
+        if verdict is not None and error is None:
             self._log_success(delivery, verdict, seconds)
-        else:
+        elif verdict is not None and error is not None:
             outer = _set_current(delivery.run)  # a filter may want to know what a record is about
             try:
                 if verdict.tally in ("failed", "timed_out"):
@@ -5390,21 +5424,31 @@ class _Pool:
             verdict = _decide(task, error, fits, delivery.is_lost, failures, jitter)
             settlement = _plan(delivery, verdict, result, error, self._config)
         except BaseException as defect:
-            text = "%s from %r: what came of it can't be described"
+            text = "what came of it can't be described"
             about: dict[str, Any] = {"exc_info": True, "extra": delivery.extra}
-            _log(logging.ERROR, text, delivery, delivery.queue, **about)
+            _log(logging.ERROR, f"%s from %r: {text}", delivery, delivery.queue, **about)
             verdict = _Verdict("failed", "fail", reply=True)
-            settlement = _plan(delivery, verdict, None, defect, self._config)
+            plain = KuyrukError(f"{text}: {type(defect).__name__}")
+            settlement = _plan(delivery, verdict, None, plain, self._config)
         with self._lock:
-            if delivery.state != state:
-                return None
-            delivery.state = CLAIMED
-            self._tallies[verdict.tally] += 1
+            is_ours = delivery.state == state
+            if is_ours:
+                delivery.state = CLAIMED
+                self._tallies[verdict.tally] += 1
+        if not is_ours:
+            text = "%s from %r has ended after all: what came of it is dropped"
+            _log(logging.WARNING, text, delivery, delivery.queue, extra=delivery.extra)
+            return None
         self._settler.settle(delivery, settlement)
         has_ended = verdict.tally not in ("lost", "requeued")
         if has_ended and self.journal.crashes and delivery.key in self.journal.crashes:
             self.journal.clear(delivery.key)
         return verdict
+
+    def _settle_as_failed(self, delivery: _Delivery, defect: BaseException) -> None:
+        """Settle a delivery that a defect has left unsettled: the last line of defence."""
+        if delivery.state == RUNNING:
+            self._settle(delivery, None, None, defect, RUNNING)
 
     def _on_kept(self, delivery: _Delivery) -> None:
         with self._lock:

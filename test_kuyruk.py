@@ -405,6 +405,11 @@ def add(a, b):
     return a + b
 
 
+def fail_at(number):
+    ran.append((number,))
+    raise ValueError(number)
+
+
 def spin():
     while True:
         pass
@@ -4747,6 +4752,27 @@ def test_a_call_that_was_told_to_end_can_be_followed_by_another(app, queue, star
     assert task.send_to_queue((5,), wait_result=PATIENCE) == 5
 
 
+def make_large(size):
+    return "x" * size
+
+
+def test_a_result_that_is_too_large_for_rabbitmq_is_an_exception_at_once(make_app, start, caplog):
+    with RabbitmqNode(["max_message_size = 120000"]) as strict:
+        app = make_app(strict.url)
+        task = app.task("large")(make_large)
+        worker = start(app)
+        assert len(task.send_to_queue((90_000,), wait_result=PATIENCE)) == 90_000
+        with pytest.raises(kuyruk.RemoteException, match="takes 150013 bytes.*larger than"):
+            task.send_to_queue((150_000,), wait_result=PATIENCE)
+        assert task.send_to_queue((5,), wait_result=PATIENCE) == "xxxxx"
+        wait_until(lambda: worker.stats["succeeded"] == 3 and worker.healthy)
+        assert caplog.text.count("Can't send a reply: ") == 1
+        with pytest.raises(kuyruk.BrokerError, match="larger than"):
+            app.task("large")(echo)("x" * 150_000)
+        app.close()
+        worker.stop(timeout=SOON)
+
+
 # --- What becomes of a message -----------------------------------------------
 
 OUTCOMES = {
@@ -6044,6 +6070,118 @@ def test_a_worker_never_runs_more_tasks_than_it_has_threads(app, queue, start):
     worker = start(app, threads=4, prefetch=100)
     wait_until(lambda: worker.stats["succeeded"] == 500)
     assert max(most for _, most in ran) == 4 and len(pool_threads()) == 4
+
+
+class NoCommonError(BaseException):
+    """As user code, and hosts, raise."""
+
+
+#: What may happen at any line, in the order in which it happens to the next messages.
+MISHAPS = [
+    OSError(errno.EMFILE, "Too many open files"),
+    RuntimeError("can't start new thread"),
+    MemoryError(),
+    NoCommonError("from user code"),
+]
+
+#: The steps of a delivery. With those of the reader its connection is lost, so messages run again.
+READS = ["_Delivery.__init__", "_ConsumerChannel.on_content", "_Pool.add"]
+#: What fails in these is what the message fails with: before its task begins,
+BEGINS = [
+    "_Pool._wake_one", "_Pool._take", "_Pool._next", "_Pool._handle", "_decode_task",
+    "_Pool._enter", "Journal.begin", "Kuyruk._find_task", "Run.__init__", "_Pool._begin",
+    "Task._run", "_Watch.add", "_set_current",
+]  # fmt: skip
+#: and afterwards.
+DESCRIBES = [
+    "_Pool._conclude", "_decide", "_plan", "_reply_message", "_forwarded", "_failure_headers",
+]  # fmt: skip
+#: What fails in these costs nothing: it is done once more.
+SETTLES = [
+    "_Pool._settle", "_Settler._send", "_Settler._try_to_send", "_Delivery.send_frame",
+    "_ack_frame", "_Pool._on_settled", "_Pool._log_success", "_Pool._log_error", "_Pool._end",
+    "Journal.end",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [*READS, *BEGINS, *DESCRIBES, *SETTLES])
+def test_after_mishaps_in_a_step_each_message_is_settled_once_and_all_threads_work(
+    step, app, queue, broker, start, monkeypatch
+):
+    tasks = [app.task(queue, max_run_time=PATIENCE)(f) for f in (echo, fail_at, hold)]
+    left, owner = [], kuyruk
+    *path, name = step.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    real = getattr(owner, name)
+
+    def fails(*args, **kwargs):
+        if left and threading.current_thread().name.startswith("kuyruk"):
+            raise left.pop(0)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, fails)
+    worker = start(app, threads=2)
+    left += MISHAPS
+    numbers = range(16)
+    app.send_tasks_to_queue([tasks[n % 4 == 3].subtask((n,)) for n in numbers])
+    asked = [background(tasks[0].send_to_queue, (n,), wait_result=PATIENCE) for n in range(20, 24)]
+    wait_until(lambda: not left)
+    expected = {*numbers, *range(20, 24)}
+    failed = []
+
+    def are_settled():
+        is_done = worker._pool.held == 0
+        while broker.count(f"{queue}.failed"):
+            failed.extend(n for (n,) in arguments_in(broker.take_all(f"{queue}.failed")))
+        return expected <= {n for (n,) in ran} | set(failed) and is_done
+
+    wait_until(are_settled)
+    if step not in READS:
+        times = collections.Counter(n for (n,) in ran)
+        assert set(times.values()) == {1} and len(failed) == len(set(failed))
+    if step in DESCRIBES + SETTLES:
+        assert set(times) == expected
+    if step in SETTLES:
+        assert set(failed) == {n for n in numbers if n % 4 == 3}
+    ran.clear()
+    app.send_tasks_to_queue([tasks[2].subtask((n,)) for n in range(2)])
+    wait_until(lambda: len(ran) == 2 and worker.healthy)
+    release.set()
+    wait_until(lambda: worker._pool.held == 0)
+    worker.stop()
+    assert broker.count(queue) == 0
+    for call in asked:
+        call.exception(PATIENCE)
+
+
+@pytest.mark.parametrize("broker_is", ["there", "going away"])
+@pytest.mark.parametrize("fail", FAILURES.values(), ids=FAILURES)
+def test_a_worker_works_again_after(
+    fail, broker_is, make_app, proxy, queue, broker, start, monkeypatch
+):
+    app = make_app(proxy.url)
+    task, _ = app.task(queue)(echo), app.task(queue)(hold)
+    worker = start(app, threads=2, reconnect_interval=0.1)
+    with contextlib.ExitStack() as stack:
+        fail(monkeypatch, stack)
+        if broker_is == "going away":
+            proxy.cut()
+        for n in range(10):
+            broker.publish(queue, body(id=f"id {n}", function="echo", args=[n]))
+        time.sleep(0.3)
+        monkeypatch.undo()
+    for n in range(10, 20):
+        task(n)
+    wait_until(lambda: {n for (n,) in ran} == set(range(20)) and worker.healthy)
+    wait_until(lambda: not worker.stats["running"])
+    assert broker.count(f"{queue}.failed") is None
+    for n in range(2):
+        broker.publish(queue, body(id=f"hold {n}", function="hold"))
+    wait_until(lambda: len(worker.stats["running"]) == 2)
+    release.set()
+    worker.stop()
+    assert broker.count(queue) == 0
 
 
 # --- Worker: interruptions that hold -----------------------------------------

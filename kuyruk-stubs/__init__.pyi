@@ -1590,7 +1590,7 @@ WAITING, RUNNING, CLAIMED, KEPT = ('waiting', 'running', 'claimed', 'kept')
 SETTLED, LOST = ('settled', 'lost')
 
 class _Delivery:
-    __slots__ = ('at', 'body', 'cause', 'channel', 'consumer', 'properties', 'redelivered', 'run', 'state', 'tag', 'task', 'thread')
+    __slots__ = ('at', 'body', 'cause', 'channel', 'consumer', 'properties', 'redelivered', 'run', 'settlement', 'state', 'tag', 'task', 'thread')
 
     def __init__(self, channel: _ConsumerChannel, consumer: _Consumer, method: Any, properties: Any, body: bytes) -> None:
         self.channel = channel
@@ -1605,6 +1605,7 @@ class _Delivery:
         self.run: Run | None = None
         self.thread = 0
         self.cause: BaseException | None = None
+        self.settlement: _Settlement
 
     def __str__(self) -> str:
         ...
@@ -1733,7 +1734,7 @@ class _Settler:
         self._on_settled = on_settled
         self._changed = threading.Condition(threading.Lock())
         self._jobs: collections.deque[Callable[[], object]] = collections.deque()
-        self._kept: dict[str, tuple[float, Iterator[float], collections.deque[Any]]] = {}
+        self._kept: dict[str, tuple[float, Iterator[float], collections.deque[_Delivery]]] = {}
         self.count = 0
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name='kuyruk-settler', daemon=True)
@@ -1746,6 +1747,12 @@ class _Settler:
         ...
 
     def settle(self, delivery: _Delivery, settlement: _Settlement) -> None:
+        ...
+
+    def _send(self, delivery: _Delivery) -> None:
+        ...
+
+    def attempt(self, job: Callable[[], T]) -> T | None:
         ...
 
     def do(self, job: Callable[[], object]) -> None:
@@ -1763,7 +1770,7 @@ class _Settler:
     def _try_to_send(self, message: _Message) -> BaseException | None:
         ...
 
-    def _keep(self, delivery: _Delivery, copy: _Message, frame: str, error: BaseException | None) -> None:
+    def _keep(self, delivery: _Delivery, queue: str, error: BaseException | None) -> None:
         ...
 
     def _loop(self) -> None:
@@ -1856,6 +1863,9 @@ class _Pool:
     def _requeue(self, deliveries: list[_Delivery]) -> None:
         ...
 
+    def _send_back(self, delivery: _Delivery) -> None:
+        ...
+
     def waited(self, now: float) -> tuple[float, float]:
         ...
 
@@ -1865,7 +1875,7 @@ class _Pool:
     def _queues(self) -> list[collections.deque[_Delivery]]:
         ...
 
-    def _wake_one(self) -> None:
+    def _wake_one(self, taken: int=0) -> None:
         ...
 
     def _start_loop(self) -> None:
@@ -1896,6 +1906,9 @@ class _Pool:
         ...
 
     def _settle(self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, state: str) -> _Verdict | None:
+        ...
+
+    def _settle_as_failed(self, delivery: _Delivery, defect: BaseException) -> None:
         ...
 
     def _on_kept(self, delivery: _Delivery) -> None:
