@@ -165,6 +165,7 @@ __all__ += ["UNSAFE_MODULES", "Worker", "WorkerOptions"]
 __version__ = "1.0.0"
 
 logger = logging.getLogger("kuyruk")
+_success_logger = logging.getLogger("kuyruk.success")  # so that it has a level of its own
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -814,7 +815,7 @@ class Config:
 def _log(level: int, text: str, *args: Any, **options: Any) -> None:
     """Log. A handler of the user's may raise: nothing of ours ends or changes its way then."""
     with contextlib.suppress(Exception):
-        logger.log(level, text, *args, stacklevel=2, **options)
+        options.pop("logger", logger).log(level, text, *args, stacklevel=2, **options)
 
 
 @functools.cache  # the same file is often loaded again, in a test or by the command line
@@ -5468,21 +5469,27 @@ class _Pool:
             delivery.state, delivery.at = SETTLED, time.monotonic()
 
     def _log_success(self, delivery: _Delivery, verdict: _Verdict, seconds: float) -> None:
-        level = logging.INFO if verdict.tally == "succeeded" else logging.WARNING
-        if logger.isEnabledFor(level):
+        is_success = verdict.tally == "succeeded"
+        log, level = (_success_logger, logging.INFO) if is_success else (logger, logging.WARNING)
+        if log.isEnabledFor(level):
             arguments = delivery, delivery.queue, verdict.tally, seconds
-            _log(level, "%s from %r %s in %.3f s", *arguments, extra=delivery.extra)
+            _log(level, "%s from %r %s in %.3f s", *arguments, extra=delivery.extra, logger=log)
 
     def _log_error(self, delivery: _Delivery, error: BaseException, verdict: _Verdict) -> None:
         about: dict[str, Any] = {"extra": delivery.extra}
         arguments = delivery, delivery.queue, verdict.tally
+        then = ""
+        if verdict.delay:
+            then = f"; it comes back in {verdict.delay:g} seconds"
+        elif verdict.action == "fail":
+            is_kept = self._config.FAILED_TTL is not None
+            where = "it was rejected: a dead-letter policy may keep it"
+            then = "; see its .failed queue" if is_kept else f"; {where}"
         if verdict.tally in ("failed", "timed_out"):
-            in_seconds = f"it comes back in {verdict.delay:g} seconds"
-            then = in_seconds if verdict.delay else "see its .failed queue"
             about["exc_info"] = type(error), error, _task_traceback(error)
-            _log(logging.ERROR, "%s from %r %s; %s", *arguments, then, **about)
+            _log(logging.ERROR, "%s from %r %s%s", *arguments, then, **about)
         else:
-            _log(logging.WARNING, "%s from %r %s: %r", *arguments, error, **about)
+            _log(logging.WARNING, "%s from %r %s: %r%s", *arguments, error, then, **about)
 
     # -- giving up
 

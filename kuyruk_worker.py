@@ -1087,7 +1087,8 @@ def _set_up_logging(level: str | None, default: str) -> None:
         logging.basicConfig(level=level or default, format=form)
     elif level is not None:
         root.setLevel(level)
-    logger.disabled = False  # dictConfig disables what it doesn't name, unless told not to
+    # dictConfig disables what it doesn't name, unless told not to.
+    logger.disabled = logging.getLogger("kuyruk.success").disabled = False
     amqpstorm = logging.getLogger("amqpstorm")
     amqpstorm.setLevel(amqpstorm.level or logging.WARNING)
 

@@ -5321,6 +5321,50 @@ def test_a_task_does_not_run_again_because_something_of_ours_failed(
     assert len(ran) == 1 and worker.healthy
 
 
+@pytest.mark.parametrize(
+    ("error", "options", "failed_ttl", "says"),
+    [
+        (kuyruk.Reject(delay=0.3), {}, 60, r"rejected: Reject\(\); it comes back in 0.3 seconds"),
+        (kuyruk.Reject(), {"reject_delay": 0.3}, 60, "; it comes back in 0.3 seconds"),
+        (kuyruk.Reject("later"), {}, 60, r"rejected: Reject\('later'\)$"),
+        (kuyruk.Discard("why"), {}, 60, r"discarded: Discard\('why'\)$"),
+        (ValueError(), {"fail_delay": 0.3}, 60, "failed; it comes back in 0.3 seconds"),
+        (ValueError(), {}, 60, "failed; see its .failed queue"),
+        (ValueError(), {}, None, "failed; it was rejected: a dead-letter policy may keep it"),
+    ],
+    ids=str,
+)
+def test_a_log_line_says_what_becomes_of_the_message(
+    error, options, failed_ttl, says, make_app, url, queue, start, caplog
+):
+    app = make_app(url, FAILED_TTL=failed_ttl)
+    task = app.task(queue, **options)(play)
+    script[:] = [error, "again"]
+    start(app)
+    task()
+    about = lambda: [r.getMessage() for r in caplog.records if hasattr(r, "task_id")]  # noqa: E731
+    assert re.search(says, wait_until(about)[0])
+
+
+def test_the_line_of_a_success_can_be_switched_off_alone(app, queue, start, caplog):
+    caplog.set_level(logging.INFO)
+    task = app.task(queue)(echo)
+    successes = logging.getLogger("kuyruk.success")
+    successes.setLevel(logging.WARNING)
+    try:
+        start(app, threads=1)
+        task.send_to_queue((1,), id="quiet", wait_result=PATIENCE)
+        task.send_to_queue((2,), wait_result=PATIENCE)  # the log comes after the reply
+    finally:
+        successes.setLevel(logging.NOTSET)
+    task.send_to_queue((3,), id="loud", wait_result=PATIENCE)
+    lines = lambda: {getattr(r, "task_id", None): r for r in caplog.records}  # noqa: E731
+    line = wait_until(lambda: lines().get("loud"))
+    assert (line.name, line.levelname, "quiet" in lines()) == ("kuyruk.success", "INFO", False)
+    assert re.search(r" succeeded in \d+\.\d{3} s$", line.getMessage())
+    assert f"Consuming {queue}" in caplog.text and successes.parent is kuyruk.logger
+
+
 # --- Worker ------------------------------------------------------------------
 
 

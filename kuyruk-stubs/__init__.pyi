@@ -48,6 +48,7 @@ __all__ += ['SendOptions', 'Shutdown', 'Signal', 'SubTask', 'Task', 'Timeout', '
 __all__ += ['UNSAFE_MODULES', 'Worker', 'WorkerOptions']
 __version__ = '1.0.0'
 logger = logging.getLogger('kuyruk')
+_success_logger = logging.getLogger('kuyruk.success')
 P = ParamSpec('P')
 R = TypeVar('R')
 T = TypeVar('T')
