@@ -1134,6 +1134,13 @@ def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return _undropped(inherited | {k.replace("_", "-"): v for k, v in more.items()})
 
 
+def _queue_names(queues: Iterable[str] | str) -> list[str]:
+    """Return the names of queues, or of one, as RabbitMQ knows them. Raises ValueError."""
+    is_one = isinstance(queues, str | bytes) or not isinstance(queues, Iterable)
+    names: Any = [queues] if is_one else queues
+    return list(dict.fromkeys(_resolve_host(_check_queue_name(name)) for name in names))
+
+
 def _resolve_host(queue: str) -> str:
     """Return a queue's name, in which "name.localhost" stands for "name.<hostname>"."""
     name, dot, host = queue.rpartition(".")
@@ -2500,7 +2507,9 @@ def _first_that_answers(config: Config, connect: Callable[[str, int], C]) -> C:
             return connect(host, port)
         except (OSError, ValueError) as error:
             code = code or getattr(error, "error_code", None)
-            reasons.append(f"{host}:{port} ({error})")
+            # amqpstorm's names the address again, and has no reason when nothing answers.
+            reason = str(error).removeprefix(f"Could not connect to {host}:{port} error: ")
+            reasons.append(f"{host}:{port} ({'no answer' if reason == 'None' else reason})")
     raise AMQPConnectionError(f"can't connect to RabbitMQ at {', '.join(reasons)}", reply_code=code)
 
 
@@ -4129,7 +4138,8 @@ class Kuyruk:
 
     def __init__(self, config: Config | None = None) -> None:
         if config is not None and not isinstance(config, Config):
-            raise TypeError(f"config takes a kuyruk.Config: not {_shown('config', config)}")
+            what = "config takes a kuyruk.Config (made by from_dict and others, or with RABBIT_URL"
+            raise TypeError(f"{what} set): not {_shown('config', config)}")
         self.config = Config() if config is None else config
         self.extensions: dict[str, Any] = {}  #: For extensions.
         #: Top-level packages (or modules): a message makes a worker import nothing outside of them.
@@ -4235,7 +4245,7 @@ class Kuyruk:
         Raises TypeError or ValueError before anything is sent; BrokerError, whose `unconfirmed`
         lists the subtasks that aren't known to have arrived.
         """
-        subtasks = list(subtasks)
+        subtasks = list(subtasks) if isinstance(subtasks, Iterable) else [subtasks]
         for each in subtasks:
             if not isinstance(each, SubTask):
                 what = "send_tasks_to_queue takes a list of what a task's subtask(...) returns"
@@ -4307,8 +4317,7 @@ class Kuyruk:
         "name.localhost" stands for "name.<hostname>". Raises ValueError (no queue's name) and
         amqpstorm's errors.
         """
-        given = self._queues if queues is None else [queues] if isinstance(queues, str) else queues
-        names = [_resolve_host(_check_queue_name(name)) for name in given]
+        names = _queue_names(self._queues if queues is None else queues)
         stats = {}
         with self.channel() as channel:
             for name in names:
@@ -5570,10 +5579,9 @@ class Worker:
         self.app = app
         values = {f"WORKER_{name.upper()}": value for name, value in options.items()}
         self._config = app.config._with(**values)
-        names = [queues] if isinstance(queues, str) else list(queues or app._queues or ["kuyruk"])
-        names = [_resolve_host(_check_queue_name(name)) for name in names]
         #: The names of the queues that it consumes.
-        self.queues = list(dict.fromkeys(names))
+        self.queues = _queue_names(app._queues if queues is None else queues)
+        self.queues = self.queues or _queue_names(app._queues or "kuyruk")
         #: How many tasks had to be interrupted for the worker to stop.
         self.aborted = 0
         #: Called in one of its threads when it may have become `healthy` or not, or has stopped. It

@@ -2112,6 +2112,29 @@ def test_an_unknown_option_is_named_with_what_was_meant_or_what_there_is(
         call(offline)
 
 
+@pytest.mark.parametrize("wrong", [5, b"q", [5], 0.5, ["ok", None], ""])
+def test_what_is_no_queue_is_refused_wherever_queues_are_named(wrong, offline):
+    for call in (offline.worker, offline.queue_stats):
+        with pytest.raises(ValueError, match="a queue's name is a string"):
+            call(wrong)
+    for call in (offline.failed_messages, offline.task, lambda q: offline.remote("m.f", q)):
+        with pytest.raises(ValueError, match="a queue's name is a string"):
+            call(wrong)
+
+
+@pytest.mark.parametrize("wrong", [5, None, "x", [5], {"a": 1}])
+def test_what_is_no_list_of_subtasks_is_refused(wrong, offline):
+    with pytest.raises(TypeError, match=r"takes a list of what a task's subtask\(...\) returns"):
+        offline.send_tasks_to_queue(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["amqp://u:hunter2@h/", {"RABBIT_HOST": "h"}, kuyruk.Config])
+def test_an_application_says_what_its_configuration_is(wrong):
+    with pytest.raises(TypeError, match=r"a kuyruk.Config \(.*from_dict.*RABBIT_URL") as info:
+        kuyruk.Kuyruk(wrong)
+    assert "hunter2" not in str(info.value)
+
+
 # --- Interrupting a running task ---------------------------------------------
 
 
@@ -9204,6 +9227,46 @@ def test_a_process_that_uses_too_much_memory_is_replaced_when_another_consumes(p
     wait_until(lambda: not Path(f"/proc/{first}").exists())
     worker.stop()
     assert worker.pids == [first, second] and worker.text.count("--max-memory") == 1
+
+
+@pytest.mark.parametrize("command", ["list", "list --json", "requeue", "purge"])
+def test_an_id_that_no_failed_message_has_is_an_error(command, project, broker):
+    fail_by_hand(project, broker, 2)
+    words = ["--failed", *command.split(), "--id"]
+    ended = run_cli(project.folder, project.name, *words, "id7", url=project.url)
+    assert ended.returncode == 1 and "message" not in ended.stdout
+    says = f"error: no message in {project.name}.failed has the id 'id7'"
+    assert ended.stderr == f"python -m kuyruk_worker: {says}\n"
+    assert wait_until(lambda: broker.count(f"{project.name}.failed")) == 2
+    # one that is in one of the queues is found
+    queues = ["-q", project.name, "-q", f"{project.name}.2"]
+    broker.declare(f"{project.name}.2")
+    ended = run_cli(project.folder, project.name, *words, "id1", *queues, url=project.url)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # amqpstorm's socket
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda app: app.connection().__enter__(),
+        lambda app: app.channel().__enter__(),
+        lambda app: app.queue_stats(["q"]),
+        lambda app: next(app.failed_messages("q")),
+    ],
+)
+def test_a_broker_that_does_not_answer_is_named_once_with_the_reason(call, make_app):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it never says a word
+        ports = silent.getsockname()[1], unused_port()
+        url = f"amqp://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}/"
+        app = make_app(url, RABBIT_CONNECT_TIMEOUT=0.3)
+        with pytest.raises(amqpstorm.AMQPConnectionError) as info:
+            call(app)
+    text = str(info.value)
+    assert text.startswith("can't connect to RabbitMQ at ") and text.count("onnect to") == 1
+    assert all(text.count(str(port)) == 1 for port in ports)
+    assert f"127.0.0.1:{ports[1]} (Connection refused)" in text and "None" not in text
+    gc.collect()  # what amqpstorm has left open warns here
 
 
 # --- Quorum queues, and a cluster ----------------------------------------------

@@ -438,6 +438,9 @@ def _is_quorum(arguments: Mapping[str, Any]) -> bool:
 def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     ...
 
+def _queue_names(queues: Iterable[str] | str) -> list[str]:
+    ...
+
 def _resolve_host(queue: str) -> str:
     ...
 UNSAFE_MODULES = {'_frozen_importlib', '_frozen_importlib_external', '_weakrefset', 'bdb', 'concurrent.futures', 'coverage', 'importlib', 'logging', 'queue', 'threading', 'weakref', 'zipimport'}
@@ -1490,7 +1493,8 @@ class Kuyruk:
 
     def __init__(self, config: Config | None=None) -> None:
         if config is not None and (not isinstance(config, Config)):
-            raise TypeError(f"config takes a kuyruk.Config: not {_shown('config', config)}")
+            what = 'config takes a kuyruk.Config (made by from_dict and others, or with RABBIT_URL'
+            raise TypeError(f"{what} set): not {_shown('config', config)}")
         self.config = Config() if config is None else config
         self.extensions: dict[str, Any] = {}
         self.packages: set[str] = set()
@@ -1942,9 +1946,8 @@ class Worker:
         self.app = app
         values = {f'WORKER_{name.upper()}': value for name, value in options.items()}
         self._config = app.config._with(**values)
-        names = [queues] if isinstance(queues, str) else list(queues or app._queues or ['kuyruk'])
-        names = [_resolve_host(_check_queue_name(name)) for name in names]
-        self.queues = list(dict.fromkeys(names))
+        self.queues = _queue_names(app._queues if queues is None else queues)
+        self.queues = self.queues or _queue_names(app._queues or 'kuyruk')
         self.aborted = 0
         self.on_change: Callable[[], object] = lambda: None
         self.error: BaseException | None = None
