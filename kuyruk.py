@@ -165,6 +165,7 @@ __all__ += ["UNSAFE_MODULES", "Worker", "WorkerOptions"]
 __version__ = "1.0.0"
 
 logger = logging.getLogger("kuyruk")
+_success_logger = logging.getLogger("kuyruk.success")  # so that it has a level of its own
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -422,7 +423,8 @@ _signals_change = threading.Lock()  #: Guards the replacement of `Signal.receive
 # Each is sent with task=, args= and kwargs= (the arguments of the task's function), and with what
 # is said. The last four are a worker's.
 task_init = Signal("task_init")  #: A task is made. With task= only.
-task_presend = Signal("task_presend", raises=True)  #: description=, which may be changed.
+#: description=, which may be changed. In it, but not in the body, are the message's "headers".
+task_presend = Signal("task_presend", raises=True)
 task_postsend = Signal("task_postsend")  #: It was sent: the broker has it. description=
 task_preapply = Signal("task_preapply")  #: About to be run, with all tries.
 task_postapply = Signal("task_postapply")  #: All tries are over.
@@ -437,7 +439,21 @@ worker_init = Signal("worker_init")  #: A worker is made. With worker= only, as 
 worker_start = Signal("worker_start")  #: It starts.
 worker_shutdown = Signal("worker_shutdown")  #: It has stopped.
 
-signals = _make_module("signals", lambda v: v is Signal or isinstance(v, Signal))
+_Signal = Signal  # which is another name in this class
+
+
+class _SignalsModule(types.ModuleType):
+    """What type checkers know of `signals`, so that its decorators have types."""
+
+    Signal: type[_Signal]
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> _Signal: ...
+
+
+_is_signal = lambda v: v is Signal or isinstance(v, Signal)  # noqa: E731
+signals = cast(_SignalsModule, _make_module("signals", _is_signal))
 
 
 # --- Config --------------------------------------------------------------------------------------
@@ -491,10 +507,15 @@ def _is_table(value: Any) -> bool:
 
 def _is_amqp_table(value: Any) -> bool:
     """Raise ValueError for a dict that AMQP can't carry."""
-    try:
-        return _is_table(value) and bool(encode.field_table(value))
-    except (TypeError, ValueError, RecursionError, struct.error) as error:
-        raise ValueError(f"AMQP carries text, numbers, lists and dicts: {error}") from None
+    for key, item in value.items() if _is_table(value) else ():
+        if not 0 < len(key.encode("utf-8", "surrogatepass")) <= 128:
+            raise ValueError("a key of 1 to 128 bytes")
+        try:
+            encode.field_table({key: item})
+        except (TypeError, ValueError, RecursionError, struct.error):
+            what = "text, numbers, lists and dicts"
+            raise ValueError(f"{key!r} holds none of what AMQP carries: {what}") from None
+    return _is_table(value)
 
 
 def _is_number(value: Any) -> bool:
@@ -622,13 +643,22 @@ _KUBERNETES = re.compile(
 )
 
 
+#: Keys of Kuyruk 10 that nothing reads here, and what takes their place.
+_UNREAD_KEYS = {
+    "RABBIT_READ_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT",
+    "RABBIT_WRITE_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT",
+    "TCP_USER_TIMEOUT": "RABBIT_HEARTBEAT",
+}
+
+
 class Config:
     """The settings of a `Kuyruk`: the class attributes are the defaults. Set them by assignment or
     with a loader.
 
     A value that its key doesn't take raises ValueError, and so does a key that looks like a
-    misspelling of one of these. Another upper-case key is an extension's: it is kept. No error
-    holds the value of a secret key. (Extensions may also add class attributes, with defaults.)
+    misspelling of one of these. Another upper-case key is an extension's: it is kept; if it looks
+    like one of these all the same, a warning is logged, once. (Extensions may also add class
+    attributes, with defaults: there is no warning then.) No error holds the value of a secret key.
     """
 
     RABBIT_HOST: str = "localhost"  #: Host, or several, tried in turn: "a,b:5673,c".
@@ -685,6 +715,7 @@ class Config:
                 hint = _did_you_mean(key.upper(), known, 0.8)
                 if hint or not key.isupper():
                     raise ValueError(f"unknown configuration key {key!r}{hint}")
+                _warn_of_unread_key(key)
             if key in _RULES:
                 _check(key, value)
             super().__setattr__(key, _level_name(value) if key == "WORKER_LOGGING_LEVEL" else value)
@@ -699,8 +730,12 @@ class Config:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def from_dict(self, d: Mapping[str, Any]) -> None:
-        """Load values from a dict."""
+        """Load values from a dict. Raises TypeError for what is none."""
+        if not isinstance(d, Mapping):
+            raise TypeError(f"from_dict takes a dict: not {type(d)}")
         for key, value in d.items():
+            if not isinstance(key, str):
+                raise ValueError(f"unknown configuration key {key!r}")
             setattr(self, key, value)
 
     def from_object(self, obj: Any) -> None:
@@ -780,7 +815,16 @@ class Config:
 def _log(level: int, text: str, *args: Any, **options: Any) -> None:
     """Log. A handler of the user's may raise: nothing of ours ends or changes its way then."""
     with contextlib.suppress(Exception):
-        logger.log(level, text, *args, stacklevel=2, **options)
+        options.pop("logger", logger).log(level, text, *args, stacklevel=2, **options)
+
+
+@functools.cache  # the same file is often loaded again, in a test or by the command line
+def _warn_of_unread_key(key: str) -> None:
+    """Log that nothing here reads a key of the configuration, if it looks like one of ours."""
+    instead = _UNREAD_KEYS.get(key)
+    if instead is not None or key.startswith(("RABBIT_", "WORKER_")):
+        what = f"{instead} takes its place" if instead else "it is kept, for an extension"
+        _log(logging.WARNING, "The configuration key %r has no effect here: %s", key, what)
 
 
 def _count(number: int, noun: str) -> str:
@@ -792,6 +836,16 @@ def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
 
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _check_names(function: str, options: Iterable[str], known: Sequence[str]) -> None:
+    """Raise TypeError for an option that the function doesn't know."""
+    for name in options:
+        if name not in known:
+            hint = _did_you_mean(name, known, 0.7) or "."
+            raise TypeError(
+                f"{function} takes no option {name!r}{hint} It takes {', '.join(known)}"
+            )
 
 
 # --- Messages ------------------------------------------------------------------------------------
@@ -845,11 +899,10 @@ def _check_headers(headers: Mapping[str, Any]) -> None:
     """Raise ValueError for headers that aren't the sender's: RabbitMQ sends copies for CC and BCC,
     the others are ours."""
     for name in headers:
-        is_short = 0 < len(name.encode("utf-8", "replace")) <= 128
-        if not is_short or name in ("CC", "BCC") or name.startswith("x-kuyruk-"):
+        if name in ("CC", "BCC") or name.startswith("x-kuyruk-"):
             raise ValueError(
-                "headers takes names of 1 to 128 bytes, but CC, BCC and those that begin with"
-                f" x-kuyruk-: not {_shown('headers', name)}"
+                "headers takes any names but CC, BCC and those that begin with x-kuyruk-: not"
+                f" {_shown('headers', name)}"
             )
 
 
@@ -1079,6 +1132,13 @@ def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Return the arguments of a queue that is derived from one with these: of the same type."""
     inherited = {k: v for k, v in arguments.items() if k == "x-queue-type"}
     return _undropped(inherited | {k.replace("_", "-"): v for k, v in more.items()})
+
+
+def _queue_names(queues: Iterable[str] | str) -> list[str]:
+    """Return the names of queues, or of one, as RabbitMQ knows them. Raises ValueError."""
+    is_one = isinstance(queues, str | bytes) or not isinstance(queues, Iterable)
+    names: Any = [queues] if is_one else queues
+    return list(dict.fromkeys(_resolve_host(_check_queue_name(name)) for name in names))
 
 
 def _resolve_host(queue: str) -> str:
@@ -2447,7 +2507,9 @@ def _first_that_answers(config: Config, connect: Callable[[str, int], C]) -> C:
             return connect(host, port)
         except (OSError, ValueError) as error:
             code = code or getattr(error, "error_code", None)
-            reasons.append(f"{host}:{port} ({error})")
+            # amqpstorm's names the address again, and has no reason when nothing answers.
+            reason = str(error).removeprefix(f"Could not connect to {host}:{port} error: ")
+            reasons.append(f"{host}:{port} ({'no answer' if reason == 'None' else reason})")
     raise AMQPConnectionError(f"can't connect to RabbitMQ at {', '.join(reasons)}", reply_code=code)
 
 
@@ -3459,6 +3521,10 @@ class SendOptions(typing.TypedDict, total=False):
     id: str | None  #: The message's, instead of a new one.
 
 
+_SUBTASK_OPTIONS = ("args", "kwargs", "host", *SendOptions.__annotations__)
+_SEND_OPTIONS = (*_SUBTASK_OPTIONS, "wait_result", "message_ttl")
+
+
 class SubTask(NamedTuple):
     """A task with its arguments and options, for `Kuyruk.send_tasks_to_queue`."""
 
@@ -3715,6 +3781,7 @@ class Task(Generic[P, R]):
         the connection was lost while waiting), ResultTimeout (no reply in time) and
         RemoteException (the task raised).
         """
+        _check_names("Task.send_to_queue()", options, _SEND_OPTIONS)
         wait_result, message_ttl = wait_result or None, message_ttl or None
         _check("wait_result", wait_result)
         _check("message_ttl", message_ttl)
@@ -3723,8 +3790,7 @@ class Task(Generic[P, R]):
             raise ValueError("delay can't be combined with wait_result or message_ttl")
         if self.kuyruk.config.EAGER:
             return self._send_eagerly(subtask, wait_result)
-        description = self._describe(subtask)
-        message = subtask._message(description)
+        description, message = self._prepare(subtask)
         if message_ttl is not None:
             message.properties["expiration"] = _milliseconds(message_ttl)
         if wait_result is None:
@@ -3750,6 +3816,7 @@ class Task(Generic[P, R]):
     ) -> SubTask:
         """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. host and options as
         for `send_to_queue`."""
+        _check_names("Task.subtask()", options, _SUBTASK_OPTIONS)
         return SubTask(self, () if args is None else args, kwargs or {}, host, **options)
 
     def apply(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -3815,16 +3882,22 @@ class Task(Generic[P, R]):
         result = cast(AnyTask, self).apply(*description.args, **description.kwargs)
         return None if wait_result is None else _decode_reply(_encode_reply(result, None))
 
-    def _describe(self, subtask: SubTask) -> dict[str, Any]:
-        """Return the description that is sent. Raises TypeError or ValueError for what can't be."""
+    def _prepare(self, subtask: SubTask) -> tuple[dict[str, Any], _Message]:
+        """Return the description and the message that are sent. Raises TypeError or ValueError for
+        what can't be, and what a receiver of task_presend raises."""
         if self._problem:
             raise TypeError(self._problem)
         description = subtask._describe()
-        self._announce(task_presend, description)
-        return description
+        if task_presend.receivers:
+            description["headers"] = dict(subtask.headers or {})
+            self._announce(task_presend, description)
+            subtask = subtask._replace(headers=description.pop("headers", None))
+            subtask._check()
+        return description, subtask._message(description)
 
 
 AnyTask = Task[..., Any]
+_TASK_OPTIONS = tuple(inspect.signature(Task.__init__).parameters)[4:]
 
 
 def _notify_worker(signal: Signal, worker: Worker) -> None:
@@ -4065,7 +4138,8 @@ class Kuyruk:
 
     def __init__(self, config: Config | None = None) -> None:
         if config is not None and not isinstance(config, Config):
-            raise TypeError(f"config takes a kuyruk.Config: not {_shown('config', config)}")
+            what = "config takes a kuyruk.Config (made by from_dict and others, or with RABBIT_URL"
+            raise TypeError(f"{what} set): not {_shown('config', config)}")
         self.config = Config() if config is None else config
         self.extensions: dict[str, Any] = {}  #: For extensions.
         #: Top-level packages (or modules): a message makes a worker import nothing outside of them.
@@ -4116,6 +4190,7 @@ class Kuyruk:
         Raises as `Task`, and ValueError if another function is a task of that name already.
         """
 
+        _check_names("Kuyruk.task()", options, ("queue", *_TASK_OPTIONS))
         queue, function = ("kuyruk", queue) if callable(queue) else (_check_queue_name(queue), None)
 
         def decorate(f: Callable[P, R]) -> Task[P, R]:
@@ -4170,7 +4245,7 @@ class Kuyruk:
         Raises TypeError or ValueError before anything is sent; BrokerError, whose `unconfirmed`
         lists the subtasks that aren't known to have arrived.
         """
-        subtasks = list(subtasks)
+        subtasks = list(subtasks) if isinstance(subtasks, Iterable) else [subtasks]
         for each in subtasks:
             if not isinstance(each, SubTask):
                 what = "send_tasks_to_queue takes a list of what a task's subtask(...) returns"
@@ -4179,8 +4254,8 @@ class Kuyruk:
             for subtask in subtasks:
                 subtask.task._send_eagerly(subtask, None)
             return
-        descriptions = [subtask.task._describe(subtask) for subtask in subtasks]
-        messages = [s._message(d) for s, d in zip(subtasks, descriptions, strict=True)]
+        prepared = [subtask.task._prepare(subtask) for subtask in subtasks]
+        messages = [message for _, message in prepared]
         failure = None
         try:
             self._publisher.send(messages)
@@ -4188,10 +4263,9 @@ class Kuyruk:
             failure = error
         unconfirmed = set(map(id, failure.unconfirmed)) if failure is not None else ()
         is_sent = [id(message) not in unconfirmed for message in messages]
-        for subtask, description in itertools.compress(
-            zip(subtasks, descriptions, strict=True), is_sent
-        ):
-            subtask.task._announce(task_postsend, description)
+        for subtask, (description, _), sent in zip(subtasks, prepared, is_sent, strict=True):
+            if sent:
+                subtask.task._announce(task_postsend, description)
         if failure is not None:
             failure.unconfirmed = [s for s, sent in zip(subtasks, is_sent, strict=True) if not sent]
             raise failure
@@ -4243,8 +4317,7 @@ class Kuyruk:
         "name.localhost" stands for "name.<hostname>". Raises ValueError (no queue's name) and
         amqpstorm's errors.
         """
-        given = self._queues if queues is None else [queues] if isinstance(queues, str) else queues
-        names = [_resolve_host(_check_queue_name(name)) for name in given]
+        names = _queue_names(self._queues if queues is None else queues)
         stats = {}
         with self.channel() as channel:
             for name in names:
@@ -5402,21 +5475,27 @@ class _Pool:
             delivery.state, delivery.at = SETTLED, time.monotonic()
 
     def _log_success(self, delivery: _Delivery, verdict: _Verdict, seconds: float) -> None:
-        level = logging.INFO if verdict.tally == "succeeded" else logging.WARNING
-        if logger.isEnabledFor(level):
+        is_success = verdict.tally == "succeeded"
+        log, level = (_success_logger, logging.INFO) if is_success else (logger, logging.WARNING)
+        if log.isEnabledFor(level):
             arguments = delivery, delivery.queue, verdict.tally, seconds
-            _log(level, "%s from %r %s in %.3f s", *arguments, extra=delivery.extra)
+            _log(level, "%s from %r %s in %.3f s", *arguments, extra=delivery.extra, logger=log)
 
     def _log_error(self, delivery: _Delivery, error: BaseException, verdict: _Verdict) -> None:
         about: dict[str, Any] = {"extra": delivery.extra}
         arguments = delivery, delivery.queue, verdict.tally
+        then = ""
+        if verdict.delay:
+            then = f"; it comes back in {verdict.delay:g} seconds"
+        elif verdict.action == "fail":
+            is_kept = self._config.FAILED_TTL is not None
+            where = "it was rejected: a dead-letter policy may keep it"
+            then = "; see its .failed queue" if is_kept else f"; {where}"
         if verdict.tally in ("failed", "timed_out"):
-            in_seconds = f"it comes back in {verdict.delay:g} seconds"
-            then = in_seconds if verdict.delay else "see its .failed queue"
             about["exc_info"] = type(error), error, _task_traceback(error)
-            _log(logging.ERROR, "%s from %r %s; %s", *arguments, then, **about)
+            _log(logging.ERROR, "%s from %r %s%s", *arguments, then, **about)
         else:
-            _log(logging.WARNING, "%s from %r %s: %r", *arguments, error, **about)
+            _log(logging.WARNING, "%s from %r %s: %r%s", *arguments, error, then, **about)
 
     # -- giving up
 
@@ -5493,18 +5572,13 @@ class Worker:
         queues: Iterable[str] | None = None,
         **options: typing.Unpack[WorkerOptions],
     ) -> None:
-        for name in options:
-            if name not in _WORKER_OPTIONS:
-                known = ", ".join(_WORKER_OPTIONS)
-                hint = _did_you_mean(name, _WORKER_OPTIONS, 0.6)
-                raise TypeError(f"Worker has no option {name!r}{hint}; it has {known}")
+        _check_names("Worker()", options, ("queues", *_WORKER_OPTIONS))
         self.app = app
         values = {f"WORKER_{name.upper()}": value for name, value in options.items()}
         self._config = app.config._with(**values)
-        names = [queues] if isinstance(queues, str) else list(queues or app._queues or ["kuyruk"])
-        names = [_resolve_host(_check_queue_name(name)) for name in names]
         #: The names of the queues that it consumes.
-        self.queues = list(dict.fromkeys(names))
+        self.queues = _queue_names(app._queues if queues is None else queues)
+        self.queues = self.queues or _queue_names(app._queues or "kuyruk")
         #: How many tasks had to be interrupted for the worker to stop.
         self.aborted = 0
         #: Called in one of its threads when it may have become `healthy` or not, or has stopped. It

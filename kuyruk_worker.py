@@ -1087,7 +1087,8 @@ def _set_up_logging(level: str | None, default: str) -> None:
         logging.basicConfig(level=level or default, format=form)
     elif level is not None:
         root.setLevel(level)
-    logger.disabled = False  # dictConfig disables what it doesn't name, unless told not to
+    # dictConfig disables what it doesn't name, unless told not to.
+    logger.disabled = logging.getLogger("kuyruk.success").disabled = False
     amqpstorm = logging.getLogger("amqpstorm")
     amqpstorm.setLevel(amqpstorm.level or logging.WARNING)
 
@@ -1268,7 +1269,7 @@ def _do_without_worker(args: argparse.Namespace) -> int:
                 raise UsageError(f"-q/--queue: there is no queue {queue!r} at the broker")
         if args.failed is None:
             return _print_status(stats, args.json)
-        codes = [_do_with_failed(worker.app, queue, args) for queue in worker.queues]
+        counts = [_do_with_failed(worker.app, queue, args) for queue in worker.queues]
     except UsageError as error:
         return _complain(error)
     except (OSError, ValueError) as error:  # amqpstorm's, too
@@ -1276,7 +1277,12 @@ def _do_without_worker(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("Interrupted: what wasn't dealt with is still there", file=sys.stderr)
         return FAILED
-    return max(codes)
+    done, stay = map(sum, zip(*counts, strict=True))
+    if args.id is not None and not done + stay:
+        where = " or ".join(f"{_shown(queue)}.failed" for queue in worker.queues)
+        text = f"no message in {where} has the id '{_shown(args.id)}'"
+        return _complain(UsageError(text), FAILED)
+    return FAILED if stay else STOPPED
 
 
 def _print_status(stats: Mapping[str, Any], as_json: bool) -> int:
@@ -1297,8 +1303,9 @@ def _print_status(stats: Mapping[str, Any], as_json: bool) -> int:
     )
 
 
-def _do_with_failed(app: Kuyruk, queue: str, args: argparse.Namespace) -> int:
-    """List, requeue or purge what is in the queue's ".failed". Returns the exit code."""
+def _do_with_failed(app: Kuyruk, queue: str, args: argparse.Namespace) -> tuple[int, int]:
+    """List, requeue or purge what is in the queue's ".failed". Returns the numbers of messages with
+    which that was done, and of those that stay because it couldn't be done."""
     done, stay, reported_at = 0, 0, time.monotonic()
     how = {"list": "", "requeue": " sent again", "purge": " deleted"}[args.failed]
     for message in app.failed_messages(queue):
@@ -1319,9 +1326,9 @@ def _do_with_failed(app: Kuyruk, queue: str, args: argparse.Namespace) -> int:
         if args.failed != "list" and time.monotonic() > reported_at + PROGRESS_INTERVAL:
             reported_at = time.monotonic()
             print(f"{done}{how}...", file=sys.stderr, flush=True)
-    if not args.json:
+    if not args.json and (done or args.id is None):
         print(f"{_shown(queue)}.failed: {_counted(done, 'message')}{how}")
-    return FAILED if stay else STOPPED
+    return done, stay
 
 
 def _facts(message: FailedMessage) -> dict[str, Any]:

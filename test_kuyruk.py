@@ -869,6 +869,67 @@ def test_a_failure_is_announced_as_kuyruk_sentry_takes_it(found, offline, heard)
     sent[-1][2]["description"]["sentry_id"] = "x"  # as it does
 
 
+@pytest.fixture
+def presend(app):
+    """Connects receivers of task_presend."""
+    connected = []
+    connect = kuyruk.signals.task_presend.connect
+    yield lambda f: connected.append(connect(f, app))
+    for each in connected:
+        kuyruk.signals.task_presend.disconnect(each)
+
+
+@pytest.mark.parametrize("given", [None, {"a": 1}])
+def test_a_receiver_sets_headers_of_what_is_sent(given, app, queue, broker, heard, presend):
+    def trace(sender, task, args, kwargs, description):
+        description["headers"]["traceparent"] = "00-1"
+
+    presend(trace)
+    presend(lambda sender, description, **_: description["headers"].update(b=[2]))
+    task, sent = app.task(queue)(echo), heard("task_postsend", sender=app)
+    task.send_to_queue((1,), headers=given)
+    app.send_tasks_to_queue([task.subtask((1,), headers=given)])
+    with pytest.raises(kuyruk.ResultTimeout):
+        task.send_to_queue((1,), headers=given, wait_result=0.1)
+    task.send_to_queue((1,), headers=given, delay=0.2)
+    for message in [broker.take(queue) for _ in range(4)]:
+        headers = message.properties["headers"]
+        kept = {key: headers[key] for key in headers if not key.startswith(("x-death", "x-first"))}
+        assert kept.pop("x-last-death-queue", None) in (None, f"{queue}.delay.200")
+        kept = {key: value for key, value in kept.items() if not key.startswith("x-last")}
+        assert kept == {"traceparent": "00-1", "b": [2], **(given or {})}
+        assert "headers" not in json.loads(message.body)
+    assert given in (None, {"a": 1})  # the caller's is as it was
+    assert not any("headers" in kwargs["description"] for _, _, kwargs in sent)
+
+
+@pytest.mark.parametrize(
+    ("headers", "says"),
+    [
+        ({"a": object()}, "headers takes"),
+        ({"CC": ["q"]}, "headers takes any names"),
+        ({"x-kuyruk-failures": 1}, "headers takes any names"),
+        (5, "headers takes a dict"),
+        (None, ""),
+        ({}, ""),
+    ],
+    ids=str,
+)
+def test_headers_of_a_receiver_are_checked_as_those_of_a_sender(
+    headers, says, app, queue, broker, presend
+):
+    presend(lambda sender, description, **_: description.update(headers=headers))
+    task = app.task(queue)(echo)
+    if not says:
+        task()
+        assert not broker.take(queue).properties["headers"]
+        return
+    for send in (task, lambda: app.send_tasks_to_queue([task.subtask()])):
+        with pytest.raises(ValueError, match=says):
+            send()
+    assert not broker.count(queue)
+
+
 # --- Config ------------------------------------------------------------------
 
 NAN, INF = float("nan"), float("inf")
@@ -1261,6 +1322,68 @@ def test_what_could_not_be_sent_to_rabbitmq_is_refused(key, value):
 def test_an_object_that_has_no_attributes_is_no_configuration(value):
     with pytest.raises(TypeError, match="from_object takes an object"):
         kuyruk.Config().from_object(value)
+
+
+#: Keys that look like ours and that nothing here reads; what the log says to use.
+UNREAD_KEYS = {
+    "RABBIT_READ_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT takes its place",
+    "RABBIT_WRITE_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT takes its place",
+    "TCP_USER_TIMEOUT": "RABBIT_HEARTBEAT takes its place",
+    "WORKER_CONCURRENCY": "extension",
+    "WORKER_POOL_SIZE": "extension",
+    "RABBIT_SSL_CAFILE": "extension",
+}
+
+
+@pytest.mark.parametrize("load", LOADERS, indirect=True)
+@pytest.mark.parametrize("key", UNREAD_KEYS)
+def test_a_key_that_looks_like_ours_and_has_no_effect_is_kept_and_logged(load, key, caplog):
+    kuyruk._warn_of_unread_key.cache_clear()
+    config = load({key: "hunter2", "MANAGER_HOST": "x", "EAGER": True})
+    (record,) = caplog.records
+    assert (record.levelname, record.name) == ("WARNING", "kuyruk")
+    assert repr(key) in record.getMessage() and UNREAD_KEYS[key] in record.getMessage()
+    assert "hunter2" not in caplog.text and getattr(config, key) == "hunter2" and config.EAGER
+    # what is made of it says no more
+    worker = kuyruk.Kuyruk(config).worker()
+    load({key: "hunter2"})
+    assert len(caplog.records) == 1 and getattr(worker._config, key) == "hunter2"
+
+
+def test_the_default_of_an_extensions_key_says_that_it_is_read(caplog):
+    config = type("Own", (kuyruk.Config,), {"WORKER_NAME": None})()
+    config.from_dict({"WORKER_NAME": "x"})
+    assert config.WORKER_NAME == "x" and not caplog.records
+
+
+@pytest.mark.parametrize("wrong", ["RABBIT_HOST", None, 5, [("RABBIT_HOST", "a")]])
+def test_what_is_no_dict_is_no_configuration(wrong):
+    with pytest.raises(TypeError, match="from_dict takes a dict"):
+        kuyruk.Config().from_dict(wrong)
+    with pytest.raises(ValueError, match="unknown configuration key 5"):
+        kuyruk.Config().from_dict({5: "x"})
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"a": object()}, "'a' holds none of what AMQP carries: text, numbers, lists and dicts"),
+        ({"ok": 1, "a": [{"b": {3.5}}]}, "'a' holds none of"),
+        ({"a": 2**70}, "'a' holds none of"),
+        ({"a": "\ud800"}, "'a' holds none of"),
+        ({"a\ud800": 1}, r"'a.ud800' holds none of"),
+        ({"k" * 129: 1}, "a key of 1 to 128 bytes"),
+        ({"": 1}, "a key of 1 to 128 bytes"),
+    ],
+    ids=ascii,
+)
+def test_a_table_that_amqp_cannot_carry_names_what_it_cannot(table, says, caplog, offline):
+    with pytest.raises(ValueError, match=says) as info:
+        kuyruk.Config().QUEUE_ARGUMENTS = table
+    assert "error" not in str(info.value)
+    with pytest.raises(ValueError, match="headers takes"):
+        offline.task(echo).send_to_queue(headers=table)
+    assert not caplog.records  # pamqp warns of what it cuts
 
 
 # --- Importing, and messages before they are sent ----------------------------
@@ -1963,6 +2086,53 @@ def test_an_object_whose_own_code_raises_is_not_json(where, offline):
     script[:] = [Lazy(a=1)]
     with pytest.raises(TypeError, match=f"{where}.* can't be written as JSON: KeyError: .*is away"):
         task.send_to_queue((Lazy(a=1),) if where == "argument" else (), wait_result=1)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda app: app.task(max_retries=3), r"task\(\) takes no option 'max_retries'. It takes .*retry"),
+        (lambda app: app.task(retrys=3), r"'retrys': did you mean 'retry'\?"),
+        (lambda app: app.task("q", max_runtime=3), r"did you mean 'max_run_time'\? It takes queue, ret"),
+        (lambda app: app.worker(thread=3), r"Worker\(\) .*did you mean 'threads'\? It takes queues, thr"),
+        (lambda app: kuyruk.Worker(app, queue="q"), "takes no option 'queue': did you mean 'queues'"),
+        (lambda app: app.task(echo).send_to_queue(dealy=3), r"send_to_queue\(\) .*'dealy': did you mean 'delay'"),
+        (lambda app: app.task(echo).send_to_queue(a=1, b=2), "no option 'a'. It takes args, kwargs"),
+        (lambda app: app.task(echo).send_to_queue(ttl=2), "no option 'ttl'. .*message_ttl"),
+        (lambda app: app.task(echo).subtask(header=3), r"subtask\(\) .*did you mean 'headers'"),
+        (lambda app: app.task(echo).subtask(wait_result=3), "subtask.* no option 'wait_result'. It"),
+    ],
+)  # fmt: skip
+def test_an_unknown_option_is_named_with_what_was_meant_or_what_there_is(
+    call, says, eager, offline
+):
+    offline.config.EAGER = eager
+    with pytest.raises(TypeError, match=says):
+        call(offline)
+
+
+@pytest.mark.parametrize("wrong", [5, b"q", [5], 0.5, ["ok", None], ""])
+def test_what_is_no_queue_is_refused_wherever_queues_are_named(wrong, offline):
+    for call in (offline.worker, offline.queue_stats):
+        with pytest.raises(ValueError, match="a queue's name is a string"):
+            call(wrong)
+    for call in (offline.failed_messages, offline.task, lambda q: offline.remote("m.f", q)):
+        with pytest.raises(ValueError, match="a queue's name is a string"):
+            call(wrong)
+
+
+@pytest.mark.parametrize("wrong", [5, None, "x", [5], {"a": 1}])
+def test_what_is_no_list_of_subtasks_is_refused(wrong, offline):
+    with pytest.raises(TypeError, match=r"takes a list of what a task's subtask\(...\) returns"):
+        offline.send_tasks_to_queue(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["amqp://u:hunter2@h/", {"RABBIT_HOST": "h"}, kuyruk.Config])
+def test_an_application_says_what_its_configuration_is(wrong):
+    with pytest.raises(TypeError, match=r"a kuyruk.Config \(.*from_dict.*RABBIT_URL") as info:
+        kuyruk.Kuyruk(wrong)
+    assert "hunter2" not in str(info.value)
 
 
 # --- Interrupting a running task ---------------------------------------------
@@ -5172,6 +5342,50 @@ def test_a_task_does_not_run_again_because_something_of_ours_failed(
     wait_until(lambda: not worker.stats["running"] and broker.count(queue) == 0)
     time.sleep(0.3)
     assert len(ran) == 1 and worker.healthy
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "failed_ttl", "says"),
+    [
+        (kuyruk.Reject(delay=0.3), {}, 60, r"rejected: Reject\(\); it comes back in 0.3 seconds"),
+        (kuyruk.Reject(), {"reject_delay": 0.3}, 60, "; it comes back in 0.3 seconds"),
+        (kuyruk.Reject("later"), {}, 60, r"rejected: Reject\('later'\)$"),
+        (kuyruk.Discard("why"), {}, 60, r"discarded: Discard\('why'\)$"),
+        (ValueError(), {"fail_delay": 0.3}, 60, "failed; it comes back in 0.3 seconds"),
+        (ValueError(), {}, 60, "failed; see its .failed queue"),
+        (ValueError(), {}, None, "failed; it was rejected: a dead-letter policy may keep it"),
+    ],
+    ids=str,
+)
+def test_a_log_line_says_what_becomes_of_the_message(
+    error, options, failed_ttl, says, make_app, url, queue, start, caplog
+):
+    app = make_app(url, FAILED_TTL=failed_ttl)
+    task = app.task(queue, **options)(play)
+    script[:] = [error, "again"]
+    start(app)
+    task()
+    about = lambda: [r.getMessage() for r in caplog.records if hasattr(r, "task_id")]  # noqa: E731
+    assert re.search(says, wait_until(about)[0])
+
+
+def test_the_line_of_a_success_can_be_switched_off_alone(app, queue, start, caplog):
+    caplog.set_level(logging.INFO)
+    task = app.task(queue)(echo)
+    successes = logging.getLogger("kuyruk.success")
+    successes.setLevel(logging.WARNING)
+    try:
+        start(app, threads=1)
+        task.send_to_queue((1,), id="quiet", wait_result=PATIENCE)
+        task.send_to_queue((2,), wait_result=PATIENCE)  # the log comes after the reply
+    finally:
+        successes.setLevel(logging.NOTSET)
+    task.send_to_queue((3,), id="loud", wait_result=PATIENCE)
+    lines = lambda: {getattr(r, "task_id", None): r for r in caplog.records}  # noqa: E731
+    line = wait_until(lambda: lines().get("loud"))
+    assert (line.name, line.levelname, "quiet" in lines()) == ("kuyruk.success", "INFO", False)
+    assert re.search(r" succeeded in \d+\.\d{3} s$", line.getMessage())
+    assert f"Consuming {queue}" in caplog.text and successes.parent is kuyruk.logger
 
 
 # --- Worker ------------------------------------------------------------------
@@ -9013,6 +9227,46 @@ def test_a_process_that_uses_too_much_memory_is_replaced_when_another_consumes(p
     assert worker.pids == [first, second] and worker.text.count("--max-memory") == 1
 
 
+@pytest.mark.parametrize("command", ["list", "list --json", "requeue", "purge"])
+def test_an_id_that_no_failed_message_has_is_an_error(command, project, broker):
+    fail_by_hand(project, broker, 2)
+    words = ["--failed", *command.split(), "--id"]
+    ended = run_cli(project.folder, project.name, *words, "id7", url=project.url)
+    assert ended.returncode == 1 and "message" not in ended.stdout
+    says = f"error: no message in {project.name}.failed has the id 'id7'"
+    assert ended.stderr == f"python -m kuyruk_worker: {says}\n"
+    assert wait_until(lambda: broker.count(f"{project.name}.failed")) == 2
+    # one that is in one of the queues is found
+    queues = ["-q", project.name, "-q", f"{project.name}.2"]
+    broker.declare(f"{project.name}.2")
+    ended = run_cli(project.folder, project.name, *words, "id1", *queues, url=project.url)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # amqpstorm's socket
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda app: app.connection().__enter__(),
+        lambda app: app.channel().__enter__(),
+        lambda app: app.queue_stats(["q"]),
+        lambda app: next(app.failed_messages("q")),
+    ],
+)
+def test_a_broker_that_does_not_answer_is_named_once_with_the_reason(call, make_app):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it never says a word
+        ports = silent.getsockname()[1], unused_port()
+        url = f"amqp://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}/"
+        app = make_app(url, RABBIT_CONNECT_TIMEOUT=0.3)
+        with pytest.raises(amqpstorm.AMQPConnectionError) as info:
+            call(app)
+    text = str(info.value)
+    assert text.startswith("can't connect to RabbitMQ at ") and text.count("onnect to") == 1
+    assert all(text.count(str(port)) == 1 for port in ports)
+    assert f"127.0.0.1:{ports[1]} (Connection refused)" in text and "None" not in text
+    gc.collect()  # what amqpstorm has left open warns here
+
+
 # --- Quorum queues, and a cluster ----------------------------------------------
 
 QUORUM = {"x-queue-type": "quorum"}
@@ -10292,8 +10546,17 @@ def bare(text: str) -> str:
 def before(sender: kuyruk.Kuyruk, **kwargs: object) -> None:
     print("before")
 
+@kuyruk.signals.task_postrun.connect_via(app)
+def after(sender: kuyruk.Kuyruk, **kwargs: object) -> None:
+    print("after")
+
+@signals.task_error.connect_via(app, weak=True)
+def on_error(sender: kuyruk.Kuyruk, **kwargs: object) -> int:
+    return 5
+
 def worker() -> kuyruk.Worker:
-    return app.worker(["sums"], threads=2)
+    before(app, task=add)
+    return app.worker(["sums"], threads=on_error(app))
 
 def right(wait: float | None) -> int | None:
     number: int = add.send_to_queue((1,), {}, None, 5) + add.send_to_queue(wait_result=5.5, message_ttl=3)
@@ -10315,6 +10578,8 @@ def wrong() -> None:
     add.send_to_queue((1,), priority="5")  # E: No overload variant of "send_to_queue" of "Task" matches
     app.task(max_failure=3)  # E: Unexpected keyword argument "max_failure" for overloaded function "task"
     add.subtask((1,), delay="5")  # E: Argument "delay" to "subtask" of "Task" has incompatible type "str"
+    after(5)  # E: Argument 1 to "after" has incompatible type "int"; expected "Kuyruk"
+    signals.task_init.connect(5)  # E: Value of type variable "F" of "connect" of "Signal" cannot be
     print(text, signals.task_init)
 
 if __name__ == "__main__":
@@ -10405,7 +10670,15 @@ def test_a_vendored_pair_passes_the_users_mypy(tmp_path):
     for name in ("kuyruk.py", "kuyruk_worker.py"):
         shutil.copy(HERE / name, tmp_path / "shop")
     tasks = file_of("README.md", "shop/tasks.py")
-    tasks += "result: str = send_mail.send_to_queue(['a'], wait_result=1)\n"
+    tasks += """
+result: str = send_mail.send_to_queue(['a'], wait_result=1)
+
+@kuyruk.signals.task_prerun.connect_via(app)
+def before(sender: kuyruk.Kuyruk, **kwargs: object) -> None: ...
+
+@kuyruk.signals.Signal("mine").connect
+def mine(sender: object) -> None: ...
+"""
     (tmp_path / "shop" / "tasks.py").write_text(tasks)
     command = [sys.executable, "-m", "mypy", "--strict", "-p", "shop"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -48,6 +48,7 @@ __all__ += ['SendOptions', 'Shutdown', 'Signal', 'SubTask', 'Task', 'Timeout', '
 __all__ += ['UNSAFE_MODULES', 'Worker', 'WorkerOptions']
 __version__ = '1.0.0'
 logger = logging.getLogger('kuyruk')
+_success_logger = logging.getLogger('kuyruk.success')
 P = ParamSpec('P')
 R = TypeVar('R')
 T = TypeVar('T')
@@ -200,7 +201,16 @@ worker_failure = Signal('worker_failure')
 worker_init = Signal('worker_init')
 worker_start = Signal('worker_start')
 worker_shutdown = Signal('worker_shutdown')
-signals = _make_module('signals', lambda v: v is Signal or isinstance(v, Signal))
+_Signal = Signal
+
+class _SignalsModule(types.ModuleType):
+    Signal: type[_Signal]
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> _Signal:
+            ...
+_is_signal = lambda v: v is Signal or isinstance(v, Signal)
+signals = cast(_SignalsModule, _make_module('signals', _is_signal))
 _HOST = re.compile('\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\\w+)?))(?::([^]:\\s]*))?\\s*')
 _URL = re.compile('(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?')
 
@@ -240,6 +250,7 @@ def _check(name: str, value: Any) -> None:
 def _shown(name: str, value: Any) -> str:
     ...
 _KUBERNETES = re.compile('(?s)(.*_)?(SERVICE_HOST|SERVICE_PORT(_\\w+)?|PORT_\\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|(.*_)?PORT=(tcp|udp|sctp)://.*')
+_UNREAD_KEYS = {'RABBIT_READ_TIMEOUT': 'RABBIT_PUBLISH_TIMEOUT', 'RABBIT_WRITE_TIMEOUT': 'RABBIT_PUBLISH_TIMEOUT', 'TCP_USER_TIMEOUT': 'RABBIT_HEARTBEAT'}
 
 class Config:
     RABBIT_HOST: str = 'localhost'
@@ -315,10 +326,17 @@ class Config:
 def _log(level: int, text: str, *args: Any, **options: Any) -> None:
     ...
 
+@functools.cache
+def _warn_of_unread_key(key: str) -> None:
+    ...
+
 def _count(number: int, noun: str) -> str:
     ...
 
 def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
+    ...
+
+def _check_names(function: str, options: Iterable[str], known: Sequence[str]) -> None:
     ...
 
 class _Message(NamedTuple):
@@ -418,6 +436,9 @@ def _is_quorum(arguments: Mapping[str, Any]) -> bool:
     ...
 
 def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    ...
+
+def _queue_names(queues: Iterable[str] | str) -> list[str]:
     ...
 
 def _resolve_host(queue: str) -> str:
@@ -1248,6 +1269,8 @@ class SendOptions(typing.TypedDict, total=False):
     priority: int | None
     headers: Mapping[str, Any] | None
     id: str | None
+_SUBTASK_OPTIONS = ('args', 'kwargs', 'host', *SendOptions.__annotations__)
+_SEND_OPTIONS = (*_SUBTASK_OPTIONS, 'wait_result', 'message_ttl')
 
 class SubTask(NamedTuple):
     task: Task[..., Any]
@@ -1346,9 +1369,6 @@ class Task(Generic[P, R]):
     def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> R | None:
         ...
 
-    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> Any:
-        ...
-
     def subtask(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, **options: typing.Unpack[SendOptions]) -> SubTask:
         ...
 
@@ -1370,9 +1390,10 @@ class Task(Generic[P, R]):
     def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
         ...
 
-    def _describe(self, subtask: SubTask) -> dict[str, Any]:
+    def _prepare(self, subtask: SubTask) -> tuple[dict[str, Any], _Message]:
         ...
 AnyTask = Task[..., Any]
+_TASK_OPTIONS = tuple(inspect.signature(Task.__init__).parameters)[4:]
 
 def _notify_worker(signal: Signal, worker: Worker) -> None:
     ...
@@ -1472,7 +1493,8 @@ class Kuyruk:
 
     def __init__(self, config: Config | None=None) -> None:
         if config is not None and (not isinstance(config, Config)):
-            raise TypeError(f"config takes a kuyruk.Config: not {_shown('config', config)}")
+            what = 'config takes a kuyruk.Config (made by from_dict and others, or with RABBIT_URL'
+            raise TypeError(f"{what} set): not {_shown('config', config)}")
         self.config = Config() if config is None else config
         self.extensions: dict[str, Any] = {}
         self.packages: set[str] = set()
@@ -1497,9 +1519,6 @@ class Kuyruk:
 
     @typing.overload
     def task(self, queue: str='kuyruk', *, retry: int=0, max_run_time: float | None=None, fail_delay: float=0, reject_delay: float=0, max_fail_delay: float | None=None, max_failures: int | None=None, throws: type[BaseException] | Iterable[type[BaseException]]=()) -> Callable[[Callable[P, R]], Task[P, R]]:
-        ...
-
-    def task(self, queue: Any='kuyruk', **options: Any) -> Any:
         ...
 
     def remote(self, name: str, queue: str='kuyruk') -> AnyTask:
@@ -1923,17 +1942,12 @@ _TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discard
 class Worker:
 
     def __init__(self, app: Kuyruk, queues: Iterable[str] | None=None, **options: typing.Unpack[WorkerOptions]) -> None:
-        for name in options:
-            if name not in _WORKER_OPTIONS:
-                known = ', '.join(_WORKER_OPTIONS)
-                hint = _did_you_mean(name, _WORKER_OPTIONS, 0.6)
-                raise TypeError(f'Worker has no option {name!r}{hint}; it has {known}')
+        _check_names('Worker()', options, ('queues', *_WORKER_OPTIONS))
         self.app = app
         values = {f'WORKER_{name.upper()}': value for name, value in options.items()}
         self._config = app.config._with(**values)
-        names = [queues] if isinstance(queues, str) else list(queues or app._queues or ['kuyruk'])
-        names = [_resolve_host(_check_queue_name(name)) for name in names]
-        self.queues = list(dict.fromkeys(names))
+        self.queues = _queue_names(app._queues if queues is None else queues)
+        self.queues = self.queues or _queue_names(app._queues or 'kuyruk')
         self.aborted = 0
         self.on_change: Callable[[], object] = lambda: None
         self.error: BaseException | None = None
