@@ -4785,7 +4785,7 @@ def test_a_result_that_is_too_large_for_rabbitmq_is_an_exception_at_once(make_ap
         task = app.task("large")(make_large)
         worker = start(app)
         assert len(task.send_to_queue((90_000,), wait_result=PATIENCE)) == 90_000
-        with pytest.raises(kuyruk.RemoteException, match="takes 150013 bytes.*larger than"):
+        with pytest.raises(kuyruk.RemoteException, match=r"takes 150013 bytes.*larger than"):
             task.send_to_queue((150_000,), wait_result=PATIENCE)
         assert task.send_to_queue((5,), wait_result=PATIENCE) == "xxxxx"
         wait_until(lambda: worker.stats["succeeded"] == 3 and worker.healthy)

@@ -7,9 +7,7 @@ import contextvars
 import datetime
 import functools
 import gc
-import hashlib
 import importlib
-import inspect
 import itertools
 import json
 import logging
@@ -1393,7 +1391,7 @@ class Task(Generic[P, R]):
     def _prepare(self, subtask: SubTask) -> tuple[dict[str, Any], _Message]:
         ...
 AnyTask = Task[..., Any]
-_TASK_OPTIONS = tuple(inspect.signature(Task.__init__).parameters)[4:]
+_TASK_OPTIONS = tuple(Task.__init__.__annotations__)[3:-1]
 
 def _notify_worker(signal: Signal, worker: Worker) -> None:
     ...
