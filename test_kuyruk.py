@@ -61,6 +61,7 @@ import urllib.parse
 import urllib.request
 import uuid
 import weakref
+import xml.etree.ElementTree
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -76,7 +77,7 @@ from pamqp.body import ContentBody
 
 import kuyruk
 import kuyruk_worker
-from tools import failover, fuzz, interrupt_proof, make_stubs
+from tools import bench_report, failover, fuzz, interrupt_proof, make_stubs
 from tools.rabbitmq_node import RabbitmqCluster, RabbitmqNode
 from tools.tcp_proxy import TcpProxy
 
@@ -10125,6 +10126,74 @@ def test_make_has_the_targets_of_the_manual():
     assert [row[0] for row in table_of("docs/contributing.md", "command")] == [
         f"`make {name}`" for name in shown
     ]
+
+
+def results_of(row, **values):
+    """Results of the benchmark: these, in one row ("_" stands for "-" in a name)."""
+    results = bench_report.Results()
+    for name, value in values.items():
+        figure = bench_report.Figure(row, name.replace("_", "-"), 0, value, 0.0)
+        results.figures.append(figure)
+    return results
+
+
+def test_a_table_of_the_benchmark_is_read_as_it_was_written():
+    results = results_of("drain", kuyruk=29240.0, pika_confirmed=0.0167)
+    results.figures += results_of("idle", kuyruk=0.0, celery=0.00001).figures
+    text = "\n".join(bench_report.rows_of(results, bench_report.NAMES))
+    assert bench_report.read_table(text).figures == results.figures
+
+
+@pytest.mark.parametrize("name", bench_report.PICTURES)
+def test_a_picture_is_that_of_the_table_beside_it(name):
+    """After a change of either: python tools/bench_report.py docs/benchmark.md"""
+    results = bench_report.read_table(PAGES["docs/benchmark.md"].read_text())
+    drawn = bench_report.draw(results, bench_report.PICTURES[name])
+    assert (HERE / "docs" / name).read_text() == drawn
+
+
+def test_a_picture_explains_each_name_and_cuts_a_bar_that_would_dwarf_the_others():
+    results = results_of("rpc", kuyruk=0.5, celery=1.0, pika=0.4, amqpstorm=40.0)
+    drawn = bench_report.draw(results, bench_report.PICTURES["cost.svg"])
+    picture = xml.etree.ElementTree.fromstring(drawn)
+    svg = "{http://www.w3.org/2000/svg}"
+    texts = [text.text for text in picture.iter(f"{svg}text")]
+    bars = [bar for bar in picture.iter(f"{svg}rect") if bar.get("x") == str(bench_report.LABEL)]
+    longest = bench_report.BAR
+    assert [int(bar.get("width")) for bar in bars] == [longest * 0.4, longest / 2, longest, longest]
+    assert [text for text in texts if text and "is cut" in text]
+    assert len(list(picture.iter(f"{svg}path"))) == 2  # the gap in one of the four
+    known = {"kuyruk", "celery", "pika", "amqpstorm"}
+    assert {bench_report.NAMES[name].about for name in known} <= set(texts)
+    assert sorted(name for name in texts if name in known) == sorted([*known, *known])
+
+
+def test_the_pictures_know_all_that_the_benchmark_compares():
+    source = (HERE / "tools" / "bench_measure.py").read_text()
+    names = re.findall(r'\bContender\(\s*"([\w-]+)"', source)
+    assert names and names == list(bench_report.NAMES)
+
+
+def luminance(colour):
+    """As WCAG 2 has it, of "#rrggbb"."""
+    parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return sum(map(operator.mul, (0.2126, 0.7152, 0.0722), linear))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_pictures_colours_can_be_told_from_their_background(scheme):
+    """By the contrasts that WCAG 2 asks for: 4.5 for text, 3 for the rest."""
+    rules = bench_report.STYLE.split("@media")[scheme == "dark"]
+    colours = dict(re.findall(r"(\w+) \{[^}]*?(?:fill|stroke): (#\w{6})", rules))
+    card = luminance(colours.pop("card"))
+    assert luminance(colours.pop("cut")) == card
+    assert colours.keys() == {"text", "title", "ours", "peer", "raw"}
+    for name, colour in colours.items():
+        lower, higher = sorted([card, luminance(colour)])
+        assert (higher + 0.05) / (lower + 0.05) >= (4.5 if name in ("text", "title") else 3), name
 
 
 # --- The demo, the installed package ------------------------------------------
