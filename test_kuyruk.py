@@ -53,6 +53,7 @@ import sys
 import textwrap
 import threading
 import time
+import tomllib
 import traceback
 import tracemalloc
 import types
@@ -77,7 +78,7 @@ from pamqp.body import ContentBody
 
 import kuyruk
 import kuyruk_worker
-from tools import bench_report, failover, fuzz, interrupt_proof, make_stubs
+from tools import bench_report, failover, fuzz, interrupt_proof, make_stubs, matrix
 from tools.rabbitmq_node import RabbitmqCluster, RabbitmqNode
 from tools.tcp_proxy import TcpProxy
 
@@ -345,6 +346,13 @@ def signals_are_not_ignored():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup
 
 
+@pytest.fixture(scope="session", autouse=True)
+def collections_are_quick():
+    """Leave what the imports have made out of the collection after each test (80 ms each time)."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left():
     """No thread and no open socket of ours outlives a test, and none takes for ever."""
@@ -381,6 +389,40 @@ def frequent_switches():
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
+
+
+#: What isn't in the fast part: tests with these fixtures, which start a RabbitMQ, a worker process
+#: or an installation; those that call these helpers, which do; and those that take long without.
+SLOW_FIXTURES = {
+    "url", "node", "node_with_few_channels", "a_cluster", "cli_worker", "distributions", "editable",
+}  # fmt: skip
+SLOW_HELPERS = {"RabbitmqNode", "RabbitmqCluster", "Demo", "run_cli"}
+SLOW_TESTS = {
+    "test_a_generated_command_line_is_understood_or_explained_in_one_line",
+    "test_a_generated_text_in_the_environment_is_taken_or_refused",
+    "test_a_generated_value_is_taken_or_refused_with_the_name_of_its_key",
+    "test_a_vendored_pair_passes_the_users_mypy",
+    "test_mypy_knows_an_installed_copys_types_and_the_arguments_of_its_tasks",
+    "test_nothing_is_lost_whatever_fails",
+}
+
+
+def pytest_generate_tests(metafunc):
+    """Mark the tests of the fast part: `pytest -m fast`. pytest calls this for each function."""
+    code = inspect.unwrap(metafunc.function).__code__
+    slow = SLOW_FIXTURES.intersection(metafunc.fixturenames)
+    slow |= SLOW_HELPERS.intersection(code.co_names) | SLOW_TESTS & {code.co_name}
+    if not slow:
+        pytest.mark.fast(metafunc.function)
+
+
+def test_the_fast_part_starts_no_broker(request):
+    fast = [item for item in request.session.items if item.get_closest_marker("fast")]
+    assert request.node in fast
+    used = {name for item in fast for name in item.fixturenames}
+    assert not used & {"url", "node", "proxy", "project", "cluster", "impatient", "vhost"}
+    # a name that is misspelt keeps nothing out
+    assert globals().keys() >= SLOW_FIXTURES | SLOW_HELPERS | SLOW_TESTS
 
 
 # --- Tasks -------------------------------------------------------------------
@@ -10120,8 +10162,10 @@ def test_the_manuals_headers_are_those_of_a_failed_message(page_runner, broker):
 
 
 def test_make_has_the_targets_of_the_manual():
-    targets = re.findall(r"^(\w+):", (HERE / "Makefile").read_text(), re.MULTILINE)
-    shown = re.findall(r"^\$ make (\w+)$", PAGES["docs/contributing.md"].read_text(), re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (HERE / "Makefile").read_text(), re.MULTILINE)
+    shown = re.findall(
+        r"^\$ make ([\w-]+)$", PAGES["docs/contributing.md"].read_text(), re.MULTILINE
+    )
     assert shown and set(shown) <= set(targets)
     assert [row[0] for row in table_of("docs/contributing.md", "command")] == [
         f"`make {name}`" for name in shown
@@ -10260,18 +10304,32 @@ if __name__ == "__main__":
     print(result, kuyruk.__version__)
 """
 
+#: What a checkout has that isn't the project's (.gitignore), and .git itself.
+NOT_THE_PROJECTS = (
+    ".git", ".venv*", ".*cache", ".hypothesis", "__pycache__", "build", "dist", "*.egg-info",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory):
-    """The Python of a fresh environment in which `pip install .` has run, in a copy of this
-    folder."""
+def distributions(tmp_path_factory):
+    """A copy of this folder, and what `python -m build` makes there: the source distribution, and
+    from it the wheel."""
+    project = tmp_path_factory.mktemp("distributions") / "project"
+    shutil.copytree(HERE, project, symlinks=True, ignore=shutil.ignore_patterns(*NOT_THE_PROJECTS))
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", project.parent]
+    subprocess.run(command, cwd=project, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    [source], [wheel] = project.parent.glob("*.tar.gz"), project.parent.glob("*.whl")
+    return project, source, wheel
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory, distributions):
+    """The Python of a fresh environment in which the wheel is installed."""
     folder = tmp_path_factory.mktemp("installed")
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info")
-    shutil.copytree(HERE, folder / "project", symlinks=True, ignore=ignored)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=120)
     python = folder / "venv" / "bin" / "python"
-    command = [python, "-m", "pip", "install", "--quiet", "."]
-    subprocess.run(command, cwd=folder / "project", check=True, timeout=300)
+    command = [python, "-m", "pip", "install", "--quiet", distributions[2]]
+    subprocess.run(command, cwd=folder, check=True, timeout=300)
     return python
 
 
@@ -10309,7 +10367,7 @@ def test_an_installed_copy_runs_and_is_the_same_version(installed, tmp_path):
 def editable(tmp_path_factory):
     """As `installed`, but with `pip install -e`."""
     folder = tmp_path_factory.mktemp("editable")
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info")
+    ignored = shutil.ignore_patterns(*NOT_THE_PROJECTS)
     shutil.copytree(HERE, folder / "project", symlinks=True, ignore=ignored)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=120)
     python = folder / "venv" / "bin" / "python"
@@ -10513,6 +10571,32 @@ def test_the_demo_leaves_queues_alone_that_were_there(files, tmp_path, url, brok
         ), out
     finally:
         broker.delete("checksums.failed")
+
+
+def test_the_source_distribution_has_all_that_make_test_needs(distributions):
+    """And what it has is as it is here."""
+    project, source, _ = distributions
+    unpacked = project.parent / source.name.removesuffix(".tar.gz")
+    shutil.unpack_archive(source, project.parent, filter="data")
+    wanted = [
+        *(path for name in ("docs", "examples", "tools", "kuyruk-stubs", ".ci")
+          for path in (project / name).rglob("*") if path.is_file()),
+        *(project / name for name in ("Makefile", "pyproject.toml", "MANIFEST.in", ".gitignore")),
+        *(project / name for name in ("LICENSE", "README.md", "kuyruk.py", "kuyruk_worker.py", "test_kuyruk.py")),
+    ]  # fmt: skip
+    for path in wanted:
+        there = unpacked / path.relative_to(project)
+        assert there.exists(), path
+        assert there.read_bytes() == path.read_bytes(), path
+
+
+def test_each_classifier_of_a_python_is_one_that_is_supported():
+    """From `requires-python` on, without a gap, each among those that `make matrix` tries."""
+    project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
+    shown = re.findall(r":: 3\.(\d+)", "\n".join(project["classifiers"]))
+    first = int(project["requires-python"].removeprefix(">=3."))
+    assert [int(minor) for minor in shown] == list(range(first, first + len(shown)))
+    assert set(map(int, shown)) <= set(matrix.MINORS)
 
 
 # --- Examples ----------------------------------------------------------------
