@@ -8,6 +8,7 @@
 # make bench   set up everything, then this project beside other task queues (half an hour; ARGS=--quick: two minutes)
 # make matrix  the tests with each Python from 3.11 on that is found, and with the oldest and newest amqpstorm
 #              (ARGS='-k "config or message"': a part of them)
+# make release-check  set up everything, then build what would be published, install it and use it
 # make lint    only lint and types
 # make setup   only the virtual environment in .venv, and RabbitMQ where there is none
 # make clean   remove what the others made
@@ -21,7 +22,12 @@ TYPED := $(wildcard kuyruk.py kuyruk_worker.py) \
 	$(if $(wildcard tools/*.py),tools) \
 	$(if $(wildcard examples/*.py examples/*/*.py),examples)
 
-.PHONY: test demo soak chaos fuzz browser bench matrix lint setup clean
+# $(call extra,NAME,MODULE): the extra NAME of pyproject.toml, if MODULE isn't there.
+extra = @$(VENV_PYTHON) -c 'import $(2)' 2>/dev/null || $(VENV_PYTHON) -m pip install --quiet \
+	--disable-pip-version-check $$($(VENV_PYTHON) -c "import tomllib; \
+	print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])")
+
+.PHONY: test demo soak chaos fuzz browser bench matrix release-check lint setup clean
 
 test: lint
 	$(VENV_PYTHON) -u -m pytest -n $(JOBS) --dist worksteal $(ARGS)
@@ -30,9 +36,7 @@ demo: setup
 	$(VENV_PYTHON) -u tools/demo.py $(FOLDER)
 
 soak: setup
-	@$(VENV_PYTHON) -c 'import matplotlib' 2>/dev/null || $(VENV_PYTHON) -m pip install --quiet \
-		--disable-pip-version-check $$($(VENV_PYTHON) -c "import tomllib; \
-		print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['soak'])")
+	$(call extra,soak,matplotlib)
 	$(VENV_PYTHON) -u tools/soak.py $(ARGS)
 
 chaos: setup
@@ -50,6 +54,10 @@ bench: setup
 
 matrix: setup
 	$(VENV_PYTHON) -u tools/matrix.py $(ARGS)
+
+release-check: setup
+	$(call extra,release,twine)
+	$(VENV_PYTHON) -u tools/release_check.py
 
 lint: setup
 	$(VENV_PYTHON) -m ruff check .

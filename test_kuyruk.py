@@ -53,6 +53,7 @@ import sys
 import textwrap
 import threading
 import time
+import tomllib
 import traceback
 import tracemalloc
 import types
@@ -61,6 +62,7 @@ import urllib.parse
 import urllib.request
 import uuid
 import weakref
+import xml.etree.ElementTree
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -76,7 +78,7 @@ from pamqp.body import ContentBody
 
 import kuyruk
 import kuyruk_worker
-from tools import failover, fuzz, interrupt_proof, make_stubs
+from tools import bench_report, failover, fuzz, interrupt_proof, make_stubs, matrix
 from tools.rabbitmq_node import RabbitmqCluster, RabbitmqNode
 from tools.tcp_proxy import TcpProxy
 
@@ -344,6 +346,13 @@ def signals_are_not_ignored():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup
 
 
+@pytest.fixture(scope="session", autouse=True)
+def collections_are_quick():
+    """Leave what the imports have made out of the collection after each test (80 ms each time)."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left():
     """No thread and no open socket of ours outlives a test, and none takes for ever."""
@@ -380,6 +389,40 @@ def frequent_switches():
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
+
+
+#: What isn't in the fast part: tests with these fixtures, which start a RabbitMQ, a worker process
+#: or an installation; those that call these helpers, which do; and those that take long without.
+SLOW_FIXTURES = {
+    "url", "node", "node_with_few_channels", "a_cluster", "cli_worker", "distributions", "editable",
+}  # fmt: skip
+SLOW_HELPERS = {"RabbitmqNode", "RabbitmqCluster", "Demo", "run_cli"}
+SLOW_TESTS = {
+    "test_a_generated_command_line_is_understood_or_explained_in_one_line",
+    "test_a_generated_text_in_the_environment_is_taken_or_refused",
+    "test_a_generated_value_is_taken_or_refused_with_the_name_of_its_key",
+    "test_a_vendored_pair_passes_the_users_mypy",
+    "test_mypy_knows_an_installed_copys_types_and_the_arguments_of_its_tasks",
+    "test_nothing_is_lost_whatever_fails",
+}
+
+
+def pytest_generate_tests(metafunc):
+    """Mark the tests of the fast part: `pytest -m fast`. pytest calls this for each function."""
+    code = inspect.unwrap(metafunc.function).__code__
+    slow = SLOW_FIXTURES.intersection(metafunc.fixturenames)
+    slow |= SLOW_HELPERS.intersection(code.co_names) | SLOW_TESTS & {code.co_name}
+    if not slow:
+        pytest.mark.fast(metafunc.function)
+
+
+def test_the_fast_part_starts_no_broker(request):
+    fast = [item for item in request.session.items if item.get_closest_marker("fast")]
+    assert request.node in fast
+    used = {name for item in fast for name in item.fixturenames}
+    assert not used & {"url", "node", "proxy", "project", "cluster", "impatient", "vhost"}
+    # a name that is misspelt keeps nothing out
+    assert globals().keys() >= SLOW_FIXTURES | SLOW_HELPERS | SLOW_TESTS
 
 
 # --- Tasks -------------------------------------------------------------------
@@ -10509,12 +10552,82 @@ def test_the_manuals_headers_are_those_of_a_failed_message(page_runner, broker):
 
 
 def test_make_has_the_targets_of_the_manual():
-    targets = re.findall(r"^(\w+):", (HERE / "Makefile").read_text(), re.MULTILINE)
-    shown = re.findall(r"^\$ make (\w+)$", PAGES["docs/contributing.md"].read_text(), re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (HERE / "Makefile").read_text(), re.MULTILINE)
+    shown = re.findall(
+        r"^\$ make ([\w-]+)$", PAGES["docs/contributing.md"].read_text(), re.MULTILINE
+    )
     assert shown and set(shown) <= set(targets)
     assert [row[0] for row in table_of("docs/contributing.md", "command")] == [
         f"`make {name}`" for name in shown
     ]
+
+
+def results_of(row, **values):
+    """Results of the benchmark: these, in one row ("_" stands for "-" in a name)."""
+    results = bench_report.Results()
+    for name, value in values.items():
+        figure = bench_report.Figure(row, name.replace("_", "-"), 0, value, 0.0)
+        results.figures.append(figure)
+    return results
+
+
+def test_a_table_of_the_benchmark_is_read_as_it_was_written():
+    results = results_of("drain", kuyruk=29240.0, pika_confirmed=0.0167)
+    results.figures += results_of("idle", kuyruk=0.0, celery=0.00001).figures
+    text = "\n".join(bench_report.rows_of(results, bench_report.NAMES))
+    assert bench_report.read_table(text).figures == results.figures
+
+
+@pytest.mark.parametrize("name", bench_report.PICTURES)
+def test_a_picture_is_that_of_the_table_beside_it(name):
+    """After a change of either: python tools/bench_report.py docs/benchmark.md"""
+    results = bench_report.read_table(PAGES["docs/benchmark.md"].read_text())
+    drawn = bench_report.draw(results, bench_report.PICTURES[name])
+    assert (HERE / "docs" / name).read_text() == drawn
+
+
+def test_a_picture_explains_each_name_and_cuts_a_bar_that_would_dwarf_the_others():
+    results = results_of("rpc", kuyruk=0.5, celery=1.0, pika=0.4, amqpstorm=40.0)
+    drawn = bench_report.draw(results, bench_report.PICTURES["cost.svg"])
+    picture = xml.etree.ElementTree.fromstring(drawn)
+    svg = "{http://www.w3.org/2000/svg}"
+    texts = [text.text for text in picture.iter(f"{svg}text")]
+    bars = [bar for bar in picture.iter(f"{svg}rect") if bar.get("x") == str(bench_report.LABEL)]
+    longest = bench_report.BAR
+    assert [int(bar.get("width")) for bar in bars] == [longest * 0.4, longest / 2, longest, longest]
+    assert [text for text in texts if text and "is cut" in text]
+    assert len(list(picture.iter(f"{svg}path"))) == 2  # the gap in one of the four
+    known = {"kuyruk", "celery", "pika", "amqpstorm"}
+    assert {bench_report.NAMES[name].about for name in known} <= set(texts)
+    assert sorted(name for name in texts if name in known) == sorted([*known, *known])
+
+
+def test_the_pictures_know_all_that_the_benchmark_compares():
+    source = (HERE / "tools" / "bench_measure.py").read_text()
+    names = re.findall(r'\bContender\(\s*"([\w-]+)"', source)
+    assert names and names == list(bench_report.NAMES)
+
+
+def luminance(colour):
+    """As WCAG 2 has it, of "#rrggbb"."""
+    parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return sum(map(operator.mul, (0.2126, 0.7152, 0.0722), linear))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_pictures_colours_can_be_told_from_their_background(scheme):
+    """By the contrasts that WCAG 2 asks for: 4.5 for text, 3 for the rest."""
+    rules = bench_report.STYLE.split("@media")[scheme == "dark"]
+    colours = dict(re.findall(r"(\w+) \{[^}]*?(?:fill|stroke): (#\w{6})", rules))
+    card = luminance(colours.pop("card"))
+    assert luminance(colours.pop("cut")) == card
+    assert colours.keys() == {"text", "title", "ours", "peer", "raw"}
+    for name, colour in colours.items():
+        lower, higher = sorted([card, luminance(colour)])
+        assert (higher + 0.05) / (lower + 0.05) >= (4.5 if name in ("text", "title") else 3), name
 
 
 # --- The demo, the installed package ------------------------------------------
@@ -10592,18 +10705,32 @@ if __name__ == "__main__":
     print(result, kuyruk.__version__)
 """
 
+#: What a checkout has that isn't the project's (.gitignore), and .git itself.
+NOT_THE_PROJECTS = (
+    ".git", ".venv*", ".*cache", ".hypothesis", "__pycache__", "build", "dist", "*.egg-info",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory):
-    """The Python of a fresh environment in which `pip install .` has run, in a copy of this
-    folder."""
+def distributions(tmp_path_factory):
+    """A copy of this folder, and what `python -m build` makes there: the source distribution, and
+    from it the wheel."""
+    project = tmp_path_factory.mktemp("distributions") / "project"
+    shutil.copytree(HERE, project, symlinks=True, ignore=shutil.ignore_patterns(*NOT_THE_PROJECTS))
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", project.parent]
+    subprocess.run(command, cwd=project, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    [source], [wheel] = project.parent.glob("*.tar.gz"), project.parent.glob("*.whl")
+    return project, source, wheel
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory, distributions):
+    """The Python of a fresh environment in which the wheel is installed."""
     folder = tmp_path_factory.mktemp("installed")
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info")
-    shutil.copytree(HERE, folder / "project", symlinks=True, ignore=ignored)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=120)
     python = folder / "venv" / "bin" / "python"
-    command = [python, "-m", "pip", "install", "--quiet", "."]
-    subprocess.run(command, cwd=folder / "project", check=True, timeout=300)
+    command = [python, "-m", "pip", "install", "--quiet", distributions[2]]
+    subprocess.run(command, cwd=folder, check=True, timeout=300)
     return python
 
 
@@ -10641,7 +10768,7 @@ def test_an_installed_copy_runs_and_is_the_same_version(installed, tmp_path):
 def editable(tmp_path_factory):
     """As `installed`, but with `pip install -e`."""
     folder = tmp_path_factory.mktemp("editable")
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info")
+    ignored = shutil.ignore_patterns(*NOT_THE_PROJECTS)
     shutil.copytree(HERE, folder / "project", symlinks=True, ignore=ignored)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=120)
     python = folder / "venv" / "bin" / "python"
@@ -10853,6 +10980,32 @@ def test_the_demo_leaves_queues_alone_that_were_there(files, tmp_path, url, brok
         ), out
     finally:
         broker.delete("checksums.failed")
+
+
+def test_the_source_distribution_has_all_that_make_test_needs(distributions):
+    """And what it has is as it is here."""
+    project, source, _ = distributions
+    unpacked = project.parent / source.name.removesuffix(".tar.gz")
+    shutil.unpack_archive(source, project.parent, filter="data")
+    wanted = [
+        *(path for name in ("docs", "examples", "tools", "kuyruk-stubs", ".ci")
+          for path in (project / name).rglob("*") if path.is_file()),
+        *(project / name for name in ("Makefile", "pyproject.toml", "MANIFEST.in", ".gitignore")),
+        *(project / name for name in ("LICENSE", "README.md", "kuyruk.py", "kuyruk_worker.py", "test_kuyruk.py")),
+    ]  # fmt: skip
+    for path in wanted:
+        there = unpacked / path.relative_to(project)
+        assert there.exists(), path
+        assert there.read_bytes() == path.read_bytes(), path
+
+
+def test_each_classifier_of_a_python_is_one_that_is_supported():
+    """From `requires-python` on, without a gap, each among those that `make matrix` tries."""
+    project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
+    shown = re.findall(r":: 3\.(\d+)", "\n".join(project["classifiers"]))
+    first = int(project["requires-python"].removeprefix(">=3."))
+    assert [int(minor) for minor in shown] == list(range(first, first + len(shown)))
+    assert set(map(int, shown)) <= set(matrix.MINORS)
 
 
 # --- Examples ----------------------------------------------------------------

@@ -1,12 +1,20 @@
-"""What tools/bench.py makes of its figures: the table, the targets, two pictures."""
+"""What tools/bench.py makes of its figures: the table, the targets, two pictures.
+
+    python tools/bench_report.py docs/benchmark.md
+
+draws the pictures anew, beside such a table and from its medians.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import re
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
@@ -40,6 +48,31 @@ ROWS = {
     "rpc_16": Row("call and result, 16 callers, per second"),
     "import": Row("import, ms over bare python", False),
     "idle": Row("CPU of an idle worker, %", False),
+}
+
+
+class Name(NamedTuple):
+    """What a name of the table stands for."""
+
+    kind: str  #: "ours", "peer" (another task queue) or "raw" (a loop on a client library).
+    about: str  #: For those who see only the pictures. CONTENDERS has it in full.
+
+
+NAMES = {
+    "kuyruk": Name("ours", "this project: one process, 8 threads"),
+    "kuyruk-2": Name("ours", "this project: two processes, 8 threads each"),
+    "kuyruk-embedded": Name("ours", "this project: a worker inside of a program"),
+    "kuyruk10": Name("peer", "Kuyruk 10: one task at a time, no confirms"),
+    "dramatiq": Name("peer", "task queue: 8 threads, its own prefetch"),
+    "dramatiq-128": Name("peer", "task queue: 8 threads, prefetch 128"),
+    "celery": Name("peer", "task queue: 8 threads, prefetch 128"),
+    "celery-prefork": Name("peer", "task queue: two processes, prefetch 128"),
+    "amqpstorm": Name("raw", "bare loop, as its documentation has it"),
+    "amqpstorm-event": Name("raw", "bare loop in the library's reading thread"),
+    "amqpstorm-pool": Name("raw", "bare loop with a pool of 8 threads"),
+    "py-amqp": Name("raw", "bare loop"),
+    "pika": Name("raw", "bare loop"),
+    "pika-confirmed": Name("raw", "bare loop, requests and replies confirmed"),
 }
 OURS = "kuyruk"
 
@@ -150,7 +183,7 @@ class ImportTarget(Target):
         )
 
 
-PEERS = ("kuyruk10", "dramatiq", "dramatiq-128", "celery", "celery-prefork")
+PEERS = tuple(name for name, (kind, _) in NAMES.items() if kind == "peer")
 TARGETS = (
     Target("send", 2, ("dramatiq",)),
     Target("send", 0.6, ("amqpstorm",)),
@@ -236,99 +269,152 @@ def table(results: Results, facts: Mapping[str, str], contenders: Mapping[str, A
     return "\n".join([*lines, ""])
 
 
+def read_table(text: str) -> Results:
+    """Return the medians of a table that `table` has made."""
+    results, rows, row = Results(), {about.title: row for row, about in ROWS.items()}, ""
+    for line in text.splitlines():
+        if match := re.match(r"\| \*\*(.*)\*\* \((more|less) is better\) \|", line):
+            row = rows[match[1]]
+        elif match := re.match(r"\| ([\w-]+) \| \*\*([^*]+)\*\* \|", line):
+            value = float(match[2].replace(",", ""))
+            results.figures.append(Figure(row, match[1], 0, value, 0.0))
+    return results
+
+
 # --- The pictures --------------------------------------------------------------
 
-#: Readable on light and on dark pages; ours stands out in both.
+#: The pictures bring their background: what a page has behind them, and whether it asks the same
+#: thing for "dark" as the browser does, doesn't matter. The test of these colours has the contrasts.
 STYLE = """
+.card { fill: #ffffff; stroke: #d0d7de; }
 text { font: 13px system-ui, sans-serif; fill: #57606a; }
 .title { font-weight: 600; fill: #24292f; }
-.value { font-size: 12px; }
-.ours { fill: #1f7a4d; } .peer { fill: #8296aa; } .raw { fill: #c2ccd6; }
+.small { font-size: 12px; }
+.ours { fill: #1a7f4b; } .peer { fill: #3b6ea8; } .raw { fill: #868e96; }
+.cut { stroke: #ffffff; stroke-width: 3; }
 @media (prefers-color-scheme: dark) {
+  .card { fill: #161b22; stroke: #30363d; }
   text { fill: #9da7b3; } .title { fill: #e6edf3; }
-  .ours { fill: #3fb97a; } .peer { fill: #6b7f94; } .raw { fill: #46525f; }
+  .ours { fill: #3fb97a; } .peer { fill: #6ca4e0; } .raw { fill: #7d8590; }
+  .cut { stroke: #161b22; }
 }"""
-#: Pixels: width of a label and of the longest bar, heights.
-LABEL, BAR, LINE, GAP = 130, 250, 19, 30
-PANEL = LABEL + BAR + 60
+#: Pixels: the margin, the width of a name and of the longest bar, the heights.
+MARGIN, LABEL, BAR, LINE, GAP = 16, 145, 220, 19, 30
+PANEL = LABEL + BAR + 65
+WIDTH = 2 * (MARGIN + PANEL)
+#: A bar that is more than so many times as long as the middle one of its panel is cut.
+CUT = 10
 
-#: The panels of the two pictures, and their titles.
-THROUGHPUT = {
-    "drain": "No-op tasks per second",
-    "nap_10": "Tasks of 10 ms in 64 threads, per second",
-    "send": "Sends without confirm per second",
-    "send_confirmed": "Confirmed sends per second, one thread",
-    "send_16": "Confirmed sends per second, 16 threads",
-    "rpc_16": "Calls with results per second, 16 callers",
+
+class Picture(NamedTuple):
+    """What a picture shows."""
+
+    title: str
+    panels: Mapping[str, str]  #: The rows and their titles.
+
+
+PICTURES = {
+    "throughput.svg": Picture(
+        "Throughput: longer is better",
+        {
+            "drain": "No-op tasks per second",
+            "nap_10": "Tasks of 10 ms in 64 threads per second (at best 6400)",
+            "send": "Sends without confirm per second",
+            "send_confirmed": "Confirmed sends per second, one thread",
+            "send_16": "Confirmed sends per second, 16 threads",
+            "rpc_16": "Calls with results per second, 16 callers",
+        },
+    ),
+    "cost.svg": Picture(
+        "Cost: shorter is better",
+        {
+            "drain_cpu": "CPU seconds per 1000 no-op tasks",
+            "memory_all": "Memory of a worker's processes, MiB",
+            "rpc": "A call and its result, median, ms",
+            "start": "From a worker's start to its first task's end, s",
+        },
+    ),
 }
-COST = {
-    "drain_cpu": "CPU seconds per 1000 no-op tasks",
-    "memory_all": "Memory of a worker, MiB",
-    "rpc": "A call with its result, ms",
-    "start": "From a worker's start to its first task, s",
-}
-LEGEND = {
-    "ours": "this project",
-    "peer": "other task queues",
-    "raw": "bare loops on client libraries",
-}
 
 
-def bars(
-    results: Results, row: str, contenders: Iterable[str]
-) -> Iterator[Callable[[int, int], str]]:
-    """The lines of one panel, each a function of where it is; the best first."""
-    values = {
-        name: value for name in contenders if (value := results.median(row, name)) is not None
-    }
-    more, longest = ROWS[row].more_is_better, max(values.values(), default=1)
-    for name, value in sorted(values.items(), key=lambda item: item[1], reverse=more):
-        kind = (
-            "ours"
-            if name.startswith("kuyruk") and name != "kuyruk10"
-            else "peer"
-            if name in PEERS
-            else "raw"
-        )
-
-        def draw(x: int, y: int, name: str = name, value: float = value, kind: str = kind) -> str:
-            width = max(1, round(BAR * value / longest))
-            start = x + LABEL
-            return (
-                f'<text x="{start - 6}" y="{y + 13}" text-anchor="end">{escape(name)}</text>'
-                f'<rect class="{kind}" x="{start}" y="{y + 2}" width="{width}" height="{LINE - 4}" rx="2"/>'
-                f'<text class="value" x="{start + width + 5}" y="{y + 13}">{number(value)}</text>'
-            )
-
-        yield draw
-
-
-def legend(more_is_better: bool) -> list[str]:
+def parts_of_bar(name: str, value: float, longest: float) -> list[str]:
+    """Return a line of a panel, which begins at 0, 0."""
+    is_cut = value > longest
+    width = BAR if is_cut else max(1, round(BAR * value / longest))
+    kind = NAMES[name].kind
+    style = ' class="title"' if kind == "ours" else ""
     parts = [
-        f'<text x="{2 * PANEL - 130}" y="24">{"longer" if more_is_better else "shorter"} is better</text>'
+        f'<text{style} x="{LABEL - 6}" y="13" text-anchor="end">{escape(name)}</text>',
+        f'<rect class="{kind}" x="{LABEL}" y="2" width="{width}" height="{LINE - 4}" rx="2"/>',
+        f'<text class="small" x="{LABEL + width + 5}" y="13">{number(value)}</text>',
     ]
-    for place, (kind, text) in enumerate(LEGEND.items()):
-        x = 10 + 170 * place
-        parts.append(f'<rect class="{kind}" x="{x}" y="12" width="14" height="14" rx="2"/>')
-        parts.append(f'<text x="{x + 20}" y="24">{escape(text)}</text>')
+    if is_cut:
+        parts += [f'<path class="cut" d="M{LABEL + BAR - x} {LINE} l8 -{LINE}"/>' for x in (35, 28)]
     return parts
 
 
-def draw(results: Results, titles: Mapping[str, str], contenders: Iterable[str]) -> str:
-    """Panels of bars, two beside each other."""
-    panels = [(row, lines) for row in titles if (lines := list(bars(results, row, contenders)))]
-    parts, y = legend(ROWS[next(iter(titles))].more_is_better), 2 * GAP
+def longest_whole(values: Iterable[float]) -> float:
+    """Return the longest bar that isn't cut."""
+    values = list(values)
+    return max(value for value in values if value <= CUT * statistics.median(values)) or 1
+
+
+def moved(x: int, y: int, parts: Iterable[str]) -> str:
+    return f'<g transform="translate({x} {y})">{"".join(parts)}</g>'
+
+
+def panel(results: Results, row: str, title: str) -> list[str]:
+    """Return the lines of a panel, the best bar first; none if its row wasn't measured."""
+    values = {name: v for name in NAMES if (v := results.median(row, name)) is not None}
+    if not values:
+        return []
+    longest = longest_whole(values.values())
+    ranked = sorted(values.items(), key=lambda item: item[1], reverse=ROWS[row].more_is_better)
+    lines = [f'<text class="title" y="13">{escape(title)}</text>']
+    lines += ["".join(parts_of_bar(name, value, longest)) for name, value in ranked]
+    if max(values.values()) > longest:
+        note = f"A bar with a gap is cut: over {CUT} times as long as the middle one"
+        lines.append(f'<text class="small" y="13">{note}</text>')
+    return lines
+
+
+def key(names: Iterable[str]) -> list[str]:
+    """Return the lines that say what the names stand for."""
+    lines = []
+    for name in names:
+        kind, about = NAMES[name]
+        lines.append(
+            f'<rect class="{kind}" y="2" width="14" height="14" rx="2"/>'
+            f'<text x="22" y="14">{escape(name)}</text>'
+            f'<text class="small" x="{LABEL + 16}" y="14">{escape(about)}</text>'
+        )
+    return lines
+
+
+def draw(results: Results, picture: Picture) -> str:
+    """Return a picture as SVG: panels of bars, two beside each other, and what the names mean."""
+    panels = [lines for item in picture.panels.items() if (lines := panel(results, *item))]
+    shown = {f.contender for f in results.figures if f.row in picture.panels}
+    known = key(name for name in NAMES if name in shown)
+    half = (len(known) + 1) // 2
+    panels += [*([[]] if len(panels) % 2 else []), known[:half], known[half:]]
+    parts, y = [], 2 * GAP
     for i in range(0, len(panels), 2):
         pair = panels[i : i + 2]
-        for column, (row, lines) in enumerate(pair):
-            x = column * PANEL
-            parts.append(f'<text class="title" x="{x + 10}" y="{y}">{escape(titles[row])}</text>')
-            parts += [line(x, y + 8 + n * LINE) for n, line in enumerate(lines)]
-        y += max(len(lines) for _, lines in pair) * LINE + 8 + GAP
-    y -= GAP - 10
-    size = f'width="{2 * PANEL}" height="{y}" viewBox="0 0 {2 * PANEL} {y}"'
-    begin = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{STYLE}\n</style>'
-    return "\n".join([begin, *parts, "</svg>\n"])
+        for column, lines in enumerate(pair):
+            x = MARGIN + column * (PANEL + MARGIN)
+            parts += [moved(x, y + n * LINE, [line]) for n, line in enumerate(lines)]
+        y += max(map(len, pair)) * LINE + GAP
+    y -= GAP - MARGIN
+    begin = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{WIDTH}" height="{y}" '
+        f'viewBox="0 0 {WIDTH} {y}">',
+        f"<title>{escape(picture.title)}</title>",
+        f"<style>{STYLE}\n</style>",
+        f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{y - 1}" rx="8"/>',
+        f'<text class="title" x="{MARGIN}" y="30">{escape(picture.title)}</text>',
+    ]
+    return "\n".join([*begin, *parts, "</svg>\n"])
 
 
 def report(
@@ -348,11 +434,23 @@ def report(
         "figures": [f._asdict() for f in results.figures],
     }
     files = {"table.md": text, "results.json": json.dumps(data, indent=1)}
-    files |= {
-        "throughput.svg": draw(results, THROUGHPUT, contenders),
-        "cost.svg": draw(results, COST, contenders),
-    }
+    files |= {name: draw(results, picture) for name, picture in PICTURES.items()}
     for name, content in files.items():
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             file.write(content)
     say(f"\n{text}\nin {folder}: {', '.join(files)}")
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    table_file = Path(sys.argv[1])
+    results = read_table(table_file.read_text(encoding="utf-8"))
+    for name, picture in PICTURES.items():
+        table_file.with_name(name).write_text(draw(results, picture), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

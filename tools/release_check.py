@@ -1,0 +1,144 @@
+"""`make release-check`: whether what would be published can be installed, and works.
+
+    python tools/release_check.py
+
+Builds the source distribution, and the wheel from it, into dist/, and has twine check both. Then
+installs the wheel into a fresh virtual environment, without a package index: its dependencies come
+from a folder that pip has filled before. There the demo's tasks run in a worker of the wheel, with a
+private RabbitMQ, and mypy reads a program that uses the wheel. Publishes nothing.
+
+Exit code: 0 if all that holds, 1 if not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rabbitmq_node import RabbitmqError, RabbitmqNode
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Seconds that one step may take.
+PATIENCE = 600.0
+
+#: Runs in the fresh environment, from a folder in which no kuyruk.py lies.
+SENDER = """
+import sys
+import kuyruk
+import tasks
+assert kuyruk.__file__.startswith(sys.prefix), kuyruk.__file__
+print(tasks.checksum.send_to_queue((sys.argv[1],), wait_result=60)["sha256"])
+"""
+#: A line that mypy accepts, and one that it must not.
+RIGHT = "import tasks\ntasks.checksum('path')\n"
+WRONG = "import tasks\ntasks.checksum(1)\n"
+
+
+class CheckError(Exception):
+    """What is wrong with the release."""
+
+
+def run(*command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> str:
+    """Return what the command has printed. Raises CheckError if it fails."""
+    process = subprocess.run(
+        command,
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+    )
+    if process.returncode:
+        text = " ".join(map(str, command))
+        raise CheckError(f"{text} ended with {process.returncode}:\n{process.stdout}")
+    return process.stdout
+
+
+def say(text: str) -> None:
+    print(f"release-check: {text}", flush=True)
+
+
+def build(folder: Path) -> Path:
+    """Build both distributions into the folder, have them checked, and return the wheel."""
+    shutil.rmtree(folder, ignore_errors=True)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder)
+    files = sorted(folder.iterdir())
+    say(f"built {', '.join(file.name for file in files)}")
+    print(run(sys.executable, "-m", "twine", "check", "--strict", *files), end="", flush=True)
+    [wheel] = folder.glob("*.whl")
+    return wheel
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """Return the Python of a fresh environment that has the wheel, installed without an index."""
+    pip = ("-m", "pip", "--disable-pip-version-check")
+    run(sys.executable, *pip, "download", "--quiet", "--dest", folder / "wheels", wheel)
+    run(sys.executable, "-m", "venv", folder / "venv")
+    python = folder / "venv" / "bin" / "python"
+    run(python, *pip, "install", "--no-index", "--find-links", folder / "wheels", wheel)
+    run(python, *pip, "check")
+    say("installed the wheel without an index")
+    return python
+
+
+def run_tasks(python: Path, folder: Path) -> None:
+    """Have a worker of the wheel compute the checksum of a file, and compare it."""
+    with RabbitmqNode() as node:
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("KUYRUK_", "PYTHON"))}
+        env["KUYRUK_RABBIT_URL"] = node.url
+        command: list[str | Path] = [python.parent / "kuyruk-worker", "tasks", "-t", "2"]
+        with (folder / "worker.log").open("w+") as log:
+            with subprocess.Popen(command, cwd=folder, env=env, stderr=log) as worker:
+                try:
+                    found = run(python, "-c", SENDER, ROOT / "LICENSE", cwd=folder, env=env)
+                finally:
+                    worker.terminate()
+            log.seek(0)
+            expected = hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest()
+            if (found.strip(), worker.returncode) != (expected, 0):
+                raise CheckError(
+                    f"the checksum is {found.strip()}, not {expected}, and the worker ended with "
+                    f"{worker.returncode}:\n{log.read()}"
+                )
+    say("a worker of the wheel has run the demo's task, and ended with 0")
+
+
+def read_types(python: Path, folder: Path) -> None:
+    """Have mypy read programs that use the wheel: one that is right, and one that isn't."""
+    command = (sys.executable, "-m", "mypy", "--strict", "--python-executable", python)
+    (folder / "right.py").write_text(RIGHT)
+    (folder / "wrong.py").write_text(WRONG)
+    run(*command, "right.py", cwd=folder)
+    try:
+        run(*command, "wrong.py", cwd=folder)
+    except CheckError as error:
+        if 'has incompatible type "int"; expected "str"' not in str(error):
+            raise
+    else:
+        raise CheckError(f"mypy doesn't know the types of the wheel: it accepts\n{WRONG}")
+    say("mypy knows the types of the wheel")
+
+
+def main() -> int:
+    try:
+        with tempfile.TemporaryDirectory(prefix="kuyruk-release-") as name:
+            folder = Path(name)
+            shutil.copy(ROOT / "examples" / "checksums" / "tasks.py", folder)
+            python = install(build(ROOT / "dist"), folder)
+            run_tasks(python, folder)
+            read_types(python, folder)
+    except (CheckError, RabbitmqError, OSError, subprocess.TimeoutExpired) as error:
+        say(f"FAILED: {error}")
+        return 1
+    say("all is well; twine upload dist/* would publish it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
