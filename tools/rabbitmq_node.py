@@ -623,6 +623,11 @@ class RabbitmqNode(_Started):
             raise RabbitmqError(f"{command}: {done.stderr.strip()}\n{done.stdout.strip()}")
         return done.stdout
 
+    def queues(self, column: str) -> dict[str, str]:
+        """What rabbitmqctl shows of each queue in this column, by their names."""
+        rows = self.ctl("list_queues", "--no-table-headers", "name", column).splitlines()
+        return dict(row.split("\t") for row in rows)
+
     def flush(self) -> None:
         """Has it write down now which queues it has; by itself it does within a second.
 
@@ -795,8 +800,8 @@ class RabbitmqCluster(_Started):
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            rows = self.ctl("list_queues", "--no-table-headers", "name", "leader").splitlines()
-            leader = dict(row.split("\t") for row in rows).get(queue)
+            asked = next((node for node in self.nodes if node.responds), self.nodes[0])
+            leader = asked.queues("leader").get(queue)
             for node in self.nodes:
                 if node.name == leader and node.responds:
                     return node
