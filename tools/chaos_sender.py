@@ -1,4 +1,4 @@
-"""A process of `make chaos` that sends numbered tasks from several threads, and books each.
+"""A process of `make chaos` that sends numbered tasks from several threads, and notes each.
 
     python tools/chaos_sender.py --rate 50 [--embed] [--various]
 
@@ -72,7 +72,12 @@ def send_various(numbers: list[str]) -> Outcomes:
 
 Way = Callable[[list[str]], Outcomes]
 #: Each has a thread.
-WAYS: list[tuple[Way, int]] = [(send_one, 1), (send_one, 1), (send_batch, BATCH), (send_and_wait, 1)]
+WAYS: list[tuple[Way, int]] = [
+    (send_one, 1),
+    (send_one, 1),
+    (send_batch, BATCH),
+    (send_and_wait, 1),
+]
 
 
 class Sender(lab.Senders):
