@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench_broker import PATIENCE, BenchError, Broker, Marks, Options
+from bench_broker import PATIENCE, Broker, Marks, Options
 from bench_process import Worker, run_load
+from lab import ROOT, TOOLS, Failure
 from rabbitmq_node import RabbitmqNode
 
-TOOLS = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(TOOLS)
 VENV = os.path.join(ROOT, "build", "bench-venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 
@@ -75,6 +74,9 @@ _OURS = "-m kuyruk_worker bench_contenders.ours -t {threads} -p "
 _EMBEDDED = "-m bench_contenders.ours"
 _CELERY = "-m celery -A bench_contenders.celery_peer worker -c {threads} -Q {queue} -l WARNING"
 _CELERY += " --without-gossip --without-mingle --without-heartbeat -P "
+_DRAMATIQ = "-m dramatiq bench_contenders.dramatiq_peer -p 1 -t {threads} --skip-logging"
+_AMQPSTORM = "-m bench_contenders.raw_amqpstorm"
+_PIKA = "-m bench_contenders.raw_pika"
 _CELERY_ABOUT = "prefetch 128, acknowledges late, no results but for RPC,"
 _CELERY_ABOUT += " no gossip, mingle, heartbeats, events, remote control"
 
@@ -107,7 +109,7 @@ CONTENDERS = {
             "dramatiq",
             "dramatiq_peer",
             "dramatiq -p 1 -t 8, default middleware (without Prometheus, as it comes) and prefetch",
-            "-m dramatiq bench_contenders.dramatiq_peer -p 1 -t {threads} --skip-logging",
+            _DRAMATIQ,
             "import dramatiq, dramatiq.brokers.rabbitmq",
             4000,
         ),
@@ -115,7 +117,7 @@ CONTENDERS = {
             "dramatiq-128",
             "dramatiq_peer",
             "likewise, with dramatiq_queue_prefetch=128",
-            "-m dramatiq bench_contenders.dramatiq_peer -p 1 -t {threads} --skip-logging",
+            _DRAMATIQ,
             "",
             4000,
             prefetch=128,
@@ -141,7 +143,7 @@ CONTENDERS = {
             "amqpstorm",
             "raw_amqpstorm",
             "a loop, as its documentation has it (basic.consume, start_consuming), prefetch 128",
-            "-m bench_contenders.raw_amqpstorm",
+            _AMQPSTORM,
             "import amqpstorm",
             1400,
             "stock",
@@ -151,7 +153,7 @@ CONTENDERS = {
             "amqpstorm-event",
             "raw_amqpstorm",
             "tasks run in amqpstorm's own reading thread, TCP_NODELAY, prefetch 128",
-            "-m bench_contenders.raw_amqpstorm",
+            _AMQPSTORM,
             "",
             10000,
             "event",
@@ -161,7 +163,7 @@ CONTENDERS = {
             "amqpstorm-pool",
             "raw_amqpstorm",
             "likewise, with a ThreadPoolExecutor(8), and one thread that acknowledges",
-            "-m bench_contenders.raw_amqpstorm",
+            _AMQPSTORM,
             "",
             8000,
             "pool",
@@ -179,7 +181,7 @@ CONTENDERS = {
             "pika",
             "raw_pika",
             "a loop of a SelectConnection, prefetch 128; sending: a BlockingConnection",
-            "-m bench_contenders.raw_pika",
+            _PIKA,
             "import pika",
             11000,
             "select",
@@ -189,7 +191,7 @@ CONTENDERS = {
             "pika-confirmed",
             "raw_pika",
             "likewise; requests are confirmed, and each reply before its task is acknowledged",
-            "-m bench_contenders.raw_pika",
+            _PIKA,
             "",
             11000,
             "confirmed",
@@ -254,7 +256,8 @@ class Bench:
         own = contender.environment(self._node.url, self.ours, threads)
         own |= (marks.environment if marks else {}) | environment
         log = os.path.join(self.folder, f"{contender.name}.log")
-        return Worker([*contender.worker(threads), *arguments], own, log)
+        command = [*contender.worker(threads), *arguments]
+        return Worker(command, log, own, cwd=self.folder)
 
     def sample(self, contender: Contender) -> None:
         """Have it send one message of each sort, and keep them as patterns for many."""
@@ -264,7 +267,7 @@ class Bench:
         self.load(contender, "sample")
         persistent = self.broker.take_patterns(contender.queue)
         if persistent != contender.is_persistent:
-            raise BenchError(f"its messages are {'' if persistent else 'not '}persistent")
+            raise Failure(f"its messages are {'' if persistent else 'not '}persistent")
         self._sampled.add(contender.name)
 
     def send(
@@ -285,7 +288,7 @@ class Bench:
     def _check_sent(self, contender: Contender, facts: dict[str, float]) -> None:
         self.broker.expect(contender.queue, int(facts["calls"]))
         if self.broker.is_next_persistent(contender.queue) != contender.is_persistent:
-            raise BenchError("its messages are not persistent")
+            raise Failure("its messages are not persistent")
         self.broker.purge(contender.queue)
 
     def drain(
@@ -297,7 +300,7 @@ class Bench:
         milliseconds: int = 0,
     ) -> Drained:
         with contextlib.ExitStack() as stack:
-            marks = stack.enter_context(Marks(count, self.folder))
+            marks = stack.enter_context(contextlib.closing(Marks(count, self.folder)))
             self.broker.fill(contender.queue, task, range(count), Options(milliseconds))
             worker = stack.enter_context(self.worker(contender, marks, threads))
             first = marks.wait_for(1, worker)
@@ -370,23 +373,18 @@ class Bench:
             workers = {}
             for contender in contenders:
                 self.sample(contender)
-                marks = stack.enter_context(Marks(1, self.folder))
+                marks = stack.enter_context(contextlib.closing(Marks(1, self.folder)))
                 self.broker.fill(contender.queue, "noop", range(1))
                 workers[contender.name] = stack.enter_context(self.worker(contender, marks))
                 marks.wait_for(1, workers[contender.name])
             time.sleep(2.0)
-            before = {
-                name: (worker.idle_cpu(), time.monotonic()) for name, worker in workers.items()
-            }
+            before = {name: (each.idle_cpu(), time.monotonic()) for name, each in workers.items()}
             time.sleep(seconds)
-            return {
-                name: {
-                    "idle": (worker.idle_cpu() - before[name][0])
-                    / (time.monotonic() - before[name][1])
-                    * 100
-                }
-                for name, worker in workers.items()
-            }
+            figures = {}
+            for name, (cpu, since) in before.items():
+                taken = workers[name].idle_cpu() - cpu
+                figures[name] = {"idle": taken / (time.monotonic() - since) * 100}
+            return figures
 
 
 @dataclasses.dataclass(frozen=True)
