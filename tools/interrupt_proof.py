@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import functools
 import importlib
 import itertools
 import logging
 import multiprocessing
-import os
 import queue
 import random
 import sys
@@ -34,8 +34,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+import lab
+from lab import say
+from rabbitmq_node import RabbitmqNode
 
 import kuyruk
 
@@ -191,26 +192,27 @@ def prove(url: str, timeouts: int, threads: int = 8) -> tuple[dict[str, int], fl
     return counts, proof.slowest
 
 
-def main() -> int:
+def run(arguments: argparse.Namespace) -> list[str]:
+    """Return the violations."""
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        url = arguments.url or stack.enter_context(RabbitmqNode()).url
+        counts, slowest = prove(url, arguments.timeouts, arguments.threads)
+    version, seconds = sys.version.split()[0], time.monotonic() - began
+    say(f"Python {version}: {seconds:.0f} s, slowest {slowest:.2f} s")
+    for name, count in counts.items():
+        say(f"{count:8} {name}")
+    return [f"{count} {name}" for name, count in counts.items() if count and name != "timeouts"]
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--timeouts", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--url")
-    arguments = parser.parse_args()
-    began = time.monotonic()
-    if arguments.url:
-        counts, slowest = prove(arguments.url, arguments.timeouts, arguments.threads)
-    else:
-        from rabbitmq_node import RabbitmqNode
-
-        with RabbitmqNode() as node:
-            counts, slowest = prove(node.url, arguments.timeouts, arguments.threads)
-    version, seconds = sys.version.split()[0], time.monotonic() - began
-    print(f"Python {version}: {seconds:.0f} s, slowest {slowest:.2f} s")
-    for name, count in counts.items():
-        print(f"{count:8} {name}")
-    return int(any(count for name, count in counts.items() if name != "timeouts"))
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = parse_arguments()
+    sys.exit(lab.main("interrupt_proof", lambda: run(options)))
