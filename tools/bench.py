@@ -42,7 +42,6 @@ from collections.abc import Callable, Iterable, Iterator
 import bench_fairness
 import bench_growth
 import lab
-from amqpstorm.exception import AMQPError
 from bench_measure import (
     CONTENDERS,
     IDLE,
@@ -55,7 +54,7 @@ from bench_measure import (
 )
 from bench_process import stolen_since, stolen_time
 from bench_report import ROWS, Figure, Results, report
-from lab import ROOT, Failure, say
+from lab import ROOT, say
 from rabbitmq_node import RabbitmqNode
 
 PEERS = [
@@ -78,6 +77,7 @@ class Run:
 
     def __init__(self, bench: Bench, arguments: argparse.Namespace) -> None:
         self.results = Results()
+        self.results.failures = bench.failures
         self.bench = bench
         self._arguments = arguments
         only, names = set(arguments.only), arguments.contenders
@@ -111,12 +111,8 @@ class Run:
         on."""
         before = stolen_time()
         found: dict[str, dict[str, float]] = {}
-        try:
+        with self.bench.attempt(f"{what}, round {number + 1}"):
             yield found.__setitem__
-        except (Failure, AMQPError, OSError, subprocess.SubprocessError) as error:
-            self.results.failures.append(f"{what}, round {number + 1}: {error}")
-            say(f"  {number + 1} {what:16} FAILED: {error}")
-            self.bench.broker.reset()
         stolen = stolen_since(before)
         for name, figures in found.items():
             self.results.figures += [
@@ -206,21 +202,20 @@ def bench(arguments: argparse.Namespace) -> list[str]:
         stack.callback(bench.broker.close)
         say(", ".join(f"{name} {version}" for name, version in facts.items()))
         if arguments.growth:
-            failures = bench_growth.measure(bench, arguments.rounds, arguments.out)
+            bench_growth.measure(bench, arguments.rounds, arguments.out)
         elif arguments.fairness:
-            failures = bench_fairness.measure(bench, arguments.contenders, arguments.out)
+            bench_fairness.measure(bench, arguments.contenders, arguments.out)
         else:
-            failures = compare(bench, arguments, facts)
-        return failures + not_durable(node)
+            compare(bench, arguments, facts)
+        return bench.failures + not_durable(node)
 
 
-def compare(bench: Bench, arguments: argparse.Namespace, facts: dict[str, str]) -> list[str]:
+def compare(bench: Bench, arguments: argparse.Namespace, facts: dict[str, str]) -> None:
     run = Run(bench, arguments)
     try:
         run.run()
     finally:  # after a Ctrl-C, what there is
         report(run.results, arguments.out, facts, CONTENDERS, say)
-    return run.results.failures
 
 
 def not_durable(node: RabbitmqNode) -> list[str]:

@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from amqpstorm.exception import AMQPError
 from bench_broker import PATIENCE, Marks, Options
 from bench_measure import CONTENDERS, Bench, Contender
 from bench_process import Worker, stolen_since, stolen_time
@@ -142,9 +141,8 @@ def send(bench: Bench, contender: Contender, messages: Sequence[Message]) -> lis
     return sent
 
 
-def measure(bench: Bench, contenders: Sequence[str], folder: str) -> list[str]:
-    """Writes fairness.md. Returns what failed."""
-    failures: list[str] = []
+def measure(bench: Bench, contenders: Sequence[str], folder: str) -> None:
+    """Write fairness.md."""
     rows = ["# How long a message waited while a thread was free", ""]
     rows += [f"Of {WORKERS} workers with {THREADS} threads each.", ""]
     rows += ["| | median ms | 99 % ms | longest ms | all done, s | stolen |", f"|---|{'--:|' * 5}"]
@@ -152,18 +150,13 @@ def measure(bench: Bench, contenders: Sequence[str], folder: str) -> list[str]:
         rows.append(f"| **{stream}** | | | | | |")
         for name in filter(contenders.__contains__, CHOSEN):
             before = stolen_time()
-            try:
+            with bench.attempt(f"{stream}, {name}"):
                 found = run(bench, CONTENDERS[name], messages)
-            except (Failure, AMQPError, OSError) as error:
-                failures.append(f"{stream}: {name}: {error}")
-                bench.broker.reset()
-                say(f"  {stream}: {name} FAILED: {error}")
-                continue
-            figures = f"{found.median:.1f} | {found.p99:.1f} | **{found.longest:.1f}** | {found.total:.2f}"
-            rows.append(f"| {name} | {figures} | {stolen_since(before):.0%} |")
-            say(f"  {stream}: {name}: longest {found.longest:.1f} ms")
+                figures = f"{found.median:.1f} | {found.p99:.1f} | **{found.longest:.1f}** | "
+                stolen = stolen_since(before)
+                rows.append(f"| {name} | {figures}{found.total:.2f} | {stolen:.0%} |")
+                say(f"  {stream}: {name}: longest {found.longest:.1f} ms")
     text = "\n".join([*rows, ""])
     with open(os.path.join(folder, "fairness.md"), "w", encoding="utf-8") as file:
         file.write(text)
     say(f"\n{text}")
-    return failures

@@ -14,10 +14,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from amqpstorm.exception import AMQPError
 from bench_broker import Marks, Options
 from bench_measure import CONTENDERS, Bench, Drained, drained_by
-from lab import Failure, say
+from lab import say
 
 PARK = 600_000  #: Milliseconds of a task that does nothing but hold a thread and a deadline.
 TOLERANCE = 1.5  #: Less than that many times the linear growth may be noise.
@@ -109,29 +108,22 @@ def lines(name: str, points: Sequence[tuple[Point, list[Drained]]]) -> Iterator[
         yield f"| {point.at:,} | {cost:.3g} | {rate:,.0f} | {memory:.1f} | {power} |"
 
 
-def measure(bench: Bench, rounds: int, folder: str) -> list[str]:
-    """Writes growth.md. Returns what failed."""
-    failures: list[str] = []
+def measure(bench: Bench, rounds: int, folder: str) -> None:
+    """Write growth.md."""
     results: dict[str, list[tuple[Point, list[Drained]]]] = {}
     for name, points in series(bench.is_quick).items():
         results[name] = [(point, []) for point in points]
         for number in range(rounds):
             for point, found in results[name]:
-                try:
+                with bench.attempt(f"{name}, {point.at:,}"):
                     drained = run(bench, point)
-                except (Failure, AMQPError, OSError) as error:
-                    failures.append(f"{name}: {point.at}: {error}")
-                    bench.broker.reset()
-                    say(f"  {number + 1} {name} {point.at:,}: FAILED: {error}")
-                    continue
-                found.append(drained)
-                text = f"{drained.cpu:.3g} ms CPU a task, {drained.rate:,.0f}/s"
-                say(f"  {number + 1} {name} {point.at:,}: {text}")
+                    found.append(drained)
+                    text = f"{drained.cpu:.3g} ms CPU a task, {drained.rate:,.0f}/s"
+                    say(f"  {number + 1} {name} {point.at:,}: {text}")
     text = ABOUT + "\n".join([*body(results), ""])
     with open(os.path.join(folder, "growth.md"), "w", encoding="utf-8") as file:
         file.write(text)
     say(f"\n{text}")
-    return failures
 
 
 ABOUT = """\
