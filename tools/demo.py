@@ -1,6 +1,6 @@
 """`make demo`: real files through a real RabbitMQ, from nothing, and nothing left behind.
 
-    python tools/demo.py [--all] [FOLDER]
+    python tools/demo.py [FOLDER]
 
 Starts a private RabbitMQ and a worker process with examples/checksums/tasks.py, and has it compute
 the checksum of every file below FOLDER (by default Python's standard library): each as a task whose
@@ -18,7 +18,6 @@ import concurrent.futures
 import contextlib
 import io
 import json
-import math
 import os
 import stat
 import sys
@@ -39,7 +38,7 @@ for _name in [n for n in os.environ if n.startswith("KUYRUK_") and n[7:11] != "T
 import kuyruk
 from examples.checksums import tasks
 
-#: What is taken of a folder without --all: so many files, and so many bytes.
+#: What is taken of a folder: so many files, and so many bytes.
 MAX_FILES = 5000
 MAX_BYTES = 1_000_000_000
 #: Folders in the standard library's that aren't the library's, or that Python writes while we read.
@@ -85,15 +84,15 @@ class Progress:
 class Selection:
     """The files of a folder that the demo takes, with what is found out here about each."""
 
-    def __init__(self, folder: str, skip: Iterable[str], everything: bool) -> None:
+    def __init__(self, folder: str, skip: Iterable[str]) -> None:
         self.facts: dict[str, tasks.Facts] = {}
         self.left_out = 0
         self.unreadable: list[str] = []
         self._skip = frozenset(skip)
         progress = Progress("files read")
-        most, room = (math.inf, math.inf) if everything else (MAX_FILES, MAX_BYTES)
+        room = MAX_BYTES
         for path, size in self._walk(folder):
-            if len(self.facts) >= most or size > room:
+            if len(self.facts) >= MAX_FILES or size > room:
                 self.left_out += 1
             elif self._add(path):
                 room -= size
@@ -123,7 +122,7 @@ class Selection:
     def describe(self) -> str:
         text = f"{len(self.facts)} files"
         if self.left_out:
-            text += f" ({self.left_out} more are left out: --all takes them, too)"
+            text += f" ({self.left_out} more are left out)"
         if self.unreadable:
             text += f"; {len(self.unreadable)} can't be read, as {self.unreadable[0]!r}"
         return text
@@ -325,8 +324,6 @@ def show_table(selection: Selection, each: Comparison, batch: Comparison) -> Non
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Real files through a real RabbitMQ.")
     parser.add_argument("folder", nargs="?", help="default: Python's standard library")
-    bound = f"without it, the first {MAX_FILES} and at most {MAX_BYTES / 1e6:.0f} MB"
-    parser.add_argument("--all", action="store_true", help=f"every file; {bound}")
     arguments = parser.parse_args()
     folder = arguments.folder
     if folder is not None and not os.path.isdir(folder):
@@ -344,7 +341,7 @@ def select(arguments: argparse.Namespace) -> tuple[str, Selection]:
         folder, skip = sysconfig.get_paths()["stdlib"], NOT_STANDARD_LIBRARY
     folder = os.path.abspath(folder)  # the worker has a working directory of its own
     say(f"folder:   {folder!r}" + (f" (without {', '.join(skip)})" if skip else ""))
-    selection = Selection(folder, skip, arguments.all)
+    selection = Selection(folder, skip)
     say(f"          {selection.describe()}")
     if not selection.facts:
         raise Failure("no file there that could be read: nothing to do")

@@ -1,8 +1,8 @@
 """`make fuzz`: generated messages of every shape against a live worker, and what became of each.
 
-    python tools/fuzz.py [--messages N] [--seed N] [--url URL]
+    python tools/fuzz.py [--messages N] [--seed N]
 
-Starts a private RabbitMQ (or uses the one at URL, and a queue of its own there) and a worker, and
+Starts a private RabbitMQ and a worker, and
 publishes to it, byte by byte, what the broker takes: bodies that are no JSON, no task, nearly a
 task, too deep, too big; properties with every type that AMQP has, with wrong types, with bytes that
 are none. What is checked, again and again:
@@ -703,9 +703,7 @@ def run(arguments: argparse.Namespace) -> list[str]:
     """Return the violations."""
     began, count, seed = time.monotonic(), arguments.messages, arguments.seed
     say(f"seed {seed}")
-    with contextlib.ExitStack() as stack:
-        url = arguments.url or stack.enter_context(RabbitmqNode()).url
-        fuzz = stack.enter_context(Fuzz(url, f"fuzz-{os.getpid()}"))
+    with RabbitmqNode() as node, Fuzz(node.url, "fuzz") as fuzz:
         while (done := fuzz.figures["confirmed"]) < count:
             generate(min(BATCH, count - done), seed, fuzz.send)
             seed += 1
@@ -730,7 +728,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--messages", type=int, default=20_000, metavar="N", help="default: %(default)s")
     seed = int(time.time())
     add("--seed", type=int, default=seed, metavar="N", help="default: another each time")
-    add("--url", metavar="URL", help="of a RabbitMQ; default: a private one")
     return parser.parse_args()
 
 

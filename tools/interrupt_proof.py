@@ -1,11 +1,11 @@
 """Prove that interrupting tasks breaks nothing: thousands of timeouts of tasks that never check.
 
-    python tools/interrupt_proof.py [--timeouts 5000] [--threads 8] [--url amqp://...]
+    python tools/interrupt_proof.py [--timeouts 5000] [--threads 8]
     coverage run tools/interrupt_proof.py
 
 Tasks log to a file, use a queue.Queue, import modules and send messages, and some do a bit of each;
-threads run them with a limit of some milliseconds each. It starts a private RabbitMQ unless a URL
-is given, prints figures, and ends with 1 if an interruption
+threads run them with a limit of some milliseconds each. It starts a private RabbitMQ, prints
+figures, and ends with 1 if an interruption
 
 - left a lock taken: of a log handler, logging, the queue, the import system, threading, or the
   application's connection;
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import functools
 import importlib
 import itertools
@@ -195,9 +194,8 @@ def prove(url: str, timeouts: int, threads: int = 8) -> tuple[dict[str, int], fl
 def run(arguments: argparse.Namespace) -> list[str]:
     """Return the violations."""
     began = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        url = arguments.url or stack.enter_context(RabbitmqNode()).url
-        counts, slowest = prove(url, arguments.timeouts, arguments.threads)
+    with RabbitmqNode() as node:
+        counts, slowest = prove(node.url, arguments.timeouts, arguments.threads)
     version, seconds = sys.version.split()[0], time.monotonic() - began
     say(f"Python {version}: {seconds:.0f} s, slowest {slowest:.2f} s")
     for name, count in counts.items():
@@ -209,7 +207,6 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--timeouts", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument("--url")
     return parser.parse_args()
 
 

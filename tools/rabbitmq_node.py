@@ -751,13 +751,8 @@ class RabbitmqCluster(_Started):
 
     @property
     def url(self) -> str:
-        """For RABBIT_URL: all addresses. Only for Kuyruk; others take one of `urls`."""
+        """For RABBIT_URL: all addresses. Only for Kuyruk; others take the `url` of a node."""
         return f"amqp://guest:guest@{self.hosts}/"
-
-    @property
-    def urls(self) -> list[str]:
-        """One for each node."""
-        return [node.url for node in self.nodes]
 
     def start(self, timeout: float = START_TIMEOUT) -> None:
         """Starts those nodes that don't run, and returns when the cluster is whole.
