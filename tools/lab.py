@@ -253,7 +253,12 @@ class Process:
         return None
 
     def kill(self) -> None:
-        """Send SIGKILL to all of them, and to those that they have started meanwhile."""
+        """Send SIGKILL to all of them, and to those that they have started meanwhile.
+
+        Where there is no /proc, to those of its process group."""
+        if self.code is None:  # else another group may have got its number
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
         while self.session():
             self.signal(signal.SIGKILL)
             time.sleep(0.002)
@@ -287,7 +292,7 @@ class Stat(NamedTuple):
 
 def stats() -> Iterator[tuple[int, Stat]]:
     """Yield what there is of each process of this machine, zombies included."""
-    for name in filter(str.isdigit, os.listdir("/proc")):
+    for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
         with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
             yield int(name), Stat(fields[0], int(fields[3]), sum(map(int, fields[11:15])))
