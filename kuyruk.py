@@ -110,9 +110,7 @@ import contextvars
 import datetime
 import functools
 import gc
-import hashlib
 import importlib
-import inspect
 import itertools
 import json
 import logging
@@ -165,6 +163,7 @@ __all__ += ["UNSAFE_MODULES", "Worker", "WorkerOptions"]
 __version__ = "1.0.0"
 
 logger = logging.getLogger("kuyruk")
+_success_logger = logging.getLogger("kuyruk.success")  # so that it has a level of its own
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -373,6 +372,8 @@ class Signal:
         sender: only for the signals of this `Kuyruk`. weak: only as long as `f` exists elsewhere.
         Raises TypeError for an async function, whose call wouldn't run it.
         """
+        import inspect  # not at the top: 6 ms and a megabyte, for who has no task and no receiver
+
         if not callable(f) or inspect.iscoroutinefunction(f):
             raise TypeError(f"{self!r} takes a plain function as a receiver: not {f!r}")
         self.disconnect(f, sender)
@@ -422,7 +423,8 @@ _signals_change = threading.Lock()  #: Guards the replacement of `Signal.receive
 # Each is sent with task=, args= and kwargs= (the arguments of the task's function), and with what
 # is said. The last four are a worker's.
 task_init = Signal("task_init")  #: A task is made. With task= only.
-task_presend = Signal("task_presend", raises=True)  #: description=, which may be changed.
+#: description=, which may be changed. In it, but not in the body, are the message's "headers".
+task_presend = Signal("task_presend", raises=True)
 task_postsend = Signal("task_postsend")  #: It was sent: the broker has it. description=
 task_preapply = Signal("task_preapply")  #: About to be run, with all tries.
 task_postapply = Signal("task_postapply")  #: All tries are over.
@@ -437,7 +439,21 @@ worker_init = Signal("worker_init")  #: A worker is made. With worker= only, as 
 worker_start = Signal("worker_start")  #: It starts.
 worker_shutdown = Signal("worker_shutdown")  #: It has stopped.
 
-signals = _make_module("signals", lambda v: v is Signal or isinstance(v, Signal))
+_Signal = Signal  # which is another name in this class
+
+
+class _SignalsModule(types.ModuleType):
+    """What type checkers know of `signals`, so that its decorators have types."""
+
+    Signal: type[_Signal]
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> _Signal: ...
+
+
+_is_signal = lambda v: v is Signal or isinstance(v, Signal)  # noqa: E731
+signals = cast(_SignalsModule, _make_module("signals", _is_signal))
 
 
 # --- Config --------------------------------------------------------------------------------------
@@ -491,10 +507,15 @@ def _is_table(value: Any) -> bool:
 
 def _is_amqp_table(value: Any) -> bool:
     """Raise ValueError for a dict that AMQP can't carry."""
-    try:
-        return _is_table(value) and bool(encode.field_table(value))
-    except (TypeError, ValueError, RecursionError, struct.error) as error:
-        raise ValueError(f"AMQP carries text, numbers, lists and dicts: {error}") from None
+    for key, item in value.items() if _is_table(value) else ():
+        if not 0 < len(key.encode("utf-8", "surrogatepass")) <= 128:
+            raise ValueError("a key of 1 to 128 bytes")
+        try:
+            encode.field_table({key: item})
+        except (TypeError, ValueError, RecursionError, struct.error):
+            what = "text, numbers, lists and dicts"
+            raise ValueError(f"{key!r} holds none of what AMQP carries: {what}") from None
+    return _is_table(value)
 
 
 def _is_number(value: Any) -> bool:
@@ -622,13 +643,22 @@ _KUBERNETES = re.compile(
 )
 
 
+#: Keys of Kuyruk 10 that nothing reads here, and what takes their place.
+_UNREAD_KEYS = {
+    "RABBIT_READ_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT",
+    "RABBIT_WRITE_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT",
+    "TCP_USER_TIMEOUT": "RABBIT_HEARTBEAT",
+}
+
+
 class Config:
     """The settings of a `Kuyruk`: the class attributes are the defaults. Set them by assignment or
     with a loader.
 
     A value that its key doesn't take raises ValueError, and so does a key that looks like a
-    misspelling of one of these. Another upper-case key is an extension's: it is kept. No error
-    holds the value of a secret key. (Extensions may also add class attributes, with defaults.)
+    misspelling of one of these. Another upper-case key is an extension's: it is kept; if it looks
+    like one of these all the same, a warning is logged, once. (Extensions may also add class
+    attributes, with defaults: there is no warning then.) No error holds the value of a secret key.
     """
 
     RABBIT_HOST: str = "localhost"  #: Host, or several, tried in turn: "a,b:5673,c".
@@ -685,6 +715,7 @@ class Config:
                 hint = _did_you_mean(key.upper(), known, 0.8)
                 if hint or not key.isupper():
                     raise ValueError(f"unknown configuration key {key!r}{hint}")
+                _warn_of_unread_key(key)
             if key in _RULES:
                 _check(key, value)
             super().__setattr__(key, _level_name(value) if key == "WORKER_LOGGING_LEVEL" else value)
@@ -699,8 +730,12 @@ class Config:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def from_dict(self, d: Mapping[str, Any]) -> None:
-        """Load values from a dict."""
+        """Load values from a dict. Raises TypeError for what is none."""
+        if not isinstance(d, Mapping):
+            raise TypeError(f"from_dict takes a dict: not {type(d)}")
         for key, value in d.items():
+            if not isinstance(key, str):
+                raise ValueError(f"unknown configuration key {key!r}")
             setattr(self, key, value)
 
     def from_object(self, obj: Any) -> None:
@@ -780,7 +815,16 @@ class Config:
 def _log(level: int, text: str, *args: Any, **options: Any) -> None:
     """Log. A handler of the user's may raise: nothing of ours ends or changes its way then."""
     with contextlib.suppress(Exception):
-        logger.log(level, text, *args, stacklevel=2, **options)
+        options.pop("logger", logger).log(level, text, *args, stacklevel=2, **options)
+
+
+@functools.cache  # the same file is often loaded again, in a test or by the command line
+def _warn_of_unread_key(key: str) -> None:
+    """Log that nothing here reads a key of the configuration, if it looks like one of ours."""
+    instead = _UNREAD_KEYS.get(key)
+    if instead is not None or key.startswith(("RABBIT_", "WORKER_")):
+        what = f"{instead} takes its place" if instead else "it is kept, for an extension"
+        _log(logging.WARNING, "The configuration key %r has no effect here: %s", key, what)
 
 
 def _count(number: int, noun: str) -> str:
@@ -792,6 +836,16 @@ def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
 
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _check_names(function: str, options: Iterable[str], known: Sequence[str]) -> None:
+    """Raise TypeError for an option that the function doesn't know."""
+    for name in options:
+        if name not in known:
+            hint = _did_you_mean(name, known, 0.7) or "."
+            raise TypeError(
+                f"{function} takes no option {name!r}{hint} It takes {', '.join(known)}"
+            )
 
 
 # --- Messages ------------------------------------------------------------------------------------
@@ -845,11 +899,10 @@ def _check_headers(headers: Mapping[str, Any]) -> None:
     """Raise ValueError for headers that aren't the sender's: RabbitMQ sends copies for CC and BCC,
     the others are ours."""
     for name in headers:
-        is_short = 0 < len(name.encode("utf-8", "replace")) <= 128
-        if not is_short or name in ("CC", "BCC") or name.startswith("x-kuyruk-"):
+        if name in ("CC", "BCC") or name.startswith("x-kuyruk-"):
             raise ValueError(
-                "headers takes names of 1 to 128 bytes, but CC, BCC and those that begin with"
-                f" x-kuyruk-: not {_shown('headers', name)}"
+                "headers takes any names but CC, BCC and those that begin with x-kuyruk-: not"
+                f" {_shown('headers', name)}"
             )
 
 
@@ -1079,6 +1132,13 @@ def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Return the arguments of a queue that is derived from one with these: of the same type."""
     inherited = {k: v for k, v in arguments.items() if k == "x-queue-type"}
     return _undropped(inherited | {k.replace("_", "-"): v for k, v in more.items()})
+
+
+def _queue_names(queues: Iterable[str] | str) -> list[str]:
+    """Return the names of queues, or of one, as RabbitMQ knows them. Raises ValueError."""
+    is_one = isinstance(queues, str | bytes) or not isinstance(queues, Iterable)
+    names: Any = [queues] if is_one else queues
+    return list(dict.fromkeys(_resolve_host(_check_queue_name(name)) for name in names))
 
 
 def _resolve_host(queue: str) -> str:
@@ -2447,7 +2507,9 @@ def _first_that_answers(config: Config, connect: Callable[[str, int], C]) -> C:
             return connect(host, port)
         except (OSError, ValueError) as error:
             code = code or getattr(error, "error_code", None)
-            reasons.append(f"{host}:{port} ({error})")
+            # amqpstorm's names the address again, and has no reason when nothing answers.
+            reason = str(error).removeprefix(f"Could not connect to {host}:{port} error: ")
+            reasons.append(f"{host}:{port} ({'no answer' if reason == 'None' else reason})")
     raise AMQPConnectionError(f"can't connect to RabbitMQ at {', '.join(reasons)}", reply_code=code)
 
 
@@ -3459,6 +3521,10 @@ class SendOptions(typing.TypedDict, total=False):
     id: str | None  #: The message's, instead of a new one.
 
 
+_SUBTASK_OPTIONS = ("args", "kwargs", "host", *SendOptions.__annotations__)
+_SEND_OPTIONS = (*_SUBTASK_OPTIONS, "wait_result", "message_ttl")
+
+
 class SubTask(NamedTuple):
     """A task with its arguments and options, for `Kuyruk.send_tasks_to_queue`."""
 
@@ -3523,6 +3589,8 @@ def _module_of(f: Callable[..., Any]) -> str:
     Raises TypeError if it has none."""
     if f.__module__ not in _MAIN:
         return f.__module__
+    import inspect
+
     namespace = getattr(inspect.unwrap(f), "__globals__", {})
     if namespace.get("__name__") != f.__module__:  # a profiler has a __main__ of its own
         namespace = vars(sys.modules[f.__module__])
@@ -3542,6 +3610,8 @@ def _module_of(f: Callable[..., Any]) -> str:
 
 def _check_function(f: Any) -> None:
     """Raise TypeError for what can't be a task, or whose call doesn't run it."""
+    import inspect
+
     names = [getattr(f, name, None) for name in ("__module__", "__name__", "__qualname__")]
     if isinstance(f, type | Task) or not callable(f) or not all(isinstance(n, str) for n in names):
         raise TypeError(
@@ -3715,6 +3785,7 @@ class Task(Generic[P, R]):
         the connection was lost while waiting), ResultTimeout (no reply in time) and
         RemoteException (the task raised).
         """
+        _check_names("Task.send_to_queue()", options, _SEND_OPTIONS)
         wait_result, message_ttl = wait_result or None, message_ttl or None
         _check("wait_result", wait_result)
         _check("message_ttl", message_ttl)
@@ -3723,8 +3794,7 @@ class Task(Generic[P, R]):
             raise ValueError("delay can't be combined with wait_result or message_ttl")
         if self.kuyruk.config.EAGER:
             return self._send_eagerly(subtask, wait_result)
-        description = self._describe(subtask)
-        message = subtask._message(description)
+        description, message = self._prepare(subtask)
         if message_ttl is not None:
             message.properties["expiration"] = _milliseconds(message_ttl)
         if wait_result is None:
@@ -3750,6 +3820,7 @@ class Task(Generic[P, R]):
     ) -> SubTask:
         """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. host and options as
         for `send_to_queue`."""
+        _check_names("Task.subtask()", options, _SUBTASK_OPTIONS)
         return SubTask(self, () if args is None else args, kwargs or {}, host, **options)
 
     def apply(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -3802,6 +3873,8 @@ class Task(Generic[P, R]):
             last = last.tb_next
         if not isinstance(error, TypeError) or last is None:
             return True
+        import inspect
+
         decorators: list[Any] = []
         inner = inspect.unwrap(self.f, stop=decorators.append)  # which returns None: it goes on
         callers = [_call_task.__code__, *(getattr(f, "__code__", None) for f in decorators)]
@@ -3815,16 +3888,22 @@ class Task(Generic[P, R]):
         result = cast(AnyTask, self).apply(*description.args, **description.kwargs)
         return None if wait_result is None else _decode_reply(_encode_reply(result, None))
 
-    def _describe(self, subtask: SubTask) -> dict[str, Any]:
-        """Return the description that is sent. Raises TypeError or ValueError for what can't be."""
+    def _prepare(self, subtask: SubTask) -> tuple[dict[str, Any], _Message]:
+        """Return the description and the message that are sent. Raises TypeError or ValueError for
+        what can't be, and what a receiver of task_presend raises."""
         if self._problem:
             raise TypeError(self._problem)
         description = subtask._describe()
-        self._announce(task_presend, description)
-        return description
+        if task_presend.receivers:
+            description["headers"] = dict(subtask.headers or {})
+            self._announce(task_presend, description)
+            subtask = subtask._replace(headers=description.pop("headers", None))
+            subtask._check()
+        return description, subtask._message(description)
 
 
 AnyTask = Task[..., Any]
+_TASK_OPTIONS = tuple(Task.__init__.__annotations__)[3:-1]  # without f, kuyruk, queue, return
 
 
 def _notify_worker(signal: Signal, worker: Worker) -> None:
@@ -4065,7 +4144,8 @@ class Kuyruk:
 
     def __init__(self, config: Config | None = None) -> None:
         if config is not None and not isinstance(config, Config):
-            raise TypeError(f"config takes a kuyruk.Config: not {_shown('config', config)}")
+            what = "config takes a kuyruk.Config (made by from_dict and others, or with RABBIT_URL"
+            raise TypeError(f"{what} set): not {_shown('config', config)}")
         self.config = Config() if config is None else config
         self.extensions: dict[str, Any] = {}  #: For extensions.
         #: Top-level packages (or modules): a message makes a worker import nothing outside of them.
@@ -4116,6 +4196,7 @@ class Kuyruk:
         Raises as `Task`, and ValueError if another function is a task of that name already.
         """
 
+        _check_names("Kuyruk.task()", options, ("queue", *_TASK_OPTIONS))
         queue, function = ("kuyruk", queue) if callable(queue) else (_check_queue_name(queue), None)
 
         def decorate(f: Callable[P, R]) -> Task[P, R]:
@@ -4147,6 +4228,8 @@ class Kuyruk:
         of another code object (two that a factory has made have theirs in common)."""
         f, other = task.f, self._tasks.get(task.name)
         if other is not None and other.f is not f:
+            import inspect
+
             codes = [getattr(inspect.unwrap(each), "__code__", None) for each in (other.f, f)]
             places = [c and f"{os.path.realpath(c.co_filename)}:{c.co_firstlineno}" for c in codes]
             is_exec = codes[0] is not None and codes[0].co_filename.startswith("<")  # no module
@@ -4170,7 +4253,7 @@ class Kuyruk:
         Raises TypeError or ValueError before anything is sent; BrokerError, whose `unconfirmed`
         lists the subtasks that aren't known to have arrived.
         """
-        subtasks = list(subtasks)
+        subtasks = list(subtasks) if isinstance(subtasks, Iterable) else [subtasks]
         for each in subtasks:
             if not isinstance(each, SubTask):
                 what = "send_tasks_to_queue takes a list of what a task's subtask(...) returns"
@@ -4179,8 +4262,8 @@ class Kuyruk:
             for subtask in subtasks:
                 subtask.task._send_eagerly(subtask, None)
             return
-        descriptions = [subtask.task._describe(subtask) for subtask in subtasks]
-        messages = [s._message(d) for s, d in zip(subtasks, descriptions, strict=True)]
+        prepared = [subtask.task._prepare(subtask) for subtask in subtasks]
+        messages = [message for _, message in prepared]
         failure = None
         try:
             self._publisher.send(messages)
@@ -4188,10 +4271,9 @@ class Kuyruk:
             failure = error
         unconfirmed = set(map(id, failure.unconfirmed)) if failure is not None else ()
         is_sent = [id(message) not in unconfirmed for message in messages]
-        for subtask, description in itertools.compress(
-            zip(subtasks, descriptions, strict=True), is_sent
-        ):
-            subtask.task._announce(task_postsend, description)
+        for subtask, (description, _), sent in zip(subtasks, prepared, is_sent, strict=True):
+            if sent:
+                subtask.task._announce(task_postsend, description)
         if failure is not None:
             failure.unconfirmed = [s for s, sent in zip(subtasks, is_sent, strict=True) if not sent]
             raise failure
@@ -4243,8 +4325,7 @@ class Kuyruk:
         "name.localhost" stands for "name.<hostname>". Raises ValueError (no queue's name) and
         amqpstorm's errors.
         """
-        given = self._queues if queues is None else [queues] if isinstance(queues, str) else queues
-        names = [_resolve_host(_check_queue_name(name)) for name in given]
+        names = _queue_names(self._queues if queues is None else queues)
         stats = {}
         with self.channel() as channel:
             for name in names:
@@ -4347,7 +4428,7 @@ def _decide(
 
 class _Settlement(NamedTuple):
     """What is to be sent for a message, in this order: the reply, a copy of the message for another
-    queue, and the frame that settles the delivery."""
+    queue, and the frame that settles the delivery. What was sent is None here."""
 
     reply: _Message | None
     copy: _Message | None
@@ -4454,8 +4535,8 @@ class _Delivery:
     """
 
     __slots__ = (
-        "at", "body", "cause", "channel", "consumer", "properties", "redelivered", "run", "state",
-        "tag", "task", "thread",
+        "at", "body", "cause", "channel", "consumer", "properties", "redelivered", "run",
+        "settlement", "state", "tag", "task", "thread",
     )  # fmt: skip
 
     def __init__(
@@ -4483,6 +4564,8 @@ class _Delivery:
         self.thread = 0
         #: What has interrupted it before its task began.
         self.cause: BaseException | None = None
+        #: What is to be sent for it still, once it is decided.
+        self.settlement: _Settlement
 
     def __str__(self) -> str:
         task = self.task
@@ -4501,8 +4584,11 @@ class _Delivery:
     @property
     def key(self) -> str:
         """What deaths of processes are counted by: the message's id, or else what is in it."""
-        id = self.task and self.task.id
-        return id or "sha256:" + hashlib.sha256(self.body).hexdigest()
+        if self.task is not None and self.task.id:
+            return self.task.id
+        import hashlib
+
+        return "sha256:" + hashlib.sha256(self.body).hexdigest()
 
     @property
     def headers(self) -> Mapping[str, Any]:
@@ -4686,8 +4772,8 @@ class Journal:
     (`Worker.journal`). A message is known by its id, or by what is in it if that is missing.
     """
 
-    #: How many processes have died while it ran, and how many of these while it was to blame.
-    crashes: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
+    #: How many processes have died while it ran, and whether it was to blame once.
+    crashes: Mapping[str, tuple[int, bool]] = types.MappingProxyType({})
 
     def begin(self, id: str) -> None:
         """The message begins to run. This and the next from one thread at a time; they must not
@@ -4696,9 +4782,9 @@ class Journal:
     def end(self, id: str) -> None:
         """It runs no longer. May be called again."""
 
-    def count(self, id: str) -> tuple[int, int]:
+    def count(self, id: str) -> tuple[int, bool]:
         """Return its `crashes`, as they are now. May wait for a moment."""
-        return self.crashes.get(id, (0, 0))
+        return self.crashes.get(id, (0, False))
 
     def clear(self, id: str) -> None:
         """It is settled: its crashes can be forgotten."""
@@ -4728,7 +4814,7 @@ class _Settler:
         self._changed = threading.Condition(threading.Lock())
         self._jobs: collections.deque[Callable[[], object]] = collections.deque()
         #: By the queue that the copies are for: when to try again, after which pauses, and them.
-        self._kept: dict[str, tuple[float, Iterator[float], collections.deque[Any]]] = {}
+        self._kept: dict[str, tuple[float, Iterator[float], collections.deque[_Delivery]]] = {}
         self.count = 0  #: Of kept deliveries.
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="kuyruk-settler", daemon=True)
@@ -4742,16 +4828,35 @@ class _Settler:
 
     def settle(self, delivery: _Delivery, settlement: _Settlement) -> None:
         """Reply, then forward, then settle. Doesn't raise; what can't be forwarded is kept."""
-        if settlement.reply is not None:
-            self._reply(settlement.reply)
-        copy = settlement.copy
+        delivery.settlement = settlement
+        self.attempt(lambda: self._send(delivery))
+
+    def _send(self, delivery: _Delivery) -> None:
+        """Send what is left of a settlement. When this raises it can be called again."""
+        reply, copy, frame = delivery.settlement
+        if reply is not None:
+            self._reply(reply)
+            delivery.settlement = _Settlement(None, copy, frame)
         if copy is not None:
             error = None if copy.queue in self._kept else self._try_to_send(copy)
             if error is not None or copy.queue in self._kept:
-                self._keep(delivery, copy, settlement.frame, error)
+                self._keep(delivery, copy.queue, error)
                 return
-        delivery.send_frame(settlement.frame)
+            delivery.settlement = _Settlement(None, None, frame)
+        delivery.send_frame(frame)
+        delivery.settlement = _Settlement(None, None, "leave")
         self._on_settled(delivery)
+
+    def attempt(self, job: Callable[[], T]) -> T | None:
+        """Do something at once. If that raises, which is a defect or bad luck, it is done in the
+        settler's thread, again and again, until it doesn't; and this returns None."""
+        try:
+            return job()
+        except BaseException:
+            text = "Defect where a message is settled; it will be tried again"
+            _log(logging.ERROR, text, exc_info=True)
+            self.do(job)
+            return None
 
     def do(self, job: Callable[[], object]) -> None:
         """Have something done in the settler's thread, soon."""
@@ -4774,8 +4879,8 @@ class _Settler:
         """Forget the kept deliveries that aren't ours any more."""
         with self._changed:
             for queue, (_, _, kept) in list(self._kept.items()):
-                for each in [each for each in kept if is_lost(each[0])]:
-                    kept.remove(each)  # in place: an attempt with the first may be under way
+                for delivery in [delivery for delivery in kept if is_lost(delivery)]:
+                    kept.remove(delivery)  # in place: an attempt with the first may be under way
                     self.count -= 1
                 if not kept:
                     del self._kept[queue]
@@ -4806,17 +4911,15 @@ class _Settler:
             return error
         return None
 
-    def _keep(
-        self, delivery: _Delivery, copy: _Message, frame: str, error: BaseException | None
-    ) -> None:
+    def _keep(self, delivery: _Delivery, queue: str, error: BaseException | None) -> None:
         self._on_kept(delivery)
         with self._changed:
-            is_first = copy.queue not in self._kept
+            is_first = queue not in self._kept
             if is_first:
                 pauses = _pauses(LONGEST_FORWARD_PAUSE)
                 due = time.monotonic() + next(pauses)
-                self._kept[copy.queue] = due, pauses, collections.deque()
-            self._kept[copy.queue][2].append((delivery, copy, frame))
+                self._kept[queue] = due, pauses, collections.deque()
+            self._kept[queue][2].append(delivery)
             self.count += 1
             self._changed.notify()
         if is_first:
@@ -4842,10 +4945,15 @@ class _Settler:
             elif due > time.monotonic():
                 self._changed.wait(_left(due))
                 return False
-        if job is not None:
-            job()
-        else:
+        if job is None:
             self._retry(queue)
+            return False
+        try:
+            job()
+        except BaseException:
+            if not self._closed:
+                self.do(job)  # after the others
+            raise
         return False
 
     def _retry(self, queue: str) -> None:
@@ -4854,10 +4962,11 @@ class _Settler:
             if queue not in self._kept:
                 return  # all were lost meanwhile
             _, pauses, kept = self._kept[queue]
-            delivery, copy, frame = kept[0]
-        error = self._try_to_send(copy)
+            delivery = kept[0]
+        settlement = delivery.settlement
+        error = self._try_to_send(cast(_Message, settlement.copy))
         with self._changed:
-            if not kept or kept[0][0] is not delivery:
+            if not kept or kept[0] is not delivery:
                 return  # it was lost meanwhile
             if error is not None:
                 self._kept[queue] = time.monotonic() + next(pauses), pauses, kept
@@ -4867,24 +4976,25 @@ class _Settler:
             self._kept[queue] = -math.inf, pauses, kept
             if not kept:
                 del self._kept[queue]
-        delivery.send_frame(frame)
-        self._on_settled(delivery)
+        self.settle(delivery, settlement._replace(copy=None))
 
 
 def _keep_running(step: Callable[[], bool]) -> None:
     """Call a step again and again, until it returns True: the loop of a thread that must live.
 
-    An exception costs that step. It is logged, and the next step follows after a growing pause.
+    An exception costs that step. It is logged, and the next step follows after a pause, which grows
+    as long as there is no step without.
     """
-    pauses = _pauses(LONGEST_PAUSE)
+    pauses: Iterator[float] | None = None
     while True:
         try:
-            if step():
-                return
-            continue
+            while not step():
+                pauses = None
+            return
         except BaseException:
             _log(logging.ERROR, "Defect in a thread of the worker; it goes on", exc_info=True)
         try:
+            pauses = pauses or _pauses(LONGEST_PAUSE)
             time.sleep(next(pauses))
         except BaseException:  # no memory, say
             pass
@@ -5099,8 +5209,10 @@ class _Pool:
             for delivery in deliveries:
                 delivery.state = CLAIMED
         for delivery in deliveries:
-            settlement = _plan(delivery, _BACK, None, None, self._config)
-            self._settler.settle(delivery, settlement)
+            self._settler.attempt(functools.partial(self._send_back, delivery))
+
+    def _send_back(self, delivery: _Delivery) -> None:
+        self._settler.settle(delivery, _plan(delivery, _BACK, None, None, self._config))
 
     def waited(self, now: float) -> tuple[float, float]:
         """Return for how many seconds a message has waited and none has begun; and for how many
@@ -5122,9 +5234,10 @@ class _Pool:
 
     # -- the loops
 
-    def _wake_one(self) -> None:
-        """Wake an idle thread, unless those that were woken suffice. With the lock."""
-        if self._woken < min(self._idle, len(self._waiting) + len(self._quarantine)):
+    def _wake_one(self, taken: int = 0) -> None:
+        """Wake an idle thread, unless those that were woken suffice. With the lock. taken: how many
+        of those that wait are about to be."""
+        if self._woken < min(self._idle, len(self._waiting) + len(self._quarantine) - taken):
             self._woken += 1
             self._changed.notify()
 
@@ -5155,7 +5268,11 @@ class _Pool:
             nonlocal ended
             ended = self._next(ended)
             if ended is not None:
-                self._handle(ended)
+                try:
+                    self._handle(ended)
+                except BaseException as defect:
+                    self._settler.do(functools.partial(self._settle_as_failed, ended, defect))
+                    raise
             return ended is None
 
         _keep_running(step)
@@ -5164,8 +5281,9 @@ class _Pool:
         """Note that a delivery has ended, and wait for the next. None: this was the last."""
         if ended is not None:
             with self._lock:
-                is_stuck = self._stuck.pop(ended, None) is not None
+                is_stuck = ended in self._stuck
                 self._end(ended)
+                self._stuck.pop(ended, None)
                 delivery = None if is_stuck else self._take()
                 is_needed = is_stuck or self.stopping or self.full or self._waiting
             del ended  # nothing of it is kept while this thread waits
@@ -5208,17 +5326,19 @@ class _Pool:
         """Return what begins next. With the lock."""
         if self.stopping or self._settler.count >= MAX_UNSETTLED:
             return None
-        if self._quarantine and self._suspect is None:
-            delivery = self._suspect = self._quarantine.popleft()
-        elif self._waiting:
-            delivery = self._waiting.popleft()
-        else:
+        is_suspect = bool(self._quarantine) and self._suspect is None
+        queue = self._quarantine if is_suspect else self._waiting
+        if not queue:
             return None
-        delivery.state = RUNNING
-        self.running[delivery] = None
+        if len(self._waiting) > 1 - is_suspect:
+            self._wake_one(taken=1)
+        delivery = queue[0]
         self._began_at = time.monotonic()
-        if self._waiting:
-            self._wake_one()
+        self.running[delivery] = None
+        queue.popleft()  # from here on nothing can fail
+        delivery.state = RUNNING
+        if is_suspect:
+            self._suspect = delivery
         return delivery
 
     # -- a delivery
@@ -5255,11 +5375,8 @@ class _Pool:
         is_counted = "x-delivery-count" in delivery.headers  # by a quorum queue, which has a limit
         if key in self.journal.crashes and (self._counts_for_quorum or not is_counted):
             is_suspect = True
-            crashes, blames = self.journal.count(key)
-            limit = self._config.WORKER_MAX_CRASHES
-            # At the first death it may have been one of many. Being the only suspect at one more
-            # proves little: what had not been suspected yet may have died beside it.
-            if crashes >= limit and blames >= max(1, limit - 1):
+            crashes, is_to_blame = self.journal.count(key)
+            if is_to_blame and crashes >= self._config.WORKER_MAX_CRASHES:
                 why = "worker processes have died while it ran (WORKER_MAX_CRASHES)"
                 raise Crashed(f"{crashes} {why}")
         with self._lock:
@@ -5293,13 +5410,11 @@ class _Pool:
         """Settle a delivery whose task has ended, then log that: nothing waits for a log."""
         began = delivery.run.started if delivery.run else delivery.at
         seconds = time.monotonic() - began
-        verdict = self._settle(delivery, task, result, error, RUNNING)
-        if verdict is None:
-            text = "%s from %r has ended after all: what came of it is dropped"
-            _log(logging.WARNING, text, delivery, delivery.queue, extra=delivery.extra)
-        elif error is None:
+        settle = functools.partial(self._settle, delivery, task, result, error, RUNNING)
+        verdict = self._settler.attempt(settle)
+        if verdict is not None and error is None:
             self._log_success(delivery, verdict, seconds)
-        else:
+        elif verdict is not None and error is not None:
             outer = _set_current(delivery.run)  # a filter may want to know what a record is about
             try:
                 if verdict.tally in ("failed", "timed_out"):
@@ -5327,21 +5442,31 @@ class _Pool:
             verdict = _decide(task, error, fits, delivery.is_lost, failures, jitter)
             settlement = _plan(delivery, verdict, result, error, self._config)
         except BaseException as defect:
-            text = "%s from %r: what came of it can't be described"
+            text = "what came of it can't be described"
             about: dict[str, Any] = {"exc_info": True, "extra": delivery.extra}
-            _log(logging.ERROR, text, delivery, delivery.queue, **about)
+            _log(logging.ERROR, f"%s from %r: {text}", delivery, delivery.queue, **about)
             verdict = _Verdict("failed", "fail", reply=True)
-            settlement = _plan(delivery, verdict, None, defect, self._config)
+            plain = KuyrukError(f"{text}: {type(defect).__name__}")
+            settlement = _plan(delivery, verdict, None, plain, self._config)
         with self._lock:
-            if delivery.state != state:
-                return None
-            delivery.state = CLAIMED
-            self._tallies[verdict.tally] += 1
+            is_ours = delivery.state == state
+            if is_ours:
+                delivery.state = CLAIMED
+                self._tallies[verdict.tally] += 1
+        if not is_ours:
+            text = "%s from %r has ended after all: what came of it is dropped"
+            _log(logging.WARNING, text, delivery, delivery.queue, extra=delivery.extra)
+            return None
         self._settler.settle(delivery, settlement)
         has_ended = verdict.tally not in ("lost", "requeued")
         if has_ended and self.journal.crashes and delivery.key in self.journal.crashes:
             self.journal.clear(delivery.key)
         return verdict
+
+    def _settle_as_failed(self, delivery: _Delivery, defect: BaseException) -> None:
+        """Settle a delivery that a defect has left unsettled: the last line of defence."""
+        if delivery.state == RUNNING:
+            self._settle(delivery, None, None, defect, RUNNING)
 
     def _on_kept(self, delivery: _Delivery) -> None:
         with self._lock:
@@ -5361,21 +5486,27 @@ class _Pool:
             delivery.state, delivery.at = SETTLED, time.monotonic()
 
     def _log_success(self, delivery: _Delivery, verdict: _Verdict, seconds: float) -> None:
-        level = logging.INFO if verdict.tally == "succeeded" else logging.WARNING
-        if logger.isEnabledFor(level):
+        is_success = verdict.tally == "succeeded"
+        log, level = (_success_logger, logging.INFO) if is_success else (logger, logging.WARNING)
+        if log.isEnabledFor(level):
             arguments = delivery, delivery.queue, verdict.tally, seconds
-            _log(level, "%s from %r %s in %.3f s", *arguments, extra=delivery.extra)
+            _log(level, "%s from %r %s in %.3f s", *arguments, extra=delivery.extra, logger=log)
 
     def _log_error(self, delivery: _Delivery, error: BaseException, verdict: _Verdict) -> None:
         about: dict[str, Any] = {"extra": delivery.extra}
         arguments = delivery, delivery.queue, verdict.tally
+        then = ""
+        if verdict.delay:
+            then = f"; it comes back in {verdict.delay:g} seconds"
+        elif verdict.action == "fail":
+            is_kept = self._config.FAILED_TTL is not None
+            where = "it was rejected: a dead-letter policy may keep it"
+            then = "; see its .failed queue" if is_kept else f"; {where}"
         if verdict.tally in ("failed", "timed_out"):
-            in_seconds = f"it comes back in {verdict.delay:g} seconds"
-            then = in_seconds if verdict.delay else "see its .failed queue"
             about["exc_info"] = type(error), error, _task_traceback(error)
-            _log(logging.ERROR, "%s from %r %s; %s", *arguments, then, **about)
+            _log(logging.ERROR, "%s from %r %s%s", *arguments, then, **about)
         else:
-            _log(logging.WARNING, "%s from %r %s: %r", *arguments, error, **about)
+            _log(logging.WARNING, "%s from %r %s: %r%s", *arguments, error, then, **about)
 
     # -- giving up
 
@@ -5452,18 +5583,13 @@ class Worker:
         queues: Iterable[str] | None = None,
         **options: typing.Unpack[WorkerOptions],
     ) -> None:
-        for name in options:
-            if name not in _WORKER_OPTIONS:
-                known = ", ".join(_WORKER_OPTIONS)
-                hint = _did_you_mean(name, _WORKER_OPTIONS, 0.6)
-                raise TypeError(f"Worker has no option {name!r}{hint}; it has {known}")
+        _check_names("Worker()", options, ("queues", *_WORKER_OPTIONS))
         self.app = app
         values = {f"WORKER_{name.upper()}": value for name, value in options.items()}
         self._config = app.config._with(**values)
-        names = [queues] if isinstance(queues, str) else list(queues or app._queues or ["kuyruk"])
-        names = [_resolve_host(_check_queue_name(name)) for name in names]
         #: The names of the queues that it consumes.
-        self.queues = list(dict.fromkeys(names))
+        self.queues = _queue_names(app._queues if queues is None else queues)
+        self.queues = self.queues or _queue_names(app._queues or "kuyruk")
         #: How many tasks had to be interrupted for the worker to stop.
         self.aborted = 0
         #: Called in one of its threads when it may have become `healthy` or not, or has stopped. It

@@ -675,7 +675,7 @@ class _Journal:
     SLOT, SLOTS = 1024, 4096
     SIZE = SLOT * (1 + SLOTS)
 
-    def __init__(self, crashes: Mapping[str, tuple[int, int]], file: int = -1) -> None:
+    def __init__(self, crashes: Mapping[str, tuple[int, bool]], file: int = -1) -> None:
         """file: the descriptor of an open file for the copy; -1: there is none. Raises OSError if
         the file system has no room for it."""
         import mmap
@@ -724,19 +724,19 @@ class _Journal:
             self._write(slot * self.SLOT, b"\0\0")
             self._free.append(slot)
 
-    def count(self, id: str) -> tuple[int, int]:
+    def count(self, id: str) -> tuple[int, bool]:
         """A process that died just now may have had it: the broker can be faster than the news. So
         ask for them."""
         answered = self._asked[id] = threading.Event()
         if self.pipe is not None:
             self.pipe.send("ask", id)
             answered.wait(ANSWER_TIMEOUT)
-        return self.crashes.get(id, (0, 0))
+        return self.crashes.get(id, (0, False))
 
-    def update(self, news: dict[str, tuple[int, int]]) -> None:
-        for id, (deaths, blames) in news.items():
+    def update(self, news: dict[str, tuple[int, bool]]) -> None:
+        for id, (deaths, to_blame) in news.items():
             if deaths:
-                self.crashes[id] = deaths, blames
+                self.crashes[id] = deaths, to_blame
             else:
                 self.crashes.pop(id, None)
             if id in self._asked:
@@ -817,7 +817,7 @@ class _State:
 
     def __init__(self, folder: str | None, log: logging.Logger) -> None:
         """Raises UsageError if the folder can't be used when the worker begins."""
-        self.crashes: dict[str, tuple[int, int]] = {}
+        self.crashes: dict[str, tuple[int, bool]] = {}
         self._folder = folder
         self._log = log
         self._files: dict[_Journal, str] = {}
@@ -855,14 +855,14 @@ class _State:
             with contextlib.suppress(OSError):  # somebody has removed it
                 os.unlink(self._files.pop(journal))
 
-    def blame(self, ids: list[str]) -> dict[str, tuple[int, int]]:
+    def blame(self, ids: list[str]) -> dict[str, tuple[int, bool]]:
         """Count that a process has died while it ran these messages; return their new counts. The
         only suspect among them is to blame, or the only message if there is no suspect."""
         suspects = [id for id in ids if id in self.crashes] or ids
         news = {}
         for id in ids:
-            deaths, blames = self.crashes.pop(id, (0, 0))
-            news[id] = self.crashes[id] = deaths + 1, blames + (suspects == [id])
+            deaths, was_to_blame = self.crashes.pop(id, (0, False))
+            news[id] = self.crashes[id] = deaths + 1, was_to_blame or suspects == [id]
         for id in list(self.crashes)[:-MAX_SUSPECTS]:
             del self.crashes[id]
         self._save()
@@ -895,7 +895,7 @@ class _State:
         unreadable = contextlib.suppress(OSError, ValueError, TypeError, AttributeError)
         with unreadable, open(os.path.join(folder, "crashes.json")) as file:
             read = json.load(file).items()
-            self.crashes = {id: (int(deaths), int(blames)) for id, (deaths, blames) in read}
+            self.crashes = {id: (int(deaths), bool(blame)) for id, (deaths, blame) in read}
         for name in os.listdir(folder):
             if name.startswith("journal-"):
                 with contextlib.suppress(OSError):
@@ -1087,7 +1087,8 @@ def _set_up_logging(level: str | None, default: str) -> None:
         logging.basicConfig(level=level or default, format=form)
     elif level is not None:
         root.setLevel(level)
-    logger.disabled = False  # dictConfig disables what it doesn't name, unless told not to
+    # dictConfig disables what it doesn't name, unless told not to.
+    logger.disabled = logging.getLogger("kuyruk.success").disabled = False
     amqpstorm = logging.getLogger("amqpstorm")
     amqpstorm.setLevel(amqpstorm.level or logging.WARNING)
 
@@ -1268,7 +1269,7 @@ def _do_without_worker(args: argparse.Namespace) -> int:
                 raise UsageError(f"-q/--queue: there is no queue {queue!r} at the broker")
         if args.failed is None:
             return _print_status(stats, args.json)
-        codes = [_do_with_failed(worker.app, queue, args) for queue in worker.queues]
+        counts = [_do_with_failed(worker.app, queue, args) for queue in worker.queues]
     except UsageError as error:
         return _complain(error)
     except (OSError, ValueError) as error:  # amqpstorm's, too
@@ -1276,7 +1277,12 @@ def _do_without_worker(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("Interrupted: what wasn't dealt with is still there", file=sys.stderr)
         return FAILED
-    return max(codes)
+    done, stay = map(sum, zip(*counts, strict=True))
+    if args.id is not None and not done + stay:
+        where = " or ".join(f"{_shown(queue)}.failed" for queue in worker.queues)
+        text = f"no message in {where} has the id '{_shown(args.id)}'"
+        return _complain(UsageError(text), FAILED)
+    return FAILED if stay else STOPPED
 
 
 def _print_status(stats: Mapping[str, Any], as_json: bool) -> int:
@@ -1297,8 +1303,9 @@ def _print_status(stats: Mapping[str, Any], as_json: bool) -> int:
     )
 
 
-def _do_with_failed(app: Kuyruk, queue: str, args: argparse.Namespace) -> int:
-    """List, requeue or purge what is in the queue's ".failed". Returns the exit code."""
+def _do_with_failed(app: Kuyruk, queue: str, args: argparse.Namespace) -> tuple[int, int]:
+    """List, requeue or purge what is in the queue's ".failed". Returns the numbers of messages with
+    which that was done, and of those that stay because it couldn't be done."""
     done, stay, reported_at = 0, 0, time.monotonic()
     how = {"list": "", "requeue": " sent again", "purge": " deleted"}[args.failed]
     for message in app.failed_messages(queue):
@@ -1319,9 +1326,9 @@ def _do_with_failed(app: Kuyruk, queue: str, args: argparse.Namespace) -> int:
         if args.failed != "list" and time.monotonic() > reported_at + PROGRESS_INTERVAL:
             reported_at = time.monotonic()
             print(f"{done}{how}...", file=sys.stderr, flush=True)
-    if not args.json:
+    if not args.json and (done or args.id is None):
         print(f"{_shown(queue)}.failed: {_counted(done, 'message')}{how}")
-    return FAILED if stay else STOPPED
+    return done, stay
 
 
 def _facts(message: FailedMessage) -> dict[str, Any]:
@@ -1498,7 +1505,7 @@ class _Supervisor:
         while self._asks:
             child, id = self._asks.pop()
             if child.pid in self._children:
-                child.pipe.send("crashes", {id: self._state.crashes.get(id, (0, 0))})
+                child.pipe.send("crashes", {id: self._state.crashes.get(id, (0, False))})
 
     def _reap(self) -> None:
         """Processes that aren't ours, too: in a container this one may be their init."""

@@ -408,6 +408,11 @@ def add(a, b):
     return a + b
 
 
+def fail_at(number):
+    ran.append((number,))
+    raise ValueError(number)
+
+
 def spin():
     while True:
         pass
@@ -867,6 +872,67 @@ def test_a_failure_is_announced_as_kuyruk_sentry_takes_it(found, offline, heard)
     sent[-1][2]["description"]["sentry_id"] = "x"  # as it does
 
 
+@pytest.fixture
+def presend(app):
+    """Connects receivers of task_presend."""
+    connected = []
+    connect = kuyruk.signals.task_presend.connect
+    yield lambda f: connected.append(connect(f, app))
+    for each in connected:
+        kuyruk.signals.task_presend.disconnect(each)
+
+
+@pytest.mark.parametrize("given", [None, {"a": 1}])
+def test_a_receiver_sets_headers_of_what_is_sent(given, app, queue, broker, heard, presend):
+    def trace(sender, task, args, kwargs, description):
+        description["headers"]["traceparent"] = "00-1"
+
+    presend(trace)
+    presend(lambda sender, description, **_: description["headers"].update(b=[2]))
+    task, sent = app.task(queue)(echo), heard("task_postsend", sender=app)
+    task.send_to_queue((1,), headers=given)
+    app.send_tasks_to_queue([task.subtask((1,), headers=given)])
+    with pytest.raises(kuyruk.ResultTimeout):
+        task.send_to_queue((1,), headers=given, wait_result=0.1)
+    task.send_to_queue((1,), headers=given, delay=0.2)
+    for message in [broker.take(queue) for _ in range(4)]:
+        headers = message.properties["headers"]
+        kept = {key: headers[key] for key in headers if not key.startswith(("x-death", "x-first"))}
+        assert kept.pop("x-last-death-queue", None) in (None, f"{queue}.delay.200")
+        kept = {key: value for key, value in kept.items() if not key.startswith("x-last")}
+        assert kept == {"traceparent": "00-1", "b": [2], **(given or {})}
+        assert "headers" not in json.loads(message.body)
+    assert given in (None, {"a": 1})  # the caller's is as it was
+    assert not any("headers" in kwargs["description"] for _, _, kwargs in sent)
+
+
+@pytest.mark.parametrize(
+    ("headers", "says"),
+    [
+        ({"a": object()}, "headers takes"),
+        ({"CC": ["q"]}, "headers takes any names"),
+        ({"x-kuyruk-failures": 1}, "headers takes any names"),
+        (5, "headers takes a dict"),
+        (None, ""),
+        ({}, ""),
+    ],
+    ids=str,
+)
+def test_headers_of_a_receiver_are_checked_as_those_of_a_sender(
+    headers, says, app, queue, broker, presend
+):
+    presend(lambda sender, description, **_: description.update(headers=headers))
+    task = app.task(queue)(echo)
+    if not says:
+        task()
+        assert not broker.take(queue).properties["headers"]
+        return
+    for send in (task, lambda: app.send_tasks_to_queue([task.subtask()])):
+        with pytest.raises(ValueError, match=says):
+            send()
+    assert not broker.count(queue)
+
+
 # --- Config ------------------------------------------------------------------
 
 NAN, INF = float("nan"), float("inf")
@@ -1259,6 +1325,68 @@ def test_what_could_not_be_sent_to_rabbitmq_is_refused(key, value):
 def test_an_object_that_has_no_attributes_is_no_configuration(value):
     with pytest.raises(TypeError, match="from_object takes an object"):
         kuyruk.Config().from_object(value)
+
+
+#: Keys that look like ours and that nothing here reads; what the log says to use.
+UNREAD_KEYS = {
+    "RABBIT_READ_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT takes its place",
+    "RABBIT_WRITE_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT takes its place",
+    "TCP_USER_TIMEOUT": "RABBIT_HEARTBEAT takes its place",
+    "WORKER_CONCURRENCY": "extension",
+    "WORKER_POOL_SIZE": "extension",
+    "RABBIT_SSL_CAFILE": "extension",
+}
+
+
+@pytest.mark.parametrize("load", LOADERS, indirect=True)
+@pytest.mark.parametrize("key", UNREAD_KEYS)
+def test_a_key_that_looks_like_ours_and_has_no_effect_is_kept_and_logged(load, key, caplog):
+    kuyruk._warn_of_unread_key.cache_clear()
+    config = load({key: "hunter2", "MANAGER_HOST": "x", "EAGER": True})
+    (record,) = caplog.records
+    assert (record.levelname, record.name) == ("WARNING", "kuyruk")
+    assert repr(key) in record.getMessage() and UNREAD_KEYS[key] in record.getMessage()
+    assert "hunter2" not in caplog.text and getattr(config, key) == "hunter2" and config.EAGER
+    # what is made of it says no more
+    worker = kuyruk.Kuyruk(config).worker()
+    load({key: "hunter2"})
+    assert len(caplog.records) == 1 and getattr(worker._config, key) == "hunter2"
+
+
+def test_the_default_of_an_extensions_key_says_that_it_is_read(caplog):
+    config = type("Own", (kuyruk.Config,), {"WORKER_NAME": None})()
+    config.from_dict({"WORKER_NAME": "x"})
+    assert config.WORKER_NAME == "x" and not caplog.records
+
+
+@pytest.mark.parametrize("wrong", ["RABBIT_HOST", None, 5, [("RABBIT_HOST", "a")]])
+def test_what_is_no_dict_is_no_configuration(wrong):
+    with pytest.raises(TypeError, match="from_dict takes a dict"):
+        kuyruk.Config().from_dict(wrong)
+    with pytest.raises(ValueError, match="unknown configuration key 5"):
+        kuyruk.Config().from_dict({5: "x"})
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"a": object()}, "'a' holds none of what AMQP carries: text, numbers, lists and dicts"),
+        ({"ok": 1, "a": [{"b": {3.5}}]}, "'a' holds none of"),
+        ({"a": 2**70}, "'a' holds none of"),
+        ({"a": "\ud800"}, "'a' holds none of"),
+        ({"a\ud800": 1}, r"'a.ud800' holds none of"),
+        ({"k" * 129: 1}, "a key of 1 to 128 bytes"),
+        ({"": 1}, "a key of 1 to 128 bytes"),
+    ],
+    ids=ascii,
+)
+def test_a_table_that_amqp_cannot_carry_names_what_it_cannot(table, says, caplog, offline):
+    with pytest.raises(ValueError, match=says) as info:
+        kuyruk.Config().QUEUE_ARGUMENTS = table
+    assert "error" not in str(info.value)
+    with pytest.raises(ValueError, match="headers takes"):
+        offline.task(echo).send_to_queue(headers=table)
+    assert not caplog.records  # pamqp warns of what it cuts
 
 
 # --- Importing, and messages before they are sent ----------------------------
@@ -1961,6 +2089,53 @@ def test_an_object_whose_own_code_raises_is_not_json(where, offline):
     script[:] = [Lazy(a=1)]
     with pytest.raises(TypeError, match=f"{where}.* can't be written as JSON: KeyError: .*is away"):
         task.send_to_queue((Lazy(a=1),) if where == "argument" else (), wait_result=1)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda app: app.task(max_retries=3), r"task\(\) takes no option 'max_retries'. It takes .*retry"),
+        (lambda app: app.task(retrys=3), r"'retrys': did you mean 'retry'\?"),
+        (lambda app: app.task("q", max_runtime=3), r"did you mean 'max_run_time'\? It takes queue, ret"),
+        (lambda app: app.worker(thread=3), r"Worker\(\) .*did you mean 'threads'\? It takes queues, thr"),
+        (lambda app: kuyruk.Worker(app, queue="q"), "takes no option 'queue': did you mean 'queues'"),
+        (lambda app: app.task(echo).send_to_queue(dealy=3), r"send_to_queue\(\) .*'dealy': did you mean 'delay'"),
+        (lambda app: app.task(echo).send_to_queue(a=1, b=2), "no option 'a'. It takes args, kwargs"),
+        (lambda app: app.task(echo).send_to_queue(ttl=2), "no option 'ttl'. .*message_ttl"),
+        (lambda app: app.task(echo).subtask(header=3), r"subtask\(\) .*did you mean 'headers'"),
+        (lambda app: app.task(echo).subtask(wait_result=3), "subtask.* no option 'wait_result'. It"),
+    ],
+)  # fmt: skip
+def test_an_unknown_option_is_named_with_what_was_meant_or_what_there_is(
+    call, says, eager, offline
+):
+    offline.config.EAGER = eager
+    with pytest.raises(TypeError, match=says):
+        call(offline)
+
+
+@pytest.mark.parametrize("wrong", [5, b"q", [5], 0.5, ["ok", None], ""])
+def test_what_is_no_queue_is_refused_wherever_queues_are_named(wrong, offline):
+    for call in (offline.worker, offline.queue_stats):
+        with pytest.raises(ValueError, match="a queue's name is a string"):
+            call(wrong)
+    for call in (offline.failed_messages, offline.task, lambda q: offline.remote("m.f", q)):
+        with pytest.raises(ValueError, match="a queue's name is a string"):
+            call(wrong)
+
+
+@pytest.mark.parametrize("wrong", [5, None, "x", [5], {"a": 1}])
+def test_what_is_no_list_of_subtasks_is_refused(wrong, offline):
+    with pytest.raises(TypeError, match=r"takes a list of what a task's subtask\(...\) returns"):
+        offline.send_tasks_to_queue(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["amqp://u:hunter2@h/", {"RABBIT_HOST": "h"}, kuyruk.Config])
+def test_an_application_says_what_its_configuration_is(wrong):
+    with pytest.raises(TypeError, match=r"a kuyruk.Config \(.*from_dict.*RABBIT_URL") as info:
+        kuyruk.Kuyruk(wrong)
+    assert "hunter2" not in str(info.value)
 
 
 # --- Interrupting a running task ---------------------------------------------
@@ -4603,6 +4778,27 @@ def test_a_call_that_was_told_to_end_can_be_followed_by_another(app, queue, star
     assert task.send_to_queue((5,), wait_result=PATIENCE) == 5
 
 
+def make_large(size):
+    return "x" * size
+
+
+def test_a_result_that_is_too_large_for_rabbitmq_is_an_exception_at_once(make_app, start, caplog):
+    with RabbitmqNode(["max_message_size = 120000"]) as strict:
+        app = make_app(strict.url)
+        task = app.task("large")(make_large)
+        worker = start(app)
+        assert len(task.send_to_queue((90_000,), wait_result=PATIENCE)) == 90_000
+        with pytest.raises(kuyruk.RemoteException, match=r"takes 150013 bytes.*larger than"):
+            task.send_to_queue((150_000,), wait_result=PATIENCE)
+        assert task.send_to_queue((5,), wait_result=PATIENCE) == "xxxxx"
+        wait_until(lambda: worker.stats["succeeded"] == 3 and worker.healthy)
+        assert caplog.text.count("Can't send a reply: ") == 1
+        with pytest.raises(kuyruk.BrokerError, match="larger than"):
+            app.task("large")(echo)("x" * 150_000)
+        app.close()
+        worker.stop(timeout=SOON)
+
+
 # --- What becomes of a message -----------------------------------------------
 
 OUTCOMES = {
@@ -5149,6 +5345,50 @@ def test_a_task_does_not_run_again_because_something_of_ours_failed(
     wait_until(lambda: not worker.stats["running"] and broker.count(queue) == 0)
     time.sleep(0.3)
     assert len(ran) == 1 and worker.healthy
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "failed_ttl", "says"),
+    [
+        (kuyruk.Reject(delay=0.3), {}, 60, r"rejected: Reject\(\); it comes back in 0.3 seconds"),
+        (kuyruk.Reject(), {"reject_delay": 0.3}, 60, "; it comes back in 0.3 seconds"),
+        (kuyruk.Reject("later"), {}, 60, r"rejected: Reject\('later'\)$"),
+        (kuyruk.Discard("why"), {}, 60, r"discarded: Discard\('why'\)$"),
+        (ValueError(), {"fail_delay": 0.3}, 60, "failed; it comes back in 0.3 seconds"),
+        (ValueError(), {}, 60, "failed; see its .failed queue"),
+        (ValueError(), {}, None, "failed; it was rejected: a dead-letter policy may keep it"),
+    ],
+    ids=str,
+)
+def test_a_log_line_says_what_becomes_of_the_message(
+    error, options, failed_ttl, says, make_app, url, queue, start, caplog
+):
+    app = make_app(url, FAILED_TTL=failed_ttl)
+    task = app.task(queue, **options)(play)
+    script[:] = [error, "again"]
+    start(app)
+    task()
+    about = lambda: [r.getMessage() for r in caplog.records if hasattr(r, "task_id")]  # noqa: E731
+    assert re.search(says, wait_until(about)[0])
+
+
+def test_the_line_of_a_success_can_be_switched_off_alone(app, queue, start, caplog):
+    caplog.set_level(logging.INFO)
+    task = app.task(queue)(echo)
+    successes = logging.getLogger("kuyruk.success")
+    successes.setLevel(logging.WARNING)
+    try:
+        start(app, threads=1)
+        task.send_to_queue((1,), id="quiet", wait_result=PATIENCE)
+        task.send_to_queue((2,), wait_result=PATIENCE)  # the log comes after the reply
+    finally:
+        successes.setLevel(logging.NOTSET)
+    task.send_to_queue((3,), id="loud", wait_result=PATIENCE)
+    lines = lambda: {getattr(r, "task_id", None): r for r in caplog.records}  # noqa: E731
+    line = wait_until(lambda: lines().get("loud"))
+    assert (line.name, line.levelname, "quiet" in lines()) == ("kuyruk.success", "INFO", False)
+    assert re.search(r" succeeded in \d+\.\d{3} s$", line.getMessage())
+    assert f"Consuming {queue}" in caplog.text and successes.parent is kuyruk.logger
 
 
 # --- Worker ------------------------------------------------------------------
@@ -5902,6 +6142,118 @@ def test_a_worker_never_runs_more_tasks_than_it_has_threads(app, queue, start):
     assert max(most for _, most in ran) == 4 and len(pool_threads()) == 4
 
 
+class NoCommonError(BaseException):
+    """As user code, and hosts, raise."""
+
+
+#: What may happen at any line, in the order in which it happens to the next messages.
+MISHAPS = [
+    OSError(errno.EMFILE, "Too many open files"),
+    RuntimeError("can't start new thread"),
+    MemoryError(),
+    NoCommonError("from user code"),
+]
+
+#: The steps of a delivery. With those of the reader its connection is lost, so messages run again.
+READS = ["_Delivery.__init__", "_ConsumerChannel.on_content", "_Pool.add"]
+#: What fails in these is what the message fails with: before its task begins,
+BEGINS = [
+    "_Pool._wake_one", "_Pool._take", "_Pool._next", "_Pool._handle", "_decode_task",
+    "_Pool._enter", "Journal.begin", "Kuyruk._find_task", "Run.__init__", "_Pool._begin",
+    "Task._run", "_Watch.add", "_set_current",
+]  # fmt: skip
+#: and afterwards.
+DESCRIBES = [
+    "_Pool._conclude", "_decide", "_plan", "_reply_message", "_forwarded", "_failure_headers",
+]  # fmt: skip
+#: What fails in these costs nothing: it is done once more.
+SETTLES = [
+    "_Pool._settle", "_Settler._send", "_Settler._try_to_send", "_Delivery.send_frame",
+    "_ack_frame", "_Pool._on_settled", "_Pool._log_success", "_Pool._log_error", "_Pool._end",
+    "Journal.end",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [*READS, *BEGINS, *DESCRIBES, *SETTLES])
+def test_after_mishaps_in_a_step_each_message_is_settled_once_and_all_threads_work(
+    step, app, queue, broker, start, monkeypatch
+):
+    tasks = [app.task(queue, max_run_time=PATIENCE)(f) for f in (echo, fail_at, hold)]
+    left, owner = [], kuyruk
+    *path, name = step.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    real = getattr(owner, name)
+
+    def fails(*args, **kwargs):
+        if left and threading.current_thread().name.startswith("kuyruk"):
+            raise left.pop(0)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, fails)
+    worker = start(app, threads=2)
+    left += MISHAPS
+    numbers = range(16)
+    app.send_tasks_to_queue([tasks[n % 4 == 3].subtask((n,)) for n in numbers])
+    asked = [background(tasks[0].send_to_queue, (n,), wait_result=PATIENCE) for n in range(20, 24)]
+    wait_until(lambda: not left)
+    expected = {*numbers, *range(20, 24)}
+    failed = []
+
+    def are_settled():
+        is_done = worker._pool.held == 0
+        while broker.count(f"{queue}.failed"):
+            failed.extend(n for (n,) in arguments_in(broker.take_all(f"{queue}.failed")))
+        return expected <= {n for (n,) in ran} | set(failed) and is_done
+
+    wait_until(are_settled)
+    if step not in READS:
+        times = collections.Counter(n for (n,) in ran)
+        assert set(times.values()) == {1} and len(failed) == len(set(failed))
+    if step in DESCRIBES + SETTLES:
+        assert set(times) == expected
+    if step in SETTLES:
+        assert set(failed) == {n for n in numbers if n % 4 == 3}
+    ran.clear()
+    app.send_tasks_to_queue([tasks[2].subtask((n,)) for n in range(2)])
+    wait_until(lambda: len(ran) == 2 and worker.healthy)
+    release.set()
+    wait_until(lambda: worker._pool.held == 0)
+    worker.stop()
+    assert broker.count(queue) == 0
+    for call in asked:
+        call.exception(PATIENCE)
+
+
+@pytest.mark.parametrize("broker_is", ["there", "going away"])
+@pytest.mark.parametrize("fail", FAILURES.values(), ids=FAILURES)
+def test_a_worker_works_again_after(
+    fail, broker_is, make_app, proxy, queue, broker, start, monkeypatch
+):
+    app = make_app(proxy.url)
+    task, _ = app.task(queue)(echo), app.task(queue)(hold)
+    worker = start(app, threads=2, reconnect_interval=0.1)
+    with contextlib.ExitStack() as stack:
+        fail(monkeypatch, stack)
+        if broker_is == "going away":
+            proxy.cut()
+        for n in range(10):
+            broker.publish(queue, body(id=f"id {n}", function="echo", args=[n]))
+        time.sleep(0.3)
+        monkeypatch.undo()
+    for n in range(10, 20):
+        task(n)
+    wait_until(lambda: {n for (n,) in ran} == set(range(20)) and worker.healthy)
+    wait_until(lambda: not worker.stats["running"])
+    assert broker.count(f"{queue}.failed") is None
+    for n in range(2):
+        broker.publish(queue, body(id=f"hold {n}", function="hold"))
+    wait_until(lambda: len(worker.stats["running"]) == 2)
+    release.set()
+    worker.stop()
+    assert broker.count(queue) == 0
+
+
 # --- Worker: interruptions that hold -----------------------------------------
 
 
@@ -6334,7 +6686,7 @@ def test_of_what_ran_when_a_process_died_one_runs_at_a_time_beside_other_tasks(
 ):
     app.task(queue)(hold), app.task(queue)(echo)
     suspects = [f"bad {n}" for n in range(3)]
-    worker = start(app, threads=8, journal=Notes(**dict.fromkeys(suspects, (1, 0))))
+    worker = start(app, threads=8, journal=Notes(**dict.fromkeys(suspects, (1, False))))
     for id in suspects:
         broker.publish(queue, body(id=id, function="hold"))
     wait_until(lambda: worker.stats["suspect"] == 3 and len(ran) == 1)
@@ -6348,28 +6700,26 @@ def test_of_what_ran_when_a_process_died_one_runs_at_a_time_beside_other_tasks(
 
 
 CRASHES = {
-    # How many died while it ran, and for how many of these it was to blame; the worker's
-    # max_crashes; more headers; whether it fails.
-    "too often": (3, 2, 3, {}, True),
-    "more than too often": (4, 4, 3, {}, True),
-    "twice, when that is too often": (2, 1, 2, {}, True),
-    "once, when that is too often": (1, 1, 1, {}, True),
-    "once in company, when that is too often": (1, 0, 1, {}, False),
-    "often, but never to blame": (9, 0, 3, {}, False),
-    "often, but to blame once only": (9, 1, 3, {}, False),
-    "not too often": (2, 2, 3, {}, False),
-    "in a quorum queue, which counts itself": (9, 9, 3, {"x-delivery-count": 9}, False),
+    # How many died while it ran, and whether it was to blame once; the worker's max_crashes; more
+    # headers; whether it fails.
+    "too often": (3, True, 3, {}, True),
+    "more than too often": (4, True, 3, {}, True),
+    "once, when that is too often": (1, True, 1, {}, True),
+    "once in company, when that is too often": (1, False, 1, {}, False),
+    "often, but never to blame": (9, False, 3, {}, False),
+    "not too often": (2, True, 3, {}, False),
+    "in a quorum queue, which counts itself": (9, True, 3, {"x-delivery-count": 9}, False),
 }
 
 
 @pytest.mark.parametrize(
-    ("deaths", "blames", "limit", "headers", "fails"), CRASHES.values(), ids=CRASHES.keys()
+    ("deaths", "to_blame", "limit", "headers", "fails"), CRASHES.values(), ids=CRASHES.keys()
 )
 def test_a_message_that_brought_processes_down(
-    deaths, blames, limit, headers, fails, app, queue, broker, start
+    deaths, to_blame, limit, headers, fails, app, queue, broker, start
 ):
     app.task(queue)(echo), broker.declare(f"{queue}.2")
-    journal = Notes(bad=(deaths, blames))
+    journal = Notes(bad=(deaths, to_blame))
     start(app, max_crashes=limit, journal=journal)
     broker.publish(
         queue, body(id="bad", function="echo", args=[5]), reply_to=f"{queue}.2", headers=headers
@@ -6391,7 +6741,7 @@ def test_a_message_that_brought_processes_down(
 
 def test_a_message_that_a_quorum_queue_counts_is_no_suspect(app, queue, broker, start):
     app.task(queue)(hold), app.task(queue)(echo), broker.declare(f"{queue}.2")
-    worker = start(app, threads=2, journal=Notes(bad=(1, 1)))
+    worker = start(app, threads=2, journal=Notes(bad=(1, True)))
     broker.publish(queue, body(function="hold"))
     wait_until(lambda: ran)
     broker.publish(
@@ -6417,7 +6767,7 @@ JOURNALS = {
 def test_a_journal_is_told_of_each_run_of_a_task_that(steps, told, app, queue, broker, start):
     app.task(queue, max_run_time=0.3)(play)
     script[:] = list(steps)
-    journal = Notes(x=(1, 0))
+    journal = Notes(x=(1, False))
     start(app, threads=2, grace=0.1, journal=journal)
     broker.publish(queue, body(function="play"))
     wait_until(lambda: journal.told == told)
@@ -6436,7 +6786,7 @@ def test_no_two_suspects_run_at_once(app, queue, broker, start):
 
     look_around_suspects.__qualname__ = look_around_suspects.__name__
     app.task(queue)(look_around_suspects), broker.declare(queue)
-    journal = Notes(**{f"bad {n}": (1, 0) for n in range(20)})
+    journal = Notes(**{f"bad {n}": (1, False) for n in range(20)})
     for n in range(20):
         for id in (f"bad {n}", *[f"good {n}.{m}" for m in range(4)]):
             broker.publish(queue, body(id=id, function="look_around_suspects", args=[id]))
@@ -6451,7 +6801,7 @@ def test_a_message_may_be_a_suspect_though_its_id_is_missing_or_long(id, app, qu
     data = body(function="echo") if id is None else body(id=id, function="echo")
     data = json.dumps({**json.loads(data), "id": id}).encode()
     key = id[:255] if id else "sha256:" + hashlib.sha256(data).hexdigest()
-    start(app, journal=Notes(**{key: (3, 3)}))
+    start(app, journal=Notes(**{key: (3, True)}))
     broker.publish(queue, data)
     assert (
         broker.take(f"{queue}.failed")
@@ -6464,9 +6814,9 @@ def test_a_message_may_be_a_suspect_though_its_id_is_missing_or_long(id, app, qu
 def test_the_latest_deaths_count_when_a_suspect_is_about_to_run(
     app, queue, broker, start, monkeypatch
 ):
-    monkeypatch.setattr(Notes, "count", lambda self, id: (3, 3))
+    monkeypatch.setattr(Notes, "count", lambda self, id: (3, True))
     app.task(queue)(echo)
-    start(app, journal=Notes(bad=(1, 0)))
+    start(app, journal=Notes(bad=(1, False)))
     broker.publish(queue, body(id="bad", function="echo"))
     assert (
         broker.take(f"{queue}.failed")
@@ -6498,7 +6848,7 @@ def test_a_stop_at_the_moment_of_resuming_is_not_overlooked(app, queue, start, m
 
 def test_a_journal_is_not_told_of_what_is_handed_back(app, queue, broker, start):
     app.task(queue)(hold)
-    journal = Notes(bad=(1, 0), worse=(1, 0))
+    journal = Notes(bad=(1, False), worse=(1, False))
     worker = start(app, threads=2, journal=journal)
     broker.publish(queue, body(id="bad", function="hold", args=["first"]))
     wait_until(lambda: ran == ["first"])
@@ -8485,7 +8835,7 @@ def test_a_full_disk_costs_the_state_and_nothing_else(tmp_path, monkeypatch, cap
         state.drop_journal(journal)
     assert "isn't noted there: [Errno 28] No space left on device" in caplog.text
     monkeypatch.setattr(json, "dump", no_room)
-    assert state.blame(["b"]) == {"b": (1, 1)}
+    assert state.blame(["b"]) == {"b": (1, True)}
     assert "is forgotten when this worker ends: [Errno 28]" in caplog.text
     assert not list(tmp_path.glob("journal-*")) and not (tmp_path / "crashes.json").exists()
     state._lock.close()
@@ -8878,6 +9228,46 @@ def test_a_process_that_uses_too_much_memory_is_replaced_when_another_consumes(p
     wait_until(lambda: not Path(f"/proc/{first}").exists())
     worker.stop()
     assert worker.pids == [first, second] and worker.text.count("--max-memory") == 1
+
+
+@pytest.mark.parametrize("command", ["list", "list --json", "requeue", "purge"])
+def test_an_id_that_no_failed_message_has_is_an_error(command, project, broker):
+    fail_by_hand(project, broker, 2)
+    words = ["--failed", *command.split(), "--id"]
+    ended = run_cli(project.folder, project.name, *words, "id7", url=project.url)
+    assert ended.returncode == 1 and "message" not in ended.stdout
+    says = f"error: no message in {project.name}.failed has the id 'id7'"
+    assert ended.stderr == f"python -m kuyruk_worker: {says}\n"
+    assert wait_until(lambda: broker.count(f"{project.name}.failed")) == 2
+    # one that is in one of the queues is found
+    queues = ["-q", project.name, "-q", f"{project.name}.2"]
+    broker.declare(f"{project.name}.2")
+    ended = run_cli(project.folder, project.name, *words, "id1", *queues, url=project.url)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # amqpstorm's socket
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda app: app.connection().__enter__(),
+        lambda app: app.channel().__enter__(),
+        lambda app: app.queue_stats(["q"]),
+        lambda app: next(app.failed_messages("q")),
+    ],
+)
+def test_a_broker_that_does_not_answer_is_named_once_with_the_reason(call, make_app):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it never says a word
+        ports = silent.getsockname()[1], unused_port()
+        url = f"amqp://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}/"
+        app = make_app(url, RABBIT_CONNECT_TIMEOUT=0.3)
+        with pytest.raises(amqpstorm.AMQPConnectionError) as info:
+            call(app)
+    text = str(info.value)
+    assert text.startswith("can't connect to RabbitMQ at ") and text.count("onnect to") == 1
+    assert all(text.count(str(port)) == 1 for port in ports)
+    assert f"127.0.0.1:{ports[1]} (Connection refused)" in text and "None" not in text
+    gc.collect()  # what amqpstorm has left open warns here
 
 
 # --- Quorum queues, and a cluster ----------------------------------------------
@@ -10160,8 +10550,17 @@ def bare(text: str) -> str:
 def before(sender: kuyruk.Kuyruk, **kwargs: object) -> None:
     print("before")
 
+@kuyruk.signals.task_postrun.connect_via(app)
+def after(sender: kuyruk.Kuyruk, **kwargs: object) -> None:
+    print("after")
+
+@signals.task_error.connect_via(app, weak=True)
+def on_error(sender: kuyruk.Kuyruk, **kwargs: object) -> int:
+    return 5
+
 def worker() -> kuyruk.Worker:
-    return app.worker(["sums"], threads=2)
+    before(app, task=add)
+    return app.worker(["sums"], threads=on_error(app))
 
 def right(wait: float | None) -> int | None:
     number: int = add.send_to_queue((1,), {}, None, 5) + add.send_to_queue(wait_result=5.5, message_ttl=3)
@@ -10183,6 +10582,8 @@ def wrong() -> None:
     add.send_to_queue((1,), priority="5")  # E: No overload variant of "send_to_queue" of "Task" matches
     app.task(max_failure=3)  # E: Unexpected keyword argument "max_failure" for overloaded function "task"
     add.subtask((1,), delay="5")  # E: Argument "delay" to "subtask" of "Task" has incompatible type "str"
+    after(5)  # E: Argument 1 to "after" has incompatible type "int"; expected "Kuyruk"
+    signals.task_init.connect(5)  # E: Value of type variable "F" of "connect" of "Signal" cannot be
     print(text, signals.task_init)
 
 if __name__ == "__main__":
@@ -10273,7 +10674,15 @@ def test_a_vendored_pair_passes_the_users_mypy(tmp_path):
     for name in ("kuyruk.py", "kuyruk_worker.py"):
         shutil.copy(HERE / name, tmp_path / "shop")
     tasks = file_of("README.md", "shop/tasks.py")
-    tasks += "result: str = send_mail.send_to_queue(['a'], wait_result=1)\n"
+    tasks += """
+result: str = send_mail.send_to_queue(['a'], wait_result=1)
+
+@kuyruk.signals.task_prerun.connect_via(app)
+def before(sender: kuyruk.Kuyruk, **kwargs: object) -> None: ...
+
+@kuyruk.signals.Signal("mine").connect
+def mine(sender: object) -> None: ...
+"""
     (tmp_path / "shop" / "tasks.py").write_text(tasks)
     command = [sys.executable, "-m", "mypy", "--strict", "-p", "shop"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -7,9 +7,7 @@ import contextvars
 import datetime
 import functools
 import gc
-import hashlib
 import importlib
-import inspect
 import itertools
 import json
 import logging
@@ -48,6 +46,7 @@ __all__ += ['SendOptions', 'Shutdown', 'Signal', 'SubTask', 'Task', 'Timeout', '
 __all__ += ['UNSAFE_MODULES', 'Worker', 'WorkerOptions']
 __version__ = '1.0.0'
 logger = logging.getLogger('kuyruk')
+_success_logger = logging.getLogger('kuyruk.success')
 P = ParamSpec('P')
 R = TypeVar('R')
 T = TypeVar('T')
@@ -200,7 +199,16 @@ worker_failure = Signal('worker_failure')
 worker_init = Signal('worker_init')
 worker_start = Signal('worker_start')
 worker_shutdown = Signal('worker_shutdown')
-signals = _make_module('signals', lambda v: v is Signal or isinstance(v, Signal))
+_Signal = Signal
+
+class _SignalsModule(types.ModuleType):
+    Signal: type[_Signal]
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> _Signal:
+            ...
+_is_signal = lambda v: v is Signal or isinstance(v, Signal)
+signals = cast(_SignalsModule, _make_module('signals', _is_signal))
 _HOST = re.compile('\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\\w+)?))(?::([^]:\\s]*))?\\s*')
 _URL = re.compile('(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?')
 
@@ -240,6 +248,7 @@ def _check(name: str, value: Any) -> None:
 def _shown(name: str, value: Any) -> str:
     ...
 _KUBERNETES = re.compile('(?s)(.*_)?(SERVICE_HOST|SERVICE_PORT(_\\w+)?|PORT_\\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|(.*_)?PORT=(tcp|udp|sctp)://.*')
+_UNREAD_KEYS = {'RABBIT_READ_TIMEOUT': 'RABBIT_PUBLISH_TIMEOUT', 'RABBIT_WRITE_TIMEOUT': 'RABBIT_PUBLISH_TIMEOUT', 'TCP_USER_TIMEOUT': 'RABBIT_HEARTBEAT'}
 
 class Config:
     RABBIT_HOST: str = 'localhost'
@@ -315,10 +324,17 @@ class Config:
 def _log(level: int, text: str, *args: Any, **options: Any) -> None:
     ...
 
+@functools.cache
+def _warn_of_unread_key(key: str) -> None:
+    ...
+
 def _count(number: int, noun: str) -> str:
     ...
 
 def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
+    ...
+
+def _check_names(function: str, options: Iterable[str], known: Sequence[str]) -> None:
     ...
 
 class _Message(NamedTuple):
@@ -418,6 +434,9 @@ def _is_quorum(arguments: Mapping[str, Any]) -> bool:
     ...
 
 def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    ...
+
+def _queue_names(queues: Iterable[str] | str) -> list[str]:
     ...
 
 def _resolve_host(queue: str) -> str:
@@ -1248,6 +1267,8 @@ class SendOptions(typing.TypedDict, total=False):
     priority: int | None
     headers: Mapping[str, Any] | None
     id: str | None
+_SUBTASK_OPTIONS = ('args', 'kwargs', 'host', *SendOptions.__annotations__)
+_SEND_OPTIONS = (*_SUBTASK_OPTIONS, 'wait_result', 'message_ttl')
 
 class SubTask(NamedTuple):
     task: Task[..., Any]
@@ -1346,9 +1367,6 @@ class Task(Generic[P, R]):
     def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> R | None:
         ...
 
-    def send_to_queue(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, wait_result: float | None=None, message_ttl: float | None=None, **options: typing.Unpack[SendOptions]) -> Any:
-        ...
-
     def subtask(self, args: Sequence[Any] | None=(), kwargs: Mapping[str, Any] | None=None, host: str | None=None, **options: typing.Unpack[SendOptions]) -> SubTask:
         ...
 
@@ -1370,9 +1388,10 @@ class Task(Generic[P, R]):
     def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
         ...
 
-    def _describe(self, subtask: SubTask) -> dict[str, Any]:
+    def _prepare(self, subtask: SubTask) -> tuple[dict[str, Any], _Message]:
         ...
 AnyTask = Task[..., Any]
+_TASK_OPTIONS = tuple(Task.__init__.__annotations__)[3:-1]
 
 def _notify_worker(signal: Signal, worker: Worker) -> None:
     ...
@@ -1472,7 +1491,8 @@ class Kuyruk:
 
     def __init__(self, config: Config | None=None) -> None:
         if config is not None and (not isinstance(config, Config)):
-            raise TypeError(f"config takes a kuyruk.Config: not {_shown('config', config)}")
+            what = 'config takes a kuyruk.Config (made by from_dict and others, or with RABBIT_URL'
+            raise TypeError(f"{what} set): not {_shown('config', config)}")
         self.config = Config() if config is None else config
         self.extensions: dict[str, Any] = {}
         self.packages: set[str] = set()
@@ -1497,9 +1517,6 @@ class Kuyruk:
 
     @typing.overload
     def task(self, queue: str='kuyruk', *, retry: int=0, max_run_time: float | None=None, fail_delay: float=0, reject_delay: float=0, max_fail_delay: float | None=None, max_failures: int | None=None, throws: type[BaseException] | Iterable[type[BaseException]]=()) -> Callable[[Callable[P, R]], Task[P, R]]:
-        ...
-
-    def task(self, queue: Any='kuyruk', **options: Any) -> Any:
         ...
 
     def remote(self, name: str, queue: str='kuyruk') -> AnyTask:
@@ -1576,7 +1593,7 @@ WAITING, RUNNING, CLAIMED, KEPT = ('waiting', 'running', 'claimed', 'kept')
 SETTLED, LOST = ('settled', 'lost')
 
 class _Delivery:
-    __slots__ = ('at', 'body', 'cause', 'channel', 'consumer', 'properties', 'redelivered', 'run', 'state', 'tag', 'task', 'thread')
+    __slots__ = ('at', 'body', 'cause', 'channel', 'consumer', 'properties', 'redelivered', 'run', 'settlement', 'state', 'tag', 'task', 'thread')
 
     def __init__(self, channel: _ConsumerChannel, consumer: _Consumer, method: Any, properties: Any, body: bytes) -> None:
         self.channel = channel
@@ -1591,6 +1608,7 @@ class _Delivery:
         self.run: Run | None = None
         self.thread = 0
         self.cause: BaseException | None = None
+        self.settlement: _Settlement
 
     def __str__(self) -> str:
         ...
@@ -1697,7 +1715,7 @@ class _Prefetch:
         ...
 
 class Journal:
-    crashes: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
+    crashes: Mapping[str, tuple[int, bool]] = types.MappingProxyType({})
 
     def begin(self, id: str) -> None:
         ...
@@ -1705,7 +1723,7 @@ class Journal:
     def end(self, id: str) -> None:
         ...
 
-    def count(self, id: str) -> tuple[int, int]:
+    def count(self, id: str) -> tuple[int, bool]:
         ...
 
     def clear(self, id: str) -> None:
@@ -1719,7 +1737,7 @@ class _Settler:
         self._on_settled = on_settled
         self._changed = threading.Condition(threading.Lock())
         self._jobs: collections.deque[Callable[[], object]] = collections.deque()
-        self._kept: dict[str, tuple[float, Iterator[float], collections.deque[Any]]] = {}
+        self._kept: dict[str, tuple[float, Iterator[float], collections.deque[_Delivery]]] = {}
         self.count = 0
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name='kuyruk-settler', daemon=True)
@@ -1732,6 +1750,12 @@ class _Settler:
         ...
 
     def settle(self, delivery: _Delivery, settlement: _Settlement) -> None:
+        ...
+
+    def _send(self, delivery: _Delivery) -> None:
+        ...
+
+    def attempt(self, job: Callable[[], T]) -> T | None:
         ...
 
     def do(self, job: Callable[[], object]) -> None:
@@ -1749,7 +1773,7 @@ class _Settler:
     def _try_to_send(self, message: _Message) -> BaseException | None:
         ...
 
-    def _keep(self, delivery: _Delivery, copy: _Message, frame: str, error: BaseException | None) -> None:
+    def _keep(self, delivery: _Delivery, queue: str, error: BaseException | None) -> None:
         ...
 
     def _loop(self) -> None:
@@ -1842,6 +1866,9 @@ class _Pool:
     def _requeue(self, deliveries: list[_Delivery]) -> None:
         ...
 
+    def _send_back(self, delivery: _Delivery) -> None:
+        ...
+
     def waited(self, now: float) -> tuple[float, float]:
         ...
 
@@ -1851,7 +1878,7 @@ class _Pool:
     def _queues(self) -> list[collections.deque[_Delivery]]:
         ...
 
-    def _wake_one(self) -> None:
+    def _wake_one(self, taken: int=0) -> None:
         ...
 
     def _start_loop(self) -> None:
@@ -1884,6 +1911,9 @@ class _Pool:
     def _settle(self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None, state: str) -> _Verdict | None:
         ...
 
+    def _settle_as_failed(self, delivery: _Delivery, defect: BaseException) -> None:
+        ...
+
     def _on_kept(self, delivery: _Delivery) -> None:
         ...
 
@@ -1910,17 +1940,12 @@ _TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discard
 class Worker:
 
     def __init__(self, app: Kuyruk, queues: Iterable[str] | None=None, **options: typing.Unpack[WorkerOptions]) -> None:
-        for name in options:
-            if name not in _WORKER_OPTIONS:
-                known = ', '.join(_WORKER_OPTIONS)
-                hint = _did_you_mean(name, _WORKER_OPTIONS, 0.6)
-                raise TypeError(f'Worker has no option {name!r}{hint}; it has {known}')
+        _check_names('Worker()', options, ('queues', *_WORKER_OPTIONS))
         self.app = app
         values = {f'WORKER_{name.upper()}': value for name, value in options.items()}
         self._config = app.config._with(**values)
-        names = [queues] if isinstance(queues, str) else list(queues or app._queues or ['kuyruk'])
-        names = [_resolve_host(_check_queue_name(name)) for name in names]
-        self.queues = list(dict.fromkeys(names))
+        self.queues = _queue_names(app._queues if queues is None else queues)
+        self.queues = self.queues or _queue_names(app._queues or 'kuyruk')
         self.aborted = 0
         self.on_change: Callable[[], object] = lambda: None
         self.error: BaseException | None = None

@@ -16,9 +16,13 @@ HERE = Path(__file__).resolve().parent.parent
 STUBS = HERE / "kuyruk-stubs" / "__init__.pyi"
 
 
+def _is_overload(node: ast.FunctionDef) -> bool:
+    return any(ast.unparse(each) == "typing.overload" for each in node.decorator_list)
+
+
 class _Strip(ast.NodeTransformer):
     """Takes docstrings and bodies away. Those of `__init__` stay: they tell the types of
-    attributes."""
+    attributes. Of an overloaded function the implementation goes, too."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         if node.name != "__init__":
@@ -28,6 +32,10 @@ class _Strip(ast.NodeTransformer):
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
         self._strip_docstring(node)
+        functions = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+        overloaded = {each.name for each in functions if _is_overload(each)}
+        gone = [each for each in functions if each.name in overloaded and not _is_overload(each)]
+        node.body = [each for each in node.body if each not in gone]
         self.generic_visit(node)
         return node
 

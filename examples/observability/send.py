@@ -7,14 +7,13 @@ from opentelemetry import trace
 import kuyruk
 
 from .tasks import app, divide
-from .telemetry import make_headers
 
 numbers = list(map(int, sys.argv[1:]))
 with app:
     for a, b in zip(numbers[::2], numbers[1::2], strict=True):
         with trace.get_tracer(__name__).start_as_current_span("request") as span:
             try:
-                result = divide.send_to_queue((a, b), wait_result=30, headers=make_headers())
+                result = divide.send_to_queue((a, b), wait_result=30)
                 outcome = f"result {result}"
             except kuyruk.RemoteException as error:
                 outcome = f"failed {error.type}"

@@ -31,6 +31,7 @@ def watch(app: Kuyruk) -> None:
     set_up_sentry()
     signals.worker_failure.connect(report_to_sentry, app)
     set_up_tracing()
+    signals.task_presend.connect(send_trace, app)
     signals.task_prerun.connect(start_span, app)
     signals.task_error.connect(record_error, app)
     signals.task_postrun.connect(end_span, app)
@@ -129,11 +130,9 @@ def set_up_tracing() -> None:
     trace.set_tracer_provider(provider)
 
 
-def make_headers() -> dict[str, str]:
-    """Return the headers that carry the current trace: for `send_to_queue` and `subtask`."""
-    headers: dict[str, str] = {}
-    propagate.inject(headers)
-    return headers
+def send_trace(app: Kuyruk, description: dict[str, Any], **_: Any) -> None:
+    """Have the current trace carried by the message's headers."""
+    propagate.inject(description["headers"])
 
 
 def start_span(app: Kuyruk, task: Any, **_: Any) -> None:
