@@ -23,8 +23,7 @@ Results are in build/bench: table.md, throughput.svg, cost.svg, results.json. In
 `--fairness`, how long messages wait while a thread is free (fairness.md). `--quick` takes two
 minutes, and gives figures to try the tool with, not to compare. Linux (/proc).
 
-Exit code: 0 if all was measured (whether or not the targets are met), 1 if something failed, 2 for
-wrong arguments.
+Exit code: 0 if all was measured (whether or not the targets are met); others: see lab.py.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -43,14 +41,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 import bench_fairness
 import bench_growth
-from amqpstorm.exception import AMQPError
-from bench_broker import BenchError
+import lab
 from bench_measure import (
     CONTENDERS,
     IDLE,
     MEASUREMENTS,
     PYTHON,
-    ROOT,
     VENV,
     Bench,
     Contender,
@@ -58,15 +54,16 @@ from bench_measure import (
 )
 from bench_process import stolen_since, stolen_time
 from bench_report import ROWS, Figure, Results, report
-from rabbitmq_node import RabbitmqError, RabbitmqNode
+from lab import ROOT, say
+from rabbitmq_node import RabbitmqNode
 
-PEERS = (
+PEERS = [
     "kuyruk==10.2.2",
     "dramatiq[rabbitmq]==2.2.1",
     "celery==5.7.0",
     "amqp==5.4.2",
     "pika==1.4.4",
-)
+]
 OURS = ("amqpstorm>=3.1.3,<3.2",)
 #: What `versions` prints, beside Python and RabbitMQ.
 LIBRARIES = ("amqpstorm", "pamqp", "kuyruk", "dramatiq", "celery", "kombu", "amqp", "pika")
@@ -80,23 +77,14 @@ class Run:
 
     def __init__(self, bench: Bench, arguments: argparse.Namespace) -> None:
         self.results = Results()
+        self.results.failures = bench.failures
         self.bench = bench
         self._arguments = arguments
-        chosen = [
-            m
-            for m in (*MEASUREMENTS, IDLE)
-            if not arguments.only or set(m.rows) & set(arguments.only)
-        ]
+        only, names = set(arguments.only), arguments.contenders
         self._plan = [
-            (
-                measurement,
-                [
-                    CONTENDERS[name]
-                    for name in measurement.contenders
-                    if name in arguments.contenders
-                ],
-            )
-            for measurement in chosen
+            (m, [CONTENDERS[name] for name in m.contenders if name in names])
+            for m in (*MEASUREMENTS, IDLE)
+            if not only or only & set(m.rows)
         ]
 
     def run(self) -> None:
@@ -123,12 +111,8 @@ class Run:
         on."""
         before = stolen_time()
         found: dict[str, dict[str, float]] = {}
-        try:
+        with self.bench.attempt(f"{what}, round {number + 1}"):
             yield found.__setitem__
-        except (BenchError, AMQPError, OSError, subprocess.SubprocessError) as error:
-            self.results.failures.append(f"{what}, round {number + 1}: {error}")
-            say(f"  {number + 1} {what:16} FAILED: {error}")
-            self.bench.broker.reset()
         stolen = stolen_since(before)
         for name, figures in found.items():
             self.results.figures += [
@@ -167,10 +151,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def say(text: str = "") -> None:
-    print(text, flush=True)
-
-
 def names(known: Iterable[str]) -> Callable[[str], list[str]]:
     known = list(known)
 
@@ -190,48 +170,19 @@ def parse_arguments() -> argparse.Namespace:
         description="This project beside others: see the top of tools/bench.py."
     )
     add = parser.add_argument
-    add(
-        "--quick",
-        action="store_true",
-        help="one short round, to try the tool; smaller maxima of --growth",
-    )
+    add("--quick", action="store_true", help="one short round, to try the tool; smaller maxima")
     add("--rounds", type=int, help="of each measurement (default: 5; with --quick: 1)")
-    add(
-        "--seconds",
-        type=float,
-        help="that a measurement takes, about (default: 2; with --quick: 0.25)",
-    )
-    add(
-        "--only",
-        type=names(ROWS),
-        default=[],
-        metavar="ROW,...",
-        help=f"these rows: {', '.join(ROWS)}",
-    )
+    text = "that a measurement takes, about (default: 2; with --quick: 0.25)"
+    add("--seconds", type=float, help=text)
+    text = f"these rows: {', '.join(ROWS)}"
+    add("--only", type=names(ROWS), default=[], metavar="ROW,...", help=text)
     everyone = list(CONTENDERS)
-    add(
-        "--contenders",
-        type=names(everyone),
-        default=everyone,
-        metavar="NAME,...",
-        help=", ".join(everyone),
-    )
-    add(
-        "--out",
-        default=os.path.join(ROOT, "build", "bench"),
-        metavar="FOLDER",
-        help="default: %(default)s",
-    )
-    add(
-        "--growth",
-        action="store_true",
-        help="measure how the cost of a task grows, instead of the table",
-    )
-    add(
-        "--fairness",
-        action="store_true",
-        help="measure how long messages wait, instead of the table",
-    )
+    text = ", ".join(everyone)
+    add("--contenders", type=names(everyone), default=everyone, metavar="NAME,...", help=text)
+    folder = os.path.join(ROOT, "build", "bench")
+    add("--out", default=folder, metavar="FOLDER", help="default: %(default)s")
+    add("--growth", action="store_true", help="instead, how the cost of a task grows")
+    add("--fairness", action="store_true", help="instead, how long messages wait")
     arguments = parser.parse_args()
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
     arguments.seconds = arguments.seconds or (0.25 if arguments.quick else 2.0)
@@ -250,51 +201,28 @@ def bench(arguments: argparse.Namespace) -> list[str]:
         facts["this project (sha256)"] = bench.version
         stack.callback(bench.broker.close)
         say(", ".join(f"{name} {version}" for name, version in facts.items()))
-        failures: list[str] = []
-        for measure, is_wanted in ((growth, arguments.growth), (fairness, arguments.fairness)):
-            if is_wanted:
-                failures += measure(bench, arguments)
-        if not (arguments.growth or arguments.fairness):
-            failures += compare(bench, arguments, facts)
-        return failures + not_durable(node)
+        if arguments.growth:
+            bench_growth.measure(bench, arguments.rounds, arguments.out)
+        elif arguments.fairness:
+            bench_fairness.measure(bench, arguments.contenders, arguments.out)
+        else:
+            compare(bench, arguments, facts)
+        return bench.failures + not_durable(node)
 
 
-def compare(bench: Bench, arguments: argparse.Namespace, facts: dict[str, str]) -> list[str]:
+def compare(bench: Bench, arguments: argparse.Namespace, facts: dict[str, str]) -> None:
     run = Run(bench, arguments)
     try:
         run.run()
     finally:  # after a Ctrl-C, what there is
         report(run.results, arguments.out, facts, CONTENDERS, say)
-    return run.results.failures
-
-
-def growth(bench: Bench, arguments: argparse.Namespace) -> list[str]:
-    return bench_growth.measure(bench, arguments.rounds, arguments.out, say)
-
-
-def fairness(bench: Bench, arguments: argparse.Namespace) -> list[str]:
-    return bench_fairness.measure(bench, arguments.contenders, arguments.out, say)
 
 
 def not_durable(node: RabbitmqNode) -> list[str]:
-    rows = [line.split() for line in node.ctl("list_queues", "name", "durable").splitlines()]
-    return [f"the queue {name} isn't durable" for name, durable in rows if durable == "false"]
-
-
-def main() -> int:
-    arguments = parse_arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        failures = bench(arguments)
-    except (RabbitmqError, BenchError, AMQPError, OSError, subprocess.SubprocessError) as error:
-        say(f"\nbench: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("\nbench: interrupted; what it started has ended")
-        return 1
-    say("\n".join(["", "FAILED:", *failures] if failures else ["", "All that ran was checked."]))
-    return 1 if failures else 0
+    durable = node.queues("durable")
+    return [f"the queue {name} isn't durable" for name in durable if durable[name] == "false"]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = parse_arguments()
+    sys.exit(lab.main("bench", lambda: bench(options)))

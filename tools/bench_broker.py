@@ -13,13 +13,13 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from amqpstorm.exception import AMQPError
 from amqpstorm.uri_connection import UriConnection
 from bench_contenders.load import MILLISECONDS, NUMBER, TEXT
 from bench_contenders.tasks import FIRST
+from lab import Failure, Quiet
 from pamqp import commands, frame, header
 from pamqp.body import ContentBody
 
@@ -27,10 +27,6 @@ PATIENCE = 60.0  #: Seconds that nothing may happen.
 MAX_BODY = 0x20000 - 8  #: Bytes of a body in one frame.
 CHUNK = 0x40000  #: Bytes, about, that are written at once.
 ID = re.compile(rb"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}")
-
-
-class BenchError(Exception):
-    """A contender didn't do what it has to. The text says what."""
 
 
 class Options(NamedTuple):
@@ -113,27 +109,24 @@ class Broker:
     def expect(self, queue: str, count: int | None) -> None:
         """Waits until nobody consumes, and there are so many messages (None: however many).
 
-        When a consumer is gone, what it had in hand is back. Raises BenchError if nothing changes
+        When a consumer is gone, what it had in hand is back. Raises Failure if nothing changes
         for some seconds.
         """
-        seen, since = (-1, -1), time.monotonic()
+        quiet = Quiet()
         while True:
             facts = self._channel.queue.declare(queue, passive=True)
-            now = (facts["message_count"], facts["consumer_count"])
-            if now[1] == 0 and count in (now[0], None):
+            ready, consumers = facts["message_count"], facts["consumer_count"]
+            if consumers == 0 and count in (ready, None):
                 return
-            if now != seen:
-                seen, since = now, time.monotonic()
-            elif time.monotonic() > since + PATIENCE / 10:
-                raise BenchError(
-                    f"{now[0]} messages are in {queue}, not {count}; consumers: {now[1]}"
-                )
+            if quiet.seconds((ready, consumers)) > PATIENCE / 10:
+                text = f"{ready} messages are in {queue}, not {count}; consumers: {consumers}"
+                raise Failure(text)
             time.sleep(0.01)
 
     def is_next_persistent(self, queue: str) -> bool:
         message = self._channel.basic.get(queue)
         if message is None:
-            raise BenchError(f"{queue} is empty")
+            raise Failure(f"{queue} is empty")
         message.reject(requeue=True)
         return bool(message.properties.get("delivery_mode") == 2)
 
@@ -147,7 +140,7 @@ class Broker:
                     break
                 time.sleep(0.01)
             if message is None:
-                raise BenchError(f"there is no sample of {name} in {queue}")
+                raise Failure(f"there is no sample of {name} in {queue}")
             message.ack()
             properties = {k: v for k, v in message.properties.items() if v not in (None, "")}
             persistent.append(properties.get("delivery_mode") == 2)
@@ -193,15 +186,7 @@ class Marks:
             file.truncate(size)
             return file.name, mmap.mmap(file.fileno(), size)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._memory.close()
         self._times.close()
         for path in self.environment.values():
@@ -215,26 +200,20 @@ class Marks:
         return self.count - self._memory[:].count(b"\0")
 
     def wait_for(self, count: int, worker: Checked, pause: float = 0.003) -> float:
-        """Until so many tasks have run. Returns when it was seen. Raises BenchError if that gets
+        """Until so many tasks have run. Returns when it was seen. Raises Failure if that gets
         nowhere."""
-        done, since = -1, time.monotonic()
-        while True:
-            now = self.done()
-            if now >= count:
-                return time.monotonic()
-            if now != done:
-                done, since = now, time.monotonic()
-            elif time.monotonic() > since + PATIENCE:
-                raise BenchError(
-                    f"{now} of {self.count} tasks have run, and no more in {PATIENCE:g} s"
-                )
+        quiet = Quiet()
+        while (done := self.done()) < count:
+            if quiet.seconds(done) > PATIENCE:
+                raise Failure(f"{done} of {self.count} tasks have run, and no more in {PATIENCE} s")
             worker.check()
             time.sleep(pause)
+        return time.monotonic()
 
     def check(self, complete: bool = True) -> None:
-        """Raises BenchError unless each has run once; if it isn't complete, at most once."""
+        """Raises Failure unless each has run once; if it isn't complete, at most once."""
         found = collections.Counter(self._memory[:])
         wrong = {times: n for times, n in found.items() if times > 1 or (times == 0 and complete)}
         if wrong:
             text = ", ".join(f"{n} ran {times} times" for times, n in wrong.items())
-            raise BenchError(f"of {self.count} tasks {text}")
+            raise Failure(f"of {self.count} tasks {text}")

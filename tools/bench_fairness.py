@@ -16,13 +16,13 @@ import itertools
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from amqpstorm.exception import AMQPError
-from bench_broker import PATIENCE, BenchError, Marks, Options
+from bench_broker import PATIENCE, Marks, Options
 from bench_measure import CONTENDERS, Bench, Contender
 from bench_process import Worker, stolen_since, stolen_time
+from lab import Failure, say
 
 THREADS = 8  #: Of each worker.
 WORKERS = 2
@@ -36,8 +36,6 @@ SETTINGS = {
     "dramatiq_queue_prefetch": str(THREADS),
 }
 CHOSEN = ("kuyruk", "dramatiq", "celery", "amqpstorm-pool")
-
-Say = Callable[[str], None]
 
 
 class Message(NamedTuple):
@@ -100,7 +98,7 @@ class FreeTime:
 def run(bench: Bench, contender: Contender, messages: Sequence[Message]) -> Waits:
     bench.sample(contender)
     with contextlib.ExitStack() as stack:
-        marks = stack.enter_context(Marks(len(messages), bench.folder))
+        marks = stack.enter_context(contextlib.closing(Marks(len(messages), bench.folder)))
         settings = SETTINGS | ({"BENCH_MODE": contender.mode} if contender.mode else {})
         workers = [
             stack.enter_context(bench.worker(contender, marks, THREADS, **settings))
@@ -122,7 +120,7 @@ def wait_for_consumers(bench: Bench, contender: Contender, workers: Sequence[Wor
     deadline = time.monotonic() + PATIENCE
     while bench.broker.consumers(contender.queue) < len(workers):
         if time.monotonic() > deadline:
-            raise BenchError("its workers don't consume")
+            raise Failure("its workers don't consume")
         for worker in workers:
             worker.check()
         time.sleep(0.05)
@@ -143,33 +141,22 @@ def send(bench: Bench, contender: Contender, messages: Sequence[Message]) -> lis
     return sent
 
 
-def measure(bench: Bench, contenders: Sequence[str], folder: str, say: Say) -> list[str]:
-    """Writes fairness.md. Returns what failed."""
-    failures: list[str] = []
-    rows = [
-        f"# How long a message waited while a thread was free, of {WORKERS} workers with {THREADS} threads",
-        "",
-    ]
-    rows += [
-        "| | median ms | 99 % ms | longest ms | all done, s | stolen |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
+def measure(bench: Bench, contenders: Sequence[str], folder: str) -> None:
+    """Write fairness.md."""
+    rows = ["# How long a message waited while a thread was free", ""]
+    rows += [f"Of {WORKERS} workers with {THREADS} threads each.", ""]
+    rows += ["| | median ms | 99 % ms | longest ms | all done, s | stolen |", f"|---|{'--:|' * 5}"]
     for stream, messages in streams(5.0 if bench.is_quick else 30.0).items():
         rows.append(f"| **{stream}** | | | | | |")
         for name in filter(contenders.__contains__, CHOSEN):
             before = stolen_time()
-            try:
+            with bench.attempt(f"{stream}, {name}"):
                 found = run(bench, CONTENDERS[name], messages)
-            except (BenchError, AMQPError, OSError) as error:
-                failures.append(f"{stream}: {name}: {error}")
-                bench.broker.reset()
-                say(f"  {stream}: {name} FAILED: {error}")
-                continue
-            figures = f"{found.median:.1f} | {found.p99:.1f} | **{found.longest:.1f}** | {found.total:.2f}"
-            rows.append(f"| {name} | {figures} | {stolen_since(before):.0%} |")
-            say(f"  {stream}: {name}: longest {found.longest:.1f} ms")
+                figures = f"{found.median:.1f} | {found.p99:.1f} | **{found.longest:.1f}** | "
+                stolen = stolen_since(before)
+                rows.append(f"| {name} | {figures}{found.total:.2f} | {stolen:.0%} |")
+                say(f"  {stream}: {name}: longest {found.longest:.1f} ms")
     text = "\n".join([*rows, ""])
     with open(os.path.join(folder, "fairness.md"), "w", encoding="utf-8") as file:
         file.write(text)
     say(f"\n{text}")
-    return failures

@@ -11,17 +11,15 @@ import contextlib
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from amqpstorm.exception import AMQPError
-from bench_broker import BenchError, Marks, Options
+from bench_broker import Marks, Options
 from bench_measure import CONTENDERS, Bench, Drained, drained_by
+from lab import say
 
 PARK = 600_000  #: Milliseconds of a task that does nothing but hold a thread and a deadline.
 TOLERANCE = 1.5  #: Less than that many times the linear growth may be noise.
-
-Say = Callable[[str], None]
 
 
 class Point(NamedTuple):
@@ -64,7 +62,7 @@ def run(bench: Bench, point: Point) -> Drained:
     total = first + point.tasks + point.waiting
     bench.sample(contender)
     with contextlib.ExitStack() as stack:
-        marks = stack.enter_context(Marks(total, bench.folder))
+        marks = stack.enter_context(contextlib.closing(Marks(total, bench.folder)))
         stack.callback(bench.broker.purge, contender.queue)
         if first:
             bench.broker.fill(contender.queue, "nap", range(first), Options(PARK))
@@ -110,40 +108,32 @@ def lines(name: str, points: Sequence[tuple[Point, list[Drained]]]) -> Iterator[
         yield f"| {point.at:,} | {cost:.3g} | {rate:,.0f} | {memory:.1f} | {power} |"
 
 
-def measure(bench: Bench, rounds: int, folder: str, say: Say) -> list[str]:
-    """Writes growth.md. Returns what failed."""
-    failures: list[str] = []
+def measure(bench: Bench, rounds: int, folder: str) -> None:
+    """Write growth.md."""
     results: dict[str, list[tuple[Point, list[Drained]]]] = {}
     for name, points in series(bench.is_quick).items():
         results[name] = [(point, []) for point in points]
         for number in range(rounds):
             for point, found in results[name]:
-                try:
+                with bench.attempt(f"{name}, {point.at:,}"):
                     drained = run(bench, point)
-                except (BenchError, AMQPError, OSError) as error:
-                    failures.append(f"{name}: {point.at}: {error}")
-                    bench.broker.reset()
-                    say(f"  {number + 1} {name} {point.at:,}: FAILED: {error}")
-                    continue
-                found.append(drained)
-                say(
-                    f"  {number + 1} {name} {point.at:,}: {drained.cpu:.3g} ms CPU a task, {drained.rate:,.0f}/s"
-                )
-    text = "\n".join(["# How the cost of a task grows", "", *head(), *body(results), ""])
+                    found.append(drained)
+                    text = f"{drained.cpu:.3g} ms CPU a task, {drained.rate:,.0f}/s"
+                    say(f"  {number + 1} {name} {point.at:,}: {text}")
+    text = ABOUT + "\n".join([*body(results), ""])
     with open(os.path.join(folder, "growth.md"), "w", encoding="utf-8") as file:
         file.write(text)
     say(f"\n{text}")
-    return failures
 
 
-def head() -> list[str]:
-    about = "Power: how the CPU time of a task has grown since where it was least; 0: not at all; 1: linearly."
-    return [
-        about,
-        "",
-        "| | CPU ms a task | tasks per second | peak MiB | power |",
-        "|--:|--:|--:|--:|--:|",
-    ]
+ABOUT = """\
+# How the cost of a task grows
+
+Power: how its CPU time has grown since where it was least; 0: not at all; 1: linearly.
+
+| | CPU ms a task | tasks per second | peak MiB | power |
+|--:|--:|--:|--:|--:|
+"""
 
 
 def body(results: dict[str, list[tuple[Point, list[Drained]]]]) -> list[str]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from bench_broker import PATIENCE, BenchError, Broker, Marks, Options
+from amqpstorm.exception import AMQPError
+from bench_broker import PATIENCE, Broker, Marks, Options
 from bench_process import Worker, run_load
+from lab import ROOT, TOOLS, Failure, say
 from rabbitmq_node import RabbitmqNode
 
-TOOLS = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(TOOLS)
 VENV = os.path.join(ROOT, "build", "bench-venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 
@@ -34,10 +35,10 @@ class Contender:
 
     name: str
     module: str  #: In tools/bench_contenders.
-    about: str  #: Its configuration, for the table.
-    command: str  #: Of its worker: after `python`, with {threads} and {queue}.
-    imports: str  #: The statement whose time is measured.
     rate: float  #: No-op tasks per second, about: how many it gets.
+    about: str  #: Its configuration, for the table.
+    imports: str = ""  #: The statement whose time is measured.
+    command: str = ""  #: Of its worker: after `python`, with {threads} and {queue}; "": the module.
     mode: str = ""  #: BENCH_MODE
     threads: int = 8  #: That its worker runs tasks in: 1 if it can't have more.
     is_persistent: bool = True
@@ -67,151 +68,87 @@ class Contender:
         } | own
 
     def worker(self, threads: int | None = None) -> list[str]:
-        text = self.command.format(threads=threads or self.threads, queue=self.queue)
+        command = self.command or f"-m bench_contenders.{self.module}"
+        text = command.format(threads=threads or self.threads, queue=self.queue)
         return [PYTHON, *text.split()]
 
 
 _OURS = "-m kuyruk_worker bench_contenders.ours -t {threads} -p "
-_EMBEDDED = "-m bench_contenders.ours"
 _CELERY = "-m celery -A bench_contenders.celery_peer worker -c {threads} -Q {queue} -l WARNING"
 _CELERY += " --without-gossip --without-mingle --without-heartbeat -P "
+_DRAMATIQ = "-m dramatiq bench_contenders.dramatiq_peer -p 1 -t {threads} --skip-logging"
 _CELERY_ABOUT = "prefetch 128, acknowledges late, no results but for RPC,"
 _CELERY_ABOUT += " no gossip, mingle, heartbeats, events, remote control"
 
-CONTENDERS = {
-    contender.name: contender
-    for contender in (
-        Contender(
-            "kuyruk",
-            "ours",
-            "python -m kuyruk_worker -p 1 -t 8",
-            _OURS + "1",
-            "import kuyruk",
-            9000,
-        ),
-        Contender("kuyruk-2", "ours", "python -m kuyruk_worker -p 2 -t 8", _OURS + "2", "", 12000),
-        Contender(
-            "kuyruk-embedded", "ours", "app.worker(threads=8) in a program", _EMBEDDED, "", 9000
-        ),
-        Contender(
-            "kuyruk10",
-            "kuyruk10",
-            "as it comes: one task at a time, messages not persistent, sends not confirmed",
-            "-m kuyruk --app bench_contenders.kuyruk10.app worker -q {queue}",
-            "import kuyruk",
-            700,
-            threads=1,
-            is_persistent=False,
-        ),
-        Contender(
-            "dramatiq",
-            "dramatiq_peer",
-            "dramatiq -p 1 -t 8, default middleware (without Prometheus, as it comes) and prefetch",
-            "-m dramatiq bench_contenders.dramatiq_peer -p 1 -t {threads} --skip-logging",
-            "import dramatiq, dramatiq.brokers.rabbitmq",
-            4000,
-        ),
-        Contender(
-            "dramatiq-128",
-            "dramatiq_peer",
-            "likewise, with dramatiq_queue_prefetch=128",
-            "-m dramatiq bench_contenders.dramatiq_peer -p 1 -t {threads} --skip-logging",
-            "",
-            4000,
-            prefetch=128,
-        ),
-        Contender(
-            "celery",
-            "celery_peer",
-            "-P threads -c 8; " + _CELERY_ABOUT,
-            _CELERY + "threads",
-            "import celery; celery.Celery().amqp",
-            2200,
-        ),
-        Contender(
-            "celery-prefork",
-            "celery_peer",
-            "-P prefork -c 2; " + _CELERY_ABOUT,
-            _CELERY + "prefork",
-            "",
-            2200,
-            threads=2,
-        ),
-        Contender(
-            "amqpstorm",
-            "raw_amqpstorm",
-            "a loop, as its documentation has it (basic.consume, start_consuming), prefetch 128",
-            "-m bench_contenders.raw_amqpstorm",
-            "import amqpstorm",
-            1400,
-            "stock",
-            threads=1,
-        ),
-        Contender(
-            "amqpstorm-event",
-            "raw_amqpstorm",
-            "tasks run in amqpstorm's own reading thread, TCP_NODELAY, prefetch 128",
-            "-m bench_contenders.raw_amqpstorm",
-            "",
-            10000,
-            "event",
-            threads=1,
-        ),
-        Contender(
-            "amqpstorm-pool",
-            "raw_amqpstorm",
-            "likewise, with a ThreadPoolExecutor(8), and one thread that acknowledges",
-            "-m bench_contenders.raw_amqpstorm",
-            "",
-            8000,
-            "pool",
-        ),
-        Contender(
-            "py-amqp",
-            "raw_pyamqp",
-            "a loop of drain_events, prefetch 128",
-            "-m bench_contenders.raw_pyamqp",
-            "import amqp",
-            8000,
-            threads=1,
-        ),
-        Contender(
-            "pika",
-            "raw_pika",
-            "a loop of a SelectConnection, prefetch 128; sending: a BlockingConnection",
-            "-m bench_contenders.raw_pika",
-            "import pika",
-            11000,
-            "select",
-            threads=1,
-        ),
-        Contender(
-            "pika-confirmed",
-            "raw_pika",
-            "likewise; requests are confirmed, and each reply before its task is acknowledged",
-            "-m bench_contenders.raw_pika",
-            "",
-            11000,
-            "confirmed",
-            threads=1,
-        ),
-    )
-}
+_KUYRUK10 = "-m kuyruk --app bench_contenders.kuyruk10.app worker -q {queue}"
+
+_ALL = (
+    Contender(
+        "kuyruk", "ours", 9000, "python -m kuyruk_worker -p 1 -t 8", "import kuyruk", _OURS + "1"
+    ),
+    Contender(
+        "kuyruk-2", "ours", 12000, "python -m kuyruk_worker -p 2 -t 8", command=_OURS + "2"
+    ),
+    Contender("kuyruk-embedded", "ours", 9000, "app.worker(threads=8) in a program"),
+    Contender(
+        "kuyruk10", "kuyruk10", 700,
+        "as it comes: one task at a time, messages not persistent, sends not confirmed",
+        "import kuyruk", _KUYRUK10, threads=1, is_persistent=False,
+    ),
+    Contender(
+        "dramatiq", "dramatiq_peer", 4000,
+        "dramatiq -p 1 -t 8, default middleware (without Prometheus, as it comes) and prefetch",
+        "import dramatiq, dramatiq.brokers.rabbitmq", _DRAMATIQ,
+    ),
+    Contender(
+        "dramatiq-128", "dramatiq_peer", 4000, "likewise, with dramatiq_queue_prefetch=128",
+        command=_DRAMATIQ, prefetch=128,
+    ),
+    Contender(
+        "celery", "celery_peer", 2200, "-P threads -c 8; " + _CELERY_ABOUT,
+        "import celery; celery.Celery().amqp", _CELERY + "threads",
+    ),
+    Contender(
+        "celery-prefork", "celery_peer", 2200, "-P prefork -c 2; " + _CELERY_ABOUT,
+        command=_CELERY + "prefork", threads=2,
+    ),
+    Contender(
+        "amqpstorm", "raw_amqpstorm", 1400,
+        "a loop, as its documentation has it (basic.consume, start_consuming), prefetch 128",
+        "import amqpstorm", mode="stock", threads=1,
+    ),
+    Contender(
+        "amqpstorm-event", "raw_amqpstorm", 10000,
+        "tasks run in amqpstorm's own reading thread, TCP_NODELAY, prefetch 128",
+        mode="event", threads=1,
+    ),
+    Contender(
+        "amqpstorm-pool", "raw_amqpstorm", 8000,
+        "likewise, with a ThreadPoolExecutor(8), and one thread that acknowledges", mode="pool",
+    ),
+    Contender(
+        "py-amqp", "raw_pyamqp", 8000, "a loop of drain_events, prefetch 128",
+        "import amqp", threads=1,
+    ),
+    Contender(
+        "pika", "raw_pika", 11000,
+        "a loop of a SelectConnection, prefetch 128; sending: a BlockingConnection",
+        "import pika", mode="select", threads=1,
+    ),
+    Contender(
+        "pika-confirmed", "raw_pika", 11000,
+        "likewise; requests are confirmed, and each reply before its task is acknowledged",
+        mode="confirmed", threads=1,
+    ),
+)  # fmt: skip
+CONTENDERS = {contender.name: contender for contender in _ALL}
 
 DRAINING = tuple(name for name in CONTENDERS if name != "pika-confirmed")
 SENDERS = ("kuyruk", "kuyruk10", "dramatiq", "celery", "amqpstorm", "py-amqp", "pika")
 CONFIRMING = tuple(name for name in SENDERS if name != "kuyruk10")
 NAPPING = ("kuyruk", "kuyruk10", "dramatiq", "celery", "amqpstorm-pool")
-CALLERS = (
-    "kuyruk",
-    "kuyruk10",
-    "celery",
-    "amqpstorm",
-    "amqpstorm-event",
-    "py-amqp",
-    "pika",
-    "pika-confirmed",
-)
+_NO_CALLERS = ("kuyruk-2", "kuyruk-embedded", "dramatiq", "dramatiq-128", "celery-prefork")
+CALLERS = tuple(name for name in CONTENDERS if name not in (*_NO_CALLERS, "amqpstorm-pool"))
 
 
 # --- Measurements --------------------------------------------------------------
@@ -226,6 +163,7 @@ class Bench:
         self.seconds = seconds
         self.is_quick = is_quick
         self.folder = folder  #: For logs and marks.
+        self.failures: list[str] = []
         self._node = node
         self._sampled: set[str] = set()
         # A copy: whoever edits the library meanwhile doesn't mix two versions into one table.
@@ -254,7 +192,8 @@ class Bench:
         own = contender.environment(self._node.url, self.ours, threads)
         own |= (marks.environment if marks else {}) | environment
         log = os.path.join(self.folder, f"{contender.name}.log")
-        return Worker([*contender.worker(threads), *arguments], own, log)
+        command = [*contender.worker(threads), *arguments]
+        return Worker(command, log, own, cwd=self.folder)
 
     def sample(self, contender: Contender) -> None:
         """Have it send one message of each sort, and keep them as patterns for many."""
@@ -264,7 +203,7 @@ class Bench:
         self.load(contender, "sample")
         persistent = self.broker.take_patterns(contender.queue)
         if persistent != contender.is_persistent:
-            raise BenchError(f"its messages are {'' if persistent else 'not '}persistent")
+            raise Failure(f"its messages are {'' if persistent else 'not '}persistent")
         self._sampled.add(contender.name)
 
     def send(
@@ -285,7 +224,7 @@ class Bench:
     def _check_sent(self, contender: Contender, facts: dict[str, float]) -> None:
         self.broker.expect(contender.queue, int(facts["calls"]))
         if self.broker.is_next_persistent(contender.queue) != contender.is_persistent:
-            raise BenchError("its messages are not persistent")
+            raise Failure("its messages are not persistent")
         self.broker.purge(contender.queue)
 
     def drain(
@@ -297,7 +236,7 @@ class Bench:
         milliseconds: int = 0,
     ) -> Drained:
         with contextlib.ExitStack() as stack:
-            marks = stack.enter_context(Marks(count, self.folder))
+            marks = stack.enter_context(contextlib.closing(Marks(count, self.folder)))
             self.broker.fill(contender.queue, task, range(count), Options(milliseconds))
             worker = stack.enter_context(self.worker(contender, marks, threads))
             first = marks.wait_for(1, worker)
@@ -306,6 +245,16 @@ class Bench:
             marks.check()
         self.broker.expect(contender.queue, 0)
         return dataclasses.replace(drained, start=first - worker.began)
+
+    @contextlib.contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Note why this fails, and go on."""
+        try:
+            yield
+        except (Failure, AMQPError, OSError, subprocess.SubprocessError) as error:
+            self.failures.append(f"{what}: {error}")
+            say(f"  {what}: FAILED: {error}")
+            self.broker.reset()
 
     def kill(self, worker: Worker) -> None:
         """What it hasn't acknowledged by now is back in the queue, for `Broker.expect` to find. A
@@ -343,21 +292,14 @@ class Bench:
 
     def imports(self, contender: Contender) -> dict[str, float]:
         environment = contender.environment(self._node.url, self.ours)
+        run = functools.partial(subprocess.run, env=environment, cwd=self.folder, check=True)
         texts = ("pass", contender.imports)
         times: dict[str, list[float]] = {text: [] for text in texts}
         for turn in range(3 if self.is_quick else 12):
             for text in texts:
                 began = time.monotonic()
                 # Its end is seen on its pipe: a `wait` with a timeout looks every 50 ms only.
-                command = [PYTHON, "-c", text]
-                subprocess.run(
-                    command,
-                    env=environment,
-                    cwd=self.folder,
-                    check=True,
-                    timeout=PATIENCE,
-                    capture_output=True,
-                )
+                run([PYTHON, "-c", text], timeout=PATIENCE, capture_output=True)
                 if turn:  # the first one may compile
                     times[text].append(time.monotonic() - began)
         bare, own = (min(values) * 1000 for values in times.values())
@@ -370,23 +312,18 @@ class Bench:
             workers = {}
             for contender in contenders:
                 self.sample(contender)
-                marks = stack.enter_context(Marks(1, self.folder))
+                marks = stack.enter_context(contextlib.closing(Marks(1, self.folder)))
                 self.broker.fill(contender.queue, "noop", range(1))
                 workers[contender.name] = stack.enter_context(self.worker(contender, marks))
                 marks.wait_for(1, workers[contender.name])
             time.sleep(2.0)
-            before = {
-                name: (worker.idle_cpu(), time.monotonic()) for name, worker in workers.items()
-            }
+            before = {name: (each.idle_cpu(), time.monotonic()) for name, each in workers.items()}
             time.sleep(seconds)
-            return {
-                name: {
-                    "idle": (worker.idle_cpu() - before[name][0])
-                    / (time.monotonic() - before[name][1])
-                    * 100
-                }
-                for name, worker in workers.items()
-            }
+            figures = {}
+            for name, (cpu, since) in before.items():
+                taken = workers[name].idle_cpu() - cpu
+                figures[name] = {"idle": taken / (time.monotonic() - since) * 100}
+            return figures
 
 
 @dataclasses.dataclass(frozen=True)

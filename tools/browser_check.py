@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,15 +22,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lab
+from lab import Failure
 from rabbitmq_node import RabbitmqNode
 
 HERE = Path(__file__).resolve().parent.parent
 PICTURE = HERE / "docs" / "dashboard.png"
 PATIENCE = 30.0  #: Seconds that something that must happen may take.
-
-
-class CheckFailed(Exception):
-    """What was to be seen in the browser wasn't."""
 
 
 class Browser:
@@ -69,18 +66,18 @@ class Browser:
             while b"\0" not in self._buffer:
                 data = os.read(self._from, 1 << 20)
                 if not data:
-                    raise CheckFailed("Chromium has ended")
+                    raise Failure("Chromium has ended")
                 self._buffer += data
             text, _, self._buffer = self._buffer.partition(b"\0")
             answer = json.loads(text)
             if answer.get("id") == self._number:
                 if "error" in answer:
-                    raise CheckFailed(f"{method}: {answer['error']['message']}")
+                    raise Failure(f"{method}: {answer['error']['message']}")
                 return answer["result"]
 
     def evaluate(self, script: str) -> Any:
         """Return the value of a JavaScript expression; None while a page is changing."""
-        with contextlib.suppress(CheckFailed):
+        with contextlib.suppress(Failure):
             return self.ask("Runtime.evaluate", expression=script)["result"].get("value")
 
     def wait_for(self, script: str) -> None:
@@ -95,7 +92,7 @@ class Browser:
 
     def close(self) -> None:
         self._session = {}
-        with contextlib.suppress(CheckFailed, OSError):
+        with contextlib.suppress(Failure, OSError):
             self.ask("Browser.close")
         try:
             self._process.wait(PATIENCE)
@@ -109,27 +106,19 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            raise CheckFailed(f"this didn't become true in {PATIENCE:g} seconds: {what}")
+            raise Failure(f"this didn't become true in {PATIENCE:g} seconds: {what}")
         time.sleep(0.05)
 
 
 @contextlib.contextmanager
 def running(*arguments: str, folder: Path, env: dict[str, str], until: str) -> Iterator[str]:
     """A Python program that runs until the end of the block; gives its log's line with `until`."""
-    log = folder / f"{arguments[1]}.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=folder, env=env, stdout=file, stderr=file
-        )
-    try:
-        wait_until(lambda: until in log.read_text() or process.poll() is not None, until)
-        lines = [line for line in log.read_text().splitlines() if until in line]
-        if not lines:
-            raise CheckFailed(log.read_text())
-        yield lines[0]
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE)
+    log = str(folder / f"{arguments[1]}.log")
+    with lab.Process([sys.executable, *arguments], log, env, cwd=str(folder)) as process:
+        try:
+            yield process.wait_for(until)
+        finally:
+            process.stop()
 
 
 def check(browser: Browser, address: str, folder: Path) -> None:
@@ -156,8 +145,7 @@ def run(program: str) -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         node = stack.enter_context(RabbitmqNode())
-        env = {**os.environ, "PYTHONPATH": str(HERE), "KUYRUK_RABBIT_URL": node.url}
-        env["RUNNING_FOLDER"] = str(folder / "running")
+        env = lab.environment(KUYRUK_RABBIT_URL=node.url, RUNNING_FOLDER=folder / "running")
         tasks, dashboard = "examples.dashboard.tasks", "examples.dashboard.dashboard"
         options: Any = {"folder": folder, "env": env}
         worker = running("-m", "kuyruk_worker", tasks, until="Consuming dashboard", **options)
@@ -171,19 +159,13 @@ def run(program: str) -> None:
         check(browser, address, folder)
 
 
-def main() -> int:
+def main() -> None:
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
-        print("There is no Chromium: as root, apt-get install chromium", file=sys.stderr)
-        return 1
-    try:
-        run(program)
-    except CheckFailed as error:
-        print(f"FAILED: {error}", file=sys.stderr)
-        return 1
-    print(f"The dashboard was seen, and its buttons did what they say: {PICTURE.relative_to(HERE)}")
-    return 0
+        raise Failure("There is no Chromium: as root, apt-get install chromium")
+    run(program)
+    lab.say(f"The dashboard was seen, and its buttons did what they say: {PICTURE.name}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(lab.main("browser_check", main))

@@ -2,13 +2,14 @@
 went.
 
     python tools/chaos.py [--quick] [--only FAULT] [--mixed-minutes M] [--every S] [--rate N]
-    [--seed N]
+    [--seed N] [--kills N]
 
 Each fault has a queue, a worker (`python -m kuyruk_worker -p 2`, in most), and two processes that
 send numbered tasks to it from several threads: one by one, in batches, and waiting for the answer.
-Each send and each run is written down (chaos_tasks.py). Then comes the fault, alone; in the end all
-of them, at random. One needs a cluster: three nodes, with quorum queues, and the one that leads the
-queue is killed, three times (not with --quick). A row of the table:
+Each send and each run is written down (lab.py). Then comes the fault, alone; in the end all of
+them, at random. One needs a cluster: three nodes, with quorum queues, and the one that leads the
+queue is killed, three times (not with --quick); some of its tasks come back from a delay queue, some
+fail for good. A row of the table:
 
     sent        messages that were sent: confirmed, or refused, that is, the send has raised
     refused     nobody knows of these: they may have run
@@ -30,23 +31,22 @@ queue is killed, three times (not with --quick). A row of the table:
 Exit code: 1 if a message was lost, or ran again without explanation, if a send took longer than
 RABBIT_PUBLISH_TIMEOUT and a second, if a worker wasn't back in 10 seconds (of a half-open
 connection: after the two heartbeats in which it notices), if a process was left behind, or an
-answer was wrong. 2 for wrong arguments. Ctrl-C ends it, and what it has started. The same seed
-draws the same mixed faults. Linux only (/proc).
+answer was wrong. Others: see lab.py. Ctrl-C ends it, and what it has started. The same seed draws
+the same mixed faults. Linux only (/proc).
 """
 
 from __future__ import annotations
 
 import argparse
 import bisect
-import collections
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -54,19 +54,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from amqpstorm.exception import AMQPChannelError, AMQPError
+import lab
+from amqpstorm.exception import AMQPChannelError
 from amqpstorm.uri_connection import UriConnection
-from rabbitmq_node import RabbitmqCluster, RabbitmqError, RabbitmqNode
+from chaos_tasks import DELAY, PLANNED
+from lab import RETURNED, Call, Failure, Sent, say
+from rabbitmq_node import RabbitmqCluster, RabbitmqNode
 from tcp_proxy import TcpProxy
 
-TOOLS = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(TOOLS)
-sys.path.insert(0, ROOT)
-
-from chaos_tasks import Executed, Sent
-
-#: Where everything is until the next run: the books, the logs. Git ignores it.
-FOLDER = os.path.join(ROOT, "build", "chaos")
+#: Where everything is until the next run: notes and logs. Git ignores it.
+FOLDER = os.path.join(lab.ROOT, "build", "chaos")
 
 PROCESSES = 2  #: Of a worker,
 THREADS = 4  #: and of each of these.
@@ -79,9 +76,10 @@ SEND_MARGIN = 1.0  #: Seconds that a send may take beyond RABBIT_PUBLISH_TIMEOUT
 SETTLING = 1.0
 NOTICING = 1.0  #: and after it, until each process has heard of it, on a machine that is busy.
 MIXED_PAUSE = 2.0  #: Seconds between two mixed faults, at least.
-LEADERS = 3  #: Nodes of a cluster that are killed, one after the other.
+#: Likewise, of a cluster. RabbitMQ sends a dead letter again after 180 seconds if its queue hasn't
+#: taken it (x-dead-letter-strategy at-least-once), and doesn't count it as a message till then.
+CLUSTER_PATIENCE = 200.0
 BACKLOG = 1.0  #: Seconds without a worker, so that a queue holds something when it is deleted.
-SHOWN = 5  #: Messages of one sort that are printed.
 #: Milliseconds between two looks of the broker for what exceeds consumer_timeout; else 60000.
 CHANNEL_TICK = 1000
 ALARM, NO_ALARM = "0", "0.4"  #: Of its memory, from which on the broker blocks those that publish.
@@ -109,133 +107,8 @@ QUICK = Pace(
 )
 
 
-class Interrupted(Exception):
-    """Ctrl-C, in a thread that is no longer wanted."""
-
-
-# --- The processes ---------------------------------------------------------------
-
-
-class Process:
-    """A process in a session of its own: by that all are known that descend from it."""
-
-    def __init__(self, command: list[str], environment: dict[str, str], log: str) -> None:
-        with open(log, "ab") as output:
-            self._popen = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        self.pid = self._popen.pid
-
-    @property
-    def runs(self) -> bool:
-        return self._popen.poll() is None
-
-    def session(self) -> list[int]:
-        """All processes of it, zombies included, the first one first."""
-        found = []
-        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-            with contextlib.suppress(ProcessLookupError):
-                found += [pid] if os.getsid(pid) == self.pid else []
-        return sorted(found, key=lambda pid: pid != self.pid)
-
-    def children(self) -> list[int]:
-        return [pid for pid in self.session() if pid != self.pid]
-
-    def signal(self, number: signal.Signals) -> None:
-        for pid in self.session():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-    def tell(self, line: str) -> None:
-        assert self._popen.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._popen.stdin.write(f"{line}\n".encode())
-            self._popen.stdin.flush()
-
-    def end(self, terminate: bool) -> int | None:
-        """By SIGTERM, or by the end of its input. Returns its exit code; None if it doesn't end."""
-        if terminate:
-            self._popen.terminate()
-        elif self._popen.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._popen.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._popen.wait(PATIENCE)
-        return None
-
-    def kill(self) -> None:
-        """SIGKILL to all of them, and to those that they have started meanwhile."""
-        while pids := [pid for pid in self.session() if not _is_zombie(pid)]:
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        self._popen.wait()
-        with contextlib.suppress(BrokenPipeError):
-            assert self._popen.stdin is not None
-            self._popen.stdin.close()
-
-
-def _is_zombie(pid: int) -> bool:
-    """Or gone."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] == "Z"
-    return True
-
-
-# --- The books -------------------------------------------------------------------
-
-
-class Books:
-    """What has been sent, and what has run; read on as it is written."""
-
-    def __init__(self, folder: str) -> None:
-        self.sent: dict[str, Sent] = {}
-        self.runs: dict[str, list[Executed]] = collections.defaultdict(list)  # to their end
-        self.cuts: list[Executed] = []  # calls that were interrupted
-        self.last_begin: dict[int, float] = {}  # by process
-        self._folder = folder
-        self._read: collections.Counter[str] = collections.Counter()  # bytes of each file
-
-    def follow(self) -> None:
-        for line in self._news("sent"):
-            sent = Sent.parse(line)
-            self.sent[sent.number] = sent
-        for line in self._news("executed"):
-            run = Executed.parse(line)
-            self.last_begin[run.pid] = max(run.began, self.last_begin.get(run.pid, 0))
-            if run.outcome == "ran":
-                self.runs[run.number].append(run)
-            else:
-                self.cuts.append(run)
-
-    def _news(self, name: str) -> list[str]:
-        with (
-            contextlib.suppress(FileNotFoundError),
-            open(os.path.join(self._folder, name), "rb") as file,
-        ):
-            file.seek(self._read[name])
-            lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
-            self._read[name] += sum(map(len, lines))
-            return [line.decode().rstrip() for line in lines]
-        return []
-
-    @property
-    def confirmed(self) -> list[Sent]:
-        return [sent for sent in self.sent.values() if sent.outcome == "confirmed"]
-
-    def open(self) -> list[Sent]:
-        """Confirmed, and not run."""
-        return [sent for sent in self.confirmed if sent.number not in self.runs]
-
-    def begins(self) -> list[float]:
-        calls = itertools.chain(self.cuts, *self.runs.values())
-        return sorted(call.began for call in calls)
+class Unwanted(Exception):
+    """After Ctrl-C: of a thread whose work isn't wanted any more."""
 
 
 @dataclass
@@ -276,24 +149,27 @@ class Lane:
         pace: Pace,
         seed: int,
         rate: float,
-        cluster: RabbitmqCluster | None,
+        cluster: RabbitmqCluster | None = None,
+        folder: str = FOLDER,
+        patience: float = PATIENCE,
     ) -> None:
         #: node: one of the cluster's, if there is one.
         self.node, self.cluster, self.fault, self.pace = node, cluster, fault, pace
         self._url = cluster.url if cluster else node.url
         self.dice = random.Random(f"{seed} {fault.name}")
         self.queue = f"chaos.{fault.slug}"
-        self.folder = os.path.join(FOLDER, fault.slug)
+        self.folder = os.path.join(folder, fault.slug)
         os.makedirs(self.folder)
-        self.books = Books(self.folder)
+        self.ledger = lab.Ledger(self.folder)
+        self.forgotten = 0  #: Delayed tasks that came back only when somebody looked.
         self.violations: list[str] = []
         self.strikes: list[Strike] = []
         #: Times in which the broker didn't run.
         self.outages: list[tuple[float, float]] = []
         self.deletions: list[Deletion] = []
         self.over = threading.Event()  # by Ctrl-C
-        self._rate = rate
-        self._processes: list[Process] = []  # all that were ever started
+        self._rate, self._patience = rate, patience
+        self._processes: list[lab.Process] = []  # all that were ever started
 
     def __enter__(self) -> Lane:
         self.proxy = TcpProxy(self.node.url)
@@ -308,8 +184,8 @@ class Lane:
 
     def start(self) -> None:
         near = self.proxy.url if self.fault.proxied else self._url
-        embed = ["--embed"] if self.fault.embedded else []
-        self.senders = [self._start_sender(near, *embed), self._start_sender(self._url)]
+        options = ["--embed"] * self.fault.embedded + ["--various"] * self.fault.cluster
+        self.senders = [self._start_sender(near, *options), self._start_sender(self._url)]
         self.worker = self.senders[0]
         if not self.fault.embedded:
             self.start_worker()
@@ -317,36 +193,35 @@ class Lane:
         self.nap(self.pace.before)
 
     def start_worker(self) -> None:
-        command = ["-m", "kuyruk_worker", "chaos_tasks", "-p", str(PROCESSES), "-t", str(THREADS)]
-        near = self.proxy.url if self.fault.proxied else self._url
-        self.worker = self._start("worker", near, *command)
+        url = self.proxy.url if self.fault.proxied else self._url
+        log, env = self._log("worker"), self._environment()
+        self.worker = lab.worker("chaos_tasks", url, log, PROCESSES, THREADS, **env)
+        self._processes.append(self.worker)
 
     def stop_worker(self) -> None:
-        code = self.worker.end(terminate=True)
+        code = self.worker.stop(PATIENCE)
         if code != 0:
             self.violations.append(f"a worker ended on SIGTERM with exit code {code}")
 
-    def _start_sender(self, url: str, *options: str) -> Process:
-        rate = str(self._rate / 2)
-        return self._start(
-            "sender", url, os.path.join(TOOLS, "chaos_sender.py"), "--rate", rate, *options
-        )
+    def _start_sender(self, url: str, *options: str) -> lab.Process:
+        program = os.path.join(lab.TOOLS, "chaos_sender.py")
+        command = [sys.executable, program, "--rate", str(self._rate / 2), *options]
+        env = lab.environment(KUYRUK_RABBIT_URL=url, **self._environment())
+        self._processes.append(lab.Process(command, self._log("sender"), env))
+        return self._processes[-1]
 
-    def _start(self, log: str, url: str, *command: str) -> Process:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("KUYRUK_")}
-        environment |= {
-            "KUYRUK_RABBIT_URL": url,
-            "KUYRUK_RABBIT_HEARTBEAT": str(self.pace.heartbeat),
+    def _log(self, name: str) -> str:
+        return os.path.join(self.folder, f"{name}.log")
+
+    def _environment(self) -> dict[str, object]:
+        settings = {
+            "KUYRUK_RABBIT_HEARTBEAT": self.pace.heartbeat,
+            "KUYRUK_RABBIT_PUBLISH_TIMEOUT": self.pace.publish_timeout,
+            "CHAOS_QUEUE": self.queue,
+            "LAB_FOLDER": self.folder,
         }
-        environment |= {"KUYRUK_RABBIT_PUBLISH_TIMEOUT": str(self.pace.publish_timeout)}
-        environment |= {"CHAOS_QUEUE": self.queue, "CHAOS_FOLDER": self.folder, "PYTHONPATH": TOOLS}
-        environment |= (
-            {"KUYRUK_QUEUE_ARGUMENTS": "{'x-queue-type': 'quorum'}"} if self.cluster else {}
-        )
-        log = os.path.join(self.folder, f"{log}.log")
-        process = Process([sys.executable, *command], environment, log)
-        self._processes.append(process)
-        return process
+        quorum = {"KUYRUK_QUEUE_ARGUMENTS": {"x-queue-type": "quorum"}}
+        return settings | (quorum if self.cluster else {})
 
     def consumers(self) -> list[int]:
         """Processes that run tasks."""
@@ -356,12 +231,12 @@ class Lane:
 
     def nap(self, seconds: float) -> None:
         if self.over.wait(seconds):
-            raise Interrupted
+            raise Unwanted
 
     def wait_until(self, condition: Callable[[], object], seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            self.books.follow()
+            self.ledger.follow()
             if condition():
                 return True
             self.nap(TICK)
@@ -369,8 +244,8 @@ class Lane:
 
     def _wait_for_first_runs(self) -> None:
         wanted = 1 if self.fault.embedded else PROCESSES
-        if not self.wait_until(lambda: len(self.books.last_begin) >= wanted, PATIENCE):
-            raise RabbitmqError(f"{self.fault.name}: the worker doesn't begin, see {self.folder}")
+        if not self.wait_until(lambda: len(self.ledger.last_begin) >= wanted, PATIENCE):
+            raise Failure(f"{self.fault.name}: the worker doesn't begin, see {self.folder}")
 
     # -- the fault
 
@@ -392,10 +267,7 @@ class Lane:
 
     def delete_queue(self) -> None:
         """While nothing consumes it: so the number of unacknowledged messages stays."""
-        rows = self.node.ctl("list_queues", "name", "messages_unacknowledged").splitlines()
-        [unacknowledged] = [
-            int(count) for name, count in map(str.split, rows) if name == self.queue
-        ]
+        unacknowledged = int(self.node.queues("messages_unacknowledged")[self.queue])
         with UriConnection(self.node.url) as connection, connection.channel() as channel:
             began = time.monotonic()
             ready = channel.queue.delete(self.queue)["message_count"]
@@ -407,7 +279,9 @@ class Lane:
 
         def missing() -> list[int]:
             return [
-                pid for pid in self.consumers() if self.books.last_begin.get(pid, 0) <= strike.ended
+                pid
+                for pid in self.consumers()
+                if self.ledger.last_begin.get(pid, 0) <= strike.ended
             ]
 
         def are_all_back() -> bool:
@@ -432,39 +306,47 @@ class Lane:
         if not self.fault.embedded:
             self.stop_worker()
         for sender in self.senders:
-            code = sender.end(terminate=False)
+            code = sender.close_input(PATIENCE)
             if code != 0:
                 self.violations.append(f"a sender ended with exit code {code}")
-        self.books.follow()
-        left = [pid for process in self._processes for pid in process.session()]
+        self.ledger.follow()
+        left = [pid for process in self._processes for pid in process.session(zombies=True)]
         if left:
             self.violations.append(f"processes were left behind: {left}")
-        self._look_for_failed()
+        self.ledger.read_failed(self.node.url, self.queue)
 
     def _drain(self) -> None:
-        """Until all that was confirmed has run, or nothing happens any more."""
-        known, since = -1, time.monotonic()
+        """Wait until all that was confirmed has run, or nothing happens any more."""
+        quiet = lab.Quiet()
         while True:
             self.nap(2 * TICK)
-            self.books.follow()
-            news = len(self.books.sent) + sum(map(len, self.books.runs.values()))
-            if news != known:
-                known, since = news, time.monotonic()
-            quiet = time.monotonic() - since
-            if quiet > PATIENCE or (
-                quiet > SETTLING and not any(map(self.is_owed, self.books.open()))
-            ):
+            self.ledger.follow()
+            if self.fault.cluster:
+                self.ledger.read_failed(self.node.url, self.queue)
+            seconds = quiet.seconds(self.ledger.news())
+            owed = sum(map(self.is_owed, self.ledger.open())) if seconds > SETTLING else 1
+            if not owed or seconds > self._patience:
                 return
+            if self.fault.cluster and seconds > self._patience / 2:
+                self.forgotten = max(self.forgotten, owed)
+                self._look_at(f"{self.queue}.delay.{DELAY * 1000:.0f}")
+
+    def _look_at(self, queue: str) -> None:
+        """Ask for a message, and leave it there.
+
+        RabbitMQ 3.10 can forget the timer of a quorum queue whose leader has changed. The messages
+        stay in the queue, expired, until somebody asks for one."""
+        with contextlib.suppress(AMQPChannelError), UriConnection(self.node.url) as connection:
+            connection.channel().basic.get(queue)  # and back it goes, with the channel
+
+    def delete_queues(self) -> None:
+        with UriConnection(self.node.url) as connection, connection.channel() as channel:
+            for suffix in ("", ".failed", f".delay.{DELAY * 1000:.0f}"):
+                channel.queue.delete(f"{self.queue}{suffix}")
 
     def is_owed(self, sent: Sent) -> bool:
         """Its queue hasn't been deleted since its send began."""
         return all(sent.began > deletion.ended for deletion in self.deletions)
-
-    def _look_for_failed(self) -> None:
-        missing = contextlib.suppress(AMQPChannelError)  # no such queue: fine
-        with UriConnection(self.node.url) as connection, missing, connection.channel() as channel:
-            count = channel.queue.declare(f"{self.queue}.failed", passive=True)["message_count"]
-            self.violations += [f"{count} messages are in {self.queue}.failed"] if count else []
 
 
 # --- The faults --------------------------------------------------------------------
@@ -612,12 +494,21 @@ def delete_cached_queue(lane: Lane) -> None:
 def exceed_consumer_timeout(lane: Lane) -> None:
     """The broker closes the channel of a process. Mixed, other faults may be faster."""
     seconds = 2 * lane.pace.consumer_timeout
-    cuts = len(lane.books.cuts)
+    cuts = count_cuts(lane.ledger)
     lane.senders[1].tell(f"hold {seconds}")
     if lane.fault is not MIXED and not lane.wait_until(
-        lambda: len(lane.books.cuts) > cuts, seconds
+        lambda: count_cuts(lane.ledger) > cuts, seconds
     ):
         lane.violations.append("the broker hasn't closed the channel")
+
+
+def count_cuts(ledger: lab.Ledger) -> int:
+    """Return how many calls were interrupted."""
+    return sum(count for outcome, count in ledger.ends.items() if is_cut(outcome))
+
+
+def is_cut(outcome: str | None) -> bool:
+    return outcome not in (None, RETURNED, *PLANNED)
 
 
 @fault("fork", cuts=False)
@@ -671,9 +562,9 @@ class Account:
     """Of a lane whose processes have ended."""
 
     def __init__(self, lane: Lane) -> None:
-        self._lane, self._books, self._pace = lane, lane.books, lane.pace
+        self._lane, self._ledger, self._pace = lane, lane.ledger, lane.pace
         self.violations = lane.violations
-        missing = self._books.open()
+        missing = self._ledger.open()
         self._deleted = [sent for sent in missing if not lane.is_owed(sent)]
         # More than there were in a queue aren't gone with it: the oldest must have been lost
         # before.
@@ -681,7 +572,7 @@ class Account:
         lost = sorted(self._deleted, key=lambda sent: sent.ended)[:excess]
         self._deleted = [sent for sent in self._deleted if sent not in lost]
         self.lost = lost + [sent for sent in missing if lane.is_owed(sent)]
-        self._again = {number: runs for number, runs in self._books.runs.items() if len(runs) > 1}
+        self._again = self._ledger.again()
 
     def _most_deleted(self) -> int:
         """What the queues held, and what was just about to come."""
@@ -693,23 +584,24 @@ class Account:
         return coming + sum(deletion.messages for deletion in self._lane.deletions)
 
     def row(self) -> Row:
-        books = self._books
+        ledger = self._ledger
+        sent, runs = ledger.sent, [number for number in ledger.calls if ledger.runs(number)]
+        unexplained = itertools.filterfalse(self._explains, self._again)
         self._add("lost", map(str, self.lost))
-        self._add(
-            "ran again without a reason",
-            map(self._describe, itertools.filterfalse(self._explains, self._again)),
-        )
-        self._add("wrong", [str(sent) for sent in books.sent.values() if "WRONG" in sent.outcome])
-        self._add("ran and was never sent", books.runs.keys() - books.sent.keys())
+        self._add("ran again without a reason", map(self._describe, unexplained))
+        self._add("wrong", [str(each) for each in sent.values() if "WRONG" in each.outcome])
+        self._add("ran and was never sent", ledger.calls.keys() - sent.keys())
+        self._add("failed", [f"{number}: {ledger.failed[number]}" for number in self._misplaced()])
         self._check_embedded()
-        if not books.confirmed:
+        confirmed = len(ledger.confirmed)
+        if not confirmed:
             self.violations.append("no send was confirmed at all")
         return Row(
             fault=self._lane.fault.name,
-            sent=len(books.sent),
-            confirmed=len(books.confirmed),
-            refused=len(books.sent) - len(books.confirmed),
-            executed=len(books.runs),
+            sent=len(sent),
+            confirmed=confirmed,
+            refused=len(sent) - confirmed,
+            executed=len({*runs, *ledger.failed}),
             again=sum(len(runs) - 1 for runs in self._again.values()),
             deleted=len(self._deleted),
             lost=len(self.lost),
@@ -719,10 +611,24 @@ class Account:
         )
 
     def _add(self, what: str, found: Iterable[str]) -> None:
-        found = list(found)
-        self.violations += [f"{what}: {text}" for text in found[:SHOWN]]
-        if len(found) > SHOWN:
-            self.violations.append(f"{what}: {len(found) - SHOWN} more")
+        self.violations += lab.some(what, found)
+
+    def _misplaced(self) -> Iterator[str]:
+        """Yield what has failed, and is none of those that fail on purpose."""
+        for number, exceptions in self._ledger.failed.items():
+            outcomes = {call.outcome for call in self._ledger.calls.get(number, ())}
+            if set(exceptions) - {PLANNED[0]} or outcomes - {PLANNED[0], None}:
+                yield number
+
+    def delays(self) -> str:
+        """Return how late the tasks were that came back from a delay."""
+        late = []
+        for number in self._ledger.calls:
+            planned = [call for call in self._ledger.calls[number] if call.outcome in PLANNED]
+            if planned and (runs := self._ledger.runs(number)):
+                late.append(runs[0].began - planned[0].ended - DELAY)
+        text = f"{len(late)} came back from a delay, the latest {max(late, default=0):.1f} s late"
+        return f"{text}; RabbitMQ forgot {self._lane.forgotten}, till somebody looked"
 
     def _describe(self, number: str) -> str:
         first, *more = self._again[number]
@@ -733,11 +639,11 @@ class Account:
         runs = ", ".join(
             f"{run.began:.2f} to {run.ended:.2f} in {run.pid}" for run in (first, *more)
         )
-        return f"{number}, sent {self._books.sent[number][2:]}, ran {runs}; before that: {before}"
+        return f"{number}, sent {self._ledger.sent.get(number)}, ran {runs}; before that: {before}"
 
     def _check_embedded(self) -> None:
         if self._lane.fault.embedded:
-            others = self._books.last_begin.keys() - {self._lane.worker.pid}
+            others = self._ledger.last_begin.keys() - {self._lane.worker.pid}
             self._add("a fork of the service has run tasks", map(str, others))
 
     # -- messages that ran again
@@ -746,7 +652,7 @@ class Account:
         """A fault found it on its way: while it was sent, or before the broker had its
         acknowledgement."""
         on_its_way = [(run.began, run.ended + SETTLING) for run in self._again[number][:-1]]
-        if sent := self._books.sent.get(number):
+        if sent := self._ledger.sent.get(number):
             on_its_way.append((sent.began, sent.ended))
         return any(_overlap(span, hit) for span in on_its_way for hit in self._hits())
 
@@ -754,13 +660,14 @@ class Account:
         for strike in self._lane.strikes:
             if strike.until is not None and strike.name != "consumer_timeout":
                 yield strike.began, strike.until
-        for cut in self._books.cuts:  # by consumer_timeout, if by nothing else
-            yield cut.ended, cut.ended
+        for call in itertools.chain(*self._ledger.calls.values()):
+            if is_cut(call.outcome):  # by consumer_timeout, if by nothing else
+                yield call.ended, call.ended
 
     # -- times
 
     def _longest_send(self) -> float:
-        longest = max(self._books.sent.values(), key=lambda sent: sent.ended - sent.began)
+        longest = max(self._ledger.sent.values(), key=lambda sent: sent.ended - sent.began)
         seconds = longest.ended - longest.began
         if seconds > self._pace.publish_timeout + SEND_MARGIN:
             self.violations.append(f"a send took {seconds:.1f} s: {longest}")
@@ -768,13 +675,13 @@ class Account:
 
     def _longest_silence(self) -> float:
         """See the top of this file."""
-        end = max(sent.ended for sent in self._books.sent.values())
+        end = max(sent.ended for sent in self._ledger.sent.values())
         waits = []
-        for sent in self._books.confirmed:
-            runs = self._books.runs.get(sent.number)
-            begin = min(run.began for run in runs) if runs else self._deleted_at(sent, end)
+        for sent in self._ledger.confirmed:
+            calls = [call for call in self._ledger.calls.get(sent.number, ()) if has_ended(call)]
+            begin = calls[0].began if calls else self._deleted_at(sent, end)
             waits.append((sent.ended, begin))
-        begins = self._books.begins()
+        begins = self._ledger.begins()
         longest = 0.0
         for start, stop in _subtract(_merge(waits), self._lane.outages):
             marks = [
@@ -793,7 +700,7 @@ class Account:
     def _longest_back(self) -> float:
         """If not each process was waited for: until the next task began, unless another fault came
         in between."""
-        begins, strikes, longest = self._books.begins(), self._lane.strikes, 0.0
+        begins, strikes, longest = self._ledger.begins(), self._lane.strikes, 0.0
         for strike, following in itertools.zip_longest(strikes, strikes[1:]):
             seconds = strike.back
             if seconds is None:
@@ -808,6 +715,11 @@ class Account:
                     )
             longest = max(longest, seconds)
         return longest
+
+
+def has_ended(call: Call) -> bool:
+    """Whether it has, by itself."""
+    return call.outcome == RETURNED or call.outcome in PLANNED
 
 
 Span = tuple[float, float]
@@ -870,11 +782,16 @@ class Chaos:
 
     def _run_on_cluster(self, fault: Fault) -> None:
         with RabbitmqCluster() as cluster:
-            self._run_lane(self._make_lane(fault, cluster), self._strike_in_turn)
+            lane = self._make_lane(fault, cluster)
+            strike = functools.partial(strike_in_turn, kills=self._arguments.kills)
+            account = self._run_lane(lane, strike)
+        say(f"{'':24}{account.delays()}")
 
     def _make_lane(self, fault: Fault, cluster: RabbitmqCluster | None = None) -> Lane:
         node = cluster.nodes[0] if cluster else self._node
-        lane = Lane(node, fault, self._pace, self._arguments.seed, self._arguments.rate, cluster)
+        patience = CLUSTER_PATIENCE if cluster else PATIENCE
+        seed, rate = self._arguments.seed, self._arguments.rate
+        lane = Lane(node, fault, self._pace, seed, rate, cluster, patience=patience)
         lane.over = self._over
         return lane
 
@@ -899,33 +816,23 @@ class Chaos:
                 self._over.set()
                 raise
 
-    def _run_lane(self, lane: Lane, strike: Callable[[Lane], None]) -> None:
+    def _run_lane(self, lane: Lane, strike: Callable[[Lane], None]) -> Account:
         with lane:
             lane.start()
             strike(lane)
             lane.finish()
-        row = Account(lane).row()
+        account = Account(lane)
         with self._told:
-            say(str(row))
+            say(str(account.row()))
             if lane.fault is MIXED:
                 describe_strikes(lane)
             self.violations += [f"{lane.fault.name}: {text}" for text in lane.violations]
+        return account
 
     def _strike_once(self, lane: Lane) -> None:
         lane.strike(lane.fault)
         lane.wait_until_back()
         lane.nap(self._pace.after)
-
-    def _strike_in_turn(self, lane: Lane) -> None:
-        """Each is over when its node has fallen: the others go on at once. It is back before the
-        next one falls."""
-        assert lane.cluster is not None
-        for _ in range(LEADERS):
-            lane.strike(lane.fault)
-            lane.wait_until_back()
-            lane.nap(self._pace.outage)
-            lane.cluster.start()
-            lane.nap(self._pace.after)
 
     def _strike_often(self, lane: Lane) -> None:
         every = self._arguments.every
@@ -952,6 +859,35 @@ class Chaos:
             yield from dice.sample(faults, len(faults))
 
 
+def strike_in_turn(lane: Lane, kills: int) -> None:
+    """Let the leading nodes fall, one after the other.
+
+    Each strike is over when its node has fallen: the others go on at once. It is back before the
+    next one falls."""
+    assert lane.cluster is not None
+    for _ in range(kills):
+        lane.strike(lane.fault)
+        lane.wait_until_back()
+        lane.nap(lane.pace.outage)
+        lane.cluster.start()
+        lane.nap(lane.pace.after)
+
+
+def fail_over(
+    cluster: RabbitmqCluster, folder: str, kills: int, rate: float, patience: float
+) -> tuple[Row, list[str]]:
+    """Kill the leader of a queue several times; for a test. Return what came of it, and the
+    violations. Its queues are deleted in the end."""
+    pace = replace(FULL, before=QUICK.before, outage=1.0, after=QUICK.after)
+    fault = FAULTS["leading node killed"]
+    with Lane(cluster.nodes[0], fault, pace, 0, rate, cluster, folder, patience) as lane:
+        lane.start()
+        strike_in_turn(lane, kills)
+        lane.finish()
+        lane.delete_queues()
+    return Account(lane).row(), lane.violations
+
+
 def describe_strikes(lane: Lane) -> None:
     say(f"\n{'':4}at     for    back   the mixed faults")
     for strike in lane.strikes:
@@ -959,41 +895,22 @@ def describe_strikes(lane: Lane) -> None:
         say(f"{at:6.1f} {length:6.1f} {strike.back or 0:7.1f}   {strike.name}")
 
 
-def say(text: str = "") -> None:
-    print(text, flush=True)
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Faults, alone and mixed, and where every message went."
     )
     add = parser.add_argument
-    add(
-        "--quick",
-        action="store_true",
-        help="shorter faults and timeouts, several at once, no cluster: < 3 minutes",
-    )
+    add("--quick", action="store_true", help="shorter, several at once, no cluster: < 3 minutes")
     text = f"this fault only; repeatable: {', '.join(FAULTS)}. None of them: --only none"
     add("--only", action="append", choices=[*FAULTS, "none"], metavar="FAULT", help=text)
-    add(
-        "--mixed-minutes",
-        type=float,
-        metavar="M",
-        help="of mixed faults (default: 3; --quick: 0.3; --only: 0)",
-    )
-    add(
-        "--every",
-        type=float,
-        metavar="S",
-        help="seconds from a mixed fault to the next (default: 10; --quick: 5)",
-    )
+    text = "of mixed faults (default: 3; --quick: 0.3; --only: 0)"
+    add("--mixed-minutes", type=float, metavar="M", help=text)
+    text = "seconds from a mixed fault to the next (default: 10; --quick: 5)"
+    add("--every", type=float, metavar="S", help=text)
     add("--rate", type=float, default=100, help="messages per second, about (default: 100)")
-    add(
-        "--seed",
-        type=int,
-        default=random.randrange(10**6),
-        help="an earlier run's, for the same mixed faults",
-    )
+    add("--kills", type=int, default=3, metavar="N", help="of leading nodes (default: 3)")
+    text = "an earlier run's, for the same mixed faults"
+    add("--seed", type=int, default=random.randrange(10**6), help=text)
     arguments = parser.parse_args()
     if arguments.mixed_minutes is None:
         arguments.mixed_minutes = 0 if arguments.only else 0.3 if arguments.quick else 3
@@ -1004,34 +921,18 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def chaos(arguments: argparse.Namespace) -> list[str]:
-    """Returns the violations."""
+    """Return the violations."""
+    began, pace = time.monotonic(), QUICK if arguments.quick else FULL
+    settings = f"RABBIT_PUBLISH_TIMEOUT {pace.publish_timeout:g}, RABBIT_HEARTBEAT {pace.heartbeat}"
+    say(f"--seed {arguments.seed}; {settings}\n")
     shutil.rmtree(FOLDER, ignore_errors=True)
-    pace = QUICK if arguments.quick else FULL
     with RabbitmqNode([f"consumer_timeout = {pace.consumer_timeout * 1000:.0f}"]) as node:
         run = Chaos(node, arguments)
         run.run()
-        return run.violations
-
-
-def main() -> int:
-    arguments = parse_arguments()
-    began = time.monotonic()
-    pace = QUICK if arguments.quick else FULL
-    settings = f"RABBIT_PUBLISH_TIMEOUT {pace.publish_timeout:g}, RABBIT_HEARTBEAT {pace.heartbeat}"
-    say(f"--seed {arguments.seed}; {settings}\n")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        violations = chaos(arguments)
-    except (RabbitmqError, AMQPError, OSError) as error:
-        say(f"\nchaos: {error}")
-        return 1
-    except (KeyboardInterrupt, Interrupted):
-        say("\nchaos: interrupted; what it started has ended")
-        return 1
-    say(f"\n{time.monotonic() - began:.0f} seconds; books and logs: {FOLDER}\n")
-    say("\n".join(["VIOLATIONS:", *violations] if violations else ["No violations."]))
-    return 1 if violations else 0
+    say(f"\n{time.monotonic() - began:.0f} seconds; notes and logs: {FOLDER}")
+    return run.violations
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = parse_arguments()
+    sys.exit(lab.main("chaos", lambda: chaos(options)))

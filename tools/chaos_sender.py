@@ -1,6 +1,6 @@
-"""A process of `make chaos` that sends numbered tasks from several threads, and books each.
+"""A process of `make chaos` that sends numbered tasks from several threads, and notes each.
 
-    python tools/chaos_sender.py --rate 50 [--embed]
+    python tools/chaos_sender.py --rate 50 [--embed] [--various]
 
 Sends until it is told to stop, and ends when its standard input does. The lines that it reads
 there:
@@ -9,14 +9,15 @@ there:
     fork            fork while the threads send, as a server does that has loaded its application; both send then
     hold SECONDS    send a task that takes so long
 
-With --embed it is a service with a worker in threads of its own. Settings come from the
-environment, see chaos_tasks.py.
+With --embed it is a service with a worker in threads of its own. With --various it also sends tasks
+that come back from a delay, or fail. Settings come from the environment, see chaos_tasks.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -25,10 +26,9 @@ import threading
 import time
 from collections.abc import Callable
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-
-from chaos_tasks import Sent, app, config, note, write
+import lab
+from chaos_tasks import app, come_back, config, fail, note, reject
+from lab import CONFIRMED, Sent
 
 import kuyruk
 
@@ -36,7 +36,6 @@ BATCH = 10  #: Messages of a batch.
 CHILD_SENDS = 3.0  #: Seconds that a forked child sends.
 EMBEDDED_THREADS = 4
 
-CONFIRMED = "confirmed"
 Outcomes = dict[str, str]
 
 
@@ -62,8 +61,18 @@ def send_and_wait(numbers: list[str]) -> Outcomes:
     return {number: CONFIRMED if answer == number else f"WRONG ANSWER {answer!r}"}
 
 
+_various = itertools.cycle((come_back, reject, fail))
+
+
+def send_various(numbers: list[str]) -> Outcomes:
+    [number] = numbers
+    next(_various)(number)
+    return {number: CONFIRMED}
+
+
+Way = Callable[[list[str]], Outcomes]
 #: Each has a thread.
-WAYS: list[tuple[Callable[[list[str]], Outcomes], int]] = [
+WAYS: list[tuple[Way, int]] = [
     (send_one, 1),
     (send_one, 1),
     (send_batch, BATCH),
@@ -71,35 +80,28 @@ WAYS: list[tuple[Callable[[list[str]], Outcomes], int]] = [
 ]
 
 
-class Sender:
+class Sender(lab.Senders):
     """The threads of this process, which send at an even rate. What a fault has kept from being
     sent is made up for."""
 
-    def __init__(self, rate: float) -> None:
-        self.over = threading.Event()
+    def __init__(self, rate: float, various: bool) -> None:
         self._numbers = itertools.count(1)
-        self._threads = [
-            threading.Thread(target=self._run, args=(way, count, count * len(WAYS) / rate))
-            for way, count in WAYS
-        ]
-        for thread in self._threads:
-            thread.start()
+        ways = WAYS + [(send_various, 1)] * various
+        super().__init__(
+            functools.partial(self._send_on, way, count, count * len(ways) / rate)
+            for way, count in ways
+        )
 
-    def stop(self) -> None:
-        self.over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self, way: Callable[[list[str]], Outcomes], count: int, pause: float) -> None:
+    def _send_on(self, way: Way, count: int, pause: float, over: threading.Event) -> None:
         due = time.monotonic()
-        while not self.over.wait(max(0.0, due - time.monotonic())):
+        while not over.wait(max(0.0, due - time.monotonic())):
             self._send(way, [self._next() for _ in range(count)])
             due += pause
 
     def _next(self) -> str:
         return f"{os.getpid()}.{next(self._numbers)}"
 
-    def _send(self, way: Callable[[list[str]], Outcomes], numbers: list[str]) -> None:
+    def _send(self, way: Way, numbers: list[str]) -> None:
         began = time.monotonic()
         try:
             outcomes = way(numbers)
@@ -108,7 +110,7 @@ class Sender:
             outcomes = dict.fromkeys(numbers, repr(error))
         ended = time.monotonic()
         for number, outcome in outcomes.items():
-            write(Sent(number, way.__name__, began, ended, outcome))
+            lab.note(Sent(number, way.__name__, began, ended, outcome))
 
     def hold(self, seconds: float) -> None:
         number, began = f"{self._next()}.held", time.monotonic()
@@ -117,10 +119,10 @@ class Sender:
             outcome = CONFIRMED
         except kuyruk.BrokerError as error:
             outcome = repr(error)
-        write(Sent(number, "send_one", began, time.monotonic(), outcome))
+        lab.note(Sent(number, "send_one", began, time.monotonic(), outcome))
 
 
-def obey(sender: Sender, rate: float) -> None:
+def obey(sender: Sender, make: Callable[[], Sender]) -> None:
     """Commands, until there are no more."""
     children: list[int] = []
     for line in sys.stdin:
@@ -132,16 +134,16 @@ def obey(sender: Sender, rate: float) -> None:
         elif command == "fork":
             pid = os.fork()
             if not pid:
-                return be_child(rate)
+                return be_child(make)
             children.append(pid)
     sender.stop()
     for pid in children:
         os.waitpid(pid, 0)
 
 
-def be_child(rate: float) -> None:
+def be_child(make: Callable[[], Sender]) -> None:
     """Sends with what it has inherited, and ends as programs do: with all clean-up of Python's."""
-    sender = Sender(rate)
+    sender = make()
     time.sleep(CHILD_SENDS)
     sender.stop()
 
@@ -150,6 +152,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Sends numbered tasks until it is told to stop.")
     parser.add_argument("--rate", type=float, default=50, help="messages per second (default: 50)")
     parser.add_argument("--embed", action="store_true", help="with a worker of its own")
+    parser.add_argument("--various", action="store_true", help="tasks that come back or fail, too")
     arguments = parser.parse_args()
     logging.basicConfig(
         format="%(asctime)s %(levelname)-7s %(process)d %(threadName)s: %(message)s", level="INFO"
@@ -158,7 +161,8 @@ def main() -> int:
     worker = app.worker(threads=EMBEDDED_THREADS) if arguments.embed else None
     if worker is not None:
         worker.start()
-    obey(Sender(arguments.rate), arguments.rate)
+    make = functools.partial(Sender, arguments.rate, arguments.various)
+    obey(make(), make)
     with contextlib.suppress(BrokenPipeError):
         if worker is not None and os.getpid() == owner:
             worker.stop()

@@ -1,8 +1,8 @@
 """`make fuzz`: generated messages of every shape against a live worker, and what became of each.
 
-    python tools/fuzz.py [--messages N] [--seed N] [--url URL]
+    python tools/fuzz.py [--messages N] [--seed N]
 
-Starts a private RabbitMQ (or uses the one at URL, and a queue of its own there) and a worker, and
+Starts a private RabbitMQ and a worker, and
 publishes to it, byte by byte, what the broker takes: bodies that are no JSON, no task, nearly a
 task, too deep, too big; properties with every type that AMQP has, with wrong types, with bytes that
 are none. What is checked, again and again:
@@ -19,7 +19,7 @@ own.
 What the broker itself refuses never reaches a worker: it is counted, but not among the N messages.
 The same seed makes the same messages.
 
-Exit code: 0 if all is as it must be, 1 if not or if something broke, 2 for wrong arguments.
+Exit codes: see lab.py.
 """
 
 from __future__ import annotations
@@ -41,16 +41,14 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
-from amqpstorm.exception import AMQPError
+import lab
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
 from hypothesis import strategies as st
+from lab import say
 from pamqp import commands, frame, header
 from pamqp.exceptions import UnmarshalingException
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-if ROOT not in sys.path:
-    sys.path.insert(0, ROOT)
+from rabbitmq_node import RabbitmqNode
 
 import kuyruk
 import kuyruk_worker
@@ -63,7 +61,6 @@ FORBIDDEN = ("antigravity", "this", "turtledemo", "idlelib")
 AGAIN = "again, after the broker has closed the connection for sending"
 PATIENCE = 30.0  #: Seconds without any news after which what isn't settled counts as lost.
 BATCH = 500  #: Messages that are made between two checks.
-SHOWN = 10  #: Violations that are printed.
 #: What the worker's log must not say.
 BAD_NEWS = ("Defect", "Lost the connection to RabbitMQ", "goes back", "is stuck")
 
@@ -124,18 +121,13 @@ scalars = st.one_of(
 #: How deep: also about as deep as Python can read it, and just not write it any more.
 depths = st.one_of(st.integers(0, 30), st.integers(300, 520), st.integers(470, 500))
 deep_fields = st.builds(nested, st.sampled_from([b"F", b"A"]), depths)
+FIRST_NAMES = "BCC x-death x-delivery-count x-first-death-queue x-last-death-reason"
+OUR_NAMES = [f"x-kuyruk-{n}" for n in ("failures", "queue", "exception", "value", "expiration")]
 names = st.one_of(
     texts,
     st.binary(min_size=120, max_size=255),
-    st.sampled_from(
-        [b"BCC", b"x-death", b"x-delivery-count", b"x-first-death-queue", b"x-last-death-reason"]
-    ),
-    st.sampled_from(
-        [
-            f"x-kuyruk-{n}".encode()
-            for n in ("failures", "queue", "exception", "value", "expiration")
-        ]
-    ),
+    st.sampled_from([*map(str.encode, FIRST_NAMES.split())]),
+    st.sampled_from([*map(str.encode, OUR_NAMES)]),
 )
 
 
@@ -163,22 +155,10 @@ headers = st.one_of(
 )
 #: None of those that it takes is over before the message is read: an expired one is gone without a
 #: trace.
-TIMES = [b"60000", b"00060000", b"4294967295"] * 2 + [
-    b"4294967296",
-    b"-1",
-    b"soon",
-    b"",
-    b" 5",
-    b"\xff",
-]
-ADDRESSES = [
-    b"no such queue",
-    b"",
-    b"x" * 255,
-    b"\xff\xfe",
-    b"amq.rabbitmq.reply-to.x",
-    b"amq.rabbitmq.reply-to.g.x",
-]
+TIMES = [b"60000", b"00060000", b"4294967295"] * 2
+TIMES += [b"4294967296", b"-1", b"soon", b"", b" 5", b"\xff"]
+ADDRESSES = [b"no such queue", b"", b"x" * 255, b"\xff\xfe"]
+ADDRESSES += [b"amq.rabbitmq.reply-to.x", b"amq.rabbitmq.reply-to.g.x"]
 #: In the order of the wire: the first has the highest flag.
 FIELDS: dict[str, st.SearchStrategy[bytes]] = {
     "content_type": texts.map(short),
@@ -233,55 +213,40 @@ shapes = st.recursive(
     ),
     max_leaves=8,
 )
+LITERALS = [
+    r"1e999",
+    r"-1e999",
+    r"NaN",
+    r"Infinity",
+    r"1E400",
+    r"-0",
+    r'"\ud800"',
+    r'"\u0000"',
+    r"{}",
+    r"[]",
+    r'""',
+]
 #: As JSON text, where Python's writer would refuse: too deep for it, or not a number that it knows.
 texts_of_json = st.one_of(
     shapes.map(json.dumps),
-    st.builds(
-        "{0}{1}{0}".format, st.just(""), st.integers(1, 6000).map(lambda digits: "9" * digits)
-    ),
-    st.sampled_from(
-        [
-            "1e999",
-            "-1e999",
-            "NaN",
-            "Infinity",
-            "1E400",
-            "-0",
-            '"\\ud800"',
-            '"\\u0000"',
-            "{}",
-            "[]",
-            '""',
-        ]
-    ),
+    st.integers(1, 6000).map(lambda digits: "9" * digits),
+    st.sampled_from(LITERALS),
     st.integers(1, 1100).map(lambda depth: "[" * depth + "]" * depth),
     st.integers(1, 1100).map(lambda depth: '{"k":' * depth + "0" + "}" * depth),
 )
+NO_MODULES = ["os", "builtins", "kuyruk", "__main__", "", ".", "..", f".{MODULE}"]
+NEARLY = [f"{MODULE}{end}" for end in (".", ".x", "..x", ".note", ".\0", "/x")]
 modules = st.one_of(
-    st.sampled_from(
-        [MODULE] * 6
-        + [*FORBIDDEN, "os", "builtins", "kuyruk", "__main__", "", ".", "..", f".{MODULE}"]
-    ),
-    st.sampled_from(
-        [
-            f"{MODULE}.",
-            f"{MODULE}.x",
-            f"{MODULE}..x",
-            f"{MODULE}.note",
-            f"{MODULE}.\0",
-            f"{MODULE}/x",
-        ]
-    ),
+    st.sampled_from([MODULE] * 6 + [*FORBIDDEN, *NO_MODULES]),
+    st.sampled_from(NEARLY),
     st.integers(1, 3000).map(lambda count: MODULE + ".a" * count),
     st.text(max_size=20),
 )
+NO_TASKS = ["other", "bomb", "os", "os.system", "system", "app", "Bomb", "note.f"]
+NO_NAMES = ["__class__", "__dict__", "__builtins__", "note.__call__", "", ".", "\ud800", "f\0"]
 functions = st.one_of(
-    st.sampled_from(
-        [*TASKS] * 3 + ["other", "bomb", "os", "os.system", "system", "app", "Bomb", "note.f"]
-    ),
-    st.sampled_from(
-        ["__class__", "__dict__", "__builtins__", "note.__call__", "", ".", "\ud800", "f\0"]
-    ),
+    st.sampled_from([*TASKS] * 3 + NO_TASKS),
+    st.sampled_from(NO_NAMES),
     st.integers(1, 20_000).map(lambda size: "x" * size),
     st.text(max_size=20),
 )
@@ -327,16 +292,9 @@ def big(draw: st.DrawFn) -> bytes:
     size = draw(st.integers(130_000, 400_000))
     many = "x" * size if draw(st.booleans()) else "é" * size
     function = draw(st.sampled_from(TASKS))
-    description = {
-        "id": "big",
-        "args": [many],
-        "kwargs": {},
-        "module": MODULE,
-        "function": function,
-    }
-    return draw(
-        st.sampled_from([json.dumps(description).encode(), many.encode(), bytes(size), b"[" * size])
-    )
+    task = {"id": "big", "args": [many], "kwargs": {}, "module": MODULE, "function": function}
+    texts = [json.dumps(task).encode(), many.encode(), bytes(size), b"[" * size]
+    return draw(st.sampled_from(texts))
 
 
 sizes = st.integers(0, 49)
@@ -622,11 +580,9 @@ class Fuzz:
 
     def check(self) -> list[str]:
         """Wait until each message is accounted for. Returns all that is wrong so far."""
-        news_at = time.monotonic()
-        while self._open and time.monotonic() < news_at + PATIENCE:
-            if self._account():
-                news_at = time.monotonic()
-            elif self._open:
+        quiet = lab.Quiet()
+        while self._open and quiet.seconds(self._open.total()) < PATIENCE:
+            if not self._account():
                 time.sleep(0.02)
         for body, count in self._open.items():
             self._violate(f"lost, or not settled: {count} of {body[:200]!r} ({len(body)} bytes)")
@@ -743,58 +699,38 @@ def generate(count: int, seed: int | None, use: Callable[[Message], object]) -> 
 # --- The command ---------------------------------------------------------------
 
 
-def run(url: str, count: int, seed: int) -> list[str]:
-    began = time.monotonic()
-    with Fuzz(url, f"fuzz-{os.getpid()}") as fuzz:
+def run(arguments: argparse.Namespace) -> list[str]:
+    """Return the violations."""
+    began, count, seed = time.monotonic(), arguments.messages, arguments.seed
+    say(f"seed {seed}")
+    with RabbitmqNode() as node, Fuzz(node.url, "fuzz") as fuzz:
         while (done := fuzz.figures["confirmed"]) < count:
             generate(min(BATCH, count - done), seed, fuzz.send)
             seed += 1
             fuzz.check()
             say_progress(fuzz, count, began)
         violations = fuzz.check()
-    print(f"\n\nIn {time.monotonic() - began:.0f} seconds:")
+    say(f"\n\nIn {time.monotonic() - began:.0f} seconds:")
     for name, number in sorted(fuzz.figures.items(), key=lambda item: (-item[1], item[0])):
-        print(f"{number:8} {name}")
-    for text in violations[:SHOWN]:
-        print(f"VIOLATION {text}")
-    return violations
+        say(f"{number:8} {name}")
+    return violations[: lab.SHOWN]
 
 
 def say_progress(fuzz: Fuzz, count: int, began: float) -> None:
     done, seconds = fuzz.figures["confirmed"], time.monotonic() - began
-    left = seconds / done * (count - done)
-    text = f"{done}/{count} messages, {fuzz.figures['violations']} violations, {seconds:.0f} s, {left:.0f} s to go"
-    print(
-        f"\r{text:70}" if sys.stdout.isatty() else text,
-        end="" if sys.stdout.isatty() else "\n",
-        flush=True,
-    )
+    text = f"{done}/{count} messages, {fuzz.figures['violations']} violations, {seconds:.0f} s, "
+    lab.say_progress(f"{text}{seconds / done * (count - done):.0f} s to go")
 
 
-def main() -> int:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Generated messages against a live worker.")
-    parser.add_argument(
-        "--messages", type=int, default=20_000, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=int(time.time()), metavar="N", help="default: another each time"
-    )
-    parser.add_argument("--url", metavar="URL", help="of a RabbitMQ; default: a private one")
-    arguments = parser.parse_args()
-    from rabbitmq_node import RabbitmqError, RabbitmqNode
-
-    print(f"seed {arguments.seed}")
-    try:
-        with contextlib.ExitStack() as stack:
-            url = arguments.url or stack.enter_context(RabbitmqNode()).url
-            return 1 if run(url, arguments.messages, arguments.seed) else 0
-    except (RabbitmqError, AMQPError) as error:
-        print(f"\nfuzz: {error}")
-        return 1
-    except KeyboardInterrupt:
-        print("\nfuzz: interrupted; what it started has ended")
-        return 1
+    add = parser.add_argument
+    add("--messages", type=int, default=20_000, metavar="N", help="default: %(default)s")
+    seed = int(time.time())
+    add("--seed", type=int, default=seed, metavar="N", help="default: another each time")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = parse_arguments()
+    sys.exit(lab.main("fuzz", lambda: run(options)))

@@ -1,11 +1,11 @@
 """Prove that interrupting tasks breaks nothing: thousands of timeouts of tasks that never check.
 
-    python tools/interrupt_proof.py [--timeouts 5000] [--threads 8] [--url amqp://...]
+    python tools/interrupt_proof.py [--timeouts 5000] [--threads 8]
     coverage run tools/interrupt_proof.py
 
 Tasks log to a file, use a queue.Queue, import modules and send messages, and some do a bit of each;
-threads run them with a limit of some milliseconds each. It starts a private RabbitMQ unless a URL
-is given, prints figures, and ends with 1 if an interruption
+threads run them with a limit of some milliseconds each. It starts a private RabbitMQ, prints
+figures, and ends with 1 if an interruption
 
 - left a lock taken: of a log handler, logging, the queue, the import system, threading, or the
   application's connection;
@@ -23,7 +23,6 @@ import importlib
 import itertools
 import logging
 import multiprocessing
-import os
 import queue
 import random
 import sys
@@ -34,8 +33,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+import lab
+from lab import say
+from rabbitmq_node import RabbitmqNode
 
 import kuyruk
 
@@ -191,26 +191,25 @@ def prove(url: str, timeouts: int, threads: int = 8) -> tuple[dict[str, int], fl
     return counts, proof.slowest
 
 
-def main() -> int:
+def run(arguments: argparse.Namespace) -> list[str]:
+    """Return the violations."""
+    began = time.monotonic()
+    with RabbitmqNode() as node:
+        counts, slowest = prove(node.url, arguments.timeouts, arguments.threads)
+    version, seconds = sys.version.split()[0], time.monotonic() - began
+    say(f"Python {version}: {seconds:.0f} s, slowest {slowest:.2f} s")
+    for name, count in counts.items():
+        say(f"{count:8} {name}")
+    return [f"{count} {name}" for name, count in counts.items() if count and name != "timeouts"]
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--timeouts", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument("--url")
-    arguments = parser.parse_args()
-    began = time.monotonic()
-    if arguments.url:
-        counts, slowest = prove(arguments.url, arguments.timeouts, arguments.threads)
-    else:
-        from rabbitmq_node import RabbitmqNode
-
-        with RabbitmqNode() as node:
-            counts, slowest = prove(node.url, arguments.timeouts, arguments.threads)
-    version, seconds = sys.version.split()[0], time.monotonic() - began
-    print(f"Python {version}: {seconds:.0f} s, slowest {slowest:.2f} s")
-    for name, count in counts.items():
-        print(f"{count:8} {name}")
-    return int(any(count for name, count in counts.items() if name != "timeouts"))
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = parse_arguments()
+    sys.exit(lab.main("interrupt_proof", lambda: run(options)))

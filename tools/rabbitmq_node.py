@@ -623,6 +623,11 @@ class RabbitmqNode(_Started):
             raise RabbitmqError(f"{command}: {done.stderr.strip()}\n{done.stdout.strip()}")
         return done.stdout
 
+    def queues(self, column: str) -> dict[str, str]:
+        """What rabbitmqctl shows of each queue in this column, by their names."""
+        rows = self.ctl("list_queues", "--no-table-headers", "name", column).splitlines()
+        return dict(row.split("\t") for row in rows)
+
     def flush(self) -> None:
         """Has it write down now which queues it has; by itself it does within a second.
 
@@ -746,13 +751,8 @@ class RabbitmqCluster(_Started):
 
     @property
     def url(self) -> str:
-        """For RABBIT_URL: all addresses. Only for Kuyruk; others take one of `urls`."""
+        """For RABBIT_URL: all addresses. Only for Kuyruk; others take the `url` of a node."""
         return f"amqp://guest:guest@{self.hosts}/"
-
-    @property
-    def urls(self) -> list[str]:
-        """One for each node."""
-        return [node.url for node in self.nodes]
 
     def start(self, timeout: float = START_TIMEOUT) -> None:
         """Starts those nodes that don't run, and returns when the cluster is whole.
@@ -795,8 +795,8 @@ class RabbitmqCluster(_Started):
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            rows = self.ctl("list_queues", "--no-table-headers", "name", "leader").splitlines()
-            leader = dict(row.split("\t") for row in rows).get(queue)
+            asked = next((node for node in self.nodes if node.responds), self.nodes[0])
+            leader = asked.queues("leader").get(queue)
             for node in self.nodes:
                 if node.name == leader and node.responds:
                     return node

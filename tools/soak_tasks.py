@@ -1,26 +1,23 @@
 """The tasks of `make soak`, one for each kind of thing that a task can do, and what has to become
-of it.
-
-Each message has a number. Each call notes its begin and its end in a file of its process, so that
-the notes survive whatever happens to that. Settings come from the environment: KUYRUK_*, and
-SOAK_FOLDER, which only a worker has.
-"""
+of it. Each message has a number; lab.py notes the begin and the end of each call."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from lab import FOLDER, RETURNED, is_first, note, noted
+
 import kuyruk
 
 QUEUE = "soak"
-RETURNED = "returned"
+DIES = "dies"  #: The outcome of a call that brings its process down.
 VALUE_ERROR = "builtins.ValueError"
 REJECT, DISCARD, TIMEOUT, CRASHED = (
     f"kuyruk.exceptions.{n}" for n in ("Reject", "Discard", "Timeout", "Crashed")
@@ -28,11 +25,9 @@ REJECT, DISCARD, TIMEOUT, CRASHED = (
 
 config = kuyruk.Config()
 app = kuyruk.Kuyruk(config)
-folder = os.environ.get("SOAK_FOLDER", "")
-_notes = -1  # a file
-if folder:
+if FOLDER:
     config.from_env_vars()
-    _notes = os.open(f"{folder}/notes/{os.getpid()}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+running = threading.local()  #: Its `call` is that of the thread.
 
 
 class Kind(NamedTuple):
@@ -75,34 +70,16 @@ def kind(
 def _noted(f: Function) -> Callable[[int, float], object]:
     @functools.wraps(f)
     def call(number: int, chance: float) -> object:
-        _note(number, "begins")
-        try:
+        with noted(number) as running.call:
             f(number, chance)
-        except BaseException as error:
-            _note(number, f"{type(error).__module__}.{type(error).__qualname__}")
-            raise
-        _note(number, RETURNED)
         return answer(number, chance)
 
     return call
 
 
-def _note(number: int, event: str) -> None:
-    # one write: lines of threads don't mix
-    os.write(_notes, f"{time.monotonic():.4f} {number} {event}\n".encode())
-
-
 def answer(number: int, chance: float) -> object:
     """What every task returns that returns: mostly short, sometimes 100 kB."""
     return {"number": number, "nothing": None, "text": "ğ" * int(chance**20 * 50_000)}
-
-
-def _is_first_call(number: int) -> bool:
-    """Of this message, in whatever process."""
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(f"{folder}/marks/{number}", os.O_CREAT | os.O_EXCL))
-        return True
-    return False
 
 
 @kind(weight=40)
@@ -134,19 +111,19 @@ def fail_thrice(number: int, chance: float) -> None:
 
 @kind(weight=3, retry=2, calls=(VALUE_ERROR, RETURNED))
 def recover(number: int, chance: float) -> None:
-    if _is_first_call(number):
+    if is_first(number):
         raise ValueError(number)
 
 
 @kind(weight=3, fail_delay=1, calls=(VALUE_ERROR, RETURNED), replies=(VALUE_ERROR, RETURNED))
 def come_back(number: int, chance: float) -> None:
-    if _is_first_call(number):
+    if is_first(number):
         raise ValueError(number)
 
 
 @kind(weight=3, reject_delay=0.5, calls=(REJECT, RETURNED))
 def reject(number: int, chance: float) -> None:
-    if _is_first_call(number):
+    if is_first(number):
         raise kuyruk.Reject
 
 
@@ -166,13 +143,11 @@ def hang(number: int, chance: float) -> None:
     time.sleep(600)
 
 
-@kind(per_minute=3, calls=(None,) * 3, failed=CRASHED)
+@kind(per_minute=3, calls=(DIES,) * 3, failed=CRASHED)
 def crash(number: int, chance: float) -> None:
     time.sleep(chance * 0.1)
-    _note(number, "dies")
-    ends = (
-        lambda: os._exit(1),
-        lambda: os.kill(os.getpid(), signal.SIGKILL),
-        lambda: ctypes.string_at(0),
-    )
+    running.call.ended, running.call.outcome = time.monotonic(), DIES
+    note(running.call)
+    kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
+    ends = (functools.partial(os._exit, 1), kill, functools.partial(ctypes.string_at, 0))
     ends[int(chance * 1000) % 3]()

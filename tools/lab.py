@@ -1,0 +1,501 @@
+"""What the tools of this folder share.
+
+- `main`: errors, signals and exit codes are the same in all of them.
+- `Process`: a process with its log, its descendants, and their end. `worker` makes one that works.
+- What /proc knows of a process: its state, CPU time, memory, threads, open files. Linux only.
+- `Ledger`: what was sent, and what ran; from it follows what is lost, and what ran again. Senders
+  and tasks write it with `note` and `noted`: a line in one write, to a file that is only appended
+  to. So it tells the truth whatever becomes of its writers.
+
+Who imports it can import kuyruk: the folder above is added to the path.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Self, cast
+
+from amqpstorm.exception import AMQPChannelError, AMQPError
+from amqpstorm.uri_connection import UriConnection
+from rabbitmq_node import RabbitmqError
+
+TOOLS = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(TOOLS)
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+PATIENCE = 30.0  #: Seconds that a process gets to end, before it is killed.
+SHOWN = 10  #: Violations of one sort that are printed.
+RETURNED = "returned"  #: The outcome of a call that has returned.
+CONFIRMED = "confirmed"  #: The outcome of a send that has returned.
+
+
+# --- The command -----------------------------------------------------------------
+
+
+class Failure(Exception):
+    """What the user should read, instead of a traceback."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks to end. `args[0]` is its number."""
+
+
+class _Signals:
+    held = False
+    came: list[int]  #: While they were held.
+
+
+def _on_signal(number: int, frame: object) -> None:
+    if not _Signals.held:
+        raise Interrupted(number)
+    _Signals.came.append(number)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold signals back: for what mustn't be cut in two, as starting a process and noting it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before, _Signals.held = _Signals.held, True
+    try:
+        yield
+    finally:
+        _Signals.held = before
+        if not before and _Signals.came:
+            raise Interrupted(_Signals.came.pop())
+
+
+def hold_signals() -> None:
+    """Hold signals back until the end of the program: for what cleans up."""
+    _Signals.held = True
+
+
+_Signals.came = []
+
+
+def main(name: str, run: Callable[[], Sequence[str] | None]) -> int:
+    """Run a tool, and return its exit code.
+
+    `run` returns what is wrong, which is printed; None if there is no more to say. The code is 0 if
+    nothing is wrong, 1 if something is or broke (the text is on stderr), 128 + n for the signal n.
+    Wrong arguments are argparse's: 2.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _on_signal)
+    try:
+        violations = run()
+    except BrokenPipeError:  # nobody reads any more what is said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Failure, RabbitmqError, AMQPError, OSError, subprocess.SubprocessError) as error:
+        print(f"\n{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{name}: interrupted; what it started has ended", file=sys.stderr)
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    if violations is not None:
+        say("\n".join(["", "VIOLATIONS:", *violations] if violations else ["", "No violations."]))
+    return 1 if violations else 0
+
+
+def say(text: str = "", end: str = "\n") -> None:
+    print(text, end=end, flush=True)
+
+
+def say_progress(text: str) -> None:
+    """Say it on a line that is written over, if the output is a terminal."""
+    if sys.stdout.isatty():
+        say(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", end="")
+    else:
+        say(text)
+
+
+def some(what: str, found: Iterable[str]) -> list[str]:
+    """Return the first of these violations, and how many more there are."""
+    found = [f"{what}: {text}" for text in found]
+    more = len(found) - SHOWN
+    return found[:SHOWN] + ([f"{what}: {more} more"] if more > 0 else [])
+
+
+class Quiet:
+    """How long nothing has changed."""
+
+    def __init__(self) -> None:
+        self._state: object = self
+        self._since = time.monotonic()
+
+    def seconds(self, state: object) -> float:
+        """Return the seconds since this, which is compared with what it was, has changed."""
+        if state != self._state:
+            self._state, self._since = state, time.monotonic()
+        return time.monotonic() - self._since
+
+
+# --- Processes -------------------------------------------------------------------
+
+
+def environment(**own: object) -> dict[str, str]:
+    """Return this process's environment without settings of Kuyruk, and with some variables."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("KUYRUK_")}
+    path = os.pathsep.join((TOOLS, ROOT))
+    return kept | {"PYTHONPATH": path} | {key: str(value) for key, value in own.items()}
+
+
+class Process:
+    """A process in a session of its own: by that all are known that descend from it.
+
+    Its output goes to the end of a log. As a context manager it is killed with the block.
+    """
+
+    def __init__(
+        self, command: Sequence[str], log: str, env: Mapping[str, str], cwd: str = ROOT
+    ) -> None:
+        self.command, self.log = command, log
+        with uninterrupted(), open(log, "ab") as output:
+            self.began = time.monotonic()
+            self._popen = subprocess.Popen(
+                command, cwd=cwd, env=env, stdin=subprocess.PIPE, stdout=output, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
+        self.pid = self._popen.pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None while it runs."""
+        return self._popen.poll()
+
+    @property
+    def text(self) -> str:
+        """Its log."""
+        with open(self.log, encoding="utf-8", errors="replace") as file:
+            return file.read()
+
+    def check(self) -> None:
+        """Raise a Failure, with its last words, if it has ended."""
+        if self.code is not None:
+            words = "\n".join(self.text.splitlines()[-20:])
+            raise Failure(f"{self.command[1:4]} has ended with exit code {self.code}:\n{words}")
+
+    def wait_for(self, words: str, seconds: float = PATIENCE) -> str:
+        """Return the first line of its log that has these words, when there is one."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.check()
+            for line in self.text.splitlines():
+                if words in line:
+                    return line
+            if time.monotonic() > deadline:
+                raise Failure(f"{words!r} isn't in the log after {seconds:g} s:\n{self.text}")
+            time.sleep(0.02)
+
+    def session(self, zombies: bool = False) -> list[int]:
+        """Return all processes of it that run, the first one first."""
+        own = [(pid, stat) for pid, stat in stats() if stat.session == self.pid]
+        found = [pid for pid, stat in own if zombies or stat.state != "Z"]
+        return sorted(found, key=lambda pid: pid != self.pid)
+
+    def children(self) -> list[int]:
+        return [pid for pid in self.session() if pid != self.pid]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to all of them."""
+        for pid in self.session():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def tell(self, line: str) -> None:
+        """Write to its standard input."""
+        assert self._popen.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._popen.stdin.write(f"{line}\n".encode())
+            self._popen.stdin.flush()
+
+    def stop(self, patience: float = PATIENCE) -> int | None:
+        """Send SIGTERM to the first one, and return its exit code; None if it doesn't end."""
+        self._popen.terminate()
+        return self._wait(patience)
+
+    def close_input(self, patience: float = PATIENCE) -> int | None:
+        """End its standard input, and return its exit code; None if it doesn't end."""
+        assert self._popen.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._popen.stdin.close()
+        return self._wait(patience)
+
+    def _wait(self, patience: float) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._popen.wait(patience)
+        return None
+
+    def kill(self) -> None:
+        """Send SIGKILL to all of them, and to those that they have started meanwhile.
+
+        Where there is no /proc, to those of its process group."""
+        if self.code is None:  # else another group may have got its number
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        while self.session():
+            self.signal(signal.SIGKILL)
+            time.sleep(0.002)
+        self._popen.wait()
+        with contextlib.suppress(BrokenPipeError):
+            assert self._popen.stdin is not None
+            self._popen.stdin.close()
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU time of all of them, those that have ended included."""
+        return sum(stat.ticks for _, stat in stats() if stat.session == self.pid) / TICKS
+
+
+def worker(module: str, url: str, log: str, processes: int, threads: int, **own: object) -> Process:
+    """Start `python -m kuyruk_worker`, with more variables in its environment."""
+    command = [sys.executable, "-m", "kuyruk_worker", module, "-p", str(processes)]
+    env = environment(KUYRUK_RABBIT_URL=url, **own)
+    return Process([*command, "-t", str(threads)], log, env)
+
+
+# --- /proc -----------------------------------------------------------------------
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Stat(NamedTuple):
+    state: str
+    session: int
+    ticks: int  #: CPU time of the process, and of those of its children that it has waited for.
+
+
+def stats() -> Iterator[tuple[int, Stat]]:
+    """Yield what there is of each process of this machine, zombies included."""
+    for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+            yield int(name), Stat(fields[0], int(fields[3]), sum(map(int, fields[11:15])))
+
+
+def kilobytes(pid: int, file: str, key: str) -> int:
+    """Return a number of /proc/PID/FILE; 0 if the process has ended."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/{file}") as lines:
+        return next((int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), 0)
+    return 0
+
+
+class Sample(NamedTuple):
+    """What a process takes."""
+
+    at: float  #: time.monotonic()
+    pid: int
+    memory: float  #: MiB, resident.
+    threads: int
+    files: int  #: That are open.
+
+    @classmethod
+    def of(cls, pid: int) -> Self | None:
+        """Return None if it has ended."""
+        memory = kilobytes(pid, "status", "VmRSS")
+        with contextlib.suppress(OSError):
+            files = len(os.listdir(f"/proc/{pid}/fd"))
+            threads = kilobytes(pid, "status", "Threads")
+            return cls(time.monotonic(), pid, memory / 1024, threads, files) if memory else None
+        return None
+
+
+# --- The ledger ------------------------------------------------------------------
+
+#: Where the senders and the workers of a run write. They have it from their environment.
+FOLDER = os.environ.get("LAB_FOLDER", "")
+
+
+class Sent(NamedTuple):
+    """A message, after its send has returned or raised."""
+
+    number: str
+    way: str
+    began: float  #: time.monotonic(), which all processes of this machine share.
+    ended: float
+    outcome: str  #: CONFIRMED, or why not.
+
+
+@dataclass
+class Call:
+    """Of a task."""
+
+    number: str  #: Of its message.
+    pid: int
+    began: float
+    ended: float = 0.0
+    #: RETURNED, or the exception's name. None: it still runs, or has ended with its process.
+    outcome: str | None = None
+
+
+def note(record: Sent | Call) -> None:
+    """Write it down. Opens the file each time: forks and threads share nothing."""
+    fields = record if isinstance(record, Sent) else vars(record).values()
+    path = os.path.join(FOLDER, type(record).__name__)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, json.dumps([*fields]).encode() + b"\n")
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def noted(number: object) -> Iterator[Call]:
+    """Note that a task begins to work on a message, and how it ends."""
+    call = Call(str(number), os.getpid(), time.monotonic())
+    note(call)
+    try:
+        yield call
+        call.outcome = RETURNED
+    except BaseException as error:
+        call.outcome = name_of(type(error))
+        raise
+    finally:
+        call.ended = time.monotonic()
+        note(call)
+
+
+def name_of(kind: type[BaseException]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def is_first(number: object) -> bool:
+    """Whether it is asked for the first time, by whatever process."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(os.path.join(FOLDER, f"first-{number}"), os.O_CREAT | os.O_EXCL))
+        return True
+    return False
+
+
+class Tail:
+    """A file of lines, read on as it is written."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._at = path, 0
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield those that are new, and whole."""
+        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
+            file.seek(self._at)
+            for line in file:
+                if line.endswith(b"\n"):
+                    self._at += len(line)
+                    yield line
+
+
+class Ledger:
+    """What has been sent, what has run, and what is in "<queue>.failed"."""
+
+    def __init__(self, folder: str) -> None:
+        self.sent: dict[str, Sent] = {}
+        #: By their numbers, in the order of their begin.
+        self.calls: dict[str, list[Call]] = collections.defaultdict(list)
+        self.failed: dict[str, list[str]] = collections.defaultdict(list)  # exceptions
+        self.last_begin: dict[int, float] = {}  # by process
+        self.ends: collections.Counter[str] = collections.Counter()  # of calls, by their outcome
+        self._by_begin: dict[tuple[str, int, float], Call] = {}
+        self._sends, self._calls = (Tail(os.path.join(folder, kind)) for kind in ("Sent", "Call"))
+
+    def follow(self) -> None:
+        """Read what was noted since the last time."""
+        for line in self._sends.lines():
+            sent = Sent(*json.loads(line))
+            self.sent[sent.number] = sent
+        for line in self._calls.lines():
+            self._enter(Call(*json.loads(line)))
+
+    def _enter(self, call: Call) -> None:
+        known = self._by_begin.setdefault((call.number, call.pid, call.began), call)
+        if known is call:
+            calls = self.calls[call.number]
+            calls.append(call)
+            calls.sort(key=lambda each: each.began)
+            self.last_begin[call.pid] = max(call.began, self.last_begin.get(call.pid, 0.0))
+        if call.outcome is not None:
+            known.ended, known.outcome = call.ended, call.outcome
+            self.ends[call.outcome] += 1
+
+    def read_failed(self, url: str, queue: str) -> None:
+        """Take what is in the queue of what has failed. Without such a queue nothing has."""
+        with contextlib.suppress(AMQPChannelError), UriConnection(url) as connection:
+            channel = connection.channel()
+            while (message := channel.basic.get(f"{queue}.failed", no_ack=True)) is not None:
+                given = cast(Any, message)
+                number = str(json.loads(given.body)["args"][0])
+                self.failed[number].append(given.properties["headers"]["x-kuyruk-exception"])
+
+    @property
+    def confirmed(self) -> list[Sent]:
+        return [sent for sent in self.sent.values() if sent.outcome == CONFIRMED]
+
+    def runs(self, number: str) -> list[Call]:
+        """Return the calls that have returned, in the order of their end."""
+        calls = [call for call in self.calls.get(number, ()) if call.outcome == RETURNED]
+        return sorted(calls, key=lambda call: call.ended)
+
+    def open(self) -> list[Sent]:
+        """Return what was confirmed, and has neither run to its end nor failed for good."""
+        return [
+            s for s in self.confirmed if not self.runs(s.number) and s.number not in self.failed
+        ]
+
+    def again(self) -> dict[str, list[Call]]:
+        """Return what has run to its end more than once."""
+        found = {number: self.runs(number) for number in self.calls}
+        return {number: runs for number, runs in found.items() if len(runs) > 1}
+
+    def begins(self) -> list[float]:
+        return sorted(call.began for calls in self.calls.values() for call in calls)
+
+    def news(self) -> tuple[int, ...]:
+        """Return what changes when anything happens."""
+        return len(self.sent), len(self._by_begin), self.ends.total(), len(self.failed)
+
+
+# --- Threads that send -------------------------------------------------------------
+
+
+class Senders:
+    """Threads that each do something again and again, until they are told to stop."""
+
+    def __init__(self, jobs: Iterable[Callable[[threading.Event], object]]) -> None:
+        self.over = threading.Event()
+        self.threads = [
+            threading.Thread(target=job, args=(self.over,), daemon=True) for job in jobs
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    @property
+    def run(self) -> bool:
+        return any(thread.is_alive() for thread in self.threads)
+
+    def stop(self) -> None:
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
