@@ -62,7 +62,7 @@ them live and do what is due.
     lock              guards                                        while holding it
     ----------------  --------------------------------------------  -------------------------
     _Connection._lock what is taken from its queues and written     the socket, without blocking
-    _Publisher._lock  which keeper and channel it publishes with    a thread may be started
+    _Publisher._lock  which keeper it publishes with                a thread may be started
     _Pool._lock       states of deliveries; what waits and runs     a thread may be started
     _Settler._changed what is kept, and when to try it again        nothing
     _Watch._changed   when to look at which run                     nothing
@@ -1637,14 +1637,12 @@ def _content_frames(
 ) -> bytes:
     """Return what publishes a message through the default exchange, in frames of at most
     `frame_max` bytes."""
-    name = queue.encode()
-    publish = b"%b%c%b%c" % (_PUBLISH_START, len(name), name, mandatory)
+    publish = b"%b%b%c" % (_PUBLISH_START, _short_string(queue), mandatory)
     header = _CONTENT_HEADER.pack(60, 0, len(body)) + properties
     frames = [_frame(1, channel, publish), _frame(2, channel, header)]
     step = frame_max - 8
-    frames += [
-        _frame(3, channel, body[start : start + step]) for start in range(0, len(body), step)
-    ]
+    for start in range(0, len(body), step):
+        frames.append(_frame(3, channel, body[start : start + step]))
     return b"".join(frames)
 
 
@@ -1671,23 +1669,38 @@ def _layout(flags: int) -> list[tuple[str, int]] | None:
     return [(name, sizes.get(name, 0)) for name, flag in known if flags & flag]
 
 
+def _short_string(value: str) -> bytes:
+    """Raise ValueError for what has more than 255 bytes."""
+    data = value.encode()
+    return _octet(len(data)) + data
+
+
+def _octet(value: int) -> bytes:
+    return bytes((value,))
+
+
 _ENCODERS: dict[str, Callable[[Any], bytes]] = {
     "headers": encode.field_table,
     "timestamp": lambda t: t.to_bytes(8, "big") if isinstance(t, int) else encode.timestamp(t),
-    "delivery_mode": encode.octet, "priority": encode.octet,
+    "delivery_mode": _octet, "priority": _octet,
 }  # fmt: skip
+
+
+@functools.lru_cache(1000)
+def _order_of(given: tuple[str, ...]) -> tuple[bytes, list[tuple[str, Callable[[Any], bytes]]]]:
+    """Return the flags that announce these properties, and how to encode each, in their order."""
+    known = [
+        (name, flag) for name, flag in commands.Basic.Properties.flags.items() if name in given
+    ]
+    encoders = [(name, _ENCODERS.get(name, _short_string)) for name, _ in known]
+    return sum(flag for _, flag in known).to_bytes(2, "big"), encoders
 
 
 def _encode_properties(properties: Mapping[str, Any]) -> bytes:
     """Raise ValueError, and whatever pamqp raises, for what can't be encoded."""
-    flags, parts = 0, [b""]
-    for name, flag in commands.Basic.Properties.flags.items():
-        value = properties.get(name)
-        if value not in (None, ""):
-            flags |= flag
-            parts.append(_ENCODERS.get(name, encode.short_string)(value))
-    parts[0] = flags.to_bytes(2, "big")
-    return b"".join(parts)
+    given = tuple([name for name, value in properties.items() if value not in (None, "")])
+    flags, encoders = _order_of(given)
+    return flags + b"".join([encode_one(properties[name]) for name, encode_one in encoders])
 
 
 def _decode_properties(payload: bytes) -> Any:
@@ -2008,7 +2021,7 @@ class _Connection(Stateful):
         self.queues: dict[str, float] = {}
         #: What became of messages that nobody waits for: by queue and reason, how many are lost.
         self.failures: collections.Counter[tuple[str, str]] = collections.Counter()
-        #: The channel that all publish on, and those of calls that are free.
+        #: The channel that all publish on, which the reader replaces; those of calls that are free.
         self.confirms: _ConfirmChannel | None = None
         self.replies: collections.deque[_ReplyChannel] = collections.deque()
         #: Channels that nobody is to use any more, for the reader to close.
@@ -2095,6 +2108,20 @@ class _Connection(Stateful):
         self.channels[number] = channel
         return number
 
+    def get_confirms(self) -> _ConfirmChannel | None:
+        """Return the channel that all publish on. None while that is lost, and no other is free."""
+        channel = self.confirms
+        return channel if channel is not None and channel.lost is None else None
+
+    def get_replies(self) -> _ReplyChannel | None:
+        """Return a channel for a call, which is to give it back. None if none is free."""
+        while self.replies:
+            with contextlib.suppress(IndexError):  # another thread has taken it
+                channel = self.replies.pop()
+                if channel.lost is None:
+                    return channel
+        return _new_channel(self, _ReplyChannel)
+
     # -- writing
 
     def _has_output(self) -> bool:
@@ -2126,19 +2153,18 @@ class _Connection(Stateful):
 
     def _write_locked(self) -> bool:
         """Return whether all is written; if not, the reader goes on when the socket takes more."""
-        while self._rest or (data := self._take()):
-            if not self._rest:
-                self._rest = memoryview(data)
+        while data := self._rest or self._take():
             try:
-                sent = cast(socket.socket, self._socket).send(self._rest)
+                sent = cast(socket.socket, self._socket).send(data)
             except _WOULD_BLOCK:
                 sent = 0
-            self._rest = self._rest[sent:]
+            self._rest = memoryview(data)[sent:]
             self.wrote_at = time.monotonic()
-            was_full, self._is_full = self._is_full, bool(self._rest)
-            if (sent and was_full) or self._is_full > was_full:
-                self.moved_at = self.wrote_at
-            if self._is_full:
+            if self._rest or self._is_full:
+                if sent or not self._is_full:
+                    self.moved_at = self.wrote_at
+                self._is_full = bool(self._rest)
+            if self._rest:
                 if not self._awake:
                     self._wakeup.set()
                 return False
@@ -2325,16 +2351,21 @@ class _Connection(Stateful):
         self.stepped_at = time.monotonic()
         if self.stepped_at >= self._look_at:
             self._raise_if_dead(self.stepped_at)
-        if self.changes:
-            self.changes.notify()
         if self.failures:
             self._log_failures()
+        confirms = self.confirms
+        if confirms is not None and (confirms.lost or confirms.has_refused):
+            self.confirms = _new_channel(self, _ConfirmChannel) or confirms
+            if confirms is not self.confirms:
+                confirms.retire()
         for _ in range(len(self.retired)):
             channel = self.retired.popleft()
             if channel.waits:
                 self.retired.append(channel)
             else:
                 channel.close()
+        if self.changes:
+            self.changes.notify()
 
     def _raise_if_dead(self, now: float) -> None:
         """Raise OSError if the broker gives no sign of life, and keep the heartbeats."""
@@ -2844,7 +2875,10 @@ CONFIRMED, RETURNED, REFUSED, LEFT = "confirmed", "returned", "refused", "left"
 
 
 class _Outgoing:
-    """A message on its way, and what is known of it."""
+    """A message on its way, and what is known of it. None: nobody waits for that (RABBIT_CONFIRM).
+
+    Raise ValueError, and whatever pamqp raises, for properties that can't be encoded.
+    """
 
     __slots__ = (
         "batch",
@@ -2878,40 +2912,23 @@ class _Outgoing:
 
 
 class _Batch:
-    """Messages that a thread sends together. It waits for `done`; the reader of its connection sets
-    that.
+    """What a thread waits for that has sent messages. It waits for `done`; the reader of its
+    connection sets that.
 
     result_by: time.monotonic() until which it waits for a reply, after its only message is
-    confirmed. leaves: it doesn't wait for confirms. Raise ValueError, and whatever pamqp raises,
-    for properties that can't be encoded.
+    confirmed.
     """
 
-    def __init__(
-        self, messages: Sequence[_Message], result_by: float | None = None, leaves: bool = False
-    ) -> None:
-        self.outgoing = [_Outgoing(message, None if leaves else self) for message in messages]
+    __slots__ = ("done", "is_told", "pending", "reply", "result_by")
+
+    def __init__(self, result_by: float | None = None) -> None:
         self.result_by = result_by
-        self.leaves = leaves
         self.reply: bytes | None = None
         #: The application was closed while this call waited: it is to wait no longer for a reply.
         self.is_told = False
         #: How many of what was published last have no fate yet.
         self.pending = 0
         self.done = _Event()
-
-    def close(self) -> None:
-        """Forget the messages, which refer to this: else they would live until the garbage
-        collector comes."""
-        self.outgoing = []
-
-    @property
-    def unconfirmed(self) -> list[_Outgoing]:
-        return [o for o in self.outgoing if o.fate not in (CONFIRMED, LEFT)]
-
-    @property
-    def open(self) -> list[_Outgoing]:
-        """Those that may still arrive."""
-        return [] if self.reply is not None else [o for o in self.unconfirmed if o.failure is None]
 
 
 class _ConfirmChannel(_Channel):
@@ -2946,12 +2963,13 @@ class _ConfirmChannel(_Channel):
         super().forget()
         self.in_flight.clear()
 
-    @property
-    def has_room(self) -> bool:
-        """Whether few bytes of messages wait to be written, and not too many to be confirmed."""
+    def look_for_room(self) -> AMQPError | bool:
+        """Return whether few bytes of messages wait to be written, and not too many to be
+        confirmed; or why this channel is lost."""
         unwritten = sum([o.size for o in tuple(self.connection.outbox)])
         in_flight = self._written - self._settled
-        return unwritten <= UNWRITTEN_BYTES and in_flight <= UNCONFIRMED_BYTES
+        has_room = unwritten <= UNWRITTEN_BYTES and in_flight <= UNCONFIRMED_BYTES
+        return self.lost or self.connection.lost or has_room
 
     def publish(self, messages: Sequence[_Outgoing]) -> None:
         for outgoing in messages:
@@ -3114,7 +3132,7 @@ class _Publisher:
         _publishers.add(self)
 
     def begin(self) -> None:
-        #: Held while the keeper, or the channel that all publish on, is replaced.
+        #: Held while the keeper is replaced.
         self._lock = threading.RLock()
         self._keeper: _Keeper | None = None
         #: The threads that send. A signal handler, a destructor or a log handler that sends in one
@@ -3130,11 +3148,11 @@ class _Publisher:
 
         Raise BrokerError, whose `unconfirmed` lists the messages that aren't known to have arrived.
         """
-        return self._enter(lambda publisher: publisher._send(messages))
+        return self._enter(_Publisher._send, messages)
 
     def call(self, message: _Message, wait_result: float) -> bytes:
         """Send a request and wait for the reply. Raise BrokerError and ResultTimeout."""
-        return self._enter(lambda publisher: publisher._call(message, wait_result))
+        return self._enter(_Publisher._call, message, wait_result)
 
     def close(self) -> None:
         """Close the connection. Another send opens it again.
@@ -3160,89 +3178,100 @@ class _Publisher:
                     _count(count, "message"),
                 )
 
-    def _enter(self, work: Callable[[_Publisher], T]) -> T:
+    def _enter(self, work: Callable[..., T], *arguments: Any) -> T:
         if os.getpid() != _process_id:  # forked by C code, which calls no hook of Python's
             _after_fork_in_child()
-        if _is_reader():
+        me = threading.get_ident()
+        if me in _readers:
             raise BrokerError(
                 "can't send from a thread that reads a connection (a log handler, a destructor)"
             )
-        me = threading.get_ident()
         if me in self._inside:
             if self._other is None:
                 self._other = _Publisher(self._config)
-            return self._other._enter(work)
+            return self._other._enter(work, *arguments)
         try:
             self._inside.add(me)
-            return work(self)
+            return work(self, *arguments)
         finally:
             self._inside.discard(me)
 
     def _send(self, messages: Sequence[_Message]) -> None:
         sent = 0
         for window in _windows(messages):
-            with contextlib.closing(
-                _Batch(window, leaves=not self._config.RABBIT_CONFIRM)
-            ) as batch:
-                self._deliver(batch, time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT)
-                sent += len(window)
-                if batch.unconfirmed:
-                    raise self._error(batch, messages[sent:])
+            batch = _Batch() if self._config.RABBIT_CONFIRM else None
+            outgoing = [_Outgoing(message, batch) for message in window]
+            until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
+            unconfirmed = self._deliver(outgoing, batch, until)
+            sent += len(window)
+            if unconfirmed:
+                raise self._error(unconfirmed, messages[sent:])
 
     def _call(self, message: _Message, wait_result: float) -> bytes:
         result_by = time.monotonic() + wait_result
         sent_by = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
-        with contextlib.closing(_Batch([message], result_by)) as batch:
-            try:
-                self._calls.add(batch)
-                self._deliver(batch, min(sent_by, result_by))
-            finally:
-                self._calls.discard(batch)
-            if batch.reply is not None:
-                return batch.reply
-            [outgoing] = batch.outgoing
-            if outgoing.failure is None and time.monotonic() >= result_by:
-                why = (
-                    f"; nor has RabbitMQ confirmed the message: {outgoing.trouble}"
-                    if batch.unconfirmed
-                    else ""
-                )
-                raise ResultTimeout(f"no reply within {wait_result:g} seconds (wait_result){why}")
-            raise self._error(batch)
-
-    def _deliver(self, batch: _Batch, until: float) -> None:
-        """Send what is open, until nothing is, or the time is up, or RabbitMQ refuses us."""
-        own: _Keeper | None = None  # whose connection suspects have to themselves, one by one
+        batch = _Batch(result_by)
+        outgoing = _Outgoing(message, batch)
         try:
-            while messages := batch.open:
-                if batch.is_told:
+            self._calls.add(batch)
+            unconfirmed = self._deliver([outgoing], batch, min(sent_by, result_by))
+        finally:
+            self._calls.discard(batch)
+        if batch.reply is not None:
+            return batch.reply
+        if outgoing.failure is None and time.monotonic() >= result_by:
+            why = f"; nor has RabbitMQ confirmed the message: {outgoing.trouble}"
+            why = why if unconfirmed else ""
+            raise ResultTimeout(f"no reply within {wait_result:g} seconds (wait_result){why}")
+        if unconfirmed:
+            raise self._error(unconfirmed)
+        why = APP_CLOSED if batch.is_told else str(outgoing.channel.why_lost)
+        raise BrokerError(
+            "no reply can come any more, though RabbitMQ has the message, and the task may run:"
+            f" {why}"
+        )
+
+    def _deliver(
+        self, messages: list[_Outgoing], batch: _Batch | None, until: float
+    ) -> list[_Outgoing]:
+        """Send what is open, until nothing is, or the time is up, or RabbitMQ refuses us.
+
+        Return what isn't known to have arrived.
+        """
+        own: _Keeper | None = None  # whose connection suspects have to themselves, one by one
+        unconfirmed = messages
+        try:
+            while still_open := [o for o in unconfirmed if o.failure is None]:
+                if batch is not None and batch.is_told:
                     messages[0].failure = APP_CLOSED
-                    return
-                ordinary = [outgoing for outgoing in messages if not outgoing.is_suspect]
+                    break
+                ordinary = [outgoing for outgoing in still_open if not outgoing.is_suspect]
                 try:
                     if ordinary:
                         pause = self._attempt(self._get_keeper(), batch, ordinary, until)
                     else:
                         own = own or self._make_keeper()
-                        pause = self._attempt(own, batch, messages[:1], until, alone=True)
+                        pause = self._attempt(own, batch, still_open[:1], until, alone=True)
                 except (AMQPError, RuntimeError, OSError) as error:  # RuntimeError: no thread
-                    for outgoing in messages:
+                    for outgoing in still_open:
                         outgoing.trouble = str(error)
                     if _refuses_us(error):
-                        return
+                        break
                     pause = True
-                if time.monotonic() >= until:
-                    return
+                unconfirmed = [o for o in messages if o.fate not in (CONFIRMED, LEFT)]
+                if time.monotonic() >= until or (batch is not None and batch.reply is not None):
+                    break
                 if pause:
                     _wait(_Event(), min(until, time.monotonic() + REFUSAL_PAUSE))
         finally:
             if own is not None:
                 own.close()
+        return unconfirmed
 
     def _attempt(
         self,
         keeper: _Keeper,
-        batch: _Batch,
+        batch: _Batch | None,
         messages: list[_Outgoing],
         until: float,
         alone: bool = False,
@@ -3251,25 +3280,29 @@ class _Publisher:
         attempt."""
         connection = keeper.connect(until)
         connection.used_at = time.monotonic()
-        self._look_for_queues(connection, messages, until)
-        messages = [outgoing for outgoing in messages if outgoing.failure is None]
+        messages = self._look_for_queues(connection, messages, until)
         if not messages:
             return False
-        channel = connection.changes.wait_for(lambda: self._get_channel(connection, batch), until)
+        is_call = batch is not None and batch.result_by is not None
+        get_channel = connection.get_replies if is_call else connection.get_confirms
+        channel = connection.changes.wait_for(get_channel, until)
         if channel is None:
             raise AMQPConnectionError("all channels of its connection are in use (channel_max)")
-        if batch.leaves:
-            self._wait_for_room(channel, until)
-        batch.pending = len(messages)
-        batch.done.clear()
+        if batch is None:
+            room = connection.changes.wait_for(channel.look_for_room, until)
+            if room is not True:
+                raise _again(room or AMQPConnectionError(_why_no_answer(connection)))
+        else:
+            batch.pending = len(messages)
+            batch.done.clear()
         try:
             channel.publish(messages)
-            if batch.leaves:
+            if batch is None:
                 self._leave(channel, messages)
             else:
                 self._wait_for_fates(channel, batch, messages, until)
         finally:
-            self._release(channel, batch, messages)
+            self._release(channel, messages)
             if keeper.closing:
                 connection.wake()  # it may be that only this was waited for
         pauses = [_judge(o, alone) for o in messages if o.fate not in (CONFIRMED, LEFT)]
@@ -3277,14 +3310,16 @@ class _Publisher:
 
     def _look_for_queues(
         self, connection: _Connection, messages: list[_Outgoing], until: float
-    ) -> None:
-        """Declare those that are missing. A message whose queue can't be used fails.
+    ) -> list[_Outgoing]:
+        """Declare those that are missing. Return the messages whose queue can be used; the others
+        have failed.
 
         Raise ValueError for properties that don't fit into a frame: the broker would close the
         connection.
         """
         failures: dict[str, str] = {}
         largest = connection.frame_max - 22
+        now = time.monotonic()
         for outgoing in messages:
             message, size = outgoing.message, len(outgoing.properties)
             if size > largest:
@@ -3292,11 +3327,8 @@ class _Publisher:
                     f"its properties take {size} bytes, RabbitMQ allows {largest} (frame_max)"
                 )
             seen = connection.queues.get(message.queue, -math.inf)
-            if (
-                message.mandatory
-                and message.queue not in failures
-                and time.monotonic() - seen >= message.renewal
-            ):
+            is_due = message.mandatory and now - seen >= message.renewal
+            if is_due and message.queue not in failures:
                 try:
                     if message.target is not None:
                         _ensure_queue(connection, *message.target, until)
@@ -3306,29 +3338,7 @@ class _Publisher:
                 except AMQPChannelError as error:
                     failures[message.queue] = f"queue {message.queue!r} can't be used: {error}"
             outgoing.failure = failures.get(message.queue)
-
-    def _get_channel(self, connection: _Connection, batch: _Batch) -> _ConfirmChannel | None:
-        """Return a channel to publish the batch on, or None if none is free."""
-        if batch.result_by is not None:
-            while connection.replies:
-                with contextlib.suppress(IndexError):  # another thread has taken it
-                    reply_channel = connection.replies.pop()
-                    if reply_channel.lost is None:
-                        return reply_channel
-            return _new_channel(connection, _ReplyChannel)
-        channel = connection.confirms
-        if channel is None or channel.lost is not None:
-            try:
-                self._lock.acquire()
-                if connection.confirms is channel:
-                    connection.confirms = _new_channel(connection, _ConfirmChannel)
-                channel = connection.confirms
-            finally:  # as in _Connection._write
-                try:
-                    self._lock.release()
-                except RuntimeError:
-                    pass
-        return channel
+        return [outgoing for outgoing in messages if outgoing.failure is None]
 
     def _wait_for_fates(
         self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing], until: float
@@ -3348,14 +3358,6 @@ class _Publisher:
         if outgoing.fate == CONFIRMED:
             channel.waiting.wait_for(look, batch.result_by, batch.done)
 
-    def _wait_for_room(self, channel: _ConfirmChannel, until: float) -> None:
-        """Wait until not too much is on its way that nobody waits for. Raise AMQPError if it stays
-        so."""
-        look = lambda: channel.why_lost or channel.has_room  # noqa: E731
-        answer = channel.connection.changes.wait_for(look, until)
-        if answer is not True:
-            raise _again(answer or AMQPConnectionError(_why_no_answer(channel.connection)))
-
     def _leave(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
         """Wait for nothing. What is lost from now on is counted and logged."""
         for outgoing in messages:
@@ -3365,21 +3367,19 @@ class _Publisher:
                 if outgoing.tag is None:  # it wasn't written: it is sent again
                     outgoing.fate = None
 
-    def _release(self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing]) -> None:
+    def _release(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
         """Withdraw what isn't written, and give the channel back."""
         connection = channel.connection
         for outgoing in messages:
             if outgoing.tag is None and outgoing.fate is None:
                 with contextlib.suppress(ValueError):  # it has just been taken
                     connection.outbox.remove(outgoing)
-        if isinstance(channel, _ReplyChannel) and not channel.has_refused:
-            channel.renew()
-            connection.replies.append(channel)
-        elif isinstance(channel, _ReplyChannel):
-            channel.retire()
-        elif channel.has_refused and connection.confirms is channel:
-            connection.confirms = None
-            channel.retire()
+        if isinstance(channel, _ReplyChannel):
+            if channel.has_refused:
+                channel.retire()
+            else:
+                channel.renew()
+                connection.replies.append(channel)
         if connection.changes:
             connection.changes.notify()
 
@@ -3401,21 +3401,15 @@ class _Publisher:
                     pass
         return cast(_Keeper, keeper)
 
-    def _error(self, batch: _Batch, rest: Sequence[_Message] = ()) -> BrokerError:
-        unconfirmed = batch.unconfirmed
+    def _error(
+        self, unconfirmed: Sequence[_Outgoing], rest: Sequence[_Message] = ()
+    ) -> BrokerError:
         reasons = collections.Counter(o.failure or o.trouble or "no answer" for o in unconfirmed)
         why = "; ".join(reason for reason, _ in reasons.most_common(3))
         count = len(unconfirmed) + len(rest)
         limit = f" within {self._config.RABBIT_PUBLISH_TIMEOUT:g} seconds (RABBIT_PUBLISH_TIMEOUT)"
         limit = "" if all(o.failure for o in unconfirmed) else limit
-        text = f"RabbitMQ has not confirmed {_count(count, 'message')}{limit}: {why}"
-        if not count:  # a call's, which has lost the channel that the reply comes by
-            why = APP_CLOSED if batch.is_told else str(batch.outgoing[0].channel.why_lost)
-            text = (
-                "no reply can come any more, though RabbitMQ has the message, and the task may run"
-            )
-            text = f"{text}: {why}"
-        error = BrokerError(text)
+        error = BrokerError(f"RabbitMQ has not confirmed {_count(count, 'message')}{limit}: {why}")
         cast(Any, error).unconfirmed = [*(o.message for o in unconfirmed), *rest]
         return error
 
