@@ -2077,6 +2077,10 @@ class _Connection(Stateful):
         """Have frames written by the reader, which may have more: cheaper where nobody waits for
         it."""
         self._frames.append((channel, data))
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Have the reader write what is appended."""
         if not self._awake:
             self._wakeup.set()
 
@@ -2183,6 +2187,9 @@ class _Connection(Stateful):
                 elif self.outbox and not self.is_blocked:
                     outgoing = self.outbox.popleft()
                     if outgoing.channel.lost is not None:
+                        if outgoing.fate == LEFT:
+                            why = str(outgoing.channel.lost)
+                            self.failures[outgoing.message.queue, why] += 1
                         continue
                     data = outgoing.channel.encode(outgoing)
                 else:
@@ -2360,7 +2367,7 @@ class _Connection(Stateful):
                 confirms.retire()
         for _ in range(len(self.retired)):
             channel = self.retired.popleft()
-            if channel.waits:
+            if channel.waits or any(o.channel is channel for o in tuple(self.outbox)):
                 self.retired.append(channel)
             else:
                 channel.close()
@@ -2944,6 +2951,9 @@ class _ConfirmChannel(_Channel):
         self.has_refused = False
         #: Bytes of messages that were written, and that have a fate: each has one writer only.
         self._written = self._settled = 0
+        #: Bytes that may be appended until it is counted again how many aren't written. (Threads
+        #: that take from it at once may make it a little wrong, until then.)
+        self._room = 0
         super().__init__(connection)
 
     def begin(self) -> None:
@@ -2966,16 +2976,19 @@ class _ConfirmChannel(_Channel):
     def look_for_room(self) -> AMQPError | bool:
         """Return whether few bytes of messages wait to be written, and not too many to be
         confirmed; or why this channel is lost."""
-        unwritten = sum([o.size for o in tuple(self.connection.outbox)])
+        if self._room <= 0:
+            unwritten = sum([o.size for o in tuple(self.connection.outbox)])
+            self._room = UNWRITTEN_BYTES - unwritten
         in_flight = self._written - self._settled
-        has_room = unwritten <= UNWRITTEN_BYTES and in_flight <= UNCONFIRMED_BYTES
+        has_room = self._room > 0 and in_flight <= UNCONFIRMED_BYTES
         return self.lost or self.connection.lost or has_room
 
     def publish(self, messages: Sequence[_Outgoing]) -> None:
+        """Append messages to what is to be written."""
         for outgoing in messages:
             outgoing.channel, outgoing.tag, outgoing.fate = self, None, None
+            self._room -= outgoing.size
         self.connection.outbox.extend(messages)
-        self.connection.flush()
 
     def encode(self, outgoing: _Outgoing) -> bytes:
         """Number a message, and return its frames. With the connection's lock."""
@@ -3298,8 +3311,10 @@ class _Publisher:
         try:
             channel.publish(messages)
             if batch is None:
+                connection.flush_soon()  # with what else has come by then: that is cheaper
                 self._leave(channel, messages)
             else:
+                connection.flush()
                 self._wait_for_fates(channel, batch, messages, until)
         finally:
             self._release(channel, messages)

@@ -624,7 +624,17 @@ def _renew_frames(channel: int, number: int) -> bytes:
 @functools.lru_cache(1000)
 def _layout(flags: int) -> list[tuple[str, int]] | None:
     ...
-_ENCODERS: dict[str, Callable[[Any], bytes]] = {'headers': encode.field_table, 'timestamp': lambda t: t.to_bytes(8, 'big') if isinstance(t, int) else encode.timestamp(t), 'delivery_mode': encode.octet, 'priority': encode.octet}
+
+def _short_string(value: str) -> bytes:
+    ...
+
+def _octet(value: int) -> bytes:
+    ...
+_ENCODERS: dict[str, Callable[[Any], bytes]] = {'headers': encode.field_table, 'timestamp': lambda t: t.to_bytes(8, 'big') if isinstance(t, int) else encode.timestamp(t), 'delivery_mode': _octet, 'priority': _octet}
+
+@functools.lru_cache(1000)
+def _order_of(given: tuple[str, ...]) -> tuple[bytes, list[tuple[str, Callable[[Any], bytes]]]]:
+    ...
 
 def _encode_properties(properties: Mapping[str, Any]) -> bytes:
     ...
@@ -820,6 +830,9 @@ class _Connection(Stateful):
     def post_soon(self, channel: _Channel, data: bytes) -> None:
         ...
 
+    def flush_soon(self) -> None:
+        ...
+
     def write_frame(self, channel_id: int, frame: Any) -> None:
         ...
 
@@ -827,6 +840,12 @@ class _Connection(Stateful):
         ...
 
     def add(self, channel: _Channel) -> int:
+        ...
+
+    def get_confirms(self) -> _ConfirmChannel | None:
+        ...
+
+    def get_replies(self) -> _ReplyChannel | None:
         ...
 
     def _has_output(self) -> bool:
@@ -1082,26 +1101,14 @@ class _Outgoing:
         self.is_suspect = False
 
 class _Batch:
+    __slots__ = ('done', 'is_told', 'pending', 'reply', 'result_by')
 
-    def __init__(self, messages: Sequence[_Message], result_by: float | None=None, leaves: bool=False) -> None:
-        self.outgoing = [_Outgoing(message, None if leaves else self) for message in messages]
+    def __init__(self, result_by: float | None=None) -> None:
         self.result_by = result_by
-        self.leaves = leaves
         self.reply: bytes | None = None
         self.is_told = False
         self.pending = 0
         self.done = _Event()
-
-    def close(self) -> None:
-        ...
-
-    @property
-    def unconfirmed(self) -> list[_Outgoing]:
-        ...
-
-    @property
-    def open(self) -> list[_Outgoing]:
-        ...
 
 class _ConfirmChannel(_Channel):
 
@@ -1111,6 +1118,7 @@ class _ConfirmChannel(_Channel):
         self._returned: dict[tuple[str, Any], int] = {}
         self.has_refused = False
         self._written = self._settled = 0
+        self._room = 0
         super().__init__(connection)
 
     def begin(self) -> None:
@@ -1126,8 +1134,7 @@ class _ConfirmChannel(_Channel):
     def forget(self) -> None:
         ...
 
-    @property
-    def has_room(self) -> bool:
+    def look_for_room(self) -> AMQPError | bool:
         ...
 
     def publish(self, messages: Sequence[_Outgoing]) -> None:
@@ -1193,7 +1200,7 @@ class _Publisher:
     def close(self) -> None:
         ...
 
-    def _enter(self, work: Callable[[_Publisher], T]) -> T:
+    def _enter(self, work: Callable[..., T], *arguments: Any) -> T:
         ...
 
     def _send(self, messages: Sequence[_Message]) -> None:
@@ -1202,28 +1209,22 @@ class _Publisher:
     def _call(self, message: _Message, wait_result: float) -> bytes:
         ...
 
-    def _deliver(self, batch: _Batch, until: float) -> None:
+    def _deliver(self, messages: list[_Outgoing], batch: _Batch | None, until: float) -> list[_Outgoing]:
         ...
 
-    def _attempt(self, keeper: _Keeper, batch: _Batch, messages: list[_Outgoing], until: float, alone: bool=False) -> bool:
+    def _attempt(self, keeper: _Keeper, batch: _Batch | None, messages: list[_Outgoing], until: float, alone: bool=False) -> bool:
         ...
 
-    def _look_for_queues(self, connection: _Connection, messages: list[_Outgoing], until: float) -> None:
-        ...
-
-    def _get_channel(self, connection: _Connection, batch: _Batch) -> _ConfirmChannel | None:
+    def _look_for_queues(self, connection: _Connection, messages: list[_Outgoing], until: float) -> list[_Outgoing]:
         ...
 
     def _wait_for_fates(self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing], until: float) -> None:
         ...
 
-    def _wait_for_room(self, channel: _ConfirmChannel, until: float) -> None:
-        ...
-
     def _leave(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
         ...
 
-    def _release(self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing]) -> None:
+    def _release(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
         ...
 
     def _make_keeper(self) -> _Keeper:
@@ -1232,7 +1233,7 @@ class _Publisher:
     def _get_keeper(self) -> _Keeper:
         ...
 
-    def _error(self, batch: _Batch, rest: Sequence[_Message]=()) -> BrokerError:
+    def _error(self, unconfirmed: Sequence[_Outgoing], rest: Sequence[_Message]=()) -> BrokerError:
         ...
 _publishers: weakref.WeakSet[_Publisher] = weakref.WeakSet()
 _process_id = os.getpid()
