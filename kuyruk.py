@@ -31,7 +31,8 @@ The threads, and what each owns
 
 *Your threads* send for themselves (`_Publisher`): connect, look for the queue, publish, wait for
 what becomes of each message, and again for those that are open until RABBIT_PUBLISH_TIMEOUT. They
-write to the connection, together with what others have appended meanwhile.
+write to the connection, together with what others have appended meanwhile. What nobody waits for
+(RABBIT_CONFIRM=False) the reader writes: many messages at once.
 *A connection's reader* (kuyruk-connection; one for each application that sends, two for each
 worker) belongs to a `_Keeper`. It connects as long as somebody wants a connection, and then reads:
 it hands confirms, returned messages, replies and deliveries on, writes what the socket didn't take
@@ -2069,10 +2070,6 @@ class _Connection(Stateful):
         then."""
         self._frames.append((channel, data))
 
-    def append(self, channel: _Channel | None, number: int, *frames: Any) -> None:
-        """As `enqueue`, of what pamqp is to encode."""
-        self._frames.append((channel, _marshal(number, *frames)))
-
     def post_soon(self, channel: _Channel, data: bytes) -> None:
         """Have frames written by the reader, which may have more: cheaper where nobody waits for
         it."""
@@ -2113,18 +2110,26 @@ class _Connection(Stateful):
         return number
 
     def get_confirms(self) -> _ConfirmChannel | None:
-        """Return the channel that all publish on. None while that is lost, and no other is free."""
+        """Return the channel that all publish on. None while that is lost, and no other is free.
+        Raise AMQPError if the connection is lost."""
+        self._raise_if_lost()
         channel = self.confirms
         return channel if channel is not None and channel.lost is None else None
 
     def get_replies(self) -> _ReplyChannel | None:
-        """Return a channel for a call, which is to give it back. None if none is free."""
+        """Return a channel for a call, which is to give it back. None if none is free. Raise
+        AMQPError if the connection is lost."""
+        self._raise_if_lost()
         while self.replies:
             with contextlib.suppress(IndexError):  # another thread has taken it
                 channel = self.replies.pop()
                 if channel.lost is None:
                     return channel
         return _new_channel(self, _ReplyChannel)
+
+    def _raise_if_lost(self) -> None:
+        if self.lost is not None:
+            raise _again(self.lost)
 
     # -- writing
 
@@ -2281,8 +2286,7 @@ class _Connection(Stateful):
             raise AMQPConnectionError(str(error)) from error
         finally:
             self._notify()
-        if self.lost is not None:
-            raise _again(self.lost)
+        self._raise_if_lost()
         self._awake = False
         # appended by one who saw that the reader is awake
         if self._has_output() and not self._rest:
@@ -2298,14 +2302,9 @@ class _Connection(Stateful):
             event.set()
 
     def _receive(self, sock: socket.socket) -> bytes:
-        if self._is_tls:
-            with self._lock:
-                return self._receive_now(sock)
-        return self._receive_now(sock)
-
-    def _receive_now(self, sock: socket.socket) -> bytes:
         try:
-            data = sock.recv(0x20000)
+            with self._lock if self._is_tls else contextlib.nullcontext():
+                data = sock.recv(0x20000)
         except _WOULD_BLOCK:
             return b""
         if not data:
@@ -2454,13 +2453,10 @@ class _Connection(Stateful):
 
     def hang_up(self) -> None:
         """End it without a word to the broker. By the reader."""
-        try:
-            self._lock.acquire()  # nobody writes to a descriptor that may be another's by now
+        with self._lock:  # nobody writes to a descriptor that may be another's by now
             sock, self._socket = self._socket, None
             if sock is not None:
                 sock.close()
-        finally:
-            self._lock.release()
         self._selector.close()
         self._wakeup.close()
         self.set_state(self.CLOSED)
@@ -2496,10 +2492,10 @@ class _ChannelsExhausted(Exception):
 CH = TypeVar("CH", bound="_Channel")
 
 
-def _new_channel(connection: _Connection, kind: type[CH]) -> CH | None:
+def _new_channel(connection: _Connection, kind: type[CH], *arguments: Any) -> CH | None:
     """Return a new channel, or None if none is free: look again when the connection changes."""
     try:
-        return kind(connection)
+        return kind(connection, *arguments)
     except _ChannelsExhausted:
         with contextlib.suppress(IndexError):  # calls need none of the idle ones now
             connection.replies.pop().retire()
@@ -2526,7 +2522,7 @@ class _Channel:
 
     def begin(self) -> None:
         """Open it. Its answer isn't waited for: what follows leaves in one write with it."""
-        self.connection.append(None, self.id, commands.Channel.Open())
+        self.connection.enqueue(None, _marshal(self.id, commands.Channel.Open()))
 
     @property
     def why_lost(self) -> AMQPError | None:
@@ -2581,7 +2577,7 @@ class _Channel:
         if self.lost is None:
             # first: nothing is written to it after that
             self.lost = AMQPChannelError("it was closed")
-            self.connection.append(None, self.id, commands.Channel.Close(200, "", 0, 0))
+            self.connection.enqueue(None, _marshal(self.id, commands.Channel.Close(200, "", 0, 0)))
             self.waiting.notify()
 
     def on_header(self, payload: bytes) -> None:
@@ -2609,7 +2605,7 @@ class _Channel:
         elif name == "Channel.CloseOk":
             self.connection.remove(self)
         elif name == "Channel.Close":
-            self.connection.append(None, self.id, commands.Channel.CloseOk())
+            self.connection.enqueue(None, _marshal(self.id, commands.Channel.CloseOk()))
             if self.lost is None:  # else both sides close it, and the broker answers ours, too
                 self.connection.remove(self)
                 self.lost = AMQPChannelError(str(frame.reply_text), reply_code=frame.reply_code)
@@ -2626,13 +2622,26 @@ class _Channel:
             )
 
 
+def _declare(connection: _Connection, until: float, **options: Any) -> None:
+    """Declare a queue, or look for it, on a channel of its own, which a failure closes. Raise
+    amqpstorm's errors."""
+    channel = connection.changes.wait_for(lambda: _new_channel(connection, _Channel), until)
+    if channel is None:
+        queue = options["queue"]
+        raise AMQPConnectionError(
+            f"no channel was free in time to look for queue {queue!r} (channel_max)"
+        )
+    try:
+        channel.request(_Declare(**options), until)
+    finally:
+        channel.retire()
+
+
 def _ensure_queue(
     connection: _Connection, queue: str, arguments: dict[str, Any], until: float
 ) -> None:
-    """Look first, declare only when it is absent: a queue that exists is used as it is.
-
-    On a channel of its own, which a failure closes. Raise amqpstorm's errors.
-    """
+    """Look first, declare only when it is absent: a queue that exists is used as it is. Raise
+    amqpstorm's errors."""
     failure: tuple[str, int | None] | None = None
     # Classic queues of RabbitMQ 4.3 have no such timeout, and can't be declared with one.
     timeless = {key: value for key, value in arguments.items() if key != "x-consumer-timeout"}
@@ -2640,24 +2649,16 @@ def _ensure_queue(
     # None: look. The last: another declared it meanwhile, differently
     for wanted in (None, *declarations, None):
         look = wanted is None
-        channel = connection.changes.wait_for(lambda: _new_channel(connection, _Channel), until)
-        if channel is None:
-            raise AMQPConnectionError(
-                f"no channel was free in time to look for queue {queue!r} (channel_max)"
-            )
         try:
-            channel.request(
-                _Declare(queue=queue, passive=look, durable=not look, arguments=wanted), until
+            return _declare(
+                connection, until, queue=queue, passive=look, durable=not look, arguments=wanted
             )
-            return
         except AMQPChannelError as error:
             if failure is None or error.error_code != 404:  # that there is none says less than why
                 # not the error: its frames would lead back to here
                 failure = str(error), error.error_code
             if error.error_code != (404 if look else 406):
                 break
-        finally:
-            channel.retire()
     text, code = cast(Any, failure)
     raise AMQPChannelError(text, reply_code=code)
 
@@ -2958,7 +2959,7 @@ class _ConfirmChannel(_Channel):
 
     def begin(self) -> None:
         super().begin()
-        self.connection.append(self, self.id, commands.Confirm.Select(nowait=True))
+        self.connection.enqueue(self, _marshal(self.id, commands.Confirm.Select(nowait=True)))
 
     @property
     def waits(self) -> bool:
@@ -3271,7 +3272,7 @@ class _Publisher:
                     if _refuses_us(error):
                         break
                     pause = True
-                unconfirmed = [o for o in messages if o.fate not in (CONFIRMED, LEFT)]
+                unconfirmed = [o for o in unconfirmed if o.fate not in (CONFIRMED, LEFT)]
                 if time.monotonic() >= until or (batch is not None and batch.reply is not None):
                     break
                 if pause:
@@ -5682,8 +5683,9 @@ class Worker:
         until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
         try:
             _ensure_queue(connection, queue, self.app._queue_arguments(queue), until)
+            arguments = (queue, self._config, self._pool.add, self._on_channel_trouble)
             channel = connection.changes.wait_for(
-                lambda: self._new_channel(connection, queue), until
+                lambda: _new_channel(connection, _ConsumerChannel, *arguments), until
             )
             if channel is None:
                 raise AMQPChannelError("its connection has no free channel (channel_max)")
@@ -5700,14 +5702,6 @@ class Worker:
             queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
             _log(logging.INFO, text, queues, connection.address, threads)
         self.on_change()
-
-    def _new_channel(self, connection: _Connection, queue: str) -> _ConsumerChannel | None:
-        try:
-            return _ConsumerChannel(
-                connection, queue, self._config, self._pool.add, self._on_channel_trouble
-            )
-        except _ChannelsExhausted:
-            return None
 
     def _on_channel_trouble(self, channel: _ConsumerChannel) -> None:
         """In the reader."""
@@ -5728,16 +5722,11 @@ class Worker:
     def _is_gone(self, channel: _ConsumerChannel) -> bool:
         """Return whether a queue was deleted."""
         until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
-        look = _new_channel(channel.connection, _Channel)
-        if look is None:
-            return False
         try:
-            look.request(_Declare(queue=channel.queue, passive=True), until)
+            _declare(channel.connection, until, queue=channel.queue, passive=True)
             return False
         except AMQPError as error:
             return error.error_code == 404
-        finally:
-            look.retire()
 
     def _on_queue_trouble(self, queue: str, what: str, why: AMQPError) -> None:
         """Give up a queue's channel, if there is one, and try another after a pause."""

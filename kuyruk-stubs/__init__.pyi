@@ -824,9 +824,6 @@ class _Connection(Stateful):
     def enqueue(self, channel: _Channel | None, data: bytes) -> None:
         ...
 
-    def append(self, channel: _Channel | None, number: int, *frames: Any) -> None:
-        ...
-
     def post_soon(self, channel: _Channel, data: bytes) -> None:
         ...
 
@@ -846,6 +843,9 @@ class _Connection(Stateful):
         ...
 
     def get_replies(self) -> _ReplyChannel | None:
+        ...
+
+    def _raise_if_lost(self) -> None:
         ...
 
     def _has_output(self) -> bool:
@@ -879,9 +879,6 @@ class _Connection(Stateful):
         ...
 
     def _receive(self, sock: socket.socket) -> bytes:
-        ...
-
-    def _receive_now(self, sock: socket.socket) -> bytes:
         ...
 
     def _read(self, data: bytes) -> None:
@@ -941,7 +938,7 @@ class _ChannelsExhausted(Exception):
     ...
 CH = TypeVar('CH', bound='_Channel')
 
-def _new_channel(connection: _Connection, kind: type[CH]) -> CH | None:
+def _new_channel(connection: _Connection, kind: type[CH], *arguments: Any) -> CH | None:
     ...
 
 class _Channel:
@@ -1008,6 +1005,9 @@ class _Channel:
 
     def _end_content(self) -> None:
         ...
+
+def _declare(connection: _Connection, until: float, **options: Any) -> None:
+    ...
 
 def _ensure_queue(connection: _Connection, queue: str, arguments: dict[str, Any], until: float) -> None:
     ...
@@ -1999,9 +1999,6 @@ class Worker:
         ...
 
     def _subscribe(self, connection: _Connection, queue: str) -> None:
-        ...
-
-    def _new_channel(self, connection: _Connection, queue: str) -> _ConsumerChannel | None:
         ...
 
     def _on_channel_trouble(self, channel: _ConsumerChannel) -> None:
