@@ -31,7 +31,8 @@ The threads, and what each owns
 
 *Your threads* send for themselves (`_Publisher`): connect, look for the queue, publish, wait for
 what becomes of each message, and again for those that are open until RABBIT_PUBLISH_TIMEOUT. They
-write to the connection, together with what others have appended meanwhile.
+write to the connection, together with what others have appended meanwhile. What nobody waits for
+(RABBIT_CONFIRM=False) the reader writes: many messages at once.
 *A connection's reader* (kuyruk-connection; one for each application that sends, two for each
 worker) belongs to a `_Keeper`. It connects as long as somebody wants a connection, and then reads:
 it hands confirms, returned messages, replies and deliveries on, writes what the socket didn't take
@@ -62,7 +63,7 @@ them live and do what is due.
     lock              guards                                        while holding it
     ----------------  --------------------------------------------  -------------------------
     _Connection._lock what is taken from its queues and written     the socket, without blocking
-    _Publisher._lock  which keeper and channel it publishes with    a thread may be started
+    _Publisher._lock  which keeper it publishes with                a thread may be started
     _Pool._lock       states of deliveries; what waits and runs     a thread may be started
     _Settler._changed what is kept, and when to try it again        nothing
     _Watch._changed   when to look at which run                     nothing
@@ -1697,14 +1698,12 @@ def _content_frames(
 ) -> bytes:
     """Return what publishes a message through the default exchange, in frames of at most
     `frame_max` bytes."""
-    name = queue.encode()
-    publish = b"%b%c%b%c" % (_PUBLISH_START, len(name), name, mandatory)
+    publish = b"%b%b%c" % (_PUBLISH_START, _short_string(queue), mandatory)
     header = _CONTENT_HEADER.pack(60, 0, len(body)) + properties
     frames = [_frame(1, channel, publish), _frame(2, channel, header)]
     step = frame_max - 8
-    frames += [
-        _frame(3, channel, body[start : start + step]) for start in range(0, len(body), step)
-    ]
+    for start in range(0, len(body), step):
+        frames.append(_frame(3, channel, body[start : start + step]))
     return b"".join(frames)
 
 
@@ -1731,23 +1730,38 @@ def _layout(flags: int) -> list[tuple[str, int]] | None:
     return [(name, sizes.get(name, 0)) for name, flag in known if flags & flag]
 
 
+def _short_string(value: str) -> bytes:
+    """Raise ValueError for what has more than 255 bytes."""
+    data = value.encode()
+    return _octet(len(data)) + data
+
+
+def _octet(value: int) -> bytes:
+    return bytes((value,))
+
+
 _ENCODERS: dict[str, Callable[[Any], bytes]] = {
     "headers": encode.field_table,
     "timestamp": lambda t: t.to_bytes(8, "big") if isinstance(t, int) else encode.timestamp(t),
-    "delivery_mode": encode.octet, "priority": encode.octet,
+    "delivery_mode": _octet, "priority": _octet,
 }  # fmt: skip
+
+
+@functools.lru_cache(1000)
+def _order_of(given: tuple[str, ...]) -> tuple[bytes, list[tuple[str, Callable[[Any], bytes]]]]:
+    """Return the flags that announce these properties, and how to encode each, in their order."""
+    known = [
+        (name, flag) for name, flag in commands.Basic.Properties.flags.items() if name in given
+    ]
+    encoders = [(name, _ENCODERS.get(name, _short_string)) for name, _ in known]
+    return sum(flag for _, flag in known).to_bytes(2, "big"), encoders
 
 
 def _encode_properties(properties: Mapping[str, Any]) -> bytes:
     """Raise ValueError, and whatever pamqp raises, for what can't be encoded."""
-    flags, parts = 0, [b""]
-    for name, flag in commands.Basic.Properties.flags.items():
-        value = properties.get(name)
-        if value not in (None, ""):
-            flags |= flag
-            parts.append(_ENCODERS.get(name, encode.short_string)(value))
-    parts[0] = flags.to_bytes(2, "big")
-    return b"".join(parts)
+    given = tuple([name for name, value in properties.items() if value not in (None, "")])
+    flags, encoders = _order_of(given)
+    return flags + b"".join([encode_one(properties[name]) for name, encode_one in encoders])
 
 
 def _decode_properties(payload: bytes) -> Any:
@@ -2068,7 +2082,7 @@ class _Connection(Stateful):
         self.queues: dict[str, float] = {}
         #: What became of messages that nobody waits for: by queue and reason, how many are lost.
         self.failures: collections.Counter[tuple[str, str]] = collections.Counter()
-        #: The channel that all publish on, and those of calls that are free.
+        #: The channel that all publish on, which the reader replaces; those of calls that are free.
         self.confirms: _ConfirmChannel | None = None
         self.replies: collections.deque[_ReplyChannel] = collections.deque()
         #: Channels that nobody is to use any more, for the reader to close.
@@ -2116,14 +2130,14 @@ class _Connection(Stateful):
         then."""
         self._frames.append((channel, data))
 
-    def append(self, channel: _Channel | None, number: int, *frames: Any) -> None:
-        """As `enqueue`, of what pamqp is to encode."""
-        self._frames.append((channel, _marshal(number, *frames)))
-
     def post_soon(self, channel: _Channel, data: bytes) -> None:
         """Have frames written by the reader, which may have more: cheaper where nobody waits for
         it."""
         self._frames.append((channel, data))
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Have the reader write what is appended."""
         if not self._awake:
             self._wakeup.set()
 
@@ -2154,6 +2168,28 @@ class _Connection(Stateful):
                 ) from None
         self.channels[number] = channel
         return number
+
+    def get_confirms(self) -> _ConfirmChannel | None:
+        """Return the channel that all publish on. None while that is lost, and no other is free.
+        Raise AMQPError if the connection is lost."""
+        self._raise_if_lost()
+        channel = self.confirms
+        return channel if channel is not None and channel.lost is None else None
+
+    def get_replies(self) -> _ReplyChannel | None:
+        """Return a channel for a call, which is to give it back. None if none is free. Raise
+        AMQPError if the connection is lost."""
+        self._raise_if_lost()
+        while self.replies:
+            with contextlib.suppress(IndexError):  # another thread has taken it
+                channel = self.replies.pop()
+                if channel.lost is None:
+                    return channel
+        return _new_channel(self, _ReplyChannel)
+
+    def _raise_if_lost(self) -> None:
+        if self.lost is not None:
+            raise _again(self.lost)
 
     # -- writing
 
@@ -2186,19 +2222,18 @@ class _Connection(Stateful):
 
     def _write_locked(self) -> bool:
         """Return whether all is written; if not, the reader goes on when the socket takes more."""
-        while self._rest or (data := self._take()):
-            if not self._rest:
-                self._rest = memoryview(data)
+        while data := self._rest or self._take():
             try:
-                sent = cast(socket.socket, self._socket).send(self._rest)
+                sent = cast(socket.socket, self._socket).send(data)
             except _WOULD_BLOCK:
                 sent = 0
-            self._rest = self._rest[sent:]
+            self._rest = memoryview(data)[sent:]
             self.wrote_at = time.monotonic()
-            was_full, self._is_full = self._is_full, bool(self._rest)
-            if (sent and was_full) or self._is_full > was_full:
-                self.moved_at = self.wrote_at
-            if self._is_full:
+            if self._rest or self._is_full:
+                if sent or not self._is_full:
+                    self.moved_at = self.wrote_at
+                self._is_full = bool(self._rest)
+            if self._rest:
                 if not self._awake:
                     self._wakeup.set()
                 return False
@@ -2217,6 +2252,9 @@ class _Connection(Stateful):
                 elif self.outbox and not self.is_blocked:
                     outgoing = self.outbox.popleft()
                     if outgoing.channel.lost is not None:
+                        if outgoing.fate == LEFT:
+                            why = str(outgoing.channel.lost)
+                            self.failures[outgoing.message.queue, why] += 1
                         continue
                     data = outgoing.channel.encode(outgoing)
                 else:
@@ -2308,8 +2346,7 @@ class _Connection(Stateful):
             raise AMQPConnectionError(str(error)) from error
         finally:
             self._notify()
-        if self.lost is not None:
-            raise _again(self.lost)
+        self._raise_if_lost()
         self._awake = False
         # appended by one who saw that the reader is awake
         if self._has_output() and not self._rest:
@@ -2325,14 +2362,9 @@ class _Connection(Stateful):
             event.set()
 
     def _receive(self, sock: socket.socket) -> bytes:
-        if self._is_tls:
-            with self._lock:
-                return self._receive_now(sock)
-        return self._receive_now(sock)
-
-    def _receive_now(self, sock: socket.socket) -> bytes:
         try:
-            data = sock.recv(0x20000)
+            with self._lock if self._is_tls else contextlib.nullcontext():
+                data = sock.recv(0x20000)
         except _WOULD_BLOCK:
             return b""
         if not data:
@@ -2385,16 +2417,21 @@ class _Connection(Stateful):
         self.stepped_at = time.monotonic()
         if self.stepped_at >= self._look_at:
             self._raise_if_dead(self.stepped_at)
-        if self.changes:
-            self.changes.notify()
         if self.failures:
             self._log_failures()
+        confirms = self.confirms
+        if confirms is not None and (confirms.lost or confirms.has_refused):
+            self.confirms = _new_channel(self, _ConfirmChannel) or confirms
+            if confirms is not self.confirms:
+                confirms.retire()
         for _ in range(len(self.retired)):
             channel = self.retired.popleft()
-            if channel.waits:
+            if channel.waits or any(o.channel is channel for o in tuple(self.outbox)):
                 self.retired.append(channel)
             else:
                 channel.close()
+        if self.changes:
+            self.changes.notify()
 
     def _raise_if_dead(self, now: float) -> None:
         """Raise OSError if the broker gives no sign of life, and keep the heartbeats."""
@@ -2476,13 +2513,10 @@ class _Connection(Stateful):
 
     def hang_up(self) -> None:
         """End it without a word to the broker. By the reader."""
-        try:
-            self._lock.acquire()  # nobody writes to a descriptor that may be another's by now
+        with self._lock:  # nobody writes to a descriptor that may be another's by now
             sock, self._socket = self._socket, None
             if sock is not None:
                 sock.close()
-        finally:
-            self._lock.release()
         self._selector.close()
         self._wakeup.close()
         self.set_state(self.CLOSED)
@@ -2520,10 +2554,10 @@ class _ChannelsExhausted(Exception):
 CH = TypeVar("CH", bound="_Channel")
 
 
-def _new_channel(connection: _Connection, kind: type[CH]) -> CH | None:
+def _new_channel(connection: _Connection, kind: type[CH], *arguments: Any) -> CH | None:
     """Return a new channel, or None if none is free: look again when the connection changes."""
     try:
-        return kind(connection)
+        return kind(connection, *arguments)
     except _ChannelsExhausted:
         with contextlib.suppress(IndexError):  # calls need none of the idle ones now
             connection.replies.pop().retire()
@@ -2550,7 +2584,7 @@ class _Channel:
 
     def begin(self) -> None:
         """Open it. Its answer isn't waited for: what follows leaves in one write with it."""
-        self.connection.append(None, self.id, commands.Channel.Open())
+        self.connection.enqueue(None, _marshal(self.id, commands.Channel.Open()))
 
     @property
     def why_lost(self) -> AMQPError | None:
@@ -2605,7 +2639,7 @@ class _Channel:
         if self.lost is None:
             # first: nothing is written to it after that
             self.lost = AMQPChannelError("it was closed")
-            self.connection.append(None, self.id, commands.Channel.Close(200, "", 0, 0))
+            self.connection.enqueue(None, _marshal(self.id, commands.Channel.Close(200, "", 0, 0)))
             self.waiting.notify()
 
     def on_header(self, payload: bytes) -> None:
@@ -2633,7 +2667,7 @@ class _Channel:
         elif name == "Channel.CloseOk":
             self.connection.remove(self)
         elif name == "Channel.Close":
-            self.connection.append(None, self.id, commands.Channel.CloseOk())
+            self.connection.enqueue(None, _marshal(self.id, commands.Channel.CloseOk()))
             if self.lost is None:  # else both sides close it, and the broker answers ours, too
                 self.connection.remove(self)
                 self.lost = AMQPChannelError(str(frame.reply_text), reply_code=frame.reply_code)
@@ -2650,13 +2684,26 @@ class _Channel:
             )
 
 
+def _declare(connection: _Connection, until: float, **options: Any) -> None:
+    """Declare a queue, or look for it, on a channel of its own, which a failure closes. Raise
+    amqpstorm's errors."""
+    channel = connection.changes.wait_for(lambda: _new_channel(connection, _Channel), until)
+    if channel is None:
+        queue = options["queue"]
+        raise AMQPConnectionError(
+            f"no channel was free in time to look for queue {queue!r} (channel_max)"
+        )
+    try:
+        channel.request(_Declare(**options), until)
+    finally:
+        channel.retire()
+
+
 def _ensure_queue(
     connection: _Connection, queue: str, arguments: dict[str, Any], until: float
 ) -> None:
-    """Look first, declare only when it is absent: a queue that exists is used as it is.
-
-    On a channel of its own, which a failure closes. Raise amqpstorm's errors.
-    """
+    """Look first, declare only when it is absent: a queue that exists is used as it is. Raise
+    amqpstorm's errors."""
     failure: tuple[str, int | None] | None = None
     # Classic queues of RabbitMQ 4.3 have no such timeout, and can't be declared with one.
     timeless = {key: value for key, value in arguments.items() if key != "x-consumer-timeout"}
@@ -2664,24 +2711,16 @@ def _ensure_queue(
     # None: look. The last: another declared it meanwhile, differently
     for wanted in (None, *declarations, None):
         look = wanted is None
-        channel = connection.changes.wait_for(lambda: _new_channel(connection, _Channel), until)
-        if channel is None:
-            raise AMQPConnectionError(
-                f"no channel was free in time to look for queue {queue!r} (channel_max)"
-            )
         try:
-            channel.request(
-                _Declare(queue=queue, passive=look, durable=not look, arguments=wanted), until
+            return _declare(
+                connection, until, queue=queue, passive=look, durable=not look, arguments=wanted
             )
-            return
         except AMQPChannelError as error:
             if failure is None or error.error_code != 404:  # that there is none says less than why
                 # not the error: its frames would lead back to here
                 failure = str(error), error.error_code
             if error.error_code != (404 if look else 406):
                 break
-        finally:
-            channel.retire()
     text, code = cast(Any, failure)
     raise AMQPChannelError(text, reply_code=code)
 
@@ -2906,7 +2945,10 @@ CONFIRMED, RETURNED, REFUSED, LEFT = "confirmed", "returned", "refused", "left"
 
 
 class _Outgoing:
-    """A message on its way, and what is known of it."""
+    """A message on its way, and what is known of it. None: nobody waits for that (RABBIT_CONFIRM).
+
+    Raise ValueError, and whatever pamqp raises, for properties that can't be encoded.
+    """
 
     __slots__ = (
         "batch",
@@ -2940,40 +2982,23 @@ class _Outgoing:
 
 
 class _Batch:
-    """Messages that a thread sends together. It waits for `done`; the reader of its connection sets
-    that.
+    """What a thread waits for that has sent messages. It waits for `done`; the reader of its
+    connection sets that.
 
     result_by: time.monotonic() until which it waits for a reply, after its only message is
-    confirmed. leaves: it doesn't wait for confirms. Raise ValueError, and whatever pamqp raises,
-    for properties that can't be encoded.
+    confirmed.
     """
 
-    def __init__(
-        self, messages: Sequence[_Message], result_by: float | None = None, leaves: bool = False
-    ) -> None:
-        self.outgoing = [_Outgoing(message, None if leaves else self) for message in messages]
+    __slots__ = ("done", "is_told", "pending", "reply", "result_by")
+
+    def __init__(self, result_by: float | None = None) -> None:
         self.result_by = result_by
-        self.leaves = leaves
         self.reply: bytes | None = None
         #: The application was closed while this call waited: it is to wait no longer for a reply.
         self.is_told = False
         #: How many of what was published last have no fate yet.
         self.pending = 0
         self.done = _Event()
-
-    def close(self) -> None:
-        """Forget the messages, which refer to this: else they would live until the garbage
-        collector comes."""
-        self.outgoing = []
-
-    @property
-    def unconfirmed(self) -> list[_Outgoing]:
-        return [o for o in self.outgoing if o.fate not in (CONFIRMED, LEFT)]
-
-    @property
-    def open(self) -> list[_Outgoing]:
-        """Those that may still arrive."""
-        return [] if self.reply is not None else [o for o in self.unconfirmed if o.failure is None]
 
 
 class _ConfirmChannel(_Channel):
@@ -2989,11 +3014,14 @@ class _ConfirmChannel(_Channel):
         self.has_refused = False
         #: Bytes of messages that were written, and that have a fate: each has one writer only.
         self._written = self._settled = 0
+        #: Bytes that may be appended until it is counted again how many aren't written. (Threads
+        #: that take from it at once may make it a little wrong, until then.)
+        self._room = 0
         super().__init__(connection)
 
     def begin(self) -> None:
         super().begin()
-        self.connection.append(self, self.id, commands.Confirm.Select(nowait=True))
+        self.connection.enqueue(self, _marshal(self.id, commands.Confirm.Select(nowait=True)))
 
     @property
     def waits(self) -> bool:
@@ -3008,18 +3036,22 @@ class _ConfirmChannel(_Channel):
         super().forget()
         self.in_flight.clear()
 
-    @property
-    def has_room(self) -> bool:
-        """Whether few bytes of messages wait to be written, and not too many to be confirmed."""
-        unwritten = sum([o.size for o in tuple(self.connection.outbox)])
+    def look_for_room(self) -> AMQPError | bool:
+        """Return whether few bytes of messages wait to be written, and not too many to be
+        confirmed; or why this channel is lost."""
+        if self._room <= 0:
+            unwritten = sum([o.size for o in tuple(self.connection.outbox)])
+            self._room = UNWRITTEN_BYTES - unwritten
         in_flight = self._written - self._settled
-        return unwritten <= UNWRITTEN_BYTES and in_flight <= UNCONFIRMED_BYTES
+        has_room = self._room > 0 and in_flight <= UNCONFIRMED_BYTES
+        return self.lost or self.connection.lost or has_room
 
     def publish(self, messages: Sequence[_Outgoing]) -> None:
+        """Append messages to what is to be written."""
         for outgoing in messages:
             outgoing.channel, outgoing.tag, outgoing.fate = self, None, None
+            self._room -= outgoing.size
         self.connection.outbox.extend(messages)
-        self.connection.flush()
 
     def encode(self, outgoing: _Outgoing) -> bytes:
         """Number a message, and return its frames. With the connection's lock."""
@@ -3176,7 +3208,7 @@ class _Publisher:
         _publishers.add(self)
 
     def begin(self) -> None:
-        #: Held while the keeper, or the channel that all publish on, is replaced.
+        #: Held while the keeper is replaced.
         self._lock = threading.RLock()
         self._keeper: _Keeper | None = None
         #: The threads that send. A signal handler, a destructor or a log handler that sends in one
@@ -3192,11 +3224,11 @@ class _Publisher:
 
         Raise BrokerError, whose `unconfirmed` lists the messages that aren't known to have arrived.
         """
-        return self._enter(lambda publisher: publisher._send(messages))
+        return self._enter(_Publisher._send, messages)
 
     def call(self, message: _Message, wait_result: float) -> bytes:
         """Send a request and wait for the reply. Raise BrokerError and ResultTimeout."""
-        return self._enter(lambda publisher: publisher._call(message, wait_result))
+        return self._enter(_Publisher._call, message, wait_result)
 
     def close(self) -> None:
         """Close the connection. Another send opens it again.
@@ -3222,89 +3254,100 @@ class _Publisher:
                     _count(count, "message"),
                 )
 
-    def _enter(self, work: Callable[[_Publisher], T]) -> T:
+    def _enter(self, work: Callable[..., T], *arguments: Any) -> T:
         if os.getpid() != _process_id:  # forked by C code, which calls no hook of Python's
             _after_fork_in_child()
-        if _is_reader():
+        me = threading.get_ident()
+        if me in _readers:
             raise BrokerError(
                 "can't send from a thread that reads a connection (a log handler, a destructor)"
             )
-        me = threading.get_ident()
         if me in self._inside:
             if self._other is None:
                 self._other = _Publisher(self._config)
-            return self._other._enter(work)
+            return self._other._enter(work, *arguments)
         try:
             self._inside.add(me)
-            return work(self)
+            return work(self, *arguments)
         finally:
             self._inside.discard(me)
 
     def _send(self, messages: Sequence[_Message]) -> None:
         sent = 0
         for window in _windows(messages):
-            with contextlib.closing(
-                _Batch(window, leaves=not self._config.RABBIT_CONFIRM)
-            ) as batch:
-                self._deliver(batch, time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT)
-                sent += len(window)
-                if batch.unconfirmed:
-                    raise self._error(batch, messages[sent:])
+            batch = _Batch() if self._config.RABBIT_CONFIRM else None
+            outgoing = [_Outgoing(message, batch) for message in window]
+            until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
+            unconfirmed = self._deliver(outgoing, batch, until)
+            sent += len(window)
+            if unconfirmed:
+                raise self._error(unconfirmed, messages[sent:])
 
     def _call(self, message: _Message, wait_result: float) -> bytes:
         result_by = time.monotonic() + wait_result
         sent_by = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
-        with contextlib.closing(_Batch([message], result_by)) as batch:
-            try:
-                self._calls.add(batch)
-                self._deliver(batch, min(sent_by, result_by))
-            finally:
-                self._calls.discard(batch)
-            if batch.reply is not None:
-                return batch.reply
-            [outgoing] = batch.outgoing
-            if outgoing.failure is None and time.monotonic() >= result_by:
-                why = (
-                    f"; nor has RabbitMQ confirmed the message: {outgoing.trouble}"
-                    if batch.unconfirmed
-                    else ""
-                )
-                raise ResultTimeout(f"no reply within {wait_result:g} seconds (wait_result){why}")
-            raise self._error(batch)
-
-    def _deliver(self, batch: _Batch, until: float) -> None:
-        """Send what is open, until nothing is, or the time is up, or RabbitMQ refuses us."""
-        own: _Keeper | None = None  # whose connection suspects have to themselves, one by one
+        batch = _Batch(result_by)
+        outgoing = _Outgoing(message, batch)
         try:
-            while messages := batch.open:
-                if batch.is_told:
+            self._calls.add(batch)
+            unconfirmed = self._deliver([outgoing], batch, min(sent_by, result_by))
+        finally:
+            self._calls.discard(batch)
+        if batch.reply is not None:
+            return batch.reply
+        if outgoing.failure is None and time.monotonic() >= result_by:
+            why = f"; nor has RabbitMQ confirmed the message: {outgoing.trouble}"
+            why = why if unconfirmed else ""
+            raise ResultTimeout(f"no reply within {wait_result:g} seconds (wait_result){why}")
+        if unconfirmed:
+            raise self._error(unconfirmed)
+        why = APP_CLOSED if batch.is_told else str(outgoing.channel.why_lost)
+        raise BrokerError(
+            "no reply can come any more, though RabbitMQ has the message, and the task may run:"
+            f" {why}"
+        )
+
+    def _deliver(
+        self, messages: list[_Outgoing], batch: _Batch | None, until: float
+    ) -> list[_Outgoing]:
+        """Send what is open, until nothing is, or the time is up, or RabbitMQ refuses us.
+
+        Return what isn't known to have arrived.
+        """
+        own: _Keeper | None = None  # whose connection suspects have to themselves, one by one
+        unconfirmed = messages
+        try:
+            while still_open := [o for o in unconfirmed if o.failure is None]:
+                if batch is not None and batch.is_told:
                     messages[0].failure = APP_CLOSED
-                    return
-                ordinary = [outgoing for outgoing in messages if not outgoing.is_suspect]
+                    break
+                ordinary = [outgoing for outgoing in still_open if not outgoing.is_suspect]
                 try:
                     if ordinary:
                         pause = self._attempt(self._get_keeper(), batch, ordinary, until)
                     else:
                         own = own or self._make_keeper()
-                        pause = self._attempt(own, batch, messages[:1], until, alone=True)
+                        pause = self._attempt(own, batch, still_open[:1], until, alone=True)
                 except (AMQPError, RuntimeError, OSError) as error:  # RuntimeError: no thread
-                    for outgoing in messages:
+                    for outgoing in still_open:
                         outgoing.trouble = str(error)
                     if _refuses_us(error):
-                        return
+                        break
                     pause = True
-                if time.monotonic() >= until:
-                    return
+                unconfirmed = [o for o in unconfirmed if o.fate not in (CONFIRMED, LEFT)]
+                if time.monotonic() >= until or (batch is not None and batch.reply is not None):
+                    break
                 if pause:
                     _wait(_Event(), min(until, time.monotonic() + REFUSAL_PAUSE))
         finally:
             if own is not None:
                 own.close()
+        return unconfirmed
 
     def _attempt(
         self,
         keeper: _Keeper,
-        batch: _Batch,
+        batch: _Batch | None,
         messages: list[_Outgoing],
         until: float,
         alone: bool = False,
@@ -3313,25 +3356,31 @@ class _Publisher:
         attempt."""
         connection = keeper.connect(until)
         connection.used_at = time.monotonic()
-        self._look_for_queues(connection, messages, until)
-        messages = [outgoing for outgoing in messages if outgoing.failure is None]
+        messages = self._look_for_queues(connection, messages, until)
         if not messages:
             return False
-        channel = connection.changes.wait_for(lambda: self._get_channel(connection, batch), until)
+        is_call = batch is not None and batch.result_by is not None
+        get_channel = connection.get_replies if is_call else connection.get_confirms
+        channel = connection.changes.wait_for(get_channel, until)
         if channel is None:
             raise AMQPConnectionError("all channels of its connection are in use (channel_max)")
-        if batch.leaves:
-            self._wait_for_room(channel, until)
-        batch.pending = len(messages)
-        batch.done.clear()
+        if batch is None:
+            room = connection.changes.wait_for(channel.look_for_room, until)
+            if room is not True:
+                raise _again(room or AMQPConnectionError(_why_no_answer(connection)))
+        else:
+            batch.pending = len(messages)
+            batch.done.clear()
         try:
             channel.publish(messages)
-            if batch.leaves:
+            if batch is None:
+                connection.flush_soon()  # with what else has come by then: that is cheaper
                 self._leave(channel, messages)
             else:
+                connection.flush()
                 self._wait_for_fates(channel, batch, messages, until)
         finally:
-            self._release(channel, batch, messages)
+            self._release(channel, messages)
             if keeper.closing:
                 connection.wake()  # it may be that only this was waited for
         pauses = [_judge(o, alone) for o in messages if o.fate not in (CONFIRMED, LEFT)]
@@ -3339,14 +3388,16 @@ class _Publisher:
 
     def _look_for_queues(
         self, connection: _Connection, messages: list[_Outgoing], until: float
-    ) -> None:
-        """Declare those that are missing. A message whose queue can't be used fails.
+    ) -> list[_Outgoing]:
+        """Declare those that are missing. Return the messages whose queue can be used; the others
+        have failed.
 
         Raise ValueError for properties that don't fit into a frame: the broker would close the
         connection.
         """
         failures: dict[str, str] = {}
         largest = connection.frame_max - 22
+        now = time.monotonic()
         for outgoing in messages:
             message, size = outgoing.message, len(outgoing.properties)
             if size > largest:
@@ -3354,11 +3405,8 @@ class _Publisher:
                     f"its properties take {size} bytes, RabbitMQ allows {largest} (frame_max)"
                 )
             seen = connection.queues.get(message.queue, -math.inf)
-            if (
-                message.mandatory
-                and message.queue not in failures
-                and time.monotonic() - seen >= message.renewal
-            ):
+            is_due = message.mandatory and now - seen >= message.renewal
+            if is_due and message.queue not in failures:
                 try:
                     if message.target is not None:
                         _ensure_queue(connection, *message.target, until)
@@ -3368,29 +3416,7 @@ class _Publisher:
                 except AMQPChannelError as error:
                     failures[message.queue] = f"queue {message.queue!r} can't be used: {error}"
             outgoing.failure = failures.get(message.queue)
-
-    def _get_channel(self, connection: _Connection, batch: _Batch) -> _ConfirmChannel | None:
-        """Return a channel to publish the batch on, or None if none is free."""
-        if batch.result_by is not None:
-            while connection.replies:
-                with contextlib.suppress(IndexError):  # another thread has taken it
-                    reply_channel = connection.replies.pop()
-                    if reply_channel.lost is None:
-                        return reply_channel
-            return _new_channel(connection, _ReplyChannel)
-        channel = connection.confirms
-        if channel is None or channel.lost is not None:
-            try:
-                self._lock.acquire()
-                if connection.confirms is channel:
-                    connection.confirms = _new_channel(connection, _ConfirmChannel)
-                channel = connection.confirms
-            finally:  # as in _Connection._write
-                try:
-                    self._lock.release()
-                except RuntimeError:
-                    pass
-        return channel
+        return [outgoing for outgoing in messages if outgoing.failure is None]
 
     def _wait_for_fates(
         self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing], until: float
@@ -3410,14 +3436,6 @@ class _Publisher:
         if outgoing.fate == CONFIRMED:
             channel.waiting.wait_for(look, batch.result_by, batch.done)
 
-    def _wait_for_room(self, channel: _ConfirmChannel, until: float) -> None:
-        """Wait until not too much is on its way that nobody waits for. Raise AMQPError if it stays
-        so."""
-        look = lambda: channel.why_lost or channel.has_room  # noqa: E731
-        answer = channel.connection.changes.wait_for(look, until)
-        if answer is not True:
-            raise _again(answer or AMQPConnectionError(_why_no_answer(channel.connection)))
-
     def _leave(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
         """Wait for nothing. What is lost from now on is counted and logged."""
         for outgoing in messages:
@@ -3427,21 +3445,19 @@ class _Publisher:
                 if outgoing.tag is None:  # it wasn't written: it is sent again
                     outgoing.fate = None
 
-    def _release(self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing]) -> None:
+    def _release(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
         """Withdraw what isn't written, and give the channel back."""
         connection = channel.connection
         for outgoing in messages:
             if outgoing.tag is None and outgoing.fate is None:
                 with contextlib.suppress(ValueError):  # it has just been taken
                     connection.outbox.remove(outgoing)
-        if isinstance(channel, _ReplyChannel) and not channel.has_refused:
-            channel.renew()
-            connection.replies.append(channel)
-        elif isinstance(channel, _ReplyChannel):
-            channel.retire()
-        elif channel.has_refused and connection.confirms is channel:
-            connection.confirms = None
-            channel.retire()
+        if isinstance(channel, _ReplyChannel):
+            if channel.has_refused:
+                channel.retire()
+            else:
+                channel.renew()
+                connection.replies.append(channel)
         if connection.changes:
             connection.changes.notify()
 
@@ -3463,21 +3479,15 @@ class _Publisher:
                     pass
         return cast(_Keeper, keeper)
 
-    def _error(self, batch: _Batch, rest: Sequence[_Message] = ()) -> BrokerError:
-        unconfirmed = batch.unconfirmed
+    def _error(
+        self, unconfirmed: Sequence[_Outgoing], rest: Sequence[_Message] = ()
+    ) -> BrokerError:
         reasons = collections.Counter(o.failure or o.trouble or "no answer" for o in unconfirmed)
         why = "; ".join(reason for reason, _ in reasons.most_common(3))
         count = len(unconfirmed) + len(rest)
         limit = f" within {self._config.RABBIT_PUBLISH_TIMEOUT:g} seconds (RABBIT_PUBLISH_TIMEOUT)"
         limit = "" if all(o.failure for o in unconfirmed) else limit
-        text = f"RabbitMQ has not confirmed {_count(count, 'message')}{limit}: {why}"
-        if not count:  # a call's, which has lost the channel that the reply comes by
-            why = APP_CLOSED if batch.is_told else str(batch.outgoing[0].channel.why_lost)
-            text = (
-                "no reply can come any more, though RabbitMQ has the message, and the task may run"
-            )
-            text = f"{text}: {why}"
-        error = BrokerError(text)
+        error = BrokerError(f"RabbitMQ has not confirmed {_count(count, 'message')}{limit}: {why}")
         cast(Any, error).unconfirmed = [*(o.message for o in unconfirmed), *rest]
         return error
 
@@ -5799,8 +5809,9 @@ class Worker:
         until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
         try:
             _ensure_queue(connection, queue, self.app._queue_arguments(queue), until)
+            arguments = (queue, self._config, self._pool.add, self._on_channel_trouble)
             channel = connection.changes.wait_for(
-                lambda: self._new_channel(connection, queue), until
+                lambda: _new_channel(connection, _ConsumerChannel, *arguments), until
             )
             if channel is None:
                 raise AMQPChannelError("its connection has no free channel (channel_max)")
@@ -5817,14 +5828,6 @@ class Worker:
             queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
             _log(logging.INFO, text, queues, connection.address, threads)
         self.on_change()
-
-    def _new_channel(self, connection: _Connection, queue: str) -> _ConsumerChannel | None:
-        try:
-            return _ConsumerChannel(
-                connection, queue, self._config, self._pool.add, self._on_channel_trouble
-            )
-        except _ChannelsExhausted:
-            return None
 
     def _on_channel_trouble(self, channel: _ConsumerChannel) -> None:
         """In the reader."""
@@ -5845,16 +5848,11 @@ class Worker:
     def _is_gone(self, channel: _ConsumerChannel) -> bool:
         """Return whether a queue was deleted."""
         until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
-        look = _new_channel(channel.connection, _Channel)
-        if look is None:
-            return False
         try:
-            look.request(_Declare(queue=channel.queue, passive=True), until)
+            _declare(channel.connection, until, queue=channel.queue, passive=True)
             return False
         except AMQPError as error:
             return error.error_code == 404
-        finally:
-            look.retire()
 
     def _on_queue_trouble(self, queue: str, what: str, why: AMQPError) -> None:
         """Give up a queue's channel, if there is one, and try another after a pause."""

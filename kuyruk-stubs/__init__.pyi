@@ -643,7 +643,17 @@ def _renew_frames(channel: int, number: int) -> bytes:
 @functools.lru_cache(1000)
 def _layout(flags: int) -> list[tuple[str, int]] | None:
     ...
-_ENCODERS: dict[str, Callable[[Any], bytes]] = {'headers': encode.field_table, 'timestamp': lambda t: t.to_bytes(8, 'big') if isinstance(t, int) else encode.timestamp(t), 'delivery_mode': encode.octet, 'priority': encode.octet}
+
+def _short_string(value: str) -> bytes:
+    ...
+
+def _octet(value: int) -> bytes:
+    ...
+_ENCODERS: dict[str, Callable[[Any], bytes]] = {'headers': encode.field_table, 'timestamp': lambda t: t.to_bytes(8, 'big') if isinstance(t, int) else encode.timestamp(t), 'delivery_mode': _octet, 'priority': _octet}
+
+@functools.lru_cache(1000)
+def _order_of(given: tuple[str, ...]) -> tuple[bytes, list[tuple[str, Callable[[Any], bytes]]]]:
+    ...
 
 def _encode_properties(properties: Mapping[str, Any]) -> bytes:
     ...
@@ -833,10 +843,10 @@ class _Connection(Stateful):
     def enqueue(self, channel: _Channel | None, data: bytes) -> None:
         ...
 
-    def append(self, channel: _Channel | None, number: int, *frames: Any) -> None:
+    def post_soon(self, channel: _Channel, data: bytes) -> None:
         ...
 
-    def post_soon(self, channel: _Channel, data: bytes) -> None:
+    def flush_soon(self) -> None:
         ...
 
     def write_frame(self, channel_id: int, frame: Any) -> None:
@@ -846,6 +856,15 @@ class _Connection(Stateful):
         ...
 
     def add(self, channel: _Channel) -> int:
+        ...
+
+    def get_confirms(self) -> _ConfirmChannel | None:
+        ...
+
+    def get_replies(self) -> _ReplyChannel | None:
+        ...
+
+    def _raise_if_lost(self) -> None:
         ...
 
     def _has_output(self) -> bool:
@@ -879,9 +898,6 @@ class _Connection(Stateful):
         ...
 
     def _receive(self, sock: socket.socket) -> bytes:
-        ...
-
-    def _receive_now(self, sock: socket.socket) -> bytes:
         ...
 
     def _read(self, data: bytes) -> None:
@@ -941,7 +957,7 @@ class _ChannelsExhausted(Exception):
     ...
 CH = TypeVar('CH', bound='_Channel')
 
-def _new_channel(connection: _Connection, kind: type[CH]) -> CH | None:
+def _new_channel(connection: _Connection, kind: type[CH], *arguments: Any) -> CH | None:
     ...
 
 class _Channel:
@@ -1008,6 +1024,9 @@ class _Channel:
 
     def _end_content(self) -> None:
         ...
+
+def _declare(connection: _Connection, until: float, **options: Any) -> None:
+    ...
 
 def _ensure_queue(connection: _Connection, queue: str, arguments: dict[str, Any], until: float) -> None:
     ...
@@ -1101,26 +1120,14 @@ class _Outgoing:
         self.is_suspect = False
 
 class _Batch:
+    __slots__ = ('done', 'is_told', 'pending', 'reply', 'result_by')
 
-    def __init__(self, messages: Sequence[_Message], result_by: float | None=None, leaves: bool=False) -> None:
-        self.outgoing = [_Outgoing(message, None if leaves else self) for message in messages]
+    def __init__(self, result_by: float | None=None) -> None:
         self.result_by = result_by
-        self.leaves = leaves
         self.reply: bytes | None = None
         self.is_told = False
         self.pending = 0
         self.done = _Event()
-
-    def close(self) -> None:
-        ...
-
-    @property
-    def unconfirmed(self) -> list[_Outgoing]:
-        ...
-
-    @property
-    def open(self) -> list[_Outgoing]:
-        ...
 
 class _ConfirmChannel(_Channel):
 
@@ -1130,6 +1137,7 @@ class _ConfirmChannel(_Channel):
         self._returned: dict[tuple[str, Any], int] = {}
         self.has_refused = False
         self._written = self._settled = 0
+        self._room = 0
         super().__init__(connection)
 
     def begin(self) -> None:
@@ -1145,8 +1153,7 @@ class _ConfirmChannel(_Channel):
     def forget(self) -> None:
         ...
 
-    @property
-    def has_room(self) -> bool:
+    def look_for_room(self) -> AMQPError | bool:
         ...
 
     def publish(self, messages: Sequence[_Outgoing]) -> None:
@@ -1212,7 +1219,7 @@ class _Publisher:
     def close(self) -> None:
         ...
 
-    def _enter(self, work: Callable[[_Publisher], T]) -> T:
+    def _enter(self, work: Callable[..., T], *arguments: Any) -> T:
         ...
 
     def _send(self, messages: Sequence[_Message]) -> None:
@@ -1221,28 +1228,22 @@ class _Publisher:
     def _call(self, message: _Message, wait_result: float) -> bytes:
         ...
 
-    def _deliver(self, batch: _Batch, until: float) -> None:
+    def _deliver(self, messages: list[_Outgoing], batch: _Batch | None, until: float) -> list[_Outgoing]:
         ...
 
-    def _attempt(self, keeper: _Keeper, batch: _Batch, messages: list[_Outgoing], until: float, alone: bool=False) -> bool:
+    def _attempt(self, keeper: _Keeper, batch: _Batch | None, messages: list[_Outgoing], until: float, alone: bool=False) -> bool:
         ...
 
-    def _look_for_queues(self, connection: _Connection, messages: list[_Outgoing], until: float) -> None:
-        ...
-
-    def _get_channel(self, connection: _Connection, batch: _Batch) -> _ConfirmChannel | None:
+    def _look_for_queues(self, connection: _Connection, messages: list[_Outgoing], until: float) -> list[_Outgoing]:
         ...
 
     def _wait_for_fates(self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing], until: float) -> None:
         ...
 
-    def _wait_for_room(self, channel: _ConfirmChannel, until: float) -> None:
-        ...
-
     def _leave(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
         ...
 
-    def _release(self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing]) -> None:
+    def _release(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
         ...
 
     def _make_keeper(self) -> _Keeper:
@@ -1251,7 +1252,7 @@ class _Publisher:
     def _get_keeper(self) -> _Keeper:
         ...
 
-    def _error(self, batch: _Batch, rest: Sequence[_Message]=()) -> BrokerError:
+    def _error(self, unconfirmed: Sequence[_Outgoing], rest: Sequence[_Message]=()) -> BrokerError:
         ...
 _publishers: weakref.WeakSet[_Publisher] = weakref.WeakSet()
 _process_id = os.getpid()
@@ -2023,9 +2024,6 @@ class Worker:
         ...
 
     def _subscribe(self, connection: _Connection, queue: str) -> None:
-        ...
-
-    def _new_channel(self, connection: _Connection, queue: str) -> _ConsumerChannel | None:
         ...
 
     def _on_channel_trouble(self, channel: _ConsumerChannel) -> None:
