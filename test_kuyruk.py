@@ -1685,7 +1685,7 @@ def test_a_name_leads_to_the_function_or_is_refused(name, runs, method, tmp_path
         "def f(): pass\n"
         "def tell():\n"
         "    try:\n"
-        "        print(f.subtask()._describe()['module'], flush=True)\n"
+        "        print(f._prepare(f.subtask())[0]['module'], flush=True)\n"
         "    except TypeError as error:\n"
         "        print('no module' in str(error), flush=True)\n"
         "if __name__ == '__main__':\n"
