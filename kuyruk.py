@@ -815,8 +815,13 @@ class Config:
 
 def _log(level: int, text: str, *args: Any, **options: Any) -> None:
     """Log. A handler of the user's may raise: nothing of ours ends or changes its way then."""
-    with contextlib.suppress(Exception):
+    try:
         options.pop("logger", logger).log(level, text, *args, stacklevel=2, **options)
+    except BaseException as error:
+        is_main = threading.current_thread() is threading.main_thread()
+        # In the main thread it may be a signal handler's of the program (Ctrl-C).
+        if is_main and not isinstance(error, Exception):
+            raise
 
 
 @functools.cache  # the same file is often loaded again, in a test or by the command line
@@ -1020,27 +1025,53 @@ def _format_traceback(error: BaseException, limit: int) -> str:
     return _text_of(error, limit, write)
 
 
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector away, as is needed around `sys._current_frames`.
+class _NoCollection:
+    """Keeps the garbage collector away while a `with` block of it is entered, by one thread or by
+    several, as is needed around `sys._current_frames`.
 
     That holds the interpreter's lock of its list of threads, and on Python 3.11 the collector may
     run within it (cpython#106883). 1. It calls somebody's finalizer, which lets another thread run.
     2. That wants to read the list, too, and waits, without letting others run: for ever.
     """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self._lock = threading.Lock()  # guards what follows
+        self._users = 0
+        self._was_enabled = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._was_enabled = gc.isenabled()
+                gc.disable()
+            self._users += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users and self._was_enabled:
+                gc.enable()
+
+    def begin_in_child(self) -> None:
+        """In a forked child, in which none of the others runs."""
+        if self._users and self._was_enabled:
             gc.enable()
+        self.begin()
+
+
+_no_collection = _NoCollection()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_no_collection.begin_in_child)
 
 
 def _format_stack(thread: int) -> str:
     """Return where a thread is, without the frames that lead from its beginning through this file
     to the task."""
-    with _no_collection():
+    with _no_collection:
         frame = sys._current_frames().get(thread)
     frames = traceback.extract_stack(frame)
     del frame
@@ -1355,7 +1386,7 @@ class Run:
             self._gate.release()
 
     def _raise_if_safe(self) -> None:
-        with _no_collection():
+        with _no_collection:
             self._look_and_raise()
 
     def _look_and_raise(self) -> None:
@@ -4570,7 +4601,7 @@ class _Delivery:
         #: The task that it names, once it is decoded; and its run, once that begins.
         self.task: _Description | None = None
         self.run: Run | None = None
-        #: The pool thread that has it.
+        #: The pool thread that has it, or had it last. With the pool's lock.
         self.thread = 0
         #: What has interrupted it before its task began.
         self.cause: BaseException | None = None
@@ -5088,6 +5119,16 @@ class _Pool:
         if hasattr(self, "_watch"):
             self._watch.close()
 
+    @contextlib.contextmanager
+    def not_to_be_waited_in(self) -> Iterator[None]:
+        """A signal handler that stops the worker in this block doesn't wait for its end: this
+        thread has, or will have, a lock that the worker needs; or it waits already."""
+        was_ours, self.here.is_ours = getattr(self.here, "is_ours", False), True
+        try:
+            yield
+        finally:
+            self.here.is_ours = was_ours
+
     # -- for the supervisor, and for those who ask
 
     @property
@@ -5318,7 +5359,14 @@ class _Pool:
                     self._woken = max(0, self._woken - 1)
 
     def _end(self, delivery: _Delivery) -> None:
-        """Forget a delivery whose thread has come back from it. With the lock."""
+        """Forget a delivery whose thread has come back from it. With the lock.
+
+        1. This thread sets it aside (`_enter`), and logs that. 2. Another takes it, since what it
+        waited for has ended, and runs it. 3. This thread comes back: it isn't its delivery any
+        more.
+        """
+        if delivery.thread != threading.get_ident():
+            return
         self.running.pop(delivery, None)
         self.ended += 1
         if self._suspect is delivery:
@@ -5346,7 +5394,7 @@ class _Pool:
         self._began_at = time.monotonic()
         self.running[delivery] = None
         queue.popleft()  # from here on nothing can fail
-        delivery.state = RUNNING
+        delivery.state, delivery.thread = RUNNING, threading.get_ident()
         if is_suspect:
             self._suspect = delivery
         return delivery
@@ -5356,7 +5404,6 @@ class _Pool:
     def _handle(self, delivery: _Delivery) -> None:
         """Run the task of a delivery, and settle it. What this raises is a defect of ours, and
         nothing is lost by it."""
-        delivery.thread = threading.get_ident()
         task, result, error = None, None, None
         try:
             try:
@@ -5576,6 +5623,10 @@ _TALLIES = (
 
 # --- Worker --------------------------------------------------------------------------------------
 
+#: For what is asked of a queue's channel. When that is closed meanwhile, the reader has noted it:
+#: the supervisor looks after it next, and no other queue has any trouble.
+_alone = contextlib.suppress(AMQPChannelError)
+
 
 class Worker:
     """Consumes queues and runs their tasks, in threads of this process.
@@ -5693,12 +5744,8 @@ class Worker:
         child it has: its threads are the parent's."""
         if os.getpid() != self._process_id:
             return True
-        here = self._pool.here
-        was_ours, here.is_ours = getattr(here, "is_ours", False), True
-        try:
+        with self._pool.not_to_be_waited_in():
             return self._ended.wait(timeout)
-        finally:
-            here.is_ours = was_ours
 
     @property
     def journal(self) -> Journal:
@@ -5731,14 +5778,16 @@ class Worker:
         given up and don't end), unsettled (can't be forwarded for the moment); running: a list of
         dicts of id, task, queue and seconds.
         """
-        return self._pool.stats
+        with self._pool.not_to_be_waited_in():
+            return self._pool.stats
 
     def drop(self, id: str | None = None) -> int:
         """Interrupt the running task of this message id, or all, with Discard; return how many."""
-        return self._pool.interrupt(
-            lambda: Discard("dropped by an operator"),
-            lambda delivery: id in (None, delivery.task and delivery.task.id),
-        )
+        with self._pool.not_to_be_waited_in():
+            return self._pool.interrupt(
+                lambda: Discard("dropped by an operator"),
+                lambda delivery: id in (None, delivery.task and delivery.task.id),
+            )
 
     # -- the supervisor
 
@@ -5827,7 +5876,7 @@ class Worker:
         if not self._missing:
             queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
             _log(logging.INFO, text, queues, connection.address, threads)
-        self.on_change()
+        self._notify_owner()
 
     def _on_channel_trouble(self, channel: _ConsumerChannel) -> None:
         """In the reader."""
@@ -5840,7 +5889,7 @@ class Worker:
             channel = self._troubled.popleft()
             if self._channels.get(channel.queue) is channel:
                 why = channel.lost or AMQPChannelError("its consumer was cancelled by the broker")
-                if channel.is_cancelled and channel.why_lost is None:
+                if channel.connection.lost is None:
                     channel.is_orphaned = self._is_gone(channel)
                 what = "was deleted" if channel.is_orphaned else f"isn't consumed any more: {why}"
                 self._on_queue_trouble(channel.queue, what, why)
@@ -5865,7 +5914,7 @@ class Worker:
         level = logging.DEBUG if self._reported.get(queue) == what else logging.WARNING  # once
         self._reported[queue] = what
         _log(level, "Queue %r %s; trying again in %.1f s", queue, what, pause)
-        self.on_change()
+        self._notify_owner()
 
     def _give_up(self, channel: _ConsumerChannel, why: AMQPError) -> None:
         """What came by a channel isn't ours any more, unless it is the only copy."""
@@ -5892,7 +5941,7 @@ class Worker:
             address = channels[0].connection.address if channels else "RabbitMQ"
             text = "Lost the connection to RabbitMQ at %s: %s"
             _log(logging.WARNING, text, address, error)
-        self.on_change()
+        self._notify_owner()
 
     def _look_for_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
         # Of a quorum queue, RabbitMQ 4.3 only cancels the consumer, as if the queue was deleted.
@@ -5914,7 +5963,13 @@ class Worker:
         if pool.stopping or not self._looks:
             self._wakeup.set()
         if pool._stuck:
+            self._notify_owner()
+
+    def _notify_owner(self) -> None:
+        try:
             self.on_change()
+        except BaseException:  # its code isn't ours
+            _log(logging.ERROR, "Worker.on_change has raised", exc_info=True)
 
     def _should_stop(self) -> bool:
         if not self._pool.stopping and time.monotonic() >= self._stop_at:
@@ -5962,9 +6017,10 @@ class Worker:
         for channel in [c for c in self._large if c.capacity > least or len(self.queues) == 1]:
             if channel.why_lost is None and channel.capacity > 1:
                 tags = list(channel.consumers)
-                channel.add(1, is_last=True)
-                channel.cancel(tags)
-                self._small.add(channel)
+                with _alone:
+                    channel.add(1, is_last=True)
+                    channel.cancel(tags)
+                    self._small.add(channel)
             self._large.discard(channel)
         self._pool.hand_back_surplus(size)
 
@@ -5979,8 +6035,9 @@ class Worker:
             if channel in full:
                 missing = max(missing, min(-(-free // len(full)), size - channel.capacity))
             if missing > 0:
-                channel.add(missing)
-                self._large.add(channel)
+                with _alone:
+                    channel.add(missing)
+                    self._large.add(channel)
         self._small.clear()
 
     def _pause_or_resume(self) -> None:
@@ -5997,13 +6054,14 @@ class Worker:
         _log(logging.WARNING, text, "Pausing" if pause else "Resuming", load, limit)
         self._paused = pause  # before it stops consuming: on purpose
         for channel in self._channels.values():
-            if pause:
-                channel.cancel(list(channel.consumers))
-            else:
-                channel.add(self._first_prefetch())
+            with _alone:
+                if pause:
+                    channel.cancel(list(channel.consumers))
+                else:
+                    channel.add(self._first_prefetch())
         if pause:
             self._pool.hand_back()
-        self.on_change()
+        self._notify_owner()
 
     # -- stopping
 
@@ -6012,7 +6070,8 @@ class Worker:
         given up."""
         try:
             for channel in self._channels.values():
-                channel.cancel(list(channel.consumers))
+                with _alone:
+                    channel.cancel(list(channel.consumers))
         except AMQPError as error:
             self._on_lost(error)
         self._pool.hand_back()
@@ -6060,7 +6119,7 @@ class Worker:
         _notify_worker(worker_shutdown, self)
         _log(logging.INFO, "Stopped")
         self._ended.set()
-        self.on_change()
+        self._notify_owner()
 
     def _close_connection(self) -> None:
         """Acknowledgements are written; what is unacknowledged goes back."""

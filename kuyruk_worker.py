@@ -892,7 +892,7 @@ class _State:
         if not _try_lock(self._lock.fileno()):
             raise UsageError(f"--state {folder}: another worker uses it")
         # What can't be read is forgotten: there is nothing better to do with it.
-        unreadable = contextlib.suppress(OSError, ValueError, TypeError, AttributeError)
+        unreadable = contextlib.suppress(Exception)
         with unreadable, open(os.path.join(folder, "crashes.json")) as file:
             read = json.load(file).items()
             self.crashes = {id: (int(deaths), bool(blame)) for id, (deaths, blame) in read}
@@ -992,8 +992,8 @@ class _Process:
         if order == "again":
             self._interrupt(argument)
         elif order == "retire":
+            self._worker.stop(math.inf, wait=False)  # first: a log may block
             logger.info("Stopping when what runs has ended: %s", argument)
-            self._worker.stop(math.inf, wait=False)
         elif order == "crashes" and self._journal is not None:
             self._journal.update({id: (deaths, blame) for id, (deaths, blame) in argument.items()})
 
@@ -1024,6 +1024,7 @@ class _Process:
         if self._journal is not None:
             self._journal.stopping = True
         running = self._worker.stats["running"]
+        self._worker.stop(wait=False)  # first: a log may block
         if running:
             tasks = ", ".join(map(_describe, running[:5])) + (", ..." if len(running) > 5 else "")
             logger.info(
@@ -1031,12 +1032,11 @@ class _Process:
             )
         else:
             logger.info("%s: stopping", name)
-        self._worker.stop(wait=False)
 
     def _interrupt(self, name: str) -> None:
         running = _counted(len(self._worker.stats["running"]), "running task")
+        self._worker.stop(timeout=0, wait=False)  # first: a log may block
         logger.warning("%s again: interrupting %s", name, running)
-        self._worker.stop(timeout=0, wait=False)
 
 
 def _memory_used() -> float:

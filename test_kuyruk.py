@@ -2743,6 +2743,24 @@ def test_the_deadlines_that_the_watch_holds_are_those_of_running_tasks(offline):
         assert [run_in(watch, held) for _ in range(100)] == [1] * 100 and watch._schedule == []
 
 
+def test_the_garbage_collector_stays_away_until_the_last_thread_has_looked():
+    keep_away = kuyruk._no_collection
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        first.enter_context(keep_away)
+        second.enter_context(keep_away)
+        first.close()
+        assert not gc.isenabled()
+        second.close()
+        assert gc.isenabled()
+    gc.disable()
+    try:
+        with keep_away:
+            pass
+        assert not gc.isenabled()  # somebody else's decision
+    finally:
+        gc.enable()
+
+
 # --- EAGER -------------------------------------------------------------------
 
 
@@ -6906,6 +6924,112 @@ def test_a_journal_is_not_told_of_what_is_handed_back(app, queue, broker, start)
     assert (
         journal.told == ["begin", "clear", "end"] and ran == ["first"] and broker.count(queue) == 1
     )
+
+
+@contextlib.contextmanager
+def logging_with(emit):
+    """With a handler for kuyruk's records that does this."""
+    handler, log = logging.Handler(), logging.getLogger("kuyruk")
+    handler.handle, before = emit, log.level  # not emit: that is called with a lock
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+def test_what_was_set_aside_belongs_to_the_thread_that_takes_it_next(app, queue, broker, start):
+    blocked, go_on = threading.Event(), threading.Event()
+
+    def block(record):
+        if "waits: it is running here" in record.getMessage():
+            blocked.set()
+            go_on.wait(PATIENCE)
+
+    app.task(queue)(get_stuck)
+    worker = start(app, threads=3, journal=Notes(**{f"bad {n}": (1, 0) for n in range(3)}))
+    broker.publish(queue, body(id="bad 0", function="get_stuck", args=[0]))
+    wait_until(lambda: ran == [0])
+    with logging_with(block):
+        broker.publish(queue, body(id="bad 1", function="get_stuck", args=[1]))
+        assert blocked.wait(PATIENCE)
+        trap.put(None)
+        wait_until(lambda: ran == [0, 1])
+        go_on.set()
+        wait_until(lambda: worker._pool._idle == 2)
+    assert [each["id"] for each in worker.stats["running"]] == ["bad 1"]
+    for n in (1, 2):  # the same message once more, and another suspect
+        broker.publish(queue, body(id=f"bad {n}", function="get_stuck", args=[n]))
+    wait_until(lambda: worker.stats["received"] == 4 and worker._pool._idle == 2)
+    assert ran == [0, 1] and worker.stats["waiting"] == 1
+
+
+@pytest.mark.parametrize("runs_from", [0, 1], ids=["the other", "it"])
+def test_a_queue_that_is_deleted_during_a_pause_costs_no_task_anything(
+    runs_from, app, queue, broker, start, monkeypatch
+):
+    load = [0.0]
+    monkeypatch.setattr(os, "getloadavg", lambda: (load[0], 0.0, 0.0), raising=False)
+    monkeypatch.setattr(kuyruk, "TICK", 0.05)
+    queues = [queue, f"{queue}.2"]
+    app.task(queue)(hold)
+    worker = start(app, queues, max_load=1)
+    broker.publish(queues[runs_from], body(function="hold"))
+    wait_until(lambda: ran)
+    load[0] = 9.0
+    wait_until(lambda: worker._paused)
+    broker.delete(queues[1])
+    load[0] = 0.0
+    wait_until(lambda: not worker._paused and worker.healthy and broker.count(queues[1]) == 0)
+    release.set()
+    wait_until(lambda: worker.stats["succeeded"] == 1)
+    assert ran == [None] and worker.stats["lost"] == 0
+
+
+def test_an_owner_or_a_log_that_raises_anything_stops_nothing(app, queue, broker, start):
+    def fail(*_):
+        raise NoCommonError
+
+    app.task(queue, max_run_time=0.1)(get_stuck), app.task(queue)(echo), app.task(queue)(fail_at)
+    worker = app.worker(threads=2, grace=0.1)
+    worker.on_change = fail
+    with logging_with(fail):
+        worker.start()
+        wait_until(lambda: worker.healthy)
+        broker.publish(queue, body(id="x", function="get_stuck"))
+        wait_until(lambda: worker.stats["timed_out"] == 1)
+        for n in range(10):
+            broker.publish(queue, body(id=f"{n}", function="echo", args=[n]))
+            broker.publish(queue, body(id=f"f {n}", function="fail_at", args=[n]))
+        wait_until(lambda: worker.stats["succeeded"] == 10 and worker.stats["failed"] == 10)
+        trap.put(None)
+        wait_until(lambda: worker.healthy)
+        assert len(pool_threads()) <= 3
+        assert background(worker.stop).result(SOON) is None
+    assert broker.count(queue) == 0
+
+
+@pytest.mark.parametrize("ask", [lambda w: w.stats, lambda w: w.drop()], ids=["stats", "drop"])
+def test_a_signal_handler_may_stop_a_worker_whose_numbers_are_being_asked_for(
+    ask, app, queue, start, monkeypatch
+):
+    app.task(queue)(echo)
+    worker = start(app)
+
+    class InsideOfTheLock:
+        """What iterates over the running tasks is interrupted by a signal there."""
+
+        def __iter__(self):
+            worker.stop()
+            return iter(())
+
+    monkeypatch.setattr(worker._pool, "running", InsideOfTheLock())
+    asked = background(ask, worker)
+    asked.result(SOON)
+    monkeypatch.undo()
+    assert worker.join(PATIENCE)
 
 
 # --- A broker in trouble -----------------------------------------------------

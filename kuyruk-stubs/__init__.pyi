@@ -405,9 +405,25 @@ def _task_traceback(error: BaseException) -> types.TracebackType | None:
 def _format_traceback(error: BaseException, limit: int) -> str:
     ...
 
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    ...
+class _NoCollection:
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        ...
+
+    def __enter__(self) -> None:
+        ...
+
+    def __exit__(self, *exc_info: object) -> None:
+        ...
+
+    def begin_in_child(self) -> None:
+        ...
+_no_collection = _NoCollection()
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_no_collection.begin_in_child)
 
 def _format_stack(thread: int) -> str:
     ...
@@ -1826,6 +1842,10 @@ class _Pool:
     def close(self) -> None:
         ...
 
+    @contextlib.contextmanager
+    def not_to_be_waited_in(self) -> Iterator[None]:
+        ...
+
     @property
     def stats(self) -> dict[str, Any]:
         ...
@@ -1937,6 +1957,7 @@ class _Pool:
         ...
 _WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
 _TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discarded', 'requeued', 'lost')
+_alone = contextlib.suppress(AMQPChannelError)
 
 class Worker:
 
@@ -2048,6 +2069,9 @@ class Worker:
         ...
 
     def _on_pool(self) -> None:
+        ...
+
+    def _notify_owner(self) -> None:
         ...
 
     def _should_stop(self) -> bool:
