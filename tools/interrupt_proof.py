@@ -92,7 +92,8 @@ class Proof:
         self.app = kuyruk.Kuyruk(config)
         self.note = self.app.task(QUEUE)(work)
         self.handler = NotingHandler(folder / "log")
-        self.counts: collections.Counter[str] = collections.Counter()
+        #: What became of each run. A list: threads that add to a counter overtake each other.
+        self.outcomes: list[str] = []
         self.slowest = 0.0
         for name in (*map(str, range(threads)), "last"):
             for n in range(MODULES):
@@ -122,16 +123,16 @@ class Proof:
             began = time.monotonic()
             try:
                 task.apply()
-                self.counts["returned"] += 1
+                self.outcomes.append("returned")
             except kuyruk.Timeout as error:
-                self.counts["timeouts" if str(error) else "without text"] += 1
+                self.outcomes.append("timeouts" if str(error) else "without text")
             except BaseException as error:
-                self.counts[f"raised {error!r}"] += 1
+                self.outcomes.append(f"raised {error!r}")
             try:
                 calm.apply()
                 sum(n for n in range(300))  # where a late one would land
             except BaseException as error:
-                self.counts[f"{type(error).__name__} in later code"] += 1
+                self.outcomes.append(f"{type(error).__name__} in later code")
             self.slowest = max(self.slowest, time.monotonic() - began)
 
     def run(self, timeouts: int) -> None:
@@ -144,8 +145,8 @@ class Proof:
         until = time.monotonic() + LATE + timeouts / 10
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
-        self.counts["threads that hang"] = sum(thread.is_alive() for thread in threads)
-        self.counts["swallowed by logging"] = len(self.handler.swallowed)
+        self.outcomes += ["threads that hang"] * sum(thread.is_alive() for thread in threads)
+        self.outcomes += ["swallowed by logging"] * len(self.handler.swallowed)
 
     def try_locks(self) -> None:
         """Each of them in a thread of its own, which must end."""
@@ -162,7 +163,7 @@ class Proof:
             then = functools.partial(lambda use, ended: (use(), ended.set()), use, ended)
             threading.Thread(target=then, name="last", daemon=True).start()
             if not ended.wait(LATE):
-                self.counts[f"lock of {name} left taken"] += 1
+                self.outcomes.append(f"lock of {name} left taken")
 
 
 def prove(url: str, timeouts: int, threads: int = 8) -> tuple[dict[str, int], float]:
@@ -187,8 +188,8 @@ def prove(url: str, timeouts: int, threads: int = 8) -> tuple[dict[str, int], fl
             logger.removeHandler(proof.handler)
             proof.handler.close()
             sys.path.remove(folder)
-    counts = {"timeouts": 0, "printed by Python": len(printed), **proof.counts}
-    return counts, proof.slowest
+    outcomes = [*proof.outcomes, *["printed by Python"] * len(printed)]
+    return collections.Counter(outcomes), proof.slowest
 
 
 def run(arguments: argparse.Namespace) -> list[str]:
