@@ -5020,6 +5020,13 @@ class _Settler:
         self.settle(delivery, settlement._replace(copy=None))
 
 
+def _log_aside(level: int, text: str, *args: Any, **options: Any) -> None:
+    """Log in a thread of its own what is about stuck threads: one of them may hold the log."""
+    log = functools.partial(_log, level, text, *args, **options)
+    with contextlib.suppress(RuntimeError):  # no thread can be started: the line is lost
+        threading.Thread(target=log, name="kuyruk-log", daemon=True).start()
+
+
 def _keep_running(step: Callable[[], bool]) -> None:
     """Call a step again and again, until it returns True: the loop of a thread that must live.
 
@@ -5491,6 +5498,7 @@ class _Pool:
         """Settle a delivery in this state, or have it kept until that is possible. Return None if
         another does that. What the user's objects raise when they are described is what has failed
         then."""
+        defect: BaseException | None = None
         try:
             fits = task is None or error is None or task._fits(error)
             failures, jitter = (
@@ -5498,12 +5506,11 @@ class _Pool:
             )
             verdict = _decide(task, error, fits, delivery.is_lost, failures, jitter)
             settlement = _plan(delivery, verdict, result, error, self._config)
-        except BaseException as defect:
+        except BaseException as raised:
+            defect = raised
             text = "what came of it can't be described"
-            about: dict[str, Any] = {"exc_info": True, "extra": delivery.extra}
-            _log(logging.ERROR, f"%s from %r: {text}", delivery, delivery.queue, **about)
             verdict = _Verdict("failed", "fail", reply=True)
-            plain = KuyrukError(f"{text}: {type(defect).__name__}")
+            plain = KuyrukError(f"{text}: {type(raised).__name__}")
             settlement = _plan(delivery, verdict, None, plain, self._config)
         with self._lock:
             is_ours = delivery.state == state
@@ -5518,6 +5525,11 @@ class _Pool:
         has_ended = verdict.tally not in ("lost", "requeued")
         if has_ended and self.journal.crashes and delivery.key in self.journal.crashes:
             self.journal.clear(delivery.key)
+        if defect is not None:
+            about: dict[str, Any] = {"exc_info": defect, "extra": delivery.extra}
+            text = "%s from %r: what came of it can't be described"
+            _log(logging.ERROR, text, delivery, delivery.queue, **about)
+            defect = None  # its traceback leads to this frame
         return verdict
 
     def _settle_as_failed(self, delivery: _Delivery, defect: BaseException) -> None:
@@ -5593,7 +5605,8 @@ class _Pool:
         self._settler.do(lambda: self._settle_abandoned(delivery, cause))
 
     def _settle_abandoned(self, delivery: _Delivery, cause: BaseException) -> None:
-        """In the settler. The log comes last: the stuck thread may hold it."""
+        """In the settler. It is logged in a thread of its own: the stuck one may hold the log, and
+        the settler has others to settle."""
         stack = _format_stack(delivery.thread)
         task = delivery.run.task if delivery.run else None
         cause.add_note(
@@ -5605,7 +5618,7 @@ class _Pool:
         text += "Its thread is given up at\n%s"
         grace, kind = self._config.WORKER_GRACE, type(cause).__name__
         arguments = delivery, delivery.queue, grace, kind, cause, stack
-        _log(logging.ERROR, text, *arguments, extra=delivery.extra)
+        _log_aside(logging.ERROR, text, *arguments, extra=delivery.extra)
 
 
 _WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
@@ -5959,7 +5972,7 @@ class Worker:
         if pool._stuck and not pool.stopping and pool.stuck >= self._config.WORKER_THREADS:
             self.stop(math.inf, wait=False)
             text = "Stopping: %d threads are stuck, as many as the worker has"
-            _log(logging.CRITICAL, text, pool.stuck)
+            _log_aside(logging.CRITICAL, text, pool.stuck)
         if pool.stopping or not self._looks:
             self._wakeup.set()
         if pool._stuck:

@@ -6725,6 +6725,27 @@ def test_a_worker_frees_the_frames_of_a_failed_task_at_once(how, app, queue, sta
         logging.getLogger("kuyruk").disabled = False
 
 
+def log_for_ever():
+    logging.getLogger("of the user").warning("a line")
+
+
+def test_stuck_tasks_that_hold_the_log_are_each_settled_and_a_stop_ends(app, queue, broker, start):
+    go_on = threading.Event()
+    handler = logging.Handler()
+    handler.emit = lambda record: go_on.wait(PATIENCE)  # a pipe that nobody reads
+    app.task(queue, max_run_time=0.1)(log_for_ever)
+    worker = start(app, threads=2, grace=0.1)
+    logging.getLogger().addHandler(handler)
+    try:
+        for n in range(2):
+            broker.publish(queue, body(id=f"x {n}", function="log_for_ever"))
+        wait_until(lambda: worker.stats["timed_out"] == 2 and broker.count(f"{queue}.failed") == 2)
+        assert not worker.healthy
+    finally:
+        go_on.set()
+        logging.getLogger().removeHandler(handler)
+
+
 # --- Worker: what ran when a process died ------------------------------------
 
 

@@ -1802,6 +1802,9 @@ class _Settler:
     def _retry(self, queue: str) -> None:
         ...
 
+def _log_aside(level: int, text: str, *args: Any, **options: Any) -> None:
+    ...
+
 def _keep_running(step: Callable[[], bool]) -> None:
     ...
 
