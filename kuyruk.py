@@ -212,7 +212,7 @@ STALLED = 5.0  #: Seconds after which a thread counts as stuck that has nothing 
 #: Seconds: the longest pause until a queue is tried again that can't be consumed,
 LONGEST_QUEUE_PAUSE = 5.0
 LONGEST_FORWARD_PAUSE = 10.0  #: or until messages are forwarded again that can't be.
-MAX_UNSETTLED = 500  #: Messages that are kept because they can't be forwarded; then no task begins.
+MAX_KEPT = 500  #: Messages of a queue, kept as they can't be forwarded, in whose place others come.
 LARGE_REPLY = 100_000  #: Bytes of a reply that RabbitMQ may refuse because of its size.
 #: Of quorum queues that it declares. RabbitMQ 4 drops messages after 20 deliveries else.
 DELIVERY_LIMIT = 1_000_000
@@ -822,6 +822,16 @@ def _log(level: int, text: str, *args: Any, **options: Any) -> None:
         # In the main thread it may be a signal handler's of the program (Ctrl-C).
         if is_main and not isinstance(error, Exception):
             raise
+
+
+def _log_aside(level: int, text: str, *args: Any, **options: Any) -> None:
+    """Log in a thread of its own: a handler may block, for ever if a stuck thread has its lock, and
+    whoever calls this has messages to settle."""
+    log = functools.partial(_log, level, text, *args, **options)
+    try:
+        threading.Thread(target=log, name="kuyruk-log", daemon=True).start()
+    except Exception:  # no thread can be started
+        log()
 
 
 @functools.cache  # the same file is often loaded again, in a test or by the command line
@@ -4508,7 +4518,7 @@ def _reply_message(delivery: _Delivery, result: Any, error: BaseException | None
         text = "Task %s.%s [%s] has returned what can't be sent: %s"
         task = cast(_Description, delivery.task)
         arguments = task.module, task.function, task.id, _text_of(unfit, 1000)
-        _log(logging.ERROR, text, *arguments, extra=delivery.extra)
+        _log_aside(logging.ERROR, text, *arguments, extra=delivery.extra)
         body = _encode_reply(None, unfit)
     properties = {"content_type": "application/json"}
     if delivery.properties.correlation_id:
@@ -4718,10 +4728,10 @@ class _ConsumerChannel(_Channel):
     @property
     def capacity(self) -> int:
         """How many messages it may hold: what its consumers may, and what cancelled ones do,
-        without those that are only kept."""
+        without those that are only kept (up to a limit)."""
         self._cancelled = [c for c in self._cancelled if c.held]
         left = sum(c.held for c in self._cancelled)
-        return left + sum(c.prefetch for c in self.consumers.values()) - self.kept
+        return left + sum(c.prefetch for c in self.consumers.values()) - min(self.kept, MAX_KEPT)
 
     @property
     def is_full(self) -> bool:
@@ -4894,9 +4904,9 @@ class _Settler:
         try:
             return job()
         except BaseException:
+            self.do(job)
             text = "Defect where a message is settled; it will be tried again"
             _log(logging.ERROR, text, exc_info=True)
-            self.do(job)
             return None
 
     def do(self, job: Callable[[], object]) -> None:
@@ -4934,7 +4944,7 @@ class _Settler:
             body = _encode_reply(None, KuyrukError(text))
             self._try_to_send(message._replace(body=body))
         if error is not None:
-            _log(logging.ERROR, "Can't send a reply: %s", error)
+            _log_aside(logging.ERROR, "Can't send a reply: %s", error)
 
     def _try_to_send(self, message: _Message) -> BaseException | None:
         """Return why it can't be sent; None: the broker has it."""
@@ -4945,7 +4955,7 @@ class _Settler:
                 raise
             except Exception as error:  # ValueError, TypeError, RecursionError...
                 text = "A message to %r loses its sender's properties: %s"
-                _log(logging.WARNING, text, message.queue, error)
+                _log_aside(logging.WARNING, text, message.queue, error)
                 self._publisher.send([_plain_copy(message)])
         except BaseException as error:
             error.__traceback__ = None  # its frames needn't live as long as it
@@ -4965,7 +4975,7 @@ class _Settler:
             self._changed.notify()
         if is_first:
             text = "Can't forward a message from %r; it is kept, trying again: %s"
-            _log(logging.ERROR, text, delivery.queue, error, extra=delivery.extra)
+            _log_aside(logging.ERROR, text, delivery.queue, error, extra=delivery.extra)
 
     # -- its thread
 
@@ -5020,13 +5030,6 @@ class _Settler:
         self.settle(delivery, settlement._replace(copy=None))
 
 
-def _log_aside(level: int, text: str, *args: Any, **options: Any) -> None:
-    """Log in a thread of its own what is about stuck threads: one of them may hold the log."""
-    log = functools.partial(_log, level, text, *args, **options)
-    with contextlib.suppress(RuntimeError):  # no thread can be started: the line is lost
-        threading.Thread(target=log, name="kuyruk-log", daemon=True).start()
-
-
 def _keep_running(step: Callable[[], bool]) -> None:
     """Call a step again and again, until it returns True: the loop of a thread that must live.
 
@@ -5039,8 +5042,9 @@ def _keep_running(step: Callable[[], bool]) -> None:
             while not step():
                 pauses = None
             return
-        except BaseException:
-            _log(logging.ERROR, "Defect in a thread of the worker; it goes on", exc_info=True)
+        except BaseException as error:
+            text = "Defect in a thread of the worker; it goes on"
+            _log_aside(logging.ERROR, text, exc_info=error)
         try:
             pauses = pauses or _pauses(LONGEST_PAUSE)
             time.sleep(next(pauses))
@@ -5389,7 +5393,7 @@ class _Pool:
 
     def _take(self) -> _Delivery | None:
         """Return what begins next. With the lock."""
-        if self.stopping or self._settler.count >= MAX_UNSETTLED:
+        if self.stopping:
             return None
         is_suspect = bool(self._quarantine) and self._suspect is None
         queue = self._quarantine if is_suspect else self._waiting
@@ -5548,7 +5552,6 @@ class _Pool:
         with self._lock:
             if delivery.state == KEPT:
                 delivery.channel.kept -= 1
-                self._wake_one()  # there may have been too many of these
             else:
                 self.held -= 1
             delivery.consumer.held -= 1

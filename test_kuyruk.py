@@ -70,24 +70,27 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 import amqpstorm
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from pamqp import commands, frame
+from pamqp.body import ContentBody
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE / "tools")]  # programs that tests start import this module, too
+
 import bench_report
 import chaos
 import fuzz
 import interrupt_proof
 import make_stubs
 import matrix
-import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
-from pamqp import commands, frame
-from pamqp.body import ContentBody
 from rabbitmq_node import RabbitmqCluster, RabbitmqNode
 from tcp_proxy import TcpProxy
 
 import kuyruk
 import kuyruk_worker
 
-HERE = Path(__file__).parent
 #: Seconds that something that must happen may take on a busy machine; and what must happen at once.
 PATIENCE = 20.0
 SOON = 5.0
@@ -6253,6 +6256,7 @@ def test_after_mishaps_in_a_step_each_message_is_settled_once_and_all_threads_wo
             raise left.pop(0)
         return real(*args, **kwargs)
 
+    broker.declare(f"{queue}.failed")
     monkeypatch.setattr(owner, name, fails)
     worker = start(app, threads=2)
     left += MISHAPS
@@ -6265,8 +6269,8 @@ def test_after_mishaps_in_a_step_each_message_is_settled_once_and_all_threads_wo
 
     def are_settled():
         is_done = worker._pool.held == 0
-        while broker.count(f"{queue}.failed"):
-            failed.extend(n for (n,) in arguments_in(broker.take_all(f"{queue}.failed")))
+        while message := broker.channel.basic.get(f"{queue}.failed", no_ack=True):
+            failed.extend(n for (n,) in arguments_in([message]))
         return expected <= {n for (n,) in ran} | set(failed) and is_done
 
     wait_until(are_settled)

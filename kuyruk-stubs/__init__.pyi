@@ -79,7 +79,7 @@ LONGEST_PATIENCE = 1.0
 STALLED = 5.0
 LONGEST_QUEUE_PAUSE = 5.0
 LONGEST_FORWARD_PAUSE = 10.0
-MAX_UNSETTLED = 500
+MAX_KEPT = 500
 LARGE_REPLY = 100000
 DELIVERY_LIMIT = 1000000
 REFUSAL_PAUSE = 0.2
@@ -322,6 +322,9 @@ class Config:
         ...
 
 def _log(level: int, text: str, *args: Any, **options: Any) -> None:
+    ...
+
+def _log_aside(level: int, text: str, *args: Any, **options: Any) -> None:
     ...
 
 @functools.cache
@@ -1801,9 +1804,6 @@ class _Settler:
 
     def _retry(self, queue: str) -> None:
         ...
-
-def _log_aside(level: int, text: str, *args: Any, **options: Any) -> None:
-    ...
 
 def _keep_running(step: Callable[[], bool]) -> None:
     ...
