@@ -57,6 +57,8 @@ a safe point, and gives up what still runs WORKER_GRACE later. It ends with the 
 and tries again after growing pauses; their tasks don't run again. It also settles the message of a
 run that was given up, as its pool thread would have done: nobody waits for that thread any more;
 one more loop has taken its place.
+*A log thread* (kuyruk-log) logs one line that is about stuck threads, or about messages that wait
+to be settled: a handler may block, and they don't wait for that.
 Each of these loops survives any exception (`_keep_running`); `Worker.healthy` asks whether all of
 them live and do what is due.
 

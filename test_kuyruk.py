@@ -5051,6 +5051,23 @@ def test_what_is_lost_while_it_is_tried_again_stays_lost():
     assert settler.count == 0 and settler.healthy is False and not settled and not settler._kept
 
 
+def test_kept_messages_of_one_queue_are_bounded_and_stop_no_other(
+    make_app, url, queue, broker, start, monkeypatch
+):
+    monkeypatch.setattr(kuyruk, "MAX_KEPT", 10)
+    monkeypatch.setattr(kuyruk, "MAX_PREFETCH", 4)
+    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=0.5)
+    broker.declare(f"{queue}.failed", **{"x-max-length": 1, "x-overflow": "reject-publish"})
+    task = app.task(f"{queue}.2")(echo)
+    worker = start(app, [queue, f"{queue}.2"], threads=4)
+    for _ in range(100):
+        broker.publish(queue, b"nonsense")
+    wait_until(lambda: worker.stats["unsettled"] >= 10)
+    app.send_tasks_to_queue([task.subtask((n,)) for n in range(300)])
+    wait_until(lambda: len(ran) == 300)
+    assert worker.stats["unsettled"] < 30 and broker.count(queue) > 60
+
+
 def test_what_is_kept_at_a_stop_goes_back(make_app, url, queue, broker, start, caplog):
     broker.declare(f"{queue}.failed", **{"x-max-length": 1, "x-overflow": "reject-publish"})
     worker = start(make_app(url, RABBIT_PUBLISH_TIMEOUT=0.5), [queue])
