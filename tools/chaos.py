@@ -52,7 +52,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lab
 from amqpstorm.exception import AMQPChannelError
@@ -332,12 +332,14 @@ class Lane:
                 self._look_at(f"{self.queue}.delay.{DELAY * 1000:.0f}")
 
     def _look_at(self, queue: str) -> None:
-        """Ask for a message, and leave it there.
+        """Ask for a message, and have it go where its time was to send it.
 
         RabbitMQ 3.10 can forget the timer of a quorum queue whose leader has changed. The messages
         stay in the queue, expired, until somebody asks for one."""
         with contextlib.suppress(AMQPChannelError), UriConnection(self.node.url) as connection:
-            connection.channel().basic.get(queue)  # and back it goes, with the channel
+            message = cast(Any, connection.channel().basic.get(queue))
+            if message is not None:
+                message.reject(requeue=False)  # which dead-letters it
 
     def delete_queues(self) -> None:
         with UriConnection(self.node.url) as connection, connection.channel() as channel:

@@ -182,6 +182,7 @@ class TcpProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
+        self._socket = self._bind()
         self.up()
         login = parts.netloc.rpartition("@")[0] or "guest:guest"
         shown = f"[{host}]" if ":" in host else host
@@ -199,7 +200,7 @@ class TcpProxy:
 
     def down(self) -> None:
         """Refuse connections, and cut those that there are."""
-        self._loop.call_soon_threadsafe(self._server.close)
+        self._loop.call_soon_threadsafe(self._stop_listening)
         self.cut()
 
     def cut(self, how: str = "rst") -> None:
@@ -249,11 +250,20 @@ class TcpProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._socket.close()
 
     def _do(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
 
+    def _stop_listening(self) -> None:
+        self._server.close()
+        self._socket.close()
+        self._socket = self._bind()  # so that nobody else gets the port meanwhile
+
     async def _listen(self) -> asyncio.Server:
+        return await asyncio.start_server(self._serve, sock=self._socket, ssl=self._tls)
+
+    def _bind(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         sock = socket.socket(family)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -261,7 +271,7 @@ class TcpProxy:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SLOW_SEGMENT)
         sock.bind((self._host, self._port))
-        return await asyncio.start_server(self._serve, sock=sock, ssl=self._tls)
+        return sock
 
     async def _cut(self, how: str) -> None:
         for connection in tuple(self._connections):
@@ -361,7 +371,7 @@ class TcpProxy:
             if trap.seconds is not None:
                 self._loop.call_later(trap.seconds, self._resume, {connection})
         elif trap.action == "down":
-            self._server.close()
+            self._stop_listening()
             await self._cut("rst")
             if trap.seconds is not None:
                 self._begin(self._come_up(trap.seconds))
