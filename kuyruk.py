@@ -4443,6 +4443,7 @@ class _Verdict(NamedTuple):
 
 
 _BACK = _Verdict("requeued", "requeue", reply=False)
+_DONE = _Verdict("succeeded", "ack", reply=True)
 
 
 def _decide(
@@ -4461,7 +4462,7 @@ def _decide(
     if lost:
         return _Verdict("lost", "leave", reply=False)
     if error is None:
-        return _Verdict("succeeded", "ack", reply=True)
+        return _DONE
     if isinstance(error, Shutdown):
         return _BACK
     if task is None or not fits:
@@ -4486,6 +4487,9 @@ class _Settlement(NamedTuple):
     reply: _Message | None
     copy: _Message | None
     frame: Literal["ack", "requeue", "reject", "leave"]
+
+
+_NOTHING_LEFT = _Settlement(None, None, "leave")
 
 
 def _plan(
@@ -4882,7 +4886,10 @@ class _Settler:
     def settle(self, delivery: _Delivery, settlement: _Settlement) -> None:
         """Reply, then forward, then settle. Doesn't raise; what can't be forwarded is kept."""
         delivery.settlement = settlement
-        self.attempt(lambda: self._send(delivery))
+        try:
+            self._send(delivery)
+        except BaseException:
+            self.try_again(functools.partial(self._send, delivery))
 
     def _send(self, delivery: _Delivery) -> None:
         """Send what is left of a settlement. When this raises it can be called again."""
@@ -4897,19 +4904,15 @@ class _Settler:
                 return
             delivery.settlement = _Settlement(None, None, frame)
         delivery.send_frame(frame)
-        delivery.settlement = _Settlement(None, None, "leave")
+        delivery.settlement = _NOTHING_LEFT
         self._on_settled(delivery)
 
-    def attempt(self, job: Callable[[], T]) -> T | None:
-        """Do something at once. If that raises, which is a defect or bad luck, it is done in the
-        settler's thread, again and again, until it doesn't; and this returns None."""
-        try:
-            return job()
-        except BaseException:
-            self.do(job)
-            text = "Defect where a message is settled; it will be tried again"
-            _log(logging.ERROR, text, exc_info=True)
-            return None
+    def try_again(self, job: Callable[[], object]) -> None:
+        """Have something done in the settler's thread that has just raised, which is a defect or
+        bad luck: again and again, until it doesn't. In the handler of that exception."""
+        self.do(job)
+        text = "Defect where a message is settled; it will be tried again"
+        _log(logging.ERROR, text, exc_info=True)
 
     def do(self, job: Callable[[], object]) -> None:
         """Have something done in the settler's thread, soon."""
@@ -5273,7 +5276,10 @@ class _Pool:
             for delivery in deliveries:
                 delivery.state = CLAIMED
         for delivery in deliveries:
-            self._settler.attempt(functools.partial(self._send_back, delivery))
+            try:
+                self._send_back(delivery)
+            except BaseException:
+                self._settler.try_again(functools.partial(self._send_back, delivery))
 
     def _send_back(self, delivery: _Delivery) -> None:
         self._settler.settle(delivery, _plan(delivery, _BACK, None, None, self._config))
@@ -5299,10 +5305,14 @@ class _Pool:
     # -- the loops
 
     def _wake_one(self, taken: int = 0) -> None:
-        """Wake an idle thread, unless those that were woken suffice. With the lock. taken: how many
-        of those that wait are about to be."""
-        if self._woken < min(self._idle, len(self._waiting) + len(self._quarantine) - taken):
-            self._woken += 1
+        """Wake an idle thread for what waits, unless one was woken and hasn't come yet: that wakes
+        the next one (`_take`). With the lock. taken: how many of those that wait are about to be.
+
+        To wake all that could do something costs more than tiny tasks do: by the time that they
+        have the GIL, others have taken their work.
+        """
+        if not self._woken and self._idle and len(self._waiting) + len(self._quarantine) > taken:
+            self._woken = 1
             self._changed.notify()
 
     def _start_loop(self) -> None:
@@ -5442,9 +5452,10 @@ class _Pool:
         """Return False if it is set aside: because the same message runs here, or because it is a
         suspect and another one runs. Raise Crashed if it has brought too many processes down."""
         key, is_suspect = delivery.key, False
-        is_counted = "x-delivery-count" in delivery.headers  # by a quorum queue, which has a limit
-        if key in self.journal.crashes and (self._counts_for_quorum or not is_counted):
-            is_suspect = True
+        if key in self.journal.crashes:
+            # A quorum queue may count itself, and have a limit.
+            is_suspect = self._counts_for_quorum or "x-delivery-count" not in delivery.headers
+        if is_suspect:
             crashes, is_to_blame = self.journal.count(key)
             if is_to_blame and crashes >= self._config.WORKER_MAX_CRASHES:
                 why = "worker processes have died while it ran (WORKER_MAX_CRASHES)"
@@ -5480,8 +5491,12 @@ class _Pool:
         """Settle a delivery whose task has ended, then log that: nothing waits for a log."""
         began = delivery.run.started if delivery.run else delivery.at
         seconds = time.monotonic() - began
-        settle = functools.partial(self._settle, delivery, task, result, error, RUNNING)
-        verdict = self._settler.attempt(settle)
+        try:
+            verdict = self._settle(delivery, task, result, error, RUNNING)
+        except BaseException:
+            again = functools.partial(self._settle, delivery, task, result, error, RUNNING)
+            self._settler.try_again(again)
+            return
         if verdict is not None and error is None:
             self._log_success(delivery, verdict, seconds)
         elif verdict is not None and error is not None:

@@ -1580,6 +1580,7 @@ class _Verdict(NamedTuple):
     reply: bool
     delay: float = 0
 _BACK = _Verdict('requeued', 'requeue', reply=False)
+_DONE = _Verdict('succeeded', 'ack', reply=True)
 
 def _decide(task: AnyTask | None, error: BaseException | None, fits: bool=True, lost: bool=False, failures: int=0, jitter: float=0) -> _Verdict:
     ...
@@ -1588,6 +1589,7 @@ class _Settlement(NamedTuple):
     reply: _Message | None
     copy: _Message | None
     frame: Literal['ack', 'requeue', 'reject', 'leave']
+_NOTHING_LEFT = _Settlement(None, None, 'leave')
 
 def _plan(delivery: _Delivery, verdict: _Verdict, result: Any, error: BaseException | None, config: Config) -> _Settlement:
     ...
@@ -1775,7 +1777,7 @@ class _Settler:
     def _send(self, delivery: _Delivery) -> None:
         ...
 
-    def attempt(self, job: Callable[[], T]) -> T | None:
+    def try_again(self, job: Callable[[], object]) -> None:
         ...
 
     def do(self, job: Callable[[], object]) -> None:
