@@ -15,7 +15,7 @@
 
 PYTHON ?= python3
 # Tests that run at once, each with a RabbitMQ of its own: most of them wait most of the time.
-JOBS ?= 4
+JOBS ?= 3
 VENV_PYTHON := .venv/bin/python
 # mypy refuses a folder without Python files.
 TYPED := $(wildcard kuyruk.py kuyruk_worker.py) \
