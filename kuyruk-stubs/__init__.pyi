@@ -209,8 +209,8 @@ class _SignalsModule(types.ModuleType):
             ...
 _is_signal = lambda v: v is Signal or isinstance(v, Signal)
 signals = cast(_SignalsModule, _make_module('signals', _is_signal))
-_HOST = re.compile('\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\\w+)?))(?::([^]:\\s]*))?\\s*')
-_URL = re.compile('(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?')
+_HOST = '\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\\w+)?))(?::([^]:\\s]*))?\\s*'
+_URL = '(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?'
 
 def _parse_hosts(hosts: str, default_port: int=5672) -> list[tuple[str, int]]:
     ...
@@ -247,7 +247,7 @@ def _check(name: str, value: Any) -> None:
 
 def _shown(name: str, value: Any) -> str:
     ...
-_KUBERNETES = re.compile('(?s)(.*_)?(SERVICE_HOST|SERVICE_PORT(_\\w+)?|PORT_\\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|(.*_)?PORT=(tcp|udp|sctp)://.*')
+_KUBERNETES = '(?s)(.*_)?(SERVICE_HOST|SERVICE_PORT(_\\w+)?|PORT_\\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|(.*_)?PORT=(tcp|udp|sctp)://.*'
 _UNREAD_KEYS = {'RABBIT_READ_TIMEOUT': 'RABBIT_PUBLISH_TIMEOUT', 'RABBIT_WRITE_TIMEOUT': 'RABBIT_PUBLISH_TIMEOUT', 'TCP_USER_TIMEOUT': 'RABBIT_HEARTBEAT'}
 
 class Config:
@@ -1419,7 +1419,7 @@ def _notify_worker(signal: Signal, worker: Worker) -> None:
 def _notify_failure(worker: Worker, queue: str, description: _Description | None, task: AnyTask | None, error: BaseException) -> None:
     ...
 _LEFT_BEHIND = ('expiration', 'user_id', 'cluster_id')
-_LEFT_BEHIND_HEADER = re.compile('CC$|BCC$|x-death$|x-(first|last)-death-')
+_LEFT_BEHIND_HEADER = 'CC$|BCC$|x-death$|x-(first|last)-death-'
 _OUR_HEADERS = ('failed-at', 'failed-on', 'failures', 'queue', 'exception', 'value', 'traceback')
 
 def _is_flat(value: Any, levels: int=50) -> bool:
