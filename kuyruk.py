@@ -4830,8 +4830,8 @@ class Journal:
     (`Worker.journal`). A message is known by its id, or by what is in it if that is missing.
     """
 
-    #: How many processes have died while it ran, and whether it was to blame once.
-    crashes: Mapping[str, tuple[int, bool]] = types.MappingProxyType({})
+    #: How many processes have died while it ran, and how many of these while it was to blame.
+    crashes: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
 
     def begin(self, id: str) -> None:
         """The message begins to run. This and the next from one thread at a time; they must not
@@ -4840,9 +4840,9 @@ class Journal:
     def end(self, id: str) -> None:
         """It runs no longer. May be called again."""
 
-    def count(self, id: str) -> tuple[int, bool]:
+    def count(self, id: str) -> tuple[int, int]:
         """Return its `crashes`, as they are now. May wait for a moment."""
-        return self.crashes.get(id, (0, False))
+        return self.crashes.get(id, (0, 0))
 
     def clear(self, id: str) -> None:
         """It is settled: its crashes can be forgotten."""
@@ -5457,8 +5457,11 @@ class _Pool:
             # A quorum queue may count itself, and have a limit.
             is_suspect = self._counts_for_quorum or "x-delivery-count" not in delivery.headers
         if is_suspect:
-            crashes, is_to_blame = self.journal.count(key)
-            if is_to_blame and crashes >= self._config.WORKER_MAX_CRASHES:
+            crashes, blames = self.journal.count(key)
+            limit = self._config.WORKER_MAX_CRASHES
+            # At the first death it may have been one of many. Being the only suspect at one more
+            # proves little: what had not been suspected yet may have died beside it.
+            if crashes >= limit and blames >= max(1, limit - 1):
                 why = "worker processes have died while it ran (WORKER_MAX_CRASHES)"
                 raise Crashed(f"{crashes} {why}")
         with self._lock:

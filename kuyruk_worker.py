@@ -675,7 +675,7 @@ class _Journal:
     SLOT, SLOTS = 1024, 4096
     SIZE = SLOT * (1 + SLOTS)
 
-    def __init__(self, crashes: Mapping[str, tuple[int, bool]], file: int = -1) -> None:
+    def __init__(self, crashes: Mapping[str, tuple[int, int]], file: int = -1) -> None:
         """file: the descriptor of an open file for the copy; -1: there is none. Raises OSError if
         the file system has no room for it."""
         import mmap
@@ -724,19 +724,19 @@ class _Journal:
             self._write(slot * self.SLOT, b"\0\0")
             self._free.append(slot)
 
-    def count(self, id: str) -> tuple[int, bool]:
+    def count(self, id: str) -> tuple[int, int]:
         """A process that died just now may have had it: the broker can be faster than the news. So
         ask for them."""
         answered = self._asked[id] = threading.Event()
         if self.pipe is not None:
             self.pipe.send("ask", id)
             answered.wait(ANSWER_TIMEOUT)
-        return self.crashes.get(id, (0, False))
+        return self.crashes.get(id, (0, 0))
 
-    def update(self, news: dict[str, tuple[int, bool]]) -> None:
-        for id, (deaths, to_blame) in news.items():
+    def update(self, news: dict[str, tuple[int, int]]) -> None:
+        for id, (deaths, blames) in news.items():
             if deaths:
-                self.crashes[id] = deaths, to_blame
+                self.crashes[id] = deaths, blames
             else:
                 self.crashes.pop(id, None)
             if id in self._asked:
@@ -817,7 +817,7 @@ class _State:
 
     def __init__(self, folder: str | None, log: logging.Logger) -> None:
         """Raises UsageError if the folder can't be used when the worker begins."""
-        self.crashes: dict[str, tuple[int, bool]] = {}
+        self.crashes: dict[str, tuple[int, int]] = {}
         self._folder = folder
         self._log = log
         self._files: dict[_Journal, str] = {}
@@ -855,14 +855,14 @@ class _State:
             with contextlib.suppress(OSError):  # somebody has removed it
                 os.unlink(self._files.pop(journal))
 
-    def blame(self, ids: list[str]) -> dict[str, tuple[int, bool]]:
+    def blame(self, ids: list[str]) -> dict[str, tuple[int, int]]:
         """Count that a process has died while it ran these messages; return their new counts. The
         only suspect among them is to blame, or the only message if there is no suspect."""
         suspects = [id for id in ids if id in self.crashes] or ids
         news = {}
         for id in ids:
-            deaths, was_to_blame = self.crashes.pop(id, (0, False))
-            news[id] = self.crashes[id] = deaths + 1, was_to_blame or suspects == [id]
+            deaths, blames = self.crashes.pop(id, (0, 0))
+            news[id] = self.crashes[id] = deaths + 1, blames + (suspects == [id])
         for id in list(self.crashes)[:-MAX_SUSPECTS]:
             del self.crashes[id]
         self._save()
@@ -895,7 +895,7 @@ class _State:
         unreadable = contextlib.suppress(Exception)
         with unreadable, open(os.path.join(folder, "crashes.json")) as file:
             read = json.load(file).items()
-            self.crashes = {id: (int(deaths), bool(blame)) for id, (deaths, blame) in read}
+            self.crashes = {id: (int(deaths), int(blames)) for id, (deaths, blames) in read}
         for name in os.listdir(folder):
             if name.startswith("journal-"):
                 with contextlib.suppress(OSError):
@@ -1505,7 +1505,7 @@ class _Supervisor:
         while self._asks:
             child, id = self._asks.pop()
             if child.pid in self._children:
-                child.pipe.send("crashes", {id: self._state.crashes.get(id, (0, False))})
+                child.pipe.send("crashes", {id: self._state.crashes.get(id, (0, 0))})
 
     def _reap(self) -> None:
         """Processes that aren't ours, too: in a container this one may be their init."""

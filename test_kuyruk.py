@@ -6795,7 +6795,7 @@ def test_of_what_ran_when_a_process_died_one_runs_at_a_time_beside_other_tasks(
 ):
     app.task(queue)(hold), app.task(queue)(echo)
     suspects = [f"bad {n}" for n in range(3)]
-    worker = start(app, threads=8, journal=Notes(**dict.fromkeys(suspects, (1, False))))
+    worker = start(app, threads=8, journal=Notes(**dict.fromkeys(suspects, (1, 0))))
     for id in suspects:
         broker.publish(queue, body(id=id, function="hold"))
     wait_until(lambda: worker.stats["suspect"] == 3 and len(ran) == 1)
@@ -6809,26 +6809,28 @@ def test_of_what_ran_when_a_process_died_one_runs_at_a_time_beside_other_tasks(
 
 
 CRASHES = {
-    # How many died while it ran, and whether it was to blame once; the worker's max_crashes; more
-    # headers; whether it fails.
-    "too often": (3, True, 3, {}, True),
-    "more than too often": (4, True, 3, {}, True),
-    "once, when that is too often": (1, True, 1, {}, True),
-    "once in company, when that is too often": (1, False, 1, {}, False),
-    "often, but never to blame": (9, False, 3, {}, False),
-    "not too often": (2, True, 3, {}, False),
-    "in a quorum queue, which counts itself": (9, True, 3, {"x-delivery-count": 9}, False),
+    # How many died while it ran, and for how many of these it was to blame; the worker's
+    # max_crashes; more headers; whether it fails.
+    "too often": (3, 2, 3, {}, True),
+    "more than too often": (4, 4, 3, {}, True),
+    "twice, when that is too often": (2, 1, 2, {}, True),
+    "once, when that is too often": (1, 1, 1, {}, True),
+    "once in company, when that is too often": (1, 0, 1, {}, False),
+    "often, but never to blame": (9, 0, 3, {}, False),
+    "often, but to blame once only": (9, 1, 3, {}, False),
+    "not too often": (2, 2, 3, {}, False),
+    "in a quorum queue, which counts itself": (9, 9, 3, {"x-delivery-count": 9}, False),
 }
 
 
 @pytest.mark.parametrize(
-    ("deaths", "to_blame", "limit", "headers", "fails"), CRASHES.values(), ids=CRASHES.keys()
+    ("deaths", "blames", "limit", "headers", "fails"), CRASHES.values(), ids=CRASHES.keys()
 )
 def test_a_message_that_brought_processes_down(
-    deaths, to_blame, limit, headers, fails, app, queue, broker, start
+    deaths, blames, limit, headers, fails, app, queue, broker, start
 ):
     app.task(queue)(echo), broker.declare(f"{queue}.2")
-    journal = Notes(bad=(deaths, to_blame))
+    journal = Notes(bad=(deaths, blames))
     start(app, max_crashes=limit, journal=journal)
     broker.publish(
         queue, body(id="bad", function="echo", args=[5]), reply_to=f"{queue}.2", headers=headers
@@ -6850,7 +6852,7 @@ def test_a_message_that_brought_processes_down(
 
 def test_a_message_that_a_quorum_queue_counts_is_no_suspect(app, queue, broker, start):
     app.task(queue)(hold), app.task(queue)(echo), broker.declare(f"{queue}.2")
-    worker = start(app, threads=2, journal=Notes(bad=(1, True)))
+    worker = start(app, threads=2, journal=Notes(bad=(1, 1)))
     broker.publish(queue, body(function="hold"))
     wait_until(lambda: ran)
     broker.publish(
@@ -6876,7 +6878,7 @@ JOURNALS = {
 def test_a_journal_is_told_of_each_run_of_a_task_that(steps, told, app, queue, broker, start):
     app.task(queue, max_run_time=0.3)(play)
     script[:] = list(steps)
-    journal = Notes(x=(1, False))
+    journal = Notes(x=(1, 0))
     start(app, threads=2, grace=0.1, journal=journal)
     broker.publish(queue, body(function="play"))
     wait_until(lambda: journal.told == told)
@@ -6895,7 +6897,7 @@ def test_no_two_suspects_run_at_once(app, queue, broker, start):
 
     look_around_suspects.__qualname__ = look_around_suspects.__name__
     app.task(queue)(look_around_suspects), broker.declare(queue)
-    journal = Notes(**{f"bad {n}": (1, False) for n in range(20)})
+    journal = Notes(**{f"bad {n}": (1, 0) for n in range(20)})
     for n in range(20):
         for id in (f"bad {n}", *[f"good {n}.{m}" for m in range(4)]):
             broker.publish(queue, body(id=id, function="look_around_suspects", args=[id]))
@@ -6910,7 +6912,7 @@ def test_a_message_may_be_a_suspect_though_its_id_is_missing_or_long(id, app, qu
     data = body(function="echo") if id is None else body(id=id, function="echo")
     data = json.dumps({**json.loads(data), "id": id}).encode()
     key = id[:255] if id else "sha256:" + hashlib.sha256(data).hexdigest()
-    start(app, journal=Notes(**{key: (3, True)}))
+    start(app, journal=Notes(**{key: (3, 3)}))
     broker.publish(queue, data)
     assert (
         broker.take(f"{queue}.failed")
@@ -6923,9 +6925,9 @@ def test_a_message_may_be_a_suspect_though_its_id_is_missing_or_long(id, app, qu
 def test_the_latest_deaths_count_when_a_suspect_is_about_to_run(
     app, queue, broker, start, monkeypatch
 ):
-    monkeypatch.setattr(Notes, "count", lambda self, id: (3, True))
+    monkeypatch.setattr(Notes, "count", lambda self, id: (3, 3))
     app.task(queue)(echo)
-    start(app, journal=Notes(bad=(1, False)))
+    start(app, journal=Notes(bad=(1, 0)))
     broker.publish(queue, body(id="bad", function="echo"))
     assert (
         broker.take(f"{queue}.failed")
@@ -6957,7 +6959,7 @@ def test_a_stop_at_the_moment_of_resuming_is_not_overlooked(app, queue, start, m
 
 def test_a_journal_is_not_told_of_what_is_handed_back(app, queue, broker, start):
     app.task(queue)(hold)
-    journal = Notes(bad=(1, False), worse=(1, False))
+    journal = Notes(bad=(1, 0), worse=(1, 0))
     worker = start(app, threads=2, journal=journal)
     broker.publish(queue, body(id="bad", function="hold", args=["first"]))
     wait_until(lambda: ran == ["first"])
@@ -9050,7 +9052,7 @@ def test_a_full_disk_costs_the_state_and_nothing_else(tmp_path, monkeypatch, cap
         state.drop_journal(journal)
     assert "isn't noted there: [Errno 28] No space left on device" in caplog.text
     monkeypatch.setattr(json, "dump", no_room)
-    assert state.blame(["b"]) == {"b": (1, True)}
+    assert state.blame(["b"]) == {"b": (1, 1)}
     assert "is forgotten when this worker ends: [Errno 28]" in caplog.text
     assert not list(tmp_path.glob("journal-*")) and not (tmp_path / "crashes.json").exists()
     state._lock.close()

@@ -1737,7 +1737,7 @@ class _Prefetch:
         ...
 
 class Journal:
-    crashes: Mapping[str, tuple[int, bool]] = types.MappingProxyType({})
+    crashes: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
 
     def begin(self, id: str) -> None:
         ...
@@ -1745,7 +1745,7 @@ class Journal:
     def end(self, id: str) -> None:
         ...
 
-    def count(self, id: str) -> tuple[int, bool]:
+    def count(self, id: str) -> tuple[int, int]:
         ...
 
     def clear(self, id: str) -> None:
