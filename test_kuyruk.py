@@ -6391,7 +6391,7 @@ def test_interruptions_of_every_kind_at_once_lose_nothing(
     make_app, url, proxy, queue, broker, start, caplog
 ):
     """Deadlines, drops, lost connections, and at last a stop. Each cut, and the stop, may bring
-    eight messages back."""
+    eight messages back; and a connection that was just being made may be cut, too."""
     apps = make_app(proxy.url), make_app(url)
     for app in apps:
         app.task(queue, max_run_time=0.005)(end_at_deadline), app.task(queue)(stay_calm)
@@ -6414,7 +6414,7 @@ def test_interruptions_of_every_kind_at_once_lose_nothing(
         and worker.stats["discarded"] > 50
         and worker.stats["timed_out"] > 100
     )
-    assert 3000 <= worker.stats["received"] + other.stats["received"] <= 3000 + 8 * (7 + 1)
+    assert 3000 <= worker.stats["received"] + other.stats["received"] <= 3000 + 8 * (2 * 7 + 1)
     failed = [n for (n,) in arguments_in(broker.take_all(f"{queue}.failed"))]
     dropped = {
         int(id) for id in re.findall(r"end_at_deadline \[(\d+)] from \S+ discarded", caplog.text)
