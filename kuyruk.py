@@ -1081,11 +1081,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_no_collection.begin_in_child)
 
 
+def _current_frames() -> dict[int, types.FrameType]:
+    with _no_collection:
+        return sys._current_frames()
+
+
 def _format_stack(thread: int) -> str:
     """Return where a thread is, without the frames that lead from its beginning through this file
     to the task."""
-    with _no_collection:
-        frame = sys._current_frames().get(thread)
+    frame = _current_frames().get(thread)
     frames = traceback.extract_stack(frame)
     del frame
     ours = itertools.dropwhile(lambda frame: frame.filename != __file__, frames)
@@ -2257,8 +2261,8 @@ class _Connection(Stateful):
             except BaseException as error:
                 self.give_up(_Interrupted(f"a thread was interrupted by {error!r} while it wrote"))
                 raise
-            # nothing may be called before the release: it would be interrupted in its place
             finally:
+                # Nothing may be called before the release: it would be interrupted in its place.
                 try:
                     self._lock.release()
                 except RuntimeError:  # it is another thread's
@@ -3456,8 +3460,7 @@ class _Publisher:
                         _ensure_queue(connection, *message.target, until)
                     _ensure_queue(connection, message.queue, message.arguments, until)
                     connection.queues[message.queue] = time.monotonic()
-                # one that we may not use, or that can't be declared so
-                except AMQPChannelError as error:
+                except AMQPChannelError as error:  # we may not use it, or not declare it so
                     failures[message.queue] = f"queue {message.queue!r} can't be used: {error}"
             outgoing.failure = failures.get(message.queue)
         return [outgoing for outgoing in messages if outgoing.failure is None]
@@ -4887,10 +4890,7 @@ class _Settler:
     def settle(self, delivery: _Delivery, settlement: _Settlement) -> None:
         """Reply, then forward, then settle. Doesn't raise; what can't be forwarded is kept."""
         delivery.settlement = settlement
-        try:
-            self._send(delivery)
-        except BaseException:
-            self.try_again(functools.partial(self._send, delivery))
+        self.attempt(self._send, delivery)
 
     def _send(self, delivery: _Delivery) -> None:
         """Send what is left of a settlement. When this raises it can be called again."""
@@ -4908,12 +4908,16 @@ class _Settler:
         delivery.settlement = _NOTHING_LEFT
         self._on_settled(delivery)
 
-    def try_again(self, job: Callable[[], object]) -> None:
-        """Have something done in the settler's thread that has just raised, which is a defect or
-        bad luck: again and again, until it doesn't. In the handler of that exception."""
-        self.do(job)
-        text = "Defect where a message is settled; it will be tried again"
-        _log(logging.ERROR, text, exc_info=True)
+    def attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Call a function. If that raises, which is a defect or bad luck, it is called in the
+        settler's thread, again and again, until it doesn't; and this returns None."""
+        try:
+            return function(*args, **kwargs)
+        except BaseException:
+            self.do(functools.partial(function, *args, **kwargs))
+            text = "Defect where a message is settled; it will be tried again"
+            _log(logging.ERROR, text, exc_info=True)
+            return None
 
     def do(self, job: Callable[[], object]) -> None:
         """Have something done in the settler's thread, soon."""
@@ -5104,7 +5108,7 @@ class _Pool:
         self._keys: dict[str, tuple[_Delivery, collections.deque[_Delivery]]] = {}
         self._loops = 0  # how many there are, without those that are stuck
         self._idle = 0  # how many of these wait,
-        self._woken = 0  # and how many of these were notified
+        self._woken = False  # and whether one of these was notified
         self._closed = False
         self.held = 0  #: How many messages are in hand, without those that the settler keeps.
         self.ended = 0  #: How many runs have.
@@ -5277,10 +5281,7 @@ class _Pool:
             for delivery in deliveries:
                 delivery.state = CLAIMED
         for delivery in deliveries:
-            try:
-                self._send_back(delivery)
-            except BaseException:
-                self._settler.try_again(functools.partial(self._send_back, delivery))
+            self._settler.attempt(self._send_back, delivery)
 
     def _send_back(self, delivery: _Delivery) -> None:
         self._settler.settle(delivery, _plan(delivery, _BACK, None, None, self._config))
@@ -5313,7 +5314,7 @@ class _Pool:
         have the GIL, others have taken their work.
         """
         if not self._woken and self._idle and len(self._waiting) + len(self._quarantine) > taken:
-            self._woken = 1
+            self._woken = True
             self._changed.notify()
 
     def _start_loop(self) -> None:
@@ -5380,7 +5381,7 @@ class _Pool:
                     self._changed.wait()
                 finally:
                     self._idle -= 1
-                    self._woken = max(0, self._woken - 1)
+                    self._woken = False
 
     def _end(self, delivery: _Delivery) -> None:
         """Forget a delivery whose thread has come back from it. With the lock.
@@ -5495,15 +5496,12 @@ class _Pool:
         """Settle a delivery whose task has ended, then log that: nothing waits for a log."""
         began = delivery.run.started if delivery.run else delivery.at
         seconds = time.monotonic() - began
-        try:
-            verdict = self._settle(delivery, task, result, error, RUNNING)
-        except BaseException:
-            again = functools.partial(self._settle, delivery, task, result, error, RUNNING)
-            self._settler.try_again(again)
-            return
-        if verdict is not None and error is None:
+        verdict = self._settler.attempt(self._settle, delivery, task, result, error, RUNNING)
+        if verdict is None:
+            return  # another settles it, or the settler will
+        if error is None:
             self._log_success(delivery, verdict, seconds)
-        elif verdict is not None and error is not None:
+        else:
             outer = _set_current(delivery.run)  # a filter may want to know what a record is about
             try:
                 if verdict.tally in ("failed", "timed_out"):
@@ -5591,10 +5589,10 @@ class _Pool:
         then = ""
         if verdict.delay:
             then = f"; it comes back in {verdict.delay:g} seconds"
+        elif verdict.action == "fail" and self._config.FAILED_TTL is not None:
+            then = "; see its .failed queue"
         elif verdict.action == "fail":
-            is_kept = self._config.FAILED_TTL is not None
-            where = "it was rejected: a dead-letter policy may keep it"
-            then = "; see its .failed queue" if is_kept else f"; {where}"
+            then = "; it was rejected: a dead-letter policy may keep it"
         if verdict.tally in ("failed", "timed_out"):
             about["exc_info"] = type(error), error, _task_traceback(error)
             _log(logging.ERROR, "%s from %r %s%s", *arguments, then, **about)
@@ -5825,6 +5823,10 @@ class Worker:
                 lambda: Discard("dropped by an operator"),
                 lambda delivery: id in (None, delivery.task and delivery.task.id),
             )
+
+    def _frames(self) -> dict[int, types.FrameType]:
+        """Return where each thread of the process is, for the command line's report."""
+        return _current_frames()
 
     # -- the supervisor
 

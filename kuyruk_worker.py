@@ -41,7 +41,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import gc
 import importlib
 import importlib.util
 import io
@@ -995,7 +994,9 @@ class _Process:
             self._worker.stop(math.inf, wait=False)  # first: a log may block
             logger.info("Stopping when what runs has ended: %s", argument)
         elif order == "crashes" and self._journal is not None:
-            self._journal.update({id: (deaths, blame) for id, (deaths, blame) in argument.items()})
+            self._journal.update(
+                {id: (deaths, blames) for id, (deaths, blames) in argument.items()}
+            )
 
     def _report_state(self) -> None:
         """The supervisor, what has changed."""
@@ -1064,14 +1065,7 @@ def _report(worker: Worker) -> str:
     lines = [f"--- process {os.getpid()}: {counts}, {len(running)} running"]
     lines += [f"Task {_describe(run)}, from '{_shown(run['queue'])}'" for run in running]
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    was_enabled = gc.isenabled()
-    gc.disable()  # within the next call it may lock the interpreter up (kuyruk._no_collection)
-    try:
-        frames = sys._current_frames()
-    finally:
-        if was_enabled:
-            gc.enable()
-    for ident, frame in frames.items():
+    for ident, frame in worker._frames().items():
         lines.append(f"\nThread {names.get(ident, 'of unknown name')} ({ident}):")
         lines.append("".join(traceback.format_stack(frame)).rstrip())
     return "\n".join([*lines, "---"])

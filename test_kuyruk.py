@@ -77,7 +77,7 @@ from pamqp import commands, frame
 from pamqp.body import ContentBody
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "tools")]  # programs that tests start import this module, too
+sys.path.insert(0, str(HERE / "tools"))  # here: programs that tests start import this module, too
 
 import bench_report
 import chaos

@@ -428,6 +428,9 @@ _no_collection = _NoCollection()
 if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_no_collection.begin_in_child)
 
+def _current_frames() -> dict[int, types.FrameType]:
+    ...
+
 def _format_stack(thread: int) -> str:
     ...
 
@@ -1777,7 +1780,7 @@ class _Settler:
     def _send(self, delivery: _Delivery) -> None:
         ...
 
-    def try_again(self, job: Callable[[], object]) -> None:
+    def attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         ...
 
     def do(self, job: Callable[[], object]) -> None:
@@ -1833,7 +1836,7 @@ class _Pool:
         self._keys: dict[str, tuple[_Delivery, collections.deque[_Delivery]]] = {}
         self._loops = 0
         self._idle = 0
-        self._woken = 0
+        self._woken = False
         self._closed = False
         self.held = 0
         self.ended = 0
@@ -2035,6 +2038,9 @@ class Worker:
         ...
 
     def drop(self, id: str | None=None) -> int:
+        ...
+
+    def _frames(self) -> dict[int, types.FrameType]:
         ...
 
     def _run(self) -> None:

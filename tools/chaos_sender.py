@@ -105,8 +105,7 @@ class Sender(lab.Senders):
         began = time.monotonic()
         try:
             outcomes = way(numbers)
-        # anything else ends this thread, with a traceback: a defect
-        except kuyruk.KuyrukError as error:
+        except kuyruk.KuyrukError as error:  # anything else is a defect, and ends this thread
             outcomes = dict.fromkeys(numbers, repr(error))
         ended = time.monotonic()
         for number, outcome in outcomes.items():

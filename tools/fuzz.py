@@ -405,8 +405,7 @@ class Wire:
         """The next method."""
         try:
             return frame.unmarshal(self._read_frame())[2]
-        # it closes the channel, and quotes what it doesn't like
-        except UnmarshalingException as error:
+        except UnmarshalingException as error:  # a Close, which quotes what it doesn't like
             raise ConnectionError("closed, for a reason that can't be decoded") from error
 
     def _read_frame(self) -> bytes:
