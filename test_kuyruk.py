@@ -6289,10 +6289,11 @@ def test_after_mishaps_in_a_step_each_message_is_settled_once_and_all_threads_wo
     failed = []
 
     def are_settled():
+        have_run = {n for (n,) in ran}  # first: then nothing is in hand, then what was forwarded
         is_done = worker._pool.held == 0
         while message := broker.channel.basic.get(f"{queue}.failed", no_ack=True):
             failed.extend(n for (n,) in arguments_in([message]))
-        return expected <= {n for (n,) in ran} | set(failed) and is_done
+        return expected <= have_run | set(failed) and is_done
 
     wait_until(are_settled)
     if step not in READS:
@@ -11107,6 +11108,26 @@ def test_the_demo_compares_and_explains_and_leaves_nothing(files, tmp_path):
         "x-kuyruk-exception: builtins.FileNotFo",
     ):
         assert words in out
+
+
+def test_a_tool_ends_though_its_signal_comes_in_a_destructor():
+    code = (
+        "import lab, signal, sys, time\n"
+        "class Ends:\n"
+        "    def __del__(self): signal.raise_signal(signal.SIGTERM)\n"
+        "def run():\n"
+        "    Ends()\n"
+        f"    time.sleep({2 * PATIENCE})\n"
+        "sys.exit(lab.main('tool', run))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=HERE / "tools",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert ended.returncode == 128 + signal.SIGTERM and "ignored" not in ended.stderr, ended.stderr
 
 
 @pytest.mark.parametrize("moment", ["folder:", "RabbitMQ:", "worker:"])

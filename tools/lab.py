@@ -64,6 +64,16 @@ def _on_signal(number: int, frame: object) -> None:
     _Signals.came.append(number)
 
 
+def _on_unraisable(unraisable: Any) -> None:
+    """Python swallows what a signal handler raises while a destructor runs, or the callback of a
+    weak reference: so the signal is sent once more."""
+    if isinstance(unraisable.exc_value, Interrupted):
+        number = unraisable.exc_value.args[0]
+        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold signals back: for what mustn't be cut in two, as starting a process and noting it."""
@@ -96,6 +106,7 @@ def main(name: str, run: Callable[[], Sequence[str] | None]) -> int:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _on_signal)
+    sys.unraisablehook = _on_unraisable
     try:
         violations = run()
     except BrokenPipeError:  # nobody reads any more what is said
