@@ -57,8 +57,9 @@ a safe point, and gives up what still runs WORKER_GRACE later. It ends with the 
 and tries again after growing pauses; their tasks don't run again. It also settles the message of a
 run that was given up, as its pool thread would have done: nobody waits for that thread any more;
 one more loop has taken its place.
-*A log thread* (kuyruk-log) logs one line that is about stuck threads, or about messages that wait
-to be settled: a handler may block, and they don't wait for that.
+*The log thread* (kuyruk-log) writes what all of these but pool threads log: a handler may block, or
+send, and others wait for the thread that logs. It is started when there is a line, and ends when
+there is none.
 Each of these loops survives any exception (`_keep_running`); `Worker.healthy` asks whether all of
 them live and do what is due.
 
@@ -827,14 +828,56 @@ def _log(level: int, text: str, *args: Any, **options: Any) -> None:
             raise
 
 
-def _log_aside(level: int, text: str, *args: Any, **options: Any) -> None:
-    """Log in a thread of its own: a handler may block, for ever if a stuck thread has its lock, and
-    whoever calls this has messages to settle."""
-    log = functools.partial(_log, level, text, *args, **options)
-    try:
-        threading.Thread(target=log, name="kuyruk-log", daemon=True).start()
-    except Exception:  # no thread can be started
-        log()
+#: Records that the log thread writes. When a handler blocks for long, the oldest are dropped.
+_records: collections.deque[logging.LogRecord] = collections.deque(maxlen=1000)
+_log_token = threading.Lock()  #: The log thread has it from before its start until its end.
+
+
+def _log_aside(
+    level: int,
+    text: str,
+    *args: Any,
+    error: BaseException | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Log in the log thread: for threads of ours that others wait for. A handler may block, or
+    send, which needs the thread that logs."""
+    if logger.isEnabledFor(level):
+        code, line = sys._getframe(1).f_code, sys._getframe(1).f_lineno
+        info = None if error is None else (type(error), error, error.__traceback__)
+        record = logger.makeRecord(
+            logger.name, level, code.co_filename, line, text, args, info, code.co_name, extra
+        )
+        _records.append(record)
+        if _log_token.acquire(blocking=False):
+            try:
+                threading.Thread(target=_write_records, name="kuyruk-log", daemon=True).start()
+            except RuntimeError:  # no thread can be started
+                _write_records()
+
+
+def _write_records() -> None:
+    """With the token. A record that comes while it is given back is seen by whoever has it next, or
+    here."""
+    while _records:
+        with contextlib.suppress(IndexError):
+            while True:
+                record = _records.popleft()
+                try:
+                    logger.handle(record)
+                except BaseException:  # a handler's: as in _log
+                    pass
+        _log_token.release()
+        if not _log_token.acquire(blocking=False):
+            return
+    _log_token.release()
+
+
+def _wait_for_log() -> None:
+    """Wait until the log thread has nothing to write, for CLOSE_TIMEOUT seconds at most."""
+    until = time.monotonic() + CLOSE_TIMEOUT
+    while _log_token.locked() and time.monotonic() < until:
+        time.sleep(0.005)
 
 
 @functools.cache  # the same file is often loaded again, in a test or by the command line
@@ -1687,7 +1730,8 @@ def _warn_of_stuck(run: Run) -> None:
         "Task %s goes on although it was interrupted (%s): it can't be cut where it is, and here it"
         " can't be given up as in a worker. Timeout is raised when it can be. It is at\n%s"
     )
-    logger.warning(text, run.task.name, run._cause, _format_stack(run._thread))
+    stack = _format_stack(run._thread)
+    _log_aside(logging.WARNING, text, run.task.name, run._cause, stack)
 
 
 def _left(deadline: float) -> float:
@@ -2452,7 +2496,7 @@ class _Connection(Stateful):
                     if self.is_blocked
                     else "takes messages again"
                 )
-                _log(logging.WARNING, "RabbitMQ at %s %s", self.address, what)
+                _log_aside(logging.WARNING, "RabbitMQ at %s %s", self.address, what)
             if self.exceptions or self.is_closed:
                 raise self.exceptions[0] if self.exceptions else OSError("closed by the broker")
 
@@ -2542,7 +2586,7 @@ class _Connection(Stateful):
         failures, self.failures = self.failures, collections.Counter()
         for (queue, why), count in failures.items():
             text = "Lost: %s for queue %r, for which nobody waits (RABBIT_CONFIRM): %s"
-            _log(logging.ERROR, text, _count(count, "message"), queue, why)
+            _log_aside(logging.ERROR, text, _count(count, "message"), queue, why)
 
     def wake(self) -> None:
         """Have the reader look around."""
@@ -2858,6 +2902,7 @@ class _Keeper:
         if connection is not None and not _is_reader():
             connection.wake()
             self._thread.join(CLOSE_TIMEOUT)
+            _wait_for_log()  # the process may end now
 
     # -- its thread
 
@@ -2878,7 +2923,7 @@ class _Keeper:
                 self._read(connection)
             except BaseException as error:
                 if not isinstance(error, OSError | ValueError | AMQPError):
-                    _log(logging.ERROR, "Defect in a connection: it is given up", exc_info=True)
+                    _log_aside(logging.ERROR, "Defect in a connection: it is given up", error=error)
                 self._on_trouble(error, next(pauses))
         successor = self._successor
         if successor is not None:
@@ -2945,7 +2990,7 @@ class _Keeper:
         if text != self._logged or now > self._logged_at + WAITING_LOG_INTERVAL:
             self._logged, self._logged_at = text, now
             level = logging.INFO if was_connected else logging.WARNING
-            _log(level, "Waiting for RabbitMQ, trying again in %.1f s: %s", pause, error)
+            _log_aside(level, "Waiting for RabbitMQ, trying again in %.1f s: %s", pause, error)
         until = now if isinstance(error, _Interrupted) else now + pause
         while not self.closing and time.monotonic() < until:
             self._wakeup.wait(until)
@@ -2968,7 +3013,7 @@ class _Keeper:
                 ).start()
             except RuntimeError as error:  # no thread can be started
                 self._is_probing = False
-                _log(logging.WARNING, "Can't look for another connection: %s", error)
+                _log_aside(logging.WARNING, "Can't look for another connection: %s", error)
 
     def _open_successor(self, silent: _Connection) -> None:
         _readers.add(threading.get_ident())
@@ -2981,7 +3026,8 @@ class _Keeper:
             else:
                 successor.hang_up()
         except (OSError, ValueError) as error:
-            _log(logging.DEBUG, "RabbitMQ doesn't answer, nor can it be reached anew: %s", error)
+            text = "RabbitMQ doesn't answer, nor can it be reached anew: %s"
+            _log_aside(logging.DEBUG, text, error)
         finally:
             self._is_probing = False
             _readers.discard(threading.get_ident())
@@ -3545,8 +3591,9 @@ _process_id = os.getpid()
 
 def _after_fork_in_child() -> None:
     """Leave the parent's connections to the parent, and its ids."""
-    global _process_id
-    _process_id = os.getpid()
+    global _process_id, _log_token
+    _process_id, _log_token = os.getpid(), threading.Lock()
+    _records.clear()
     _ids.begin()
     _readers.clear()
     here = current_task()
@@ -4686,7 +4733,7 @@ class _Delivery:
         if self.channel.why_lost is not None:
             if not self.is_only_copy and frame != "leave":
                 text = "%s from %r isn't ours any more: it will be delivered again"
-                _log(logging.WARNING, text, self, self.queue, extra=self.extra)
+                _log_aside(logging.WARNING, text, self, self.queue, extra=self.extra)
         elif frame == "ack":
             data = _ack_frame(self.channel.id, self.tag)
             self.channel.connection.post_soon(self.channel, data)
@@ -4913,10 +4960,10 @@ class _Settler:
         settler's thread, again and again, until it doesn't; and this returns None."""
         try:
             return function(*args, **kwargs)
-        except BaseException:
+        except BaseException as error:
             self.do(functools.partial(function, *args, **kwargs))
             text = "Defect where a message is settled; it will be tried again"
-            _log(logging.ERROR, text, exc_info=True)
+            _log_aside(logging.ERROR, text, error=error)
             return None
 
     def do(self, job: Callable[[], object]) -> None:
@@ -4934,7 +4981,7 @@ class _Settler:
             self._thread.join(CLOSE_TIMEOUT)
         if self.count:
             text = "%s couldn't be forwarded: the worker stops, and they will be delivered again"
-            _log(logging.ERROR, text, _count(self.count, "message"))
+            _log_aside(logging.ERROR, text, _count(self.count, "message"))
 
     def drop(self, is_lost: Callable[[_Delivery], bool]) -> None:
         """Forget the kept deliveries that aren't ours any more."""
@@ -5054,7 +5101,7 @@ def _keep_running(step: Callable[[], bool]) -> None:
             return
         except BaseException as error:
             text = "Defect in a thread of the worker; it goes on"
-            _log_aside(logging.ERROR, text, exc_info=error)
+            _log_aside(logging.ERROR, text, error=error)
         try:
             pauses = pauses or _pauses(LONGEST_PAUSE)
             time.sleep(next(pauses))
@@ -5542,16 +5589,16 @@ class _Pool:
                 self._tallies[verdict.tally] += 1
         if not is_ours:
             text = "%s from %r has ended after all: what came of it is dropped"
-            _log(logging.WARNING, text, delivery, delivery.queue, extra=delivery.extra)
+            _log_aside(logging.WARNING, text, delivery, delivery.queue, extra=delivery.extra)
             return None
         self._settler.settle(delivery, settlement)
         has_ended = verdict.tally not in ("lost", "requeued")
         if has_ended and self.journal.crashes and delivery.key in self.journal.crashes:
             self.journal.clear(delivery.key)
         if defect is not None:
-            about: dict[str, Any] = {"exc_info": defect, "extra": delivery.extra}
             text = "%s from %r: what came of it can't be described"
-            _log(logging.ERROR, text, delivery, delivery.queue, **about)
+            arguments = text, delivery, delivery.queue
+            _log_aside(logging.ERROR, *arguments, error=defect, extra=delivery.extra)
             defect = None  # its traceback leads to this frame
         return verdict
 
@@ -5839,7 +5886,7 @@ class Worker:
             _keep_running(self._supervise)
             self._drain()
         except BaseException as error:
-            _log(logging.CRITICAL, "Defect in the worker: it stops", exc_info=True)
+            _log_aside(logging.CRITICAL, "Defect in the worker: it stops", error=error)
             self.error = error
         finally:
             self._end()
@@ -5914,7 +5961,7 @@ class Worker:
         text = "Consuming %s at %s with %d threads"
         if not self._missing:
             queues, threads = ", ".join(self.queues), self._config.WORKER_THREADS
-            _log(logging.INFO, text, queues, connection.address, threads)
+            _log_aside(logging.INFO, text, queues, connection.address, threads)
         self._notify_owner()
 
     def _on_channel_trouble(self, channel: _ConsumerChannel) -> None:
@@ -5952,7 +5999,7 @@ class Worker:
         self._missing[queue] = time.monotonic() + pause, pauses
         level = logging.DEBUG if self._reported.get(queue) == what else logging.WARNING  # once
         self._reported[queue] = what
-        _log(level, "Queue %r %s; trying again in %.1f s", queue, what, pause)
+        _log_aside(level, "Queue %r %s; trying again in %.1f s", queue, what, pause)
         self._notify_owner()
 
     def _give_up(self, channel: _ConsumerChannel, why: AMQPError) -> None:
@@ -5979,7 +6026,7 @@ class Worker:
         if channels or was_paused:
             address = channels[0].connection.address if channels else "RabbitMQ"
             text = "Lost the connection to RabbitMQ at %s: %s"
-            _log(logging.WARNING, text, address, error)
+            _log_aside(logging.WARNING, text, address, error)
         self._notify_owner()
 
     def _look_for_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
@@ -5990,7 +6037,7 @@ class Worker:
             text = "%s from %r was in hand for %.0f s, %slonger than RabbitMQ's consumer_timeout: "
             text += "it runs again. %s"
             arguments = oldest, oldest.queue, age, perhaps, CONSUMER_TIMEOUT_HELP
-            _log(logging.ERROR, text, *arguments, extra=oldest.extra)
+            _log_aside(logging.ERROR, text, *arguments, extra=oldest.extra)
 
     def _on_pool(self) -> None:
         """Something has changed in the pool. In one of its threads, or in the reader."""
@@ -6007,13 +6054,13 @@ class Worker:
     def _notify_owner(self) -> None:
         try:
             self.on_change()
-        except BaseException:  # its code isn't ours
-            _log(logging.ERROR, "Worker.on_change has raised", exc_info=True)
+        except BaseException as error:  # its code isn't ours
+            _log_aside(logging.ERROR, "Worker.on_change has raised", error=error)
 
     def _should_stop(self) -> bool:
         if not self._pool.stopping and time.monotonic() >= self._stop_at:
             text = "Stopping after %g seconds (max_run_time)"
-            _log(logging.INFO, text, self._config.WORKER_MAX_RUN_TIME)
+            _log_aside(logging.INFO, text, self._config.WORKER_MAX_RUN_TIME)
             self.stop(wait=False)
         return self._pool.stopping
 
@@ -6090,7 +6137,7 @@ class Worker:
         if pause == self._paused:
             return
         text = "%s: the load average is %.2f, the limit %g (max_load)"
-        _log(logging.WARNING, text, "Pausing" if pause else "Resuming", load, limit)
+        _log_aside(logging.WARNING, text, "Pausing" if pause else "Resuming", load, limit)
         self._paused = pause  # before it stops consuming: on purpose
         for channel in self._channels.values():
             with _alone:
@@ -6116,12 +6163,12 @@ class Worker:
         self._pool.hand_back()
         unfinished = len(self._pool.unfinished)
         if unfinished:
-            _log(logging.INFO, "Stopping: waiting for %s", _count(unfinished, "running task"))
+            _log_aside(logging.INFO, "Stopping: waiting for %s", _count(unfinished, "running task"))
         if self._wait_for_running(lambda: self._interrupt_at):
             return
         self.aborted = len(self._pool.unfinished)
         text = "Stopping: interrupting %s; what they run goes back"
-        _log(logging.WARNING, text, _count(self.aborted, "running task"))
+        _log_aside(logging.WARNING, text, _count(self.aborted, "running task"))
         self._pool.interrupt(lambda: Shutdown("the worker stops"), lambda _: True)
         grace_ends = time.monotonic() + self._config.WORKER_GRACE
         if not self._wait_for_running(lambda: grace_ends):
@@ -6153,10 +6200,11 @@ class Worker:
         for clean_up in (self._pool.close, self._publisher.close, self._close_connection):
             try:
                 clean_up()
-            except BaseException:
-                _log(logging.ERROR, "Defect while stopping", exc_info=True)
+            except BaseException as error:
+                _log_aside(logging.ERROR, "Defect while stopping", error=error)
         _notify_worker(worker_shutdown, self)
-        _log(logging.INFO, "Stopped")
+        _log_aside(logging.INFO, "Stopped")
+        _wait_for_log()
         self._ended.set()
         self._notify_owner()
 

@@ -323,8 +323,16 @@ class Config:
 
 def _log(level: int, text: str, *args: Any, **options: Any) -> None:
     ...
+_records: collections.deque[logging.LogRecord] = collections.deque(maxlen=1000)
+_log_token = threading.Lock()
 
-def _log_aside(level: int, text: str, *args: Any, **options: Any) -> None:
+def _log_aside(level: int, text: str, *args: Any, error: BaseException | None=None, extra: dict[str, Any] | None=None) -> None:
+    ...
+
+def _write_records() -> None:
+    ...
+
+def _wait_for_log() -> None:
     ...
 
 @functools.cache
