@@ -11189,7 +11189,7 @@ def test_the_source_distribution_has_all_that_make_test_needs(distributions):
     wanted = [
         *(path for name in ("docs", "examples", "tools", "kuyruk-stubs", ".ci")
           for path in (project / name).rglob("*") if path.is_file()),
-        *(project / name for name in ("Makefile", "pyproject.toml", "MANIFEST.in", ".gitignore")),
+        *(project / name for name in ("Makefile", "pyproject.toml", ".gitignore")),
         *(project / name for name in ("LICENSE", "README.md", "kuyruk.py", "kuyruk_worker.py", "test_kuyruk.py")),
     ]  # fmt: skip
     for path in wanted:
