@@ -3035,14 +3035,13 @@ class _Keeper:
 
 # --- Sending -------------------------------------------------------------------------------------
 
-CONFIRMED, RETURNED, REFUSED, LEFT = "confirmed", "returned", "refused", "left"
+#: Fates of a message. What RabbitMQ says: it has it; no queue took it; its queue didn't take it.
+CONFIRMED, RETURNED, REFUSED = "confirmed", "returned", "refused"
+LEFT = "left"  #: Its sender doesn't wait to hear that (RABBIT_CONFIRM=False).
 
 
 class _Outgoing:
-    """A message on its way, and what is known of it. None: nobody waits for that (RABBIT_CONFIRM).
-
-    Raise ValueError, and whatever pamqp raises, for properties that can't be encoded.
-    """
+    """A message on its way, and what is known of it."""
 
     __slots__ = (
         "batch",
@@ -3058,40 +3057,40 @@ class _Outgoing:
     )
 
     def __init__(self, message: _Message, batch: _Batch | None) -> None:
+        """Raise ValueError, and whatever pamqp raises, for properties that can't be encoded."""
         self.message = message
         self.properties = _encode_properties(message.properties)
         self.size = len(message.body) + len(self.properties) + 100  #: Bytes on the wire, about.
-        self.batch = batch
+        self.batch = batch  #: The thread that waits for its fate; None: no thread does (LEFT).
+        #: The channel that it was published on last.
         self.channel: _ConfirmChannel
-        #: Its number on that channel, once it is written.
+        #: Its number on that channel; None until it is written.
         self.tag: int | None = None
-        #: What the broker says of it: CONFIRMED, RETURNED (no queue took it) or REFUSED (its queue
-        #: didn't); LEFT if its sender doesn't wait for that (RABBIT_CONFIRM=False).
+        #: CONFIRMED, RETURNED, REFUSED or LEFT; None as long as it isn't known.
         self.fate: str | None = None
-        #: What has gone wrong, though it may still arrive; and what has gone wrong for good.
+        #: Why it isn't confirmed yet: another attempt may help.
         self.trouble: str | None = None
+        #: Why it can't be sent at all: there is no other attempt.
         self.failure: str | None = None
-        #: It may be what has ended its channel: it is sent once more alone.
+        #: It may be what has ended its channel: it is sent once more, alone on a connection.
         self.is_suspect = False
 
 
 class _Batch:
-    """What a thread waits for that has sent messages. It waits for `done`; the reader of its
-    connection sets that.
+    """A thread that waits for the fates of its messages; or, if it has a `result_by`, a call: it
+    has one message, and waits for the reply to that."""
 
-    result_by: time.monotonic() until which it waits for a reply, after its only message is
-    confirmed.
-    """
-
-    __slots__ = ("done", "is_told", "pending", "reply", "result_by")
+    __slots__ = ("done", "is_cancelled", "pending", "reply", "result_by")
 
     def __init__(self, result_by: float | None = None) -> None:
+        #: time.monotonic() until which a call waits for its reply.
         self.result_by = result_by
         self.reply: bytes | None = None
-        #: The application was closed while this call waited: it is to wait no longer for a reply.
-        self.is_told = False
-        #: How many of what was published last have no fate yet.
+        #: The application was closed: the call waits for its message's fate, but for no reply.
+        self.is_cancelled = False
+        #: How many of the messages that were published last have no fate yet.
         self.pending = 0
+        #: Set by the reader of the connection, or by `_Publisher.close`: the thread is to look.
         self.done = _Event()
 
 
@@ -3099,17 +3098,19 @@ class _ConfirmChannel(_Channel):
     """Publishes. The broker numbers what is published on a channel, and confirms by number."""
 
     def __init__(self, connection: _Connection) -> None:
-        self._last_tag, self._oldest_tag = 0, 1
-        self.in_flight: dict[int, _Outgoing] = {}
-        #: What was returned, and the last number that was given by then.
+        self._last_tag = 0  # the number that was given last
+        self._oldest_tag = 1  # all numbers below it have their fate
+        self.in_flight: dict[int, _Outgoing] = {}  #: By number: written, and without a fate.
+        #: Messages that were returned, by `_Message.key`: the last number that was given by then.
         self._returned: dict[tuple[str, Any], int] = {}
-        #: A queue has refused a message. In a cluster this channel may go on with a leader that has
-        #: fallen.
+        #: A queue has refused a message. In a cluster that may be this channel's fault: it goes on
+        #: sending to a leader that has fallen. So the reader, or its user, replaces it.
         self.has_refused = False
-        #: Bytes of messages that were written, and that have a fate: each has one writer only.
-        self._written = self._settled = 0
-        #: Bytes that may be appended until it is counted again how many aren't written. (Threads
-        #: that take from it at once may make it a little wrong, until then.)
+        # Bytes of messages that were written, and of those that have their fate. No lock: the first
+        # is changed with the connection's lock only, the second by the reader only.
+        self._bytes_written = self._bytes_answered = 0
+        #: Bytes that may be appended before the outbox is measured again, which takes long. Threads
+        #: that append at once may count one message for another; the next measurement mends that.
         self._room = 0
         super().__init__(connection)
 
@@ -3122,6 +3123,7 @@ class _ConfirmChannel(_Channel):
         return bool(self.in_flight or self._awaited)
 
     def on_lost(self) -> None:
+        # Senders that wait see it by themselves; for the others it is counted here, and logged.
         for outgoing in self.in_flight.values():
             if outgoing.batch is None:
                 self.connection.failures[outgoing.message.queue, str(self.lost)] += 1
@@ -3131,24 +3133,25 @@ class _ConfirmChannel(_Channel):
         self.in_flight.clear()
 
     def look_for_room(self) -> AMQPError | bool:
-        """Return whether few bytes of messages wait to be written, and not too many to be
-        confirmed; or why this channel is lost."""
+        """Return why this channel is lost; or else whether a sender that doesn't wait for fates may
+        append more: what isn't written, or isn't confirmed, is held in memory."""
         if self._room <= 0:
             unwritten = sum([o.size for o in tuple(self.connection.outbox)])
             self._room = UNWRITTEN_BYTES - unwritten
-        in_flight = self._written - self._settled
-        has_room = self._room > 0 and in_flight <= UNCONFIRMED_BYTES
-        return self.lost or self.connection.lost or has_room
+        unconfirmed = self._bytes_written - self._bytes_answered
+        has_room = self._room > 0 and unconfirmed <= UNCONFIRMED_BYTES
+        return self.why_lost or has_room
 
     def publish(self, messages: Sequence[_Outgoing]) -> None:
-        """Append messages to what is to be written."""
+        """Append messages to the outbox: whoever writes next takes them along."""
         for outgoing in messages:
             outgoing.channel, outgoing.tag, outgoing.fate = self, None, None
             self._room -= outgoing.size
         self.connection.outbox.extend(messages)
 
     def encode(self, outgoing: _Outgoing) -> bytes:
-        """Number a message, and return its frames. With the connection's lock."""
+        """Number a message, and return its frames. With the connection's lock: the broker counts in
+        the order in which the frames arrive."""
         message = outgoing.message
         data = _content_frames(
             self.id,
@@ -3159,7 +3162,7 @@ class _ConfirmChannel(_Channel):
             self.connection.frame_max,
         )
         self._last_tag = outgoing.tag = self._last_tag + 1
-        self._written += outgoing.size
+        self._bytes_written += outgoing.size
         self.in_flight[outgoing.tag] = outgoing
         return data
 
@@ -3174,36 +3177,39 @@ class _ConfirmChannel(_Channel):
                 self._oldest_tag = tag + 1
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
-        """A message that no queue took; its Ack follows.
+        """Note a message that no queue took. Its Ack follows, and only that tells the number.
 
-        Of several in flight that look alike none is taken for confirmed: rather one too many is
-        sent again than one too few.
+        What comes back has no number, so messages in flight with the same queue and id can't be
+        told apart: all of them count as returned then. Rather one too many is sent again than one
+        too few.
         """
         if not self.in_flight:
-            self._returned.clear()
+            self._returned.clear()  # all that these were about have their fate
         self._returned[method.routing_key, getattr(properties, "message_id", None)] = self._last_tag
 
     def _on_fate(self, outgoing: _Outgoing, fate: str) -> None:
-        self._settled += outgoing.size
-        if self._returned and cast(int, outgoing.tag) <= self._returned.get(
-            outgoing.message.key, 0
-        ):
+        self._bytes_answered += outgoing.size
+        returned_up_to = self._returned.get(outgoing.message.key, 0) if self._returned else 0
+        if cast(int, outgoing.tag) <= returned_up_to:
             fate = RETURNED
         outgoing.fate = fate
         self.has_refused |= fate == REFUSED
         batch = outgoing.batch
         if batch is None:
+            # Only the log will tell; and the queue is looked for before the next message for it.
             if fate != CONFIRMED:
                 self.connection.queues.pop(outgoing.message.queue, None)
                 self.connection.failures[outgoing.message.queue, fate] += 1
             return
         batch.pending -= 1
-        if batch.pending <= 0 and (fate != CONFIRMED or batch.result_by is None or batch.is_told):
+        # A call isn't woken by its confirm, only to wait again: it wants the reply.
+        is_end = fate != CONFIRMED or batch.result_by is None or batch.is_cancelled
+        if batch.pending <= 0 and is_end:
             self.connection.notify(batch.done)
 
 
 class _ReplyChannel(_ConfirmChannel):
-    """Asks and is answered, by direct reply-to.
+    """Publishes one request at a time, and consumes the reply to it (RabbitMQ's direct reply-to).
 
     A reply bears nothing that tells which request it answers (Kuyruk 10's workers send no
     correlation id), and may come late, or twice. So each request has a reply address and a consumer
@@ -3212,8 +3218,8 @@ class _ReplyChannel(_ConfirmChannel):
     """
 
     def __init__(self, connection: _Connection) -> None:
-        self._consumers = 0
-        self._batch: _Batch | None = None
+        self._consumers = 0  # how many there have been; the tag of the last is this number
+        self._batch: _Batch | None = None  # the call that it is for; None: it is free
         super().__init__(connection)
 
     def begin(self) -> None:
@@ -3233,36 +3239,37 @@ class _ReplyChannel(_ConfirmChannel):
         batch = self._batch
         if method.name == "Basic.Return":
             super().on_content(method, properties, body)
-        elif batch is None or batch.reply is not None:
-            return  # nobody waits for it, or it is the second answer
-        elif method.consumer_tag == str(self._consumers):
+        # Not the second answer to a request, nor one that comes when nobody waits, nor an old one.
+        elif batch and batch.reply is None and method.consumer_tag == str(self._consumers):
             batch.reply = body
             self.connection.notify(batch.done)
 
 
-def _judge(outgoing: _Outgoing, alone: bool) -> bool:
+def _note_trouble(outgoing: _Outgoing, alone: bool) -> bool:
     """Note what went wrong with a message that was published and isn't confirmed.
 
-    Return whether it is to be sent again only after a pause. alone: nothing else was on its
-    connection.
+    Return whether to pause before it is sent again: not after its first trouble, unless its queue
+    refuses it. alone: nothing else was on its connection.
     """
-    queue, channel, again = outgoing.message.queue, outgoing.channel, outgoing.trouble is not None
+    queue, channel = outgoing.message.queue, outgoing.channel
+    had_trouble = outgoing.trouble is not None
     if outgoing.fate == RETURNED:
-        channel.connection.queues.pop(queue, None)
+        channel.connection.queues.pop(queue, None)  # so that it is looked for, and declared
         outgoing.trouble = f"queue {queue!r} is deleted again and again: look who does that"
-        return again
+        return had_trouble
     if outgoing.fate == REFUSED:
         outgoing.trouble = f"queue {queue!r} refuses it (it is full, or without a leader)"
         return True
     if channel.why_lost is None:
         outgoing.trouble = outgoing.trouble or _why_no_answer(channel.connection)
-    elif outgoing.tag is not None:  # else it wasn't even written
+    elif outgoing.tag is not None:  # if it has none it wasn't even written: it isn't to blame
         outgoing.trouble = str(channel.why_lost)
         outgoing.failure = outgoing.trouble if alone else None
-        # A broker closes a channel because of a message on it. It closes a connection because of a
-        # reply to a made-up address (RabbitMQ 3.10), or the network ends it.
+        # The broker closes a channel because of a message on it. A whole connection is lost because
+        # of the network; or because of a message, but only if that is a reply to a made-up address
+        # (RabbitMQ 3.10).
         outgoing.is_suspect = channel.lost is not None or not outgoing.message.mandatory
-        return again
+        return had_trouble
     return False
 
 
@@ -3271,7 +3278,7 @@ def _why_no_answer(connection: _Connection) -> str:
 
 
 def _windows(messages: Sequence[_Message]) -> Iterator[list[_Message]]:
-    """Cut a batch by number and by bytes."""
+    """Cut messages into windows, by number and by bytes: RABBIT_PUBLISH_TIMEOUT is for each."""
     window: list[_Message] = []
     size = 0
     for message in messages:
@@ -3284,16 +3291,16 @@ def _windows(messages: Sequence[_Message]) -> Iterator[list[_Message]]:
         yield window
 
 
-#: Why a call has ended that `Kuyruk.close` has told.
+#: Why a call has ended that `_Publisher.close` has cancelled.
 APP_CLOSED = "the application was closed"
 
 
 class _Publisher:
     """Sends messages for many threads, on one connection.
 
-    Sending is a loop in the caller's thread: connect, look for the queue, publish, wait for the
-    fate of each message, and again for those that are open until RABBIT_PUBLISH_TIMEOUT. In a
-    forked child it begins anew.
+    Sending is a loop in the caller's thread (`_deliver`): connect, look for the queue, publish,
+    wait for the fate of each message, and again for those that aren't confirmed, until
+    RABBIT_PUBLISH_TIMEOUT. In a forked child it begins anew.
     """
 
     def __init__(self, config: Config) -> None:
@@ -3302,16 +3309,17 @@ class _Publisher:
         _publishers.add(self)
 
     def begin(self) -> None:
-        #: Held while the keeper is replaced.
+        #: Held while the keeper is replaced: a thread is started, and nothing is waited for.
+        #: Reentrant because such a lock knows whose it is (see `_get_keeper`).
         self._lock = threading.RLock()
         self._keeper: _Keeper | None = None
-        #: The threads that send. A signal handler, a destructor or a log handler that sends in one
-        #: of them must not wait for what that thread has begun: it uses another publisher, with its
-        #: own connection.
+        #: The idents of threads that are sending. A signal handler, a destructor or a log handler
+        #: that sends in one of them must not wait for what that thread has begun: it uses another
+        #: publisher, with a connection of its own.
         self._inside: set[int] = set()
-        #: The calls that are under way.
-        self._calls: set[_Batch] = set()
         self._other: _Publisher | None = None
+        #: The calls that are under way, for `close`.
+        self._calls: set[_Batch] = set()
 
     def send(self, messages: Sequence[_Message]) -> None:
         """Send, in windows that have RABBIT_PUBLISH_TIMEOUT seconds each.
@@ -3331,8 +3339,10 @@ class _Publisher:
         as its message is confirmed, and one that hasn't been sent yet gets it instead of being
         sent.
         """
+        # 1. Here: is_cancelled, then done. 2. The reader: the fate, then done if it is cancelled.
+        # Whichever comes last wakes the call, which then sees both.
         for batch in tuple(self._calls):
-            batch.is_told = True
+            batch.is_cancelled = True
             batch.done.set()
         keeper, self._keeper = self._keeper, None
         other, self._other = self._other, None
@@ -3357,6 +3367,8 @@ class _Publisher:
                 "can't send from a thread that reads a connection (a log handler, a destructor)"
             )
         if me in self._inside:
+            # Two threads may make one each: of that which isn't kept, the connection ends when it
+            # is idle.
             if self._other is None:
                 self._other = _Publisher(self._config)
             return self._other._enter(work, *arguments)
@@ -3395,7 +3407,8 @@ class _Publisher:
             raise ResultTimeout(f"no reply within {wait_result:g} seconds (wait_result){why}")
         if unconfirmed:
             raise self._error(unconfirmed)
-        why = APP_CLOSED if batch.is_told else str(outgoing.channel.why_lost)
+        # It is confirmed, and the time isn't up: the address of the reply is gone with its channel.
+        why = APP_CLOSED if batch.is_cancelled else str(outgoing.channel.why_lost)
         raise BrokerError(
             "no reply can come any more, though RabbitMQ has the message, and the task may run:"
             f" {why}"
@@ -3404,26 +3417,25 @@ class _Publisher:
     def _deliver(
         self, messages: list[_Outgoing], batch: _Batch | None, until: float
     ) -> list[_Outgoing]:
-        """Send what is open, until nothing is, or the time is up, or RabbitMQ refuses us.
-
-        Return what isn't known to have arrived.
-        """
+        """Send messages again and again, until each is confirmed or has failed, or the time is up,
+        or RabbitMQ refuses us. Return those that aren't known to have arrived."""
         own: _Keeper | None = None  # whose connection suspects have to themselves, one by one
         unconfirmed = messages
         try:
-            while still_open := [o for o in unconfirmed if o.failure is None]:
-                if batch is not None and batch.is_told:
+            while to_send := [o for o in unconfirmed if o.failure is None]:
+                if batch is not None and batch.is_cancelled:
                     messages[0].failure = APP_CLOSED
                     break
-                ordinary = [outgoing for outgoing in still_open if not outgoing.is_suspect]
+                # Suspects come last: what they would take along is confirmed by then.
+                ordinary = [outgoing for outgoing in to_send if not outgoing.is_suspect]
                 try:
                     if ordinary:
                         pause = self._attempt(self._get_keeper(), batch, ordinary, until)
                     else:
                         own = own or self._make_keeper()
-                        pause = self._attempt(own, batch, still_open[:1], until, alone=True)
+                        pause = self._attempt(own, batch, to_send[:1], until, alone=True)
                 except (AMQPError, RuntimeError, OSError) as error:  # RuntimeError: no thread
-                    for outgoing in still_open:
+                    for outgoing in to_send:
                         outgoing.trouble = str(error)
                     if _refuses_us(error):
                         break
@@ -3453,6 +3465,7 @@ class _Publisher:
         messages = self._look_for_queues(connection, messages, until)
         if not messages:
             return False
+        # Whoever releases a channel notifies `changes`: a call waits until one is free.
         is_call = batch is not None and batch.result_by is not None
         get_channel = connection.get_replies if is_call else connection.get_confirms
         channel = connection.changes.wait_for(get_channel, until)
@@ -3463,12 +3476,14 @@ class _Publisher:
             if room is not True:
                 raise _again(room or AMQPConnectionError(_why_no_answer(connection)))
         else:
+            # First: as soon as they are published the reader may count down.
             batch.pending = len(messages)
             batch.done.clear()
         try:
             channel.publish(messages)
             if batch is None:
-                connection.flush_soon()  # with what else has come by then: that is cheaper
+                # The reader writes them with what else has come by then: cheaper, and nobody waits.
+                connection.flush_soon()
                 self._leave(channel, messages)
             else:
                 connection.flush()
@@ -3477,14 +3492,14 @@ class _Publisher:
             self._release(channel, messages)
             if keeper.closing:
                 connection.wake()  # it may be that only this was waited for
-        pauses = [_judge(o, alone) for o in messages if o.fate not in (CONFIRMED, LEFT)]
+        pauses = [_note_trouble(o, alone) for o in messages if o.fate not in (CONFIRMED, LEFT)]
         return True in pauses
 
     def _look_for_queues(
         self, connection: _Connection, messages: list[_Outgoing], until: float
     ) -> list[_Outgoing]:
-        """Declare those that are missing. Return the messages whose queue can be used; the others
-        have failed.
+        """Declare the queues that are missing. Return the messages whose queue can be used; the
+        others have failed.
 
         Raise ValueError for properties that don't fit into a frame: the broker would close the
         connection.
@@ -3514,6 +3529,7 @@ class _Publisher:
     def _wait_for_fates(
         self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing], until: float
     ) -> None:
+        """Wait until all have a fate; or, with a call, until it has its reply, or can't have it."""
         if batch.result_by is None:
             channel.waiting.wait_for(
                 lambda: batch.pending <= 0 or channel.why_lost, until, batch.done
@@ -3522,20 +3538,28 @@ class _Publisher:
         [outgoing] = messages
 
         def look() -> Any:
-            ends = (RETURNED, REFUSED, CONFIRMED) if batch.is_told else (RETURNED, REFUSED)
+            ends = (RETURNED, REFUSED, CONFIRMED) if batch.is_cancelled else (RETURNED, REFUSED)
             return batch.reply is not None or outgoing.fate in ends or channel.why_lost
 
+        # Mostly the reply is here soon. If not, the message must have been confirmed by `until`:
+        # there is nothing more to wait for otherwise.
         channel.waiting.wait_for(look, until, batch.done)
         if outgoing.fate == CONFIRMED:
             channel.waiting.wait_for(look, batch.result_by, batch.done)
 
     def _leave(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
-        """Wait for nothing. What is lost from now on is counted and logged."""
+        """Wait for nothing. What is lost from now on is counted and logged.
+
+        1. This thread: LEFT. 2. The channel is lost, and who drops its messages counts those that
+        are LEFT. 3. This thread: sees the loss, and sends again what wasn't written. So none is
+        lost in silence; at worst one is logged as lost that is sent again. The other way round, one
+        that is dropped before it is LEFT would be counted by nobody.
+        """
         for outgoing in messages:
             outgoing.fate = LEFT
         if channel.why_lost is not None:
             for outgoing in messages:
-                if outgoing.tag is None:  # it wasn't written: it is sent again
+                if outgoing.tag is None:
                     outgoing.fate = None
 
     def _release(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
@@ -3543,6 +3567,8 @@ class _Publisher:
         connection = channel.connection
         for outgoing in messages:
             if outgoing.tag is None and outgoing.fate is None:
+                # Nobody waits for it any more: it would fill the outbox of a broker that takes
+                # nothing, and arrive although its send has raised.
                 with contextlib.suppress(ValueError):  # it has just been taken
                     connection.outbox.remove(outgoing)
         if isinstance(channel, _ReplyChannel):
@@ -3551,8 +3577,7 @@ class _Publisher:
             else:
                 channel.renew()
                 connection.replies.append(channel)
-        if connection.changes:
-            connection.changes.notify()
+        connection.changes.notify()
 
     def _make_keeper(self) -> _Keeper:
         return _Keeper(self._config, publishes=True).start()
@@ -3560,21 +3585,24 @@ class _Publisher:
     def _get_keeper(self) -> _Keeper:
         keeper = self._keeper
         if keeper is None or keeper.ended:
+            # A signal handler may raise between any two of these steps, also right after the lock
+            # was acquired; so that is in the try block, and it may not be this thread's.
             try:
                 self._lock.acquire()
-                if self._keeper is keeper:
+                if self._keeper is keeper:  # or else another thread has replaced it
                     self._keeper = self._make_keeper()
                 keeper = self._keeper
             finally:
                 try:
                     self._lock.release()
-                except RuntimeError:
+                except RuntimeError:  # it wasn't acquired
                     pass
         return cast(_Keeper, keeper)
 
     def _error(
         self, unconfirmed: Sequence[_Outgoing], rest: Sequence[_Message] = ()
     ) -> BrokerError:
+        """Return the error of a send. rest: what wasn't tried, in the windows that follow."""
         reasons = collections.Counter(o.failure or o.trouble or "no answer" for o in unconfirmed)
         why = "; ".join(reason for reason, _ in reasons.most_common(3))
         count = len(unconfirmed) + len(rest)
@@ -3585,12 +3613,14 @@ class _Publisher:
         return error
 
 
+#: All there are, to begin anew in a forked child.
 _publishers: weakref.WeakSet[_Publisher] = weakref.WeakSet()
 _process_id = os.getpid()
 
 
 def _after_fork_in_child() -> None:
-    """Leave the parent's connections to the parent, and its ids."""
+    """Leave to the parent what is its own: connections, message ids, log lines, and the runs of
+    threads that aren't in this process. Locks may have been taken by such threads: they are new."""
     global _process_id, _log_token
     _process_id, _log_token = os.getpid(), threading.Lock()
     _records.clear()

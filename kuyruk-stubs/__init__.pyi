@@ -1132,7 +1132,8 @@ class _Keeper:
 
     def _open_successor(self, silent: _Connection) -> None:
         ...
-CONFIRMED, RETURNED, REFUSED, LEFT = ('confirmed', 'returned', 'refused', 'left')
+CONFIRMED, RETURNED, REFUSED = ('confirmed', 'returned', 'refused')
+LEFT = 'left'
 
 class _Outgoing:
     __slots__ = ('batch', 'channel', 'failure', 'fate', 'is_suspect', 'message', 'properties', 'size', 'tag', 'trouble')
@@ -1150,23 +1151,24 @@ class _Outgoing:
         self.is_suspect = False
 
 class _Batch:
-    __slots__ = ('done', 'is_told', 'pending', 'reply', 'result_by')
+    __slots__ = ('done', 'is_cancelled', 'pending', 'reply', 'result_by')
 
     def __init__(self, result_by: float | None=None) -> None:
         self.result_by = result_by
         self.reply: bytes | None = None
-        self.is_told = False
+        self.is_cancelled = False
         self.pending = 0
         self.done = _Event()
 
 class _ConfirmChannel(_Channel):
 
     def __init__(self, connection: _Connection) -> None:
-        self._last_tag, self._oldest_tag = (0, 1)
+        self._last_tag = 0
+        self._oldest_tag = 1
         self.in_flight: dict[int, _Outgoing] = {}
         self._returned: dict[tuple[str, Any], int] = {}
         self.has_refused = False
-        self._written = self._settled = 0
+        self._bytes_written = self._bytes_answered = 0
         self._room = 0
         super().__init__(connection)
 
@@ -1220,7 +1222,7 @@ class _ReplyChannel(_ConfirmChannel):
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
         ...
 
-def _judge(outgoing: _Outgoing, alone: bool) -> bool:
+def _note_trouble(outgoing: _Outgoing, alone: bool) -> bool:
     ...
 
 def _why_no_answer(connection: _Connection) -> str:
