@@ -3321,12 +3321,13 @@ class _Publisher:
         #: The calls that are under way, for `close`.
         self._calls: set[_Batch] = set()
 
-    def send(self, messages: Sequence[_Message]) -> None:
-        """Send, in windows that have RABBIT_PUBLISH_TIMEOUT seconds each.
+    def send(self, messages: Sequence[_Message], confirm: bool = True) -> None:
+        """Send, in windows that have RABBIT_PUBLISH_TIMEOUT seconds each. confirm: wait until the
+        broker has each message. If not, what is lost later is only logged.
 
         Raise BrokerError, whose `unconfirmed` lists the messages that aren't known to have arrived.
         """
-        return self._enter(_Publisher._send, messages)
+        return self._enter(_Publisher._send, messages, confirm)
 
     def call(self, message: _Message, wait_result: float) -> bytes:
         """Send a request and wait for the reply. Raise BrokerError and ResultTimeout."""
@@ -3378,10 +3379,10 @@ class _Publisher:
         finally:
             self._inside.discard(me)
 
-    def _send(self, messages: Sequence[_Message]) -> None:
+    def _send(self, messages: Sequence[_Message], confirm: bool) -> None:
         sent = 0
         for window in _windows(messages):
-            batch = _Batch() if self._config.RABBIT_CONFIRM else None
+            batch = _Batch() if confirm else None
             outgoing = [_Outgoing(message, batch) for message in window]
             until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
             unconfirmed = self._deliver(outgoing, batch, until)
@@ -3932,7 +3933,7 @@ class Task(Generic[P, R]):
         if message_ttl is not None:
             message.properties["expiration"] = _milliseconds(message_ttl)
         if wait_result is None:
-            self.kuyruk._publisher.send([message])
+            self.kuyruk._publisher.send([message], self.kuyruk.config.RABBIT_CONFIRM)
             return self._announce(task_postsend, description)
         # An id of its own: two callers may give their messages the same.
         correlation_id = _ids.make() if subtask.id else description["id"]
@@ -4400,7 +4401,7 @@ class Kuyruk:
         messages = [message for _, message in prepared]
         failure = None
         try:
-            self._publisher.send(messages)
+            self._publisher.send(messages, self.config.RABBIT_CONFIRM)
         except BrokerError as error:
             failure = error
         unconfirmed = set(map(id, failure.unconfirmed)) if failure is not None else ()
@@ -4976,8 +4977,10 @@ class _Settler:
             self._reply(reply)
             delivery.settlement = _Settlement(None, copy, frame)
         if copy is not None:
-            error = None if copy.queue in self._kept else self._try_to_send(copy)
-            if error is not None or copy.queue in self._kept:
+            # Looked at once: by the time that this is sent another may be kept for the same queue.
+            has_to_wait = copy.queue in self._kept
+            error = "others wait before it" if has_to_wait else self._try_to_send(copy)
+            if error is not None:
                 self._keep(delivery, copy.queue, error)
                 return
             delivery.settlement = _Settlement(None, None, frame)
@@ -5049,7 +5052,8 @@ class _Settler:
             return error
         return None
 
-    def _keep(self, delivery: _Delivery, queue: str, error: BaseException | None) -> None:
+    def _keep(self, delivery: _Delivery, queue: str, error: object) -> None:
+        # First: as soon as it is in `_kept` the settler's thread may settle it.
         self._on_kept(delivery)
         with self._changed:
             is_first = queue not in self._kept
@@ -5520,7 +5524,10 @@ class _Pool:
                 if self._begin(delivery, run):
                     result = task._run(run, description.args, description.kwargs, self._watch)
                 else:
-                    error = delivery.cause
+                    # If nothing has interrupted it its channel is lost. It hasn't returned, though
+                    # it may be ours again: 1. The broker closes its channel. 2. This thread sees
+                    # that. 3. The supervisor sees that its queue is gone: this is the only copy.
+                    error = delivery.cause or Shutdown("its channel was lost before it began")
             except BaseException as raised:  # the task's, or it can't be run
                 error = raised
             self._conclude(delivery, task, result, error)
@@ -5774,7 +5781,7 @@ class Worker:
         self._began = threading.Lock()  # taken once and for ever
         self._ended = threading.Event()
         self._interrupt_at = math.inf  # time.monotonic() from which on a stop waits no longer
-        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
+        self._publisher = _Publisher(self._config)
         self._keeper = _Keeper(self._config, publishes=False)
         notify_failure = functools.partial(_notify_failure, self)
         self._pool = _Pool(app, self._config, self._publisher, self._on_pool, notify_failure)

@@ -5478,6 +5478,70 @@ def test_the_line_of_a_success_can_be_switched_off_alone(app, queue, start, capl
     assert f"Consuming {queue}" in caplog.text and successes.parent is kuyruk.logger
 
 
+def test_a_copy_that_was_sent_while_its_queue_began_to_fail_is_not_sent_again():
+    sent, settled = [], []
+    copies = [kuyruk._Message("q.failed", body, {}, {}) for body in (b"good", b"bad")]
+    channel = types.SimpleNamespace(queue="q", is_orphaned=False, why_lost="closed")
+    method = types.SimpleNamespace(delivery_tag=1, redelivered=False)
+
+    def settle(copy):
+        delivery = kuyruk._Delivery(channel, None, method, None, b"")
+        settler.settle(delivery, kuyruk._Settlement(None, copy, "leave"))
+
+    class Publisher:
+        def send(self, messages):
+            [message] = messages
+            if message.body == b"bad":
+                raise kuyruk.BrokerError("not now")
+            sent.append(message.body)
+            settle(copies[1])  # as another pool thread does, while this one waits for the confirm
+
+    settler = kuyruk._Settler(Publisher(), lambda delivery: None, settled.append)
+    settle(copies[0])
+    assert (sent, len(settled), settler.count) == ([b"good"], 1, 1)
+
+
+def test_a_task_that_had_not_begun_when_its_channel_was_lost_has_not_succeeded(
+    make_app, url, queue, broker, start, monkeypatch
+):
+    def begin(pool, delivery, run):
+        channel = delivery.channel
+        if not began:
+            began.append(delivery)
+            # The reader notes that it is closed, and then the supervisor that its queue is gone.
+            monkeypatch.setattr(channel, "lost", amqpstorm.AMQPChannelError("closed"))
+            may_begin = real_begin(pool, delivery, run)
+            monkeypatch.setattr(channel, "is_orphaned", True)
+            return may_begin
+        return real_begin(pool, delivery, run)
+
+    began, real_begin = [], kuyruk._Pool._begin
+    monkeypatch.setattr(kuyruk._Pool, "_begin", begin)
+    task = make_app(url).task(queue)(echo)
+    worker = start(task.kuyruk)
+    task(1)
+    wait_until(lambda: worker.stats["requeued"] or worker.stats["succeeded"])
+    assert worker.stats["succeeded"] == 0 and not ran
+    worker.stop()
+    start(task.kuyruk)
+    wait_until(lambda: ran)
+
+
+def test_a_failed_message_is_requeued_only_when_the_broker_has_confirmed_it(
+    make_app, url, queue, broker
+):
+    app = make_app(url, RABBIT_CONFIRM=False)
+    broker.declare(queue, **{"x-max-length": 1, "x-overflow": "reject-publish"})
+    broker.declare(f"{queue}.failed")
+    broker.publish(queue, b"fills it")
+    broker.publish(f"{queue}.failed", b"failed")
+    app.config.RABBIT_PUBLISH_TIMEOUT = 1
+    [message] = app.failed_messages(queue)
+    with pytest.raises(kuyruk.BrokerError, match="refuses"):
+        message.requeue()
+    assert broker.count(f"{queue}.failed") == 1
+
+
 # --- Worker ------------------------------------------------------------------
 
 

@@ -1242,7 +1242,7 @@ class _Publisher:
     def begin(self) -> None:
         ...
 
-    def send(self, messages: Sequence[_Message]) -> None:
+    def send(self, messages: Sequence[_Message], confirm: bool=True) -> None:
         ...
 
     def call(self, message: _Message, wait_result: float) -> bytes:
@@ -1254,7 +1254,7 @@ class _Publisher:
     def _enter(self, work: Callable[..., T], *arguments: Any) -> T:
         ...
 
-    def _send(self, messages: Sequence[_Message]) -> None:
+    def _send(self, messages: Sequence[_Message], confirm: bool) -> None:
         ...
 
     def _call(self, message: _Message, wait_result: float) -> bytes:
@@ -1808,7 +1808,7 @@ class _Settler:
     def _try_to_send(self, message: _Message) -> BaseException | None:
         ...
 
-    def _keep(self, delivery: _Delivery, queue: str, error: BaseException | None) -> None:
+    def _keep(self, delivery: _Delivery, queue: str, error: object) -> None:
         ...
 
     def _loop(self) -> None:
@@ -1993,7 +1993,7 @@ class Worker:
         self._began = threading.Lock()
         self._ended = threading.Event()
         self._interrupt_at = math.inf
-        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
+        self._publisher = _Publisher(self._config)
         self._keeper = _Keeper(self._config, publishes=False)
         notify_failure = functools.partial(_notify_failure, self)
         self._pool = _Pool(app, self._config, self._publisher, self._on_pool, notify_failure)
