@@ -3642,7 +3642,8 @@ if hasattr(os, "register_at_fork"):
 
 # --- Task ----------------------------------------------------------------------------------------
 
-_MAIN = ("__main__", "__mp_main__")  #: The program's module; in a child of multiprocessing.
+#: What the program's own module is called, also in a child of multiprocessing (spawn, forkserver).
+_MAIN = ("__main__", "__mp_main__")
 
 
 class SendOptions(typing.TypedDict, total=False):
@@ -3661,7 +3662,8 @@ _SEND_OPTIONS = (*_SUBTASK_OPTIONS, "wait_result", "message_ttl")
 
 
 class SubTask(NamedTuple):
-    """A task with its arguments and options, for `Kuyruk.send_tasks_to_queue`."""
+    """A task with its arguments and options, for `Kuyruk.send_tasks_to_queue`. Made by
+    `Task.subtask`; the options are those of `Task.send_to_queue`."""
 
     task: Task[..., Any]
     args: Sequence[Any]
@@ -3673,15 +3675,14 @@ class SubTask(NamedTuple):
     id: str | None = None
 
     def _check(self) -> None:
-        """Raise TypeError or ValueError for what can't be sent. (The names of options aren't
-        looked at when there is none, as in most.)"""
+        """Raise TypeError or ValueError for what can't be sent."""
         args, kwargs = () if self.args is None else self.args, self.kwargs or {}
         if not isinstance(args, list | tuple):  # a string's letters would be the arguments
             raise TypeError(f"args takes a list or tuple: not {_shown('args', args)}")
         if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
             shown = _shown("kwargs", kwargs)
             raise TypeError(f"kwargs takes a dict with strings as keys: not {shown}")
-        if any(self[3:]):
+        if any(self[3:]):  # most have no options: a send takes less time then
             for name in ("host", "delay", "priority", "headers", "id"):
                 _check(name, getattr(self, name) or None)
             _check_headers(self.headers or {})
@@ -3690,11 +3691,13 @@ class SubTask(NamedTuple):
             self._queue()
 
     def _queue(self) -> str:
+        """Return the queue that it is for. Raises ValueError for a host that makes no name."""
         queue = self.task.queue
         return _check_queue_name(_resolve_host(f"{queue}.{self.host}")) if self.host else queue
 
     def _describe(self) -> dict[str, Any]:
-        """Return its description, as it is sent. Raises TypeError or ValueError if it can't be."""
+        """Return its description: what is sent, as a dict. Raises TypeError or ValueError if it
+        can't be sent."""
         self._check()
         return {
             "id": self.id or _ids.make(),
@@ -3706,7 +3709,8 @@ class SubTask(NamedTuple):
         }
 
     def _message(self, description: dict[str, Any]) -> _Message:
-        """Return what is published. Raises TypeError for what isn't JSON."""
+        """Return what is published for a description, which a receiver of task_presend may have
+        changed. Raises TypeError for what isn't JSON."""
         app, queue = self.task.kuyruk, self._queue()
         properties = {"content_type": "application/json", "delivery_mode": 2}
         properties |= {"message_id": description["id"], "timestamp": int(time.time())}
@@ -3720,8 +3724,9 @@ class SubTask(NamedTuple):
 
 
 def _module_of(f: Callable[..., Any]) -> str:
-    """Return the name by which a worker imports the function's module: a script's is its real one.
-    Raises TypeError if it has none."""
+    """Return the name by which a worker imports the function's module. If the program was started
+    as that module, which is `__main__` then, it is the name that it has in other programs. Raises
+    TypeError if it has none."""
     if f.__module__ not in _MAIN:
         return f.__module__
     import inspect
@@ -3730,10 +3735,10 @@ def _module_of(f: Callable[..., Any]) -> str:
     if namespace.get("__name__") != f.__module__:  # a profiler has a __main__ of its own
         namespace = vars(sys.modules[f.__module__])
     spec, file = namespace.get("__spec__"), namespace.get("__file__")
-    if spec is not None and spec.name not in _MAIN:
+    if spec is not None and spec.name not in _MAIN:  # python -m pkg.mod
         return str(spec.name)
-    name, suffix = os.path.splitext(os.path.basename(file or ""))
-    # Of a folder and of a zip application it is their __main__.py.
+    name, suffix = os.path.splitext(os.path.basename(file or ""))  # python mod.py
+    # A folder and a zip application are started by their __main__.py: that is no name, either.
     if name not in ("", *_MAIN) and "." not in name and suffix in (".py", ".pyc"):
         return name
     where = repr(file) if file else "an interactive session"
@@ -3765,13 +3770,13 @@ def _check_function(f: Any) -> None:
             )
 
 
-#: What is returned by calls that don't run what was meant.
+#: Types of results that still have to be run by somebody: the task has done nothing then.
 _NOT_RUN: tuple[type, ...] = (map, filter, functools.partial, contextlib._GeneratorContextManager)
 _NOT_RUN += (collections.abc.Generator, collections.abc.Awaitable, collections.abc.AsyncGenerator)
 
 
 def _require_result(task: Task[..., Any], result: T) -> T:
-    """Return what a task has returned. Raises TypeError if that has yet to be run by somebody."""
+    """Return what a task has returned. Raises TypeError if that is one of `_NOT_RUN`."""
     if issubclass(type(result), _NOT_RUN):
         if isinstance(result, types.CoroutineType) and result.cr_frame is not None:
             result.close()  # Python would warn that nobody has waited for it
@@ -3827,17 +3832,20 @@ class Task(Generic[P, R]):
             classes = [throws]
         self.throws: tuple[type[BaseException], ...] = tuple(classes)
         self._check_options()
+        # As `functools.update_wrapper`, which would copy the function's attributes over ours, too.
         for name in functools.WRAPPER_ASSIGNMENTS:
             with contextlib.suppress(AttributeError):
                 setattr(self, name, getattr(f, name))
         self.__wrapped__ = f
         try:
-            self._module, self._problem = _module_of(f), ""
+            self._module, problem = _module_of(f), ""
         except TypeError as error:
-            self._module, self._problem = f.__module__, str(error)
-        # The second is what a task's function is called, so that it can be pickled (`Kuyruk._add`).
+            self._module, problem = f.__module__, str(error)
+        #: Why it can't be sent, if it can't. `apply` works all the same.
+        self._problem = problem
+        # "add.f" is what `Kuyruk._add` has named the function of another task, which is made again.
         at_top = f.__qualname__ in (f.__name__, f"{f.__name__}.f")
-        if not self._problem and not (at_top and f.__name__.isidentifier()):
+        if not problem and not (at_top and f.__name__.isidentifier()):
             self._problem = (
                 f"{f.__qualname__!r} can't be sent: a worker finds a task by its name in its"
                 " module, so it must be a named function at the top level (.apply works for any)"
@@ -3868,7 +3876,8 @@ class Task(Generic[P, R]):
         return f"<Task {self.name} on {self.queue!r}>"
 
     def __reduce__(self) -> str:
-        """Pickle it by its name: a process pool of a task can run `task.apply`, or `task.f`."""
+        """Pickle it as the global of that name in its module: so a process pool that a task starts
+        can run `task.apply`, or `task.f`."""
         return self.f.__name__
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -3935,12 +3944,12 @@ class Task(Generic[P, R]):
         if wait_result is None:
             self.kuyruk._publisher.send([message], self.kuyruk.config.RABBIT_CONFIRM)
             return self._announce(task_postsend, description)
-        # An id of its own: two callers may give their messages the same.
+        # Not the message's id if the caller has chosen that: another's may have the same.
         correlation_id = _ids.make() if subtask.id else description["id"]
         message.properties.update(reply_to="amq.rabbitmq.reply-to", correlation_id=correlation_id)
         try:
             reply = self.kuyruk._publisher.call(message, wait_result)
-        except ResultTimeout:
+        except ResultTimeout:  # it was sent, though no answer has come
             self._announce(task_postsend, description)
             raise
         self._announce(task_postsend, description)
@@ -3953,8 +3962,11 @@ class Task(Generic[P, R]):
         host: str | None = None,
         **options: typing.Unpack[SendOptions],
     ) -> SubTask:
-        """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. host and options as
-        for `send_to_queue`."""
+        """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. Nothing is sent.
+
+        host and options: as for `send_to_queue`. Raises TypeError for an option that isn't known;
+        values are checked when it is sent.
+        """
         _check_names("Task.subtask()", options, _SUBTASK_OPTIONS)
         return SubTask(self, () if args is None else args, kwargs or {}, host, **options)
 
@@ -3975,7 +3987,8 @@ class Task(Generic[P, R]):
                 watch.close()
 
     def _run(self, run: Run, args: Any, kwargs: Any, watch: _Watch | None) -> R:
-        """Let a run call the function, with all tries. Sends the signals about the whole of it."""
+        """Have a run call the function, with all tries. Returns what it returns, raises what has
+        come of the last try, and sends the signals that are about all tries together."""
         self._notify(task_preapply, args, kwargs)
         try:
             result = cast(R, _require_result(self, run._call(args, kwargs, watch)))
@@ -4001,8 +4014,9 @@ class Task(Generic[P, R]):
             signal.send(self.kuyruk, task=self, **facts, description=description)
 
     def _fits(self, error: BaseException) -> bool:
-        """Return whether the arguments fit the function. If not, Python raises a TypeError in who
-        calls it (this module, or a decorator), whose text begins with the function's name."""
+        """Return whether the arguments fitted the function, by what was raised. If they didn't, no
+        try would help: Python has raised a TypeError in the frame that called it (of this module,
+        or of a decorator), whose text begins with the function's name."""
         last = error.__traceback__
         while last is not None and last.tb_next is not None:
             last = last.tb_next
@@ -4017,7 +4031,8 @@ class Task(Generic[P, R]):
         return last.tb_frame.f_code not in callers or not is_about_call
 
     def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
-        """As if sent: what isn't JSON fails, what JSON changes (a tuple, say) is changed."""
+        """Run it here (EAGER), as if it was sent: what isn't JSON fails, and what JSON changes (a
+        tuple, say) is changed. Returns the result, if that is waited for."""
         body = _encode_json(subtask._describe(), f"an argument of task {self.name}")
         description = _decode_task(body)
         result = cast(AnyTask, self).apply(*description.args, **description.kwargs)
@@ -4030,40 +4045,16 @@ class Task(Generic[P, R]):
             raise TypeError(self._problem)
         description = subtask._describe()
         if task_presend.receivers:
+            # A receiver may set headers, too. They are no part of the body.
             description["headers"] = dict(subtask.headers or {})
             self._announce(task_presend, description)
             subtask = subtask._replace(headers=description.pop("headers", None))
-            subtask._check()
+            subtask._check()  # what it has set
         return description, subtask._message(description)
 
 
 AnyTask = Task[..., Any]
 _TASK_OPTIONS = tuple(Task.__init__.__annotations__)[3:-1]  # without f, kuyruk, queue, return
-
-
-def _notify_worker(signal: Signal, worker: Worker) -> None:
-    """Send worker_init, worker_start or worker_shutdown."""
-    if signal.receivers:
-        signal.send(worker.app, worker=worker)
-
-
-def _notify_failure(
-    worker: Worker,
-    queue: str,
-    description: _Description | None,
-    task: AnyTask | None,
-    error: BaseException,
-) -> None:
-    """Send worker_failure. None: the message couldn't be decoded; its task wasn't found.
-
-    To be called before the failure is logged: Sentry drops what it is told of one exception again.
-    """
-    if worker_failure.receivers:
-        facts: dict[str, Any] = {"exc_info": (type(error), error, error.__traceback__)}
-        facts["description"] = {} if description is None else description.whole  # may be added to
-        if description is not None and task is not None:
-            facts |= {"task": task, "args": description.args, "kwargs": description.kwargs}
-        worker_failure.send(worker.app, worker=worker, queue=queue, **facts)
 
 
 # --- Failed messages -----------------------------------------------------------------------------
@@ -5783,8 +5774,9 @@ class Worker:
         self._interrupt_at = math.inf  # time.monotonic() from which on a stop waits no longer
         self._publisher = _Publisher(self._config)
         self._keeper = _Keeper(self._config, publishes=False)
-        notify_failure = functools.partial(_notify_failure, self)
-        self._pool = _Pool(app, self._config, self._publisher, self._on_pool, notify_failure)
+        self._pool = _Pool(
+            app, self._config, self._publisher, self._on_pool_change, self._signal_failure
+        )
         self._wakeup = _Event()  # of the supervisor
         self._supervisor = threading.Thread(target=self._run, name="kuyruk-supervisor", daemon=True)
         #: What each queue is consumed by; and those that aren't consumed: when to try that again.
@@ -5803,7 +5795,7 @@ class Worker:
         #: Channels that hold more than their share, and less.
         self._large: set[_ConsumerChannel] = set()
         self._small: set[_ConsumerChannel] = set()
-        _notify_worker(worker_init, self)
+        self._signal(worker_init)
 
     # -- its life, as its owner sees it
 
@@ -5919,7 +5911,7 @@ class Worker:
         try:
             self._pool.start()
             self._keeper.start()
-            _notify_worker(worker_start, self)
+            self._signal(worker_start)
             _keep_running(self._supervise)
             self._drain()
         except BaseException as error:
@@ -6076,8 +6068,31 @@ class Worker:
             arguments = oldest, oldest.queue, age, perhaps, CONSUMER_TIMEOUT_HELP
             _log_aside(logging.ERROR, text, *arguments, extra=oldest.extra)
 
-    def _on_pool(self) -> None:
-        """Something has changed in the pool. In one of its threads, or in the reader."""
+    def _signal(self, signal: Signal, **facts: Any) -> None:
+        if signal.receivers:
+            signal.send(self.app, worker=self, **facts)
+
+    def _signal_failure(
+        self,
+        queue: str,
+        description: _Description | None,
+        task: AnyTask | None,
+        error: BaseException,
+    ) -> None:
+        """Send worker_failure. None: the message couldn't be decoded; its task wasn't found.
+
+        By a pool thread, before the failure is logged: Sentry drops what it is told of one
+        exception again.
+        """
+        facts: dict[str, Any] = {"exc_info": (type(error), error, error.__traceback__)}
+        facts["description"] = {} if description is None else description.whole  # may be added to
+        if description is not None and task is not None:
+            facts |= {"task": task, "args": description.args, "kwargs": description.kwargs}
+        self._signal(worker_failure, queue=queue, **facts)
+
+    def _on_pool_change(self) -> None:
+        """Look whether what has changed in the pool concerns the supervisor, or the worker's owner.
+        In one of the pool's threads, or in the reader."""
         pool = self._pool
         if pool._stuck and not pool.stopping and pool.stuck >= self._config.WORKER_THREADS:
             self.stop(math.inf, wait=False)
@@ -6239,7 +6254,7 @@ class Worker:
                 clean_up()
             except BaseException as error:
                 _log_aside(logging.ERROR, "Defect while stopping", error=error)
-        _notify_worker(worker_shutdown, self)
+        self._signal(worker_shutdown)
         _log_aside(logging.INFO, "Stopped")
         _wait_for_log()
         self._ended.set()

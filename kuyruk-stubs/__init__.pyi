@@ -1359,11 +1359,12 @@ class Task(Generic[P, R]):
                 setattr(self, name, getattr(f, name))
         self.__wrapped__ = f
         try:
-            self._module, self._problem = (_module_of(f), '')
+            self._module, problem = (_module_of(f), '')
         except TypeError as error:
-            self._module, self._problem = (f.__module__, str(error))
+            self._module, problem = (f.__module__, str(error))
+        self._problem = problem
         at_top = f.__qualname__ in (f.__name__, f'{f.__name__}.f')
-        if not self._problem and (not (at_top and f.__name__.isidentifier())):
+        if not problem and (not (at_top and f.__name__.isidentifier())):
             self._problem = f"{f.__qualname__!r} can't be sent: a worker finds a task by its name in its module, so it must be a named function at the top level (.apply works for any)"
         self.name: str = f'{self._module}.{f.__name__}'
         for key, value in getattr(f, '__dict__', {}).items():
@@ -1425,12 +1426,6 @@ class Task(Generic[P, R]):
         ...
 AnyTask = Task[..., Any]
 _TASK_OPTIONS = tuple(Task.__init__.__annotations__)[3:-1]
-
-def _notify_worker(signal: Signal, worker: Worker) -> None:
-    ...
-
-def _notify_failure(worker: Worker, queue: str, description: _Description | None, task: AnyTask | None, error: BaseException) -> None:
-    ...
 _LEFT_BEHIND = ('expiration', 'user_id', 'cluster_id')
 _LEFT_BEHIND_HEADER = 'CC$|BCC$|x-death$|x-(first|last)-death-'
 _OUR_HEADERS = ('failed-at', 'failed-on', 'failures', 'queue', 'exception', 'value', 'traceback')
@@ -1995,8 +1990,7 @@ class Worker:
         self._interrupt_at = math.inf
         self._publisher = _Publisher(self._config)
         self._keeper = _Keeper(self._config, publishes=False)
-        notify_failure = functools.partial(_notify_failure, self)
-        self._pool = _Pool(app, self._config, self._publisher, self._on_pool, notify_failure)
+        self._pool = _Pool(app, self._config, self._publisher, self._on_pool_change, self._signal_failure)
         self._wakeup = _Event()
         self._supervisor = threading.Thread(target=self._run, name='kuyruk-supervisor', daemon=True)
         self._channels: dict[str, _ConsumerChannel] = {}
@@ -2011,7 +2005,7 @@ class Worker:
         self._looks = False
         self._large: set[_ConsumerChannel] = set()
         self._small: set[_ConsumerChannel] = set()
-        _notify_worker(worker_init, self)
+        self._signal(worker_init)
 
     def __enter__(self) -> Worker:
         ...
@@ -2089,7 +2083,13 @@ class Worker:
     def _look_for_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
         ...
 
-    def _on_pool(self) -> None:
+    def _signal(self, signal: Signal, **facts: Any) -> None:
+        ...
+
+    def _signal_failure(self, queue: str, description: _Description | None, task: AnyTask | None, error: BaseException) -> None:
+        ...
+
+    def _on_pool_change(self) -> None:
         ...
 
     def _notify_owner(self) -> None:
