@@ -4059,50 +4059,44 @@ _TASK_OPTIONS = tuple(Task.__init__.__annotations__)[3:-1]  # without f, kuyruk,
 
 # --- Failed messages -----------------------------------------------------------------------------
 
-#: What a forwarded message doesn't take along. Properties: its time to live was for its queue, the
-#: broker checks the user against ours, the last is reserved. Headers: CC and BCC would send copies.
+#: Properties that a copy of a message doesn't take along: the time to live was for its queue, the
+#: broker checks the user against ours, and the last is reserved.
 _LEFT_BEHIND = ("expiration", "user_id", "cluster_id")
+#: Headers that it doesn't: by CC and BCC the broker would send copies, the others are its own.
 _LEFT_BEHIND_HEADER = r"CC$|BCC$|x-death$|x-(first|last)-death-"
+#: The headers of a failed message that we have set, without their "x-kuyruk-".
 _OUR_HEADERS = ("failed-at", "failed-on", "failures", "queue", "exception", "value", "traceback")
 
 
 def _is_flat(value: Any, levels: int = 50) -> bool:
-    """Return whether it isn't nested so deeply that who gets it next, deeper in calls than we are,
-    may fail to decode it."""
+    """Return whether a header is nested so little that whoever gets the copy can decode it, too,
+    however near that program is to its limit of recursion."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels > 0 and all(_is_flat(each, levels - 1) for each in inner)
 
 
-def _copied(
+def _properties_of_copy(
     properties: Iterable[tuple[str, Any]],
     headers: Mapping[str, Any],
-    gone: Iterable[str] = _LEFT_BEHIND,
+    left_behind: Iterable[str] = _LEFT_BEHIND,
 ) -> dict[str, Any]:
-    """Return the properties of a message's copy, without those that are gone, and with those of the
-    headers that may go."""
-    kept = {k: v for k, v in properties if k not in gone and v not in (None, "")}
+    """Return the properties, with these headers, that a copy of a message takes along."""
+    kept = {k: v for k, v in properties if k not in left_behind and v not in (None, "")}
     kept["headers"] = {
         k: v for k, v in headers.items() if not re.match(_LEFT_BEHIND_HEADER, k) and _is_flat(v)
     }
     return {"message_id": _ids.make()} | kept | {"delivery_mode": 2}
 
 
-def _request(channel: Channel, kind: Any, **values: Any) -> Any:
-    """Make a request of an amqpstorm channel, without pamqp's check of names: it is narrower than
-    RabbitMQ's, and refuses "mails für alle"."""
-    changes = {"__slots__": kind.__slots__, "validate": lambda self: None}
-    return channel.rpc_request(type(kind.__name__, (kind,), changes)(**values))
-
-
-def _look_at(channel: Channel, queue: str) -> tuple[int, int] | None:
-    """Return the numbers of messages and consumers; None if there is no such queue: RabbitMQ has
-    closed the channel then, and it is opened again."""
+def _queue_counts(channel: Channel, queue: str) -> tuple[int, int] | None:
+    """Return the numbers of messages that are ready and of consumers; None if there is no such
+    queue. Raises amqpstorm's errors."""
     try:
-        answer = _request(channel, commands.Queue.Declare, queue=queue, passive=True)
+        answer = cast(Any, channel.rpc_request(_Declare(queue=queue, passive=True)))
     except AMQPChannelError as error:
         if error.error_code != 404:
             raise
-        channel.open()
+        channel.open()  # RabbitMQ has closed it
         return None
     return int(answer["message_count"]), int(answer["consumer_count"])
 
@@ -4110,16 +4104,16 @@ def _look_at(channel: Channel, queue: str) -> tuple[int, int] | None:
 def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
     """Yield the messages that are in a queue now: amqpstorm's, not acknowledged.
 
-    A consumer brings no more than its prefetch allows, so that memory is bounded. What is looked at
-    and not acknowledged counts against that: so each has a share of the messages, and then another
-    follows.
+    A consumer brings no more unacknowledged messages than its prefetch allows, so that memory is
+    bounded; but what the caller leaves alone stays unacknowledged. So one consumer follows another:
+    each brings a share of the messages, no more than its prefetch, and the next gets the rest.
     """
-    left, _ = _look_at(channel, queue) or (0, 0)
+    left, _ = _queue_counts(channel, queue) or (0, 0)
     share, largest = FIRST_SHARE, 1
     while left > 0:
         channel.basic.qos(share)
-        tag = _request(channel, commands.Basic.Consume, queue=queue)["consumer_tag"]
-        channel.add_consumer_tag(tag)
+        tag = cast(Any, channel.rpc_request(_Consume(queue=queue)))["consumer_tag"]
+        channel.add_consumer_tag(tag)  # amqpstorm yields messages only as long as it knows of one
         came = 0
         # It ends when nothing has come for a while, too: another has taken the rest.
         messages = channel.build_inbound_messages(
@@ -4130,11 +4124,12 @@ def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
             yield message
         channel.basic.cancel(tag)
         left = left - came if came else 0
+        # Large messages come a few at a time: a share is held in memory.
         share = max(1, min(MAX_SHARE, SHARE_BYTES // largest))
 
 
 class FailedMessage:
-    """A message in "<queue>.failed", from `Kuyruk.failed_messages`. It may be no task's at all:
+    """A message in "<queue>.failed", from `Kuyruk.failed_messages`. Anybody may have put it there:
     what isn't known of it is None."""
 
     def __init__(self, app: Kuyruk, source: str, message: Any, channel: Channel) -> None:
@@ -4160,11 +4155,11 @@ class FailedMessage:
         times, queue = known["failures"], known["queue"]
         #: How often it has failed.
         self.failures: int | None = times if type(times) is int else None
-        #: In which it was, and to which `requeue` sends it.
+        #: The queue in which it was, and to which `requeue` sends it.
         self.queue: str = queue if queue and isinstance(queue, str) else source
-        self.exception = text["exception"]  #: Its dotted name.
-        self.value = text["value"]  #: Its text.
-        self.traceback = text["traceback"]  #: Formatted.
+        self.exception = text["exception"]  #: The exception's dotted name,
+        self.value = text["value"]  #: its text,
+        self.traceback = text["traceback"]  #: and its formatted traceback.
 
     def __repr__(self) -> str:
         return f"<FailedMessage {self.id!r} of task {self.task!r} in {self._source + '.failed'!r}>"
@@ -4177,12 +4172,13 @@ class FailedMessage:
         (it can't be sent: it stays), and KuyrukError (it isn't there any more).
         """
         with self._held() as message:
-            ours = self._ours().keys() - {"x-kuyruk-failures"}
+            ours = self._ours().keys() - {"x-kuyruk-failures"}  # max_failures goes on counting
             kept = {key: value for key, value in self._headers.items() if key not in ours}
-            gone = (*_LEFT_BEHIND, "reply_to", "correlation_id")
-            properties = _copied(message.properties.items(), kept, gone)
+            left_behind = (*_LEFT_BEHIND, "reply_to", "correlation_id")
+            properties = _properties_of_copy(message.properties.items(), kept, left_behind)
             queue = _check_queue_name(self.queue)
             arguments = self._app._queue_arguments(queue)
+            # Confirmed, whatever RABBIT_CONFIRM is: until then the failed message is the only one.
             self._app._publisher.send([_Message(queue, message._body, properties, arguments)])
             message.ack()
 
@@ -4193,8 +4189,8 @@ class FailedMessage:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[Any]:
-        """Yield amqpstorm's message on an open channel. After the iteration that has brought it, it
-        is back in its queue, and looked for there."""
+        """Yield amqpstorm's message on an open channel, which can acknowledge it. Once the
+        iteration that has brought it has ended, RabbitMQ has put it back, and it is looked for."""
         if self._is_gone:
             raise KuyrukError(f"message {self.id!r} was requeued or deleted already")
         if self._channel.is_open:
@@ -4210,10 +4206,11 @@ class FailedMessage:
         self._is_gone = True
 
     def _identity(self) -> Any:
-        """Return what tells it from others in its queue."""
+        """Return what tells it from others in its queue. Not its id, which may be missing."""
         return self._message._body, self._ours()
 
     def _ours(self) -> dict[str, Any]:
+        """Return the headers that workers have set."""
         return {k: v for k, v in self._headers.items() if k.startswith("x-kuyruk-")}
 
 
@@ -4221,15 +4218,16 @@ class FailedMessage:
 
 
 class QueueStats(NamedTuple):
-    """What `Kuyruk.queue_stats` has seen of a queue."""
+    """What `Kuyruk.queue_stats` has seen of a queue. None: there is no such queue."""
 
-    waiting: int | None  #: Messages that no worker has yet; None: there is no such queue.
-    consumers: int | None  #: Workers' subscriptions; None: there is no such queue.
+    waiting: int | None  #: Messages that no worker has yet.
+    consumers: int | None  #: Subscriptions: a worker has one for each queue, and at times more.
     failed: int  #: Messages in "<queue>.failed".
 
 
 class WorkerOptions(typing.TypedDict, total=False):
-    """Options of a `Worker`. None: the value of the configuration's `WORKER_` key."""
+    """Options of a `Worker`. What each means, and its unit, is said at the key of `Config` that is
+    called so (`grace`: WORKER_GRACE); None: the value of that key."""
 
     threads: int | None
     prefetch: int | None
@@ -4251,6 +4249,8 @@ class LogContext(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Give a record the three attributes. Returns whether it passes, as `logging.Filter`: True
+        unless this was made with the name of other loggers."""
         run = current_task()
         facts = (None, None, None) if run is None else (run.task.name, run.id, run.queue)
         for name, value in zip(("task", "task_id", "queue"), facts, strict=True):
@@ -4273,15 +4273,18 @@ class Kuyruk:
             what = "config takes a kuyruk.Config (made by from_dict and others, or with RABBIT_URL"
             raise TypeError(f"{what} set): not {_shown('config', config)}")
         self.config = Config() if config is None else config
-        self.extensions: dict[str, Any] = {}  #: For extensions.
+        self.extensions: dict[str, Any] = {}  #: For extensions: what they keep, by their names.
         #: Top-level packages (or modules): a message makes a worker import nothing outside of them.
         self.packages: set[str] = set()
-        self._tasks: dict[str, Task[..., Any]] = {}
+        #: By their names. Those that can't be sent (`Task._problem`) aren't in it.
+        self._tasks: dict[str, AnyTask] = {}
+        #: Those of the tasks, in the order in which they were named.
         self._queues: dict[str, None] = {}
-        #: By queue: seconds that its longest task may run, with all its tries.
+        #: By queue: seconds that its longest task may run, with all its tries (math.inf: no limit).
         self._longest: dict[str, float] = {}
         self._publisher = _Publisher(self.config)
-        # When this is collected, or the interpreter exits. The publisher doesn't refer to this.
+        # Close it when this is collected, or the interpreter exits. The publisher doesn't refer to
+        # this object, so nothing keeps that from being collected.
         weakref.finalize(self, self._publisher.close)
 
     def __enter__(self) -> Kuyruk:
@@ -4336,7 +4339,7 @@ class Kuyruk:
 
     def remote(self, name: str, queue: str = "kuyruk") -> AnyTask:
         """Return a task by its name ("pkg.tasks.add"), for a program that doesn't have its code:
-        it can be sent. Raises ValueError for what is no such name."""
+        it can be sent, and not run here. Raises ValueError for what is no such name."""
         module, _, function = name.rpartition(".") if isinstance(name, str) else ("", "", "")
         parts = [*module.split("."), function]
         if not all(map(str.isidentifier, parts)) or module in _MAIN or len(name) > MAX_TASK_NAME:
@@ -4349,16 +4352,17 @@ class Kuyruk:
         return Task(stand_in, self, queue)
 
     def _add(self, task: AnyTask) -> None:
-        """Make a task known to workers. Raises ValueError if its name is another function's. A
-        module may be imported again: its functions are the same, if they are at the same place and
-        of another code object (two that a factory has made have theirs in common)."""
+        """Make a task known to workers. Raises ValueError if its name is another function's."""
         f, other = task.f, self._tasks.get(task.name)
         if other is not None and other.f is not f:
             import inspect
 
             codes = [getattr(inspect.unwrap(each), "__code__", None) for each in (other.f, f)]
             places = [c and f"{os.path.realpath(c.co_filename)}:{c.co_firstlineno}" for c in codes]
-            is_exec = codes[0] is not None and codes[0].co_filename.startswith("<")  # no module
+            # A module may be imported again: then the function is at the same place, and was
+            # compiled anew. Two that a factory has made share their code; and what was made by
+            # exec ("<string>") has no place that would tell.
+            is_exec = codes[0] is not None and codes[0].co_filename.startswith("<")
             if codes[0] is codes[1] or places[0] != places[1] or is_exec:
                 raise ValueError(
                     f"two functions are a task called {task.name}, at {places[0]} and at"
@@ -4368,7 +4372,8 @@ class Kuyruk:
         self.packages.add(task.name.partition(".")[0])
         limit = (task.retry + 1) * (task.max_run_time or math.inf)
         self._longest[task.queue] = max(limit, self._longest.get(task.queue, 0))
-        # Where the name is the task's, pickle finds the function as its attribute.
+        # Pickle looks for a function by its qualified name in its module. That name is going to be
+        # the task's, and "add.f" is the function: an attribute of the task.
         named = getattr(sys.modules.get(f.__module__), f.__name__, None)
         if isinstance(f, types.FunctionType) and named is not f:
             f.__qualname__ = f"{f.__name__}.f"
@@ -4395,6 +4400,7 @@ class Kuyruk:
             self._publisher.send(messages, self.config.RABBIT_CONFIRM)
         except BrokerError as error:
             failure = error
+        # By identity: two messages of a batch may be equal.
         unconfirmed = set(map(id, failure.unconfirmed)) if failure is not None else ()
         is_sent = [id(message) not in unconfirmed for message in messages]
         for subtask, (description, _), sent in zip(subtasks, prepared, is_sent, strict=True):
@@ -4408,6 +4414,7 @@ class Kuyruk:
     def connection(self) -> Iterator[Connection]:
         """Yield a new `amqpstorm.Connection`, closed on exit. Raises
         amqpstorm.AMQPConnectionError."""
+        # select() fails for descriptors from 1024 on. Not every system has the other.
         poller = "poll" if hasattr(select, "poll") else "select"
         options = self.config._connection_options() | {"poller": poller}
         connect = lambda host, port: _PlainConnection(host, port, options)  # noqa: E731
@@ -4418,7 +4425,8 @@ class Kuyruk:
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[Channel]:
-        """Yield a new `amqpstorm.Channel` on a new connection, both closed on exit."""
+        """Yield a new `amqpstorm.Channel` on a new connection, both closed on exit. Raises
+        amqpstorm.AMQPConnectionError."""
         with self.connection() as connection, connection.channel() as channel:
             yield channel
 
@@ -4437,16 +4445,18 @@ class Kuyruk:
         brought. Memory is bounded, however many there are. "name.localhost" stands for
         "name.<hostname>". Raises ValueError (no queue's name) and amqpstorm's errors.
         """
+        # The name is checked now, not when the iteration begins.
         return self._iterate_failed(_resolve_host(_check_queue_name(queue)))
 
     def _iterate_failed(self, queue: str) -> Generator[FailedMessage, None, None]:
-        # A GeneratorExit doesn't reach amqpstorm, which would log it as an error.
+        # A GeneratorExit must not reach amqpstorm, which would log it as an error.
         with self.channel() as channel, contextlib.suppress(GeneratorExit):
             for message in _read_all(channel, f"{queue}.failed"):
                 yield FailedMessage(self, queue, message, channel)
 
     def queue_stats(self, queues: Iterable[str] | None = None) -> dict[str, QueueStats]:
-        """Look what is in the queues of the tasks, or in those named. By passive declaration alone.
+        """Return what is in the queues of the tasks, or in those named, by their names. It is asked
+        for by passive declarations, so no management plugin is needed.
 
         "name.localhost" stands for "name.<hostname>". Raises ValueError (no queue's name) and
         amqpstorm's errors.
@@ -4455,7 +4465,8 @@ class Kuyruk:
         stats = {}
         with self.channel() as channel:
             for name in names:
-                there, failed = _look_at(channel, name), _look_at(channel, f"{name}.failed")
+                there = _queue_counts(channel, name)
+                failed = _queue_counts(channel, f"{name}.failed")
                 waiting, consumers = there or (None, None)
                 stats[name] = QueueStats(waiting, consumers, failed[0] if failed else 0)
         return stats
@@ -4466,17 +4477,23 @@ class Kuyruk:
         (from 3.12 on; earlier ones ignore that)."""
         arguments = _undropped(self.config.QUEUE_ARGUMENTS)
         longest = self._longest.get(queue, 0)
-        while "." in queue:  # it may be a task's queue of a host
+        # "<queue>.<host>" has the tasks of "<queue>"; a host's name may have dots.
+        while "." in queue:
             queue = queue.rpartition(".")[0]
             longest = max(longest, self._longest.get(queue, 0))
-        longest = 2 * (longest + self.config.WORKER_GRACE)  # it may wait for another to end before
+        # Twice: a message may be in hand while another runs to its end before it begins.
+        longest = 2 * (longest + self.config.WORKER_GRACE)
         if not CONSUMER_TIMEOUT < longest < MAX_TTL / 1000:
             return arguments
         return {"x-consumer-timeout": int(_milliseconds(longest)), **arguments}
 
     def _find_task(self, module: str, function: str) -> AnyTask:
-        """Return the task that a message names. Raises InvalidMessage. What this costs doesn't
-        depend on how many tasks there are: anybody who can send can make a worker do it."""
+        """Return the task that a message names; its module is imported if need be. Raises
+        InvalidMessage.
+
+        Anybody who can send can make a worker do this. So it imports only modules of the packages
+        that tasks are in, and its cost doesn't depend on how many tasks there are.
+        """
         name = f"{module}.{function}"
         if len(name) > MAX_TASK_NAME:
             raise InvalidMessage(f"no task's name has {len(name)} characters: {name[:100]!r}...")
@@ -4504,12 +4521,12 @@ class Kuyruk:
 class _Verdict(NamedTuple):
     """What becomes of a message whose task has ended."""
 
-    #: Which of the worker's counts goes up.
+    #: Which of the worker's counts (`Worker.stats`) goes up.
     tally: str
-    #: ack: done with. requeue: back to its queue. fail: to "<queue>.failed". leave: not ours any
-    #: more.
+    #: ack: it is done with. requeue: it goes back to its queue. fail: it goes to "<queue>.failed".
+    #: leave: it isn't ours any more, and the broker delivers it again.
     action: Literal["ack", "requeue", "fail", "leave"]
-    #: Whether the caller, if one waits, is told.
+    #: Whether a reply is sent, if the message asks for one. Not if its next run will send one.
     reply: bool
     #: Seconds until it is back in its queue (requeue).
     delay: float = 0
@@ -4555,7 +4572,8 @@ def _decide(
 
 class _Settlement(NamedTuple):
     """What is to be sent for a message, in this order: the reply, a copy of the message for another
-    queue, and the frame that settles the delivery. What was sent is None here."""
+    queue, and the frame that settles the delivery. What has been sent is taken from it (None), so
+    that it can be tried again where it has failed."""
 
     reply: _Message | None
     copy: _Message | None
@@ -4568,7 +4586,8 @@ _NOTHING_LEFT = _Settlement(None, None, "leave")
 def _plan(
     delivery: _Delivery, verdict: _Verdict, result: Any, error: BaseException | None, config: Config
 ) -> _Settlement:
-    """Return what carries the verdict out. Raise whatever the user's objects raise."""
+    """Return what is to be sent to carry the verdict out. Raise whatever the user's objects raise
+    when they are described: the result, the exception."""
     reply, copy, frame = None, None, cast(Any, verdict.action)
     if verdict.reply and delivery.reply_to is not None:
         reply = _reply_message(delivery, result, error)
@@ -4578,12 +4597,14 @@ def _plan(
         copy = _forwarded(delivery, f"{delivery.queue}.failed", headers, arguments)
         copy.properties["expiration"] = _milliseconds(config.FAILED_TTL)
     elif verdict.action == "fail":
-        frame = "reject"  # to the broker's own dead-letter policy
+        frame = "reject"  # for the broker's own dead-letter policy
+    # What goes back at once needs no copy: unless its queue was deleted, the broker has it.
     elif verdict.action == "requeue" and (verdict.delay or delivery.is_only_copy):
+        # With a reply it has failed, and that is counted; without it was rejected, say.
         headers = _failure_headers(delivery, error) if error and verdict.reply else {}
         arguments = _undropped(dict(config.QUEUE_ARGUMENTS))
         copy = _forwarded(delivery, delivery.queue, headers, arguments)
-        if verdict.reply:  # the caller has its answer
+        if verdict.reply:  # the caller has its answer: the next run is to send none
             copy.properties.pop("reply_to", None)
         if verdict.delay:
             copy = _put_off(copy, verdict.delay, config.QUEUE_ARGUMENTS)
@@ -4591,6 +4612,7 @@ def _plan(
 
 
 def _reply_message(delivery: _Delivery, result: Any, error: BaseException | None) -> _Message:
+    """Return the reply: the result, or the exception; or why the result can't be sent."""
     try:
         body = _encode_reply(result, error)
     except Exception as unfit:  # what the task has returned isn't JSON, and it did run
@@ -4610,7 +4632,7 @@ def _forwarded(
 ) -> _Message:
     """Return the delivery's message, for another queue, with more headers."""
     original = delivery.properties
-    properties = _copied(original or (), delivery.headers)
+    properties = _properties_of_copy(original or (), delivery.headers)
     if getattr(original, "expiration", None) not in (None, ""):
         properties["headers"]["x-kuyruk-expiration"] = original.expiration
     properties["headers"] |= headers
@@ -4618,7 +4640,8 @@ def _forwarded(
 
 
 def _plain_copy(message: _Message) -> _Message:
-    """Return a message whose sender's properties can't be encoded, without these."""
+    """Return a message whose properties can't be encoded, with our own of its headers only: what is
+    left out was its sender's, and is lost."""
     kept = message.properties["headers"].items()
     headers = {k: v for k, v in kept if k.removeprefix("x-kuyruk-") in _OUR_HEADERS}
     plain = {"headers": headers, "delivery_mode": 2, "message_id": _ids.make()}
@@ -4632,6 +4655,7 @@ def _headers_of(properties: Any) -> Mapping[str, Any]:
 
 
 def _failures_in(headers: Mapping[str, Any] | None) -> int:
+    """Return how often a message has failed. Anybody can set the header: nonsense counts as 0."""
     times = (headers or {}).get("x-kuyruk-failures")
     return times if type(times) is int and 0 <= times < 1_000_000_000 else 0
 
@@ -4651,22 +4675,20 @@ def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any
 
 # --- Worker: deliveries, and the channels that they come by --------------------------------------
 
-WAITING, RUNNING, CLAIMED, KEPT = "waiting", "running", "claimed", "kept"
+#: States of a delivery. It has arrived; a pool thread has begun with it;
+WAITING, RUNNING = "waiting", "running"
+#: it is decided who settles it: that thread, or who gives it up; its copy can't be forwarded now;
+CLAIMED, KEPT = "claimed", "kept"
+#: it is settled; or its channel was lost before it began.
 SETTLED, LOST = "settled", "lost"
 
 
 class _Delivery:
-    """A message in our hands, until it is settled.
-
-    Its state is WAITING when it has arrived; RUNNING when a pool thread has begun with it; CLAIMED
-    when it was decided who settles it: that thread, or who gives that up; KEPT while it can't be
-    forwarded; SETTLED in the end. LOST: its channel was lost before it began. The pool changes it,
-    with its lock.
-    """
+    """A message in our hands, until it is settled. The pool changes its state, with its lock."""
 
     __slots__ = (
-        "at", "body", "cause", "channel", "consumer", "properties", "redelivered", "run",
-        "settlement", "state", "tag", "task", "thread",
+        "arrived_at", "body", "cause", "channel", "consumer", "properties", "redelivered", "run",
+        "settled_at", "settlement", "state", "tag", "task", "thread",
     )  # fmt: skip
 
     def __init__(
@@ -4680,8 +4702,8 @@ class _Delivery:
         self.channel = channel
         self.consumer = consumer
         self.state = WAITING
-        #: time.monotonic() when it arrived; and then when it was settled.
-        self.at = time.monotonic()
+        self.arrived_at = time.monotonic()
+        self.settled_at = math.inf  #: time.monotonic()
         self.tag: int = method.delivery_tag
         self.redelivered: bool = method.redelivered
         #: pamqp's Basic.Properties, or None if they couldn't be decoded.
@@ -4690,18 +4712,19 @@ class _Delivery:
         #: The task that it names, once it is decoded; and its run, once that begins.
         self.task: _Description | None = None
         self.run: Run | None = None
-        #: The pool thread that has it, or had it last. With the pool's lock.
+        #: The ident of the pool thread that has it, or had it last. With the pool's lock.
         self.thread = 0
-        #: What has interrupted it before its task began.
+        #: What has interrupted it before its task began. With the pool's lock.
         self.cause: BaseException | None = None
-        #: What is to be sent for it still, once it is decided.
+        #: What is still to be sent for it, once its verdict is known.
         self.settlement: _Settlement
 
     def __str__(self) -> str:
         task = self.task
         if task is None:
             return "A message"
-        text = f"Task {task.module}.{task.function} [{task.id}]"  # no lines, no control codes:
+        text = f"Task {task.module}.{task.function} [{task.id}]"
+        # Anybody can choose these: no false lines, control codes or megabytes in the log.
         return text if text.isprintable() and len(text) < 2000 else repr(text[:2000])
 
     def __repr__(self) -> str:
@@ -4751,7 +4774,8 @@ class _Delivery:
         return {"task": name, "task_id": task and task.id, "queue": self.queue}
 
     def send_frame(self, frame: str) -> None:
-        """Have the frame sent that settles it. Its channel is the one that delivered it."""
+        """Have the frame of a `_Settlement` sent, by the channel that delivered it: on any other
+        the tag would be another message's."""
         if self.channel.why_lost is not None:
             if not self.is_only_copy and frame != "leave":
                 text = "%s from %r isn't ours any more: it will be delivered again"
@@ -4768,18 +4792,22 @@ class _Delivery:
 
 
 class _Consumer:
-    """A subscription. The pool's lock guards `held`."""
+    """A subscription to a queue. A channel may have several at once: see `_adjust_prefetch`."""
 
     __slots__ = ("held", "prefetch")
 
     def __init__(self, prefetch: int) -> None:
-        #: How many messages may be unacknowledged. RabbitMQ fixes that when it begins.
+        #: How many of its messages may be unacknowledged. RabbitMQ fixes that when it begins.
         self.prefetch = prefetch
-        self.held = 0  #: How many are.
+        self.held = 0  #: How many are. With the pool's lock.
 
 
 class _ConsumerChannel(_Channel):
-    """Consumes one queue. The supervisor uses it; the reader calls what begins with `on_`."""
+    """Consumes one queue. The supervisor uses it; the reader calls what begins with `on_`.
+
+    deliver: called with each delivery. on_trouble: called when the broker has closed the channel,
+    or ended a consumer. Both in the reader, so they must not wait.
+    """
 
     def __init__(
         self,
@@ -4793,42 +4821,45 @@ class _ConsumerChannel(_Channel):
         self._config = config
         self._deliver = deliver
         self._on_trouble = on_trouble
-        #: By their tags.
+        #: Those that the broker delivers to, by their tags.
         self.consumers: dict[str, _Consumer] = {}
-        #: The broker has ended a consumer: the queue was deleted, or has moved.
-        self.is_cancelled = False
+        self._cancelled: list[_Consumer] = []  # those that we have ended, while they hold messages
         #: The queue was deleted: what is in our hands is the only copy.
         self.is_orphaned = False
-        self._cancelled: list[_Consumer] = []  # those that still hold messages
         self.kept = 0  #: How many messages can't be forwarded. With the pool's lock.
         self._serial = itertools.count(1)
         super().__init__(connection)
 
     @property
     def capacity(self) -> int:
-        """How many messages it may hold: what its consumers may, and what cancelled ones do,
-        without those that are only kept (up to a limit)."""
+        """How many messages it may hold for threads to run: as many as its consumers may, and those
+        that cancelled ones still do; without those that are kept, up to MAX_KEPT. By the
+        supervisor."""
         self._cancelled = [c for c in self._cancelled if c.held]
         left = sum(c.held for c in self._cancelled)
         return left + sum(c.prefetch for c in self.consumers.values()) - min(self.kept, MAX_KEPT)
 
     @property
     def is_full(self) -> bool:
-        """Whether there may be messages that it can't have. With the pool's lock."""
+        """Whether its queue may have messages that it can't get: all of its consumers hold what
+        they may. With the pool's lock."""
         return all(c.held >= c.prefetch for c in self.consumers.values())
 
     def add(self, prefetch: int, is_last: bool = False) -> None:
-        """Begin one more consumer. is_last: it gets what no other worker can take."""
+        """Begin one more consumer. is_last: it gets only what no other consumer can take, here or
+        in another worker. Raise AMQPError."""
         number = next(self._serial)
         tag = f"{socket.gethostname()}:{os.getpid()}:{self.id}:{number}"[-255:]
         priority = (self._config.WORKER_PRIORITY or 0) - is_last
         arguments: Any = {"x-priority": priority} if priority else {}
+        # First: its first messages may be read before its answer is waited for.
         consumer = self.consumers[tag] = _Consumer(min(prefetch, 0xFFFF))
         self._ask(commands.Basic.Qos(prefetch_count=consumer.prefetch))
         self._ask(_Consume(queue=self.queue, consumer_tag=tag, arguments=arguments))
 
     def cancel(self, tags: Iterable[str]) -> None:
-        """End consumers. When this returns nothing more will be delivered to them."""
+        """End consumers. When this returns nothing more will be delivered to them: RabbitMQ answers
+        after the last message, and the reader hands them on in this order. Raise AMQPError."""
         for tag in tags:
             self._ask(commands.Basic.Cancel(consumer_tag=tag))
             self._cancelled.append(self.consumers.pop(tag))
@@ -4841,8 +4872,7 @@ class _ConsumerChannel(_Channel):
         self._deliver(_Delivery(self, consumer, method, properties, body))
 
     def on_method(self, frame: Any) -> None:
-        if frame.name == "Basic.Cancel":
-            self.is_cancelled = True
+        if frame.name == "Basic.Cancel":  # the queue was deleted, or its leader has moved
             self._on_trouble(self)
 
     def on_lost(self) -> None:
@@ -5235,7 +5265,7 @@ class _Pool:
             stats |= {"stuck": len(self._stuck), "unsettled": self._settler.count}
         stats["running"] = [
             {"id": d.extra["task_id"], "task": d.extra["task"], "queue": d.queue,
-             "seconds": round(now - (d.run.started if d.run else d.at), 3)}
+             "seconds": round(now - (d.run.started if d.run else d.arrived_at), 3)}
             for d in running if d.task is not None
         ]  # fmt: skip
         return stats
@@ -5244,7 +5274,7 @@ class _Pool:
     def healthy(self) -> bool:
         """Whether its threads live, do what is due, and get rid of what they have done."""
         now = time.monotonic()
-        is_late = [d for d in tuple(self.running) if d.state == SETTLED and now - d.at > STALLED]
+        is_late = [d for d in tuple(self.running) if now - d.settled_at > STALLED]
         is_staffed = self._loops >= self._config.WORKER_THREADS
         return (
             is_staffed
@@ -5322,7 +5352,7 @@ class _Pool:
             begun = [d for d in self.running if d.state != SETTLED]
             in_hand = itertools.chain(begun, *self._queues())
             ours = (d for d in in_hand if d.channel is channel)
-            return min(ours, key=lambda d: d.at, default=None)
+            return min(ours, key=lambda d: d.arrived_at, default=None)
 
     def hand_back(self) -> None:
         """Send what hasn't begun back at once: another worker can have it."""
@@ -5362,8 +5392,9 @@ class _Pool:
         """Return for how many seconds a message has waited and none has begun; and for how many
         none has begun."""
         with self._lock:
-            waited = now - max(self._waiting[0].at, self._began_at) if self._waiting else 0.0
-            return waited, now - self._began_at
+            stalled = now - self._began_at
+            waited = min(now - self._waiting[0].arrived_at, stalled) if self._waiting else 0.0
+            return waited, stalled
 
     def take_full(self) -> set[_ConsumerChannel]:
         """Return the channels for which there may be more messages: they were full since the last
@@ -5569,7 +5600,7 @@ class _Pool:
         self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None
     ) -> None:
         """Settle a delivery whose task has ended, then log that: nothing waits for a log."""
-        began = delivery.run.started if delivery.run else delivery.at
+        began = delivery.run.started if delivery.run else delivery.arrived_at
         seconds = time.monotonic() - began
         verdict = self._settler.attempt(self._settle, delivery, task, result, error, RUNNING)
         if verdict is None:
@@ -5649,7 +5680,7 @@ class _Pool:
             else:
                 self.held -= 1
             delivery.consumer.held -= 1
-            delivery.state, delivery.at = SETTLED, time.monotonic()
+            delivery.state, delivery.settled_at = SETTLED, time.monotonic()
 
     def _log_success(self, delivery: _Delivery, verdict: _Verdict, seconds: float) -> None:
         is_success = verdict.tally == "succeeded"
@@ -6043,7 +6074,7 @@ class Worker:
         info = (type(why), why, None)
         self._pool.on_lost([channel], lambda: HeartbeatError(info))
         if oldest is not None and not channel.is_orphaned:
-            self._look_for_timeout(oldest, str(why), time.monotonic() - oldest.at)
+            self._look_for_timeout(oldest, str(why), time.monotonic() - oldest.arrived_at)
 
     def _on_lost(self, error: AMQPError) -> None:
         """The connection is lost."""

@@ -1433,13 +1433,10 @@ _OUR_HEADERS = ('failed-at', 'failed-on', 'failures', 'queue', 'exception', 'val
 def _is_flat(value: Any, levels: int=50) -> bool:
     ...
 
-def _copied(properties: Iterable[tuple[str, Any]], headers: Mapping[str, Any], gone: Iterable[str]=_LEFT_BEHIND) -> dict[str, Any]:
+def _properties_of_copy(properties: Iterable[tuple[str, Any]], headers: Mapping[str, Any], left_behind: Iterable[str]=_LEFT_BEHIND) -> dict[str, Any]:
     ...
 
-def _request(channel: Channel, kind: Any, **values: Any) -> Any:
-    ...
-
-def _look_at(channel: Channel, queue: str) -> tuple[int, int] | None:
+def _queue_counts(channel: Channel, queue: str) -> tuple[int, int] | None:
     ...
 
 def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
@@ -1524,7 +1521,7 @@ class Kuyruk:
         self.config = Config() if config is None else config
         self.extensions: dict[str, Any] = {}
         self.packages: set[str] = set()
-        self._tasks: dict[str, Task[..., Any]] = {}
+        self._tasks: dict[str, AnyTask] = {}
         self._queues: dict[str, None] = {}
         self._longest: dict[str, float] = {}
         self._publisher = _Publisher(self.config)
@@ -1619,17 +1616,19 @@ def _failures_in(headers: Mapping[str, Any] | None) -> int:
 
 def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any]:
     ...
-WAITING, RUNNING, CLAIMED, KEPT = ('waiting', 'running', 'claimed', 'kept')
+WAITING, RUNNING = ('waiting', 'running')
+CLAIMED, KEPT = ('claimed', 'kept')
 SETTLED, LOST = ('settled', 'lost')
 
 class _Delivery:
-    __slots__ = ('at', 'body', 'cause', 'channel', 'consumer', 'properties', 'redelivered', 'run', 'settlement', 'state', 'tag', 'task', 'thread')
+    __slots__ = ('arrived_at', 'body', 'cause', 'channel', 'consumer', 'properties', 'redelivered', 'run', 'settled_at', 'settlement', 'state', 'tag', 'task', 'thread')
 
     def __init__(self, channel: _ConsumerChannel, consumer: _Consumer, method: Any, properties: Any, body: bytes) -> None:
         self.channel = channel
         self.consumer = consumer
         self.state = WAITING
-        self.at = time.monotonic()
+        self.arrived_at = time.monotonic()
+        self.settled_at = math.inf
         self.tag: int = method.delivery_tag
         self.redelivered: bool = method.redelivered
         self.properties = properties
@@ -1696,9 +1695,8 @@ class _ConsumerChannel(_Channel):
         self._deliver = deliver
         self._on_trouble = on_trouble
         self.consumers: dict[str, _Consumer] = {}
-        self.is_cancelled = False
-        self.is_orphaned = False
         self._cancelled: list[_Consumer] = []
+        self.is_orphaned = False
         self.kept = 0
         self._serial = itertools.count(1)
         super().__init__(connection)
