@@ -4883,82 +4883,92 @@ class _ConsumerChannel(_Channel):
 
 
 def _patience(stalled: float) -> float:
-    """Return the seconds that a message may wait when nothing has begun for so many: a twentieth of
-    what the tasks take, about. For long ones that costs RabbitMQ little."""
+    """Return for how many seconds a message may wait before it is handed back.
+
+    stalled: seconds for which no task has begun. So it grows with what the tasks take, to a
+    twentieth of that, about: each time that a message is handed back and comes again costs RabbitMQ
+    something, and while long tasks run that must not happen too often.
+    """
     return min(max(HANDBACK_AFTER, stalled / 20), LONGEST_PATIENCE)
 
 
 class _Prefetch:
-    """How many messages a worker holds beyond one for each thread, of all queues together.
+    """Decides how many messages a worker holds beyond one for each thread, of all queues together.
 
-    What it has measured lets it grow: that much is needed not to wait for the broker. That a
-    message waits too long lets it shrink to 0, whatever was measured: tasks have become long, and
-    others may have free threads.
+    It grows with the rate at which tasks end: short ones need a stock, or threads wait for the
+    broker. It falls to 0 as soon as a message waits too long, whatever the rate was: tasks have
+    become long then, and other workers may have free threads.
     """
 
     def __init__(self, threads: int) -> None:
         self.size = 0
-        #: Less is not worth it: tasks take far longer than the way to the broker. And those that
-        #: are long, but end in step, or come among short ones, seem to be many for a moment.
+        #: It is this or more, or 0. Where less would do, tasks take far longer than the way to the
+        #: broker. And long ones, if they end in step or come among short ones, seem to be many for
+        #: a moment.
         self._least = threads
         self._rate = 0.0  # tasks per second, smoothed
-        self._at = -math.inf
-        self.ended = 0  # how many tasks, at the last look
+        self._looked_at = -math.inf  # time.monotonic()
+        self._ended = 0  # how many tasks had ended then
 
     def look(self, now: float, ended: int, waited: float, patience: float) -> int:
         """Return the size.
 
-        now: seconds. ended: how many tasks have ended. waited: seconds for which a message has
-        waited and none has begun. patience: seconds that this may last.
+        now: time.monotonic(). ended: how many tasks have ended so far. waited: seconds for which a
+        message has waited and none has begun. patience: seconds that this may last.
         """
-        seconds, count = now - self._at, ended - self.ended
-        self._at, self.ended = now, ended
+        seconds, count = now - self._looked_at, ended - self._ended
+        self._looked_at, self._ended = now, ended
+        # The last look is long ago, since there was nothing to do, or this process stood still (and
+        # what came meanwhile had to wait): that says nothing about tasks.
         if seconds > 3 * LOOK and waited <= seconds + HANDBACK_AFTER:
-            return self.size  # it had nothing to do, or this process stood still: nothing follows
+            return self.size
         if waited > patience:
             self.size, self._rate = 0, 0.0
         else:
             self._rate = (self._rate + count / seconds) / 2
             wanted = min(int(self._rate * PREFETCH_SECONDS), MAX_PREFETCH)
+            # In large steps: each costs the broker one more consumer.
             if wanted >= max(1.5 * self.size, self._least):
                 self.size = wanted
         return self.size
 
 
 class Journal:
-    """Which messages run, and which have run when a worker process died.
+    """Where a worker notes which messages run, and learns which ran when a worker process died.
 
     This one keeps nothing. The command line gives its workers one that outlives their processes
-    (`Worker.journal`). A message is known by its id, or by what is in it if that is missing.
+    (`Worker.journal`). id: the message's, or a hash of its body if it has none.
     """
 
-    #: How many processes have died while it ran, and how many of these while it was to blame.
+    #: By id: how many processes have died while the message ran, and for how many of these deaths
+    #: it was to blame: it was the only suspect, or ran alone.
     crashes: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
 
     def begin(self, id: str) -> None:
-        """The message begins to run. This and the next from one thread at a time; they must not
-        block."""
+        """Note that the message begins to run. This and `end` are called by one thread at a time,
+        with a lock of the worker's: they must not block."""
 
     def end(self, id: str) -> None:
-        """It runs no longer. May be called again."""
+        """Note that it runs no longer. May be called again."""
 
     def count(self, id: str) -> tuple[int, int]:
         """Return its `crashes`, as they are now. May wait for a moment."""
         return self.crashes.get(id, (0, 0))
 
     def clear(self, id: str) -> None:
-        """It is settled: its crashes can be forgotten."""
+        """Forget its crashes: it has ended well, or for good."""
 
 
 # --- Worker: settling, and the threads that run tasks --------------------------------------------
 
 
 class _Settler:
-    """Sends what settles deliveries; again and again, from a thread of its own, what can't be sent.
+    """Sends what settles deliveries: in the thread that calls it, and again and again in a thread
+    of its own what can't be sent at once.
 
     The delivery is kept meanwhile, and its task doesn't run again. Copies for one queue wait for
     each other: one attempt in each pause is enough to see whether it works again. What is wrong
-    with one queue delays nothing else. The thread also does what nobody else has the time for.
+    with one queue delays nothing else. The thread also has jobs (`do`) that would hold others up.
     """
 
     def __init__(
@@ -4970,10 +4980,12 @@ class _Settler:
         self._publisher = publisher
         self._on_kept = on_kept
         self._on_settled = on_settled
-        #: Guards what follows; notified of work, and of the end.
+        #: Guards what follows; notified of a job, of the first delivery that is kept, and of the
+        #: end. Nothing is sent, and no other lock is waited for, while it is held.
         self._changed = threading.Condition(threading.Lock())
         self._jobs: collections.deque[Callable[[], object]] = collections.deque()
-        #: By the queue that the copies are for: when to try again, after which pauses, and them.
+        #: By the queue that copies are for: time.monotonic() of the next attempt, the pauses after
+        #: that, and the deliveries, in their order.
         self._kept: dict[str, tuple[float, Iterator[float], collections.deque[_Delivery]]] = {}
         self.count = 0  #: Of kept deliveries.
         self._closed = False
@@ -4984,15 +4996,18 @@ class _Settler:
 
     @property
     def healthy(self) -> bool:
+        """Whether its thread lives, and nothing is kept."""
         return self._thread.is_alive() and not self.count
 
     def settle(self, delivery: _Delivery, settlement: _Settlement) -> None:
-        """Reply, then forward, then settle. Doesn't raise; what can't be forwarded is kept."""
+        """Reply, then forward, then settle, in the calling thread. Doesn't raise; what can't be
+        forwarded is kept. By who has claimed the delivery."""
         delivery.settlement = settlement
         self.attempt(self._send, delivery)
 
     def _send(self, delivery: _Delivery) -> None:
-        """Send what is left of a settlement. When this raises it can be called again."""
+        """Send what is left of a settlement. When this raises it can be called again: what has been
+        sent is taken from the settlement at once, and isn't sent twice."""
         reply, copy, frame = delivery.settlement
         if reply is not None:
             self._reply(reply)
@@ -5010,8 +5025,9 @@ class _Settler:
         self._on_settled(delivery)
 
     def attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """Call a function. If that raises, which is a defect or bad luck, it is called in the
-        settler's thread, again and again, until it doesn't; and this returns None."""
+        """Call a function, and return what it returns. If it raises, which is a defect or bad luck
+        (no memory, no thread), this returns None, and the settler's thread calls it again and again
+        until it doesn't raise."""
         try:
             return function(*args, **kwargs)
         except BaseException as error:
@@ -5021,13 +5037,14 @@ class _Settler:
             return None
 
     def do(self, job: Callable[[], object]) -> None:
-        """Have something done in the settler's thread, soon."""
+        """Have something done in the settler's thread, soon; and again if it raises."""
         with self._changed:
             self._jobs.append(job)
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread. What is kept goes back with its connection."""
+        """End the thread, when it has done its jobs; wait for CLOSE_TIMEOUT seconds. What is kept
+        goes back with its connection."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -5048,7 +5065,9 @@ class _Settler:
                     del self._kept[queue]
 
     def _reply(self, message: _Message) -> None:
-        """Returns when it is on its way: before the message is settled."""
+        """Send a reply, and return when the broker has it. This comes before the message is
+        settled: if the process dies in between, that runs again, and the caller has its answer
+        either way. A reply that can't be sent is lost."""
         error = self._try_to_send(message)
         if error is not None and len(message.body) > LARGE_REPLY:  # perhaps that is why
             text = f"the result takes {len(message.body)} bytes, and can't be sent: {error}"
@@ -5069,7 +5088,8 @@ class _Settler:
                 _log_aside(logging.WARNING, text, message.queue, error)
                 self._publisher.send([_plain_copy(message)])
         except BaseException as error:
-            error.__traceback__ = None  # its frames needn't live as long as it
+            # It may be kept: its frames, and what is in them, needn't live as long.
+            error.__traceback__ = None
             return error
         return None
 
@@ -5130,13 +5150,13 @@ class _Settler:
         error = self._try_to_send(cast(_Message, settlement.copy))
         with self._changed:
             if not kept or kept[0] is not delivery:
-                return  # it was lost meanwhile
+                return  # it was lost meanwhile (`drop`)
             if error is not None:
                 self._kept[queue] = time.monotonic() + next(pauses), pauses, kept
                 return
             kept.popleft()
             self.count -= 1
-            self._kept[queue] = -math.inf, pauses, kept
+            self._kept[queue] = -math.inf, pauses, kept  # it works: the next follows at once
             if not kept:
                 del self._kept[queue]
         self.settle(delivery, settlement._replace(copy=None))
@@ -5157,6 +5177,7 @@ def _keep_running(step: Callable[[], bool]) -> None:
         except BaseException as error:
             text = "Defect in a thread of the worker; it goes on"
             _log_aside(logging.ERROR, text, error=error)
+        # Without a pause a lasting defect would take a whole CPU, and fill the log.
         try:
             pauses = pauses or _pauses(LONGEST_PAUSE)
             time.sleep(next(pauses))
@@ -5165,10 +5186,14 @@ def _keep_running(step: Callable[[], bool]) -> None:
 
 
 class _Pool:
-    """The threads, and the deliveries that they have.
+    """The threads that run tasks, and all deliveries in hand: the only place where the state of a
+    delivery changes.
 
     WORKER_THREADS loops on a `ThreadPoolExecutor`; all wait on one condition for what is delivered.
     A thread that is given up is left to itself, and one more loop begins.
+
+    notify: has the supervisor look again. on_failure: called by a pool thread with the queue, the
+    description, the task and the exception of a message that has failed.
     """
 
     def __init__(
@@ -5181,49 +5206,51 @@ class _Pool:
     ) -> None:
         self._app = app
         self._config = config
-        self._notify = notify  # the supervisor: it is to look again
+        self._notify = notify
         self._on_failure = on_failure
         self._settler = _Settler(publisher, self._on_kept, self._on_settled)
         #: Where it notes what runs, for a process that watches over this one.
         self.journal = Journal()
-        #: Quorum queues have their own delivery limit, but those that we declare without one.
+        #: Whether we count the crashes of messages of quorum queues, too. Such a queue has a limit
+        #: of deliveries for that, but for one that we have declared (`_undropped`).
         arguments = config.QUEUE_ARGUMENTS
         self._counts_for_quorum = _is_quorum(arguments) and "x-delivery-limit" not in arguments
         #: Nothing begins any more; and each end is to be noticed at once.
         self.stopping = False
-        #: `is_ours` in threads of the worker: in these nobody waits for its end. Idents are reused.
-        self.here = threading.local()
+        #: `is_needed` in a thread that the worker needs. Not a set of idents: these are reused.
+        self._this_thread = threading.local()
         #: Guards what follows, and the states of deliveries; notified of what can begin, and of the
-        #: end. No lock is waited for while it is held.
+        #: end of a loop. No lock is waited for while it is held.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._waiting: collections.deque[_Delivery] = collections.deque()
-        #: Of what has run when a process died, only one runs at a time. The others wait here.
+        #: Suspects: what has run when a process died. One of them runs at a time, the others wait.
         self._quarantine: collections.deque[_Delivery] = collections.deque()
-        self._suspect: _Delivery | None = None
-        #: Begun, and its thread hasn't come back.
+        self._suspect: _Delivery | None = None  # that which runs
+        #: Those whose pool threads haven't come back from them; settled or not, stuck ones, too.
         self.running: dict[_Delivery, None] = {}
-        #: Given up, and its thread is still in it. What interrupted it.
+        #: Of these, those that were given up, and what interrupted them.
         self._stuck: dict[_Delivery, BaseException] = {}
-        #: By the keys of the messages that run: the delivery, and others of the same that wait for
-        #: its end.
+        #: By the keys of the messages that run: the delivery that does, and those that the broker
+        #: has delivered meanwhile of the same message: they wait for its end.
         self._keys: dict[str, tuple[_Delivery, collections.deque[_Delivery]]] = {}
         self._loops = 0  # how many there are, without those that are stuck
-        self._idle = 0  # how many of these wait,
-        self._woken = False  # and whether one of these was notified
+        self._idle = 0  # how many of these wait for a delivery,
+        self._woken = False  # and whether one of these was notified, and hasn't come yet
         self._closed = False
         self.held = 0  #: How many messages are in hand, without those that the settler keeps.
-        self.ended = 0  #: How many runs have.
-        self._began_at = -math.inf  # time.monotonic(): the last one
-        #: Channels whose consumers have all that they may have.
+        self.ended = 0  #: How many deliveries threads have come back from.
+        self._began_at = -math.inf  # time.monotonic() when the last one began
+        #: Channels that may have been full (`is_full`) since the last look (`take_full`).
         self.full: set[_ConsumerChannel] = set()
-        self._tallies = dict.fromkeys(_TALLIES, 0)
+        self._tallies = dict.fromkeys(_TALLIES, 0)  # what became of how many deliveries
 
     def start(self) -> None:
         """Raise RuntimeError if a thread can't be started."""
         from concurrent.futures import ThreadPoolExecutor
 
-        # It starts a thread for each loop that begins, and no more.
+        # Without a limit: it starts a thread for each loop, and `_loops` counts them. One that is
+        # stuck would count for its limit.
         self._executor = ThreadPoolExecutor(sys.maxsize, thread_name_prefix="kuyruk-pool")
         self._watch = _Watch(self._config.WORKER_GRACE, self._give_up)
         self._settler.start()
@@ -5243,14 +5270,18 @@ class _Pool:
             self._watch.close()
 
     @contextlib.contextmanager
-    def not_to_be_waited_in(self) -> Iterator[None]:
-        """A signal handler that stops the worker in this block doesn't wait for its end: this
-        thread has, or will have, a lock that the worker needs; or it waits already."""
-        was_ours, self.here.is_ours = getattr(self.here, "is_ours", False), True
+    def needs_this_thread(self) -> Iterator[None]:
+        """Note in a `with` block that this thread is the worker's, has a lock that it needs, or
+        waits for its end already. A signal handler in it that stops the worker must not wait."""
+        was_needed, self._this_thread.is_needed = self.is_this_thread_needed, True
         try:
             yield
         finally:
-            self.here.is_ours = was_ours
+            self._this_thread.is_needed = was_needed
+
+    @property
+    def is_this_thread_needed(self) -> bool:
+        return getattr(self._this_thread, "is_needed", False)
 
     # -- for the supervisor, and for those who ask
 
@@ -5285,14 +5316,14 @@ class _Pool:
 
     @property
     def stuck(self) -> int:
-        """How many threads are, without those whose connection was lost: they are within their
-        limits, and the worker survives that."""
+        """How many threads are stuck, without those that were given up because their connection was
+        lost: their tasks are within their limits, and will end."""
         causes = tuple(self._stuck.values())
         return sum(not isinstance(cause, HeartbeatError) for cause in causes)
 
     @property
     def unfinished(self) -> list[_Delivery]:
-        """What has begun, and isn't settled."""
+        """What has begun, and is neither settled nor kept."""
         with self._lock:
             return [d for d in self.running if d.state in (RUNNING, CLAIMED)]
 
@@ -5319,12 +5350,14 @@ class _Pool:
         self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery], bool]
     ) -> int:
         """Interrupt running tasks; return how many. One that hasn't begun (its module is being
-        imported, say) doesn't begin."""
+        imported, say) doesn't begin. make_cause: called for each: an exception that two threads
+        raise gets the traceback of both."""
         with self._lock:
             chosen = [d for d in self.running if d.state == RUNNING and which(d)]
             for delivery in chosen:
                 if delivery.run is None and delivery.cause is None:
-                    delivery.cause = make_cause()
+                    delivery.cause = make_cause()  # `_begin` looks for it, with the lock
+        # Without the lock: the watch has one of its own.
         for delivery in chosen:
             if delivery.run is not None:
                 self._watch.interrupt(delivery.run, make_cause())
@@ -5347,7 +5380,8 @@ class _Pool:
         self.interrupt(cause, lambda delivery: delivery.channel in lost and delivery.is_lost)
 
     def oldest(self, channel: _ConsumerChannel) -> _Delivery | None:
-        """Return the oldest of what came by a channel and isn't settled."""
+        """Return the delivery that came first of those that came by a channel and aren't settled:
+        what RabbitMQ's consumer_timeout is about."""
         with self._lock:
             begun = [d for d in self.running if d.state != SETTLED]
             in_hand = itertools.chain(begun, *self._queues())
@@ -5378,6 +5412,7 @@ class _Pool:
         self._requeue(back)
 
     def _requeue(self, deliveries: list[_Delivery]) -> None:
+        """Send deliveries back that were taken from the queues and haven't begun."""
         with self._lock:
             self._tallies["requeued"] += len(deliveries)
             for delivery in deliveries:
@@ -5404,19 +5439,19 @@ class _Pool:
             return full
 
     def _queues(self) -> list[collections.deque[_Delivery]]:
-        """Return what hasn't begun. With the lock."""
+        """Return all queues of what hasn't begun. With the lock."""
         return [self._waiting, self._quarantine, *(others for _, others in self._keys.values())]
 
     # -- the loops
 
-    def _wake_one(self, taken: int = 0) -> None:
+    def _wake_one(self) -> None:
         """Wake an idle thread for what waits, unless one was woken and hasn't come yet: that wakes
-        the next one (`_take`). With the lock. taken: how many of those that wait are about to be.
+        the next one (`_take`). With the lock.
 
         To wake all that could do something costs more than tiny tasks do: by the time that they
         have the GIL, others have taken their work.
         """
-        if not self._woken and self._idle and len(self._waiting) + len(self._quarantine) > taken:
+        if not self._woken and self._idle and (self._waiting or self._quarantine):
             self._woken = True
             self._changed.notify()
 
@@ -5436,10 +5471,12 @@ class _Pool:
 
     def _loop(self) -> None:
         """Run what is delivered, until the pool closes, or this thread was given up."""
-        self.here.is_ours = True
+        self._this_thread.is_needed = True
         with self._lock:
+            # The executor queues a loop for which it can't start a thread, and raises; that loop
+            # begins all the same when another's thread ends. It may be one too many by then.
             if self._loops >= self._config.WORKER_THREADS:
-                return  # one that couldn't be started at its time
+                return
             self._loops += 1
         ended: _Delivery | None = None
 
@@ -5450,6 +5487,7 @@ class _Pool:
                 try:
                     self._handle(ended)
                 except BaseException as defect:
+                    # Not here: what has failed, no memory say, may be this thread's trouble.
                     self._settler.do(functools.partial(self._settle_as_failed, ended, defect))
                     raise
             return ended is None
@@ -5457,18 +5495,19 @@ class _Pool:
         _keep_running(step)
 
     def _next(self, ended: _Delivery | None) -> _Delivery | None:
-        """Note that a delivery has ended, and wait for the next. None: this was the last."""
+        """Note that a delivery has ended, and wait for the next. Return None if this thread is to
+        end: the pool is closed, or it was given up and another has its place."""
         if ended is not None:
             with self._lock:
-                is_stuck = ended in self._stuck
+                was_given_up = ended in self._stuck
                 self._end(ended)
                 self._stuck.pop(ended, None)
-                delivery = None if is_stuck else self._take()
-                is_needed = is_stuck or self.stopping or self.full or self._waiting
+                delivery = None if was_given_up else self._take()
+                is_news = was_given_up or self.stopping or self.full or self._waiting
             del ended  # nothing of it is kept while this thread waits
-            if is_needed:
+            if is_news:  # for the supervisor; to wake it for each end costs more than tiny tasks do
                 self._notify()
-            if is_stuck or delivery is not None:
+            if was_given_up or delivery is not None:
                 return delivery
         with self._lock:
             while True:
@@ -5487,9 +5526,10 @@ class _Pool:
                     self._woken = False
 
     def _end(self, delivery: _Delivery) -> None:
-        """Forget a delivery whose thread has come back from it. With the lock.
+        """Forget a delivery whose thread has come back from it, unless it is another's by now. With
+        the lock.
 
-        1. This thread sets it aside (`_enter`), and logs that. 2. Another takes it, since what it
+        1. This thread has it wait (`_admit`), and logs that. 2. Another takes it, since what it
         waited for has ended, and runs it. 3. This thread comes back: it isn't its delivery any
         more.
         """
@@ -5509,19 +5549,20 @@ class _Pool:
                 self._wake_one()  # this thread may have been given up: then it takes none of them
 
     def _take(self) -> _Delivery | None:
-        """Return what begins next. With the lock."""
+        """Return what begins next, or None if nothing can. With the lock."""
         if self.stopping:
             return None
         is_suspect = bool(self._quarantine) and self._suspect is None
         queue = self._quarantine if is_suspect else self._waiting
         if not queue:
             return None
-        if len(self._waiting) > 1 - is_suspect:
-            self._wake_one(taken=1)
+        if len(self._waiting) > 1 - is_suspect:  # something is left for another thread
+            self._wake_one()
+        # It must not get lost if this fails (no memory): it leaves its queue last.
         delivery = queue[0]
         self._began_at = time.monotonic()
         self.running[delivery] = None
-        queue.popleft()  # from here on nothing can fail
+        queue.popleft()
         delivery.state, delivery.thread = RUNNING, threading.get_ident()
         if is_suspect:
             self._suspect = delivery
@@ -5538,7 +5579,7 @@ class _Pool:
                 if delivery.properties is None:
                     raise InvalidMessage("the message's AMQP properties can't be decoded")
                 delivery.task = description = _decode_task(delivery.body)
-                if not self._enter(delivery):
+                if not self._admit(delivery):
                     return
                 task = self._app._find_task(description.module, description.function)
                 run = Run(task, description.id, delivery.queue, delivery.redelivered)
@@ -5556,18 +5597,19 @@ class _Pool:
         finally:
             error = None  # its traceback leads to this frame: a cycle, which keeps all frames
 
-    def _enter(self, delivery: _Delivery) -> bool:
-        """Return False if it is set aside: because the same message runs here, or because it is a
-        suspect and another one runs. Raise Crashed if it has brought too many processes down."""
+    def _admit(self, delivery: _Delivery) -> bool:
+        """Return whether its task may run now. If the same message runs here, or if it is a suspect
+        and another suspect runs, it waits again. Raise Crashed if it has brought too many processes
+        down."""
         key, is_suspect = delivery.key, False
         if key in self.journal.crashes:
-            # A quorum queue may count itself, and have a limit.
+            # A quorum queue counts itself, and has a limit, if it isn't one of ours.
             is_suspect = self._counts_for_quorum or "x-delivery-count" not in delivery.headers
         if is_suspect:
             crashes, blames = self.journal.count(key)
             limit = self._config.WORKER_MAX_CRASHES
-            # At the first death it may have been one of many. Being the only suspect at one more
-            # proves little: what had not been suspected yet may have died beside it.
+            # At the first death it may have been one of many messages. And to be the only suspect
+            # at one more proves little: what ran beside it, not suspected yet, may be to blame.
             if crashes >= limit and blames >= max(1, limit - 1):
                 why = "worker processes have died while it ran (WORKER_MAX_CRASHES)"
                 raise Crashed(f"{crashes} {why}")
@@ -5589,7 +5631,8 @@ class _Pool:
         return False
 
     def _begin(self, delivery: _Delivery, run: Run) -> bool:
-        """Return whether its task may begin: it is still ours, and nothing has interrupted it."""
+        """Return whether its task may begin: it is still ours, and nothing has interrupted it. From
+        here on interruptions are the run's."""
         with self._lock:
             is_ours = delivery.state == RUNNING and not delivery.is_lost
             if delivery.cause is None and is_ours:
@@ -5624,9 +5667,13 @@ class _Pool:
         error: BaseException | None,
         state: str,
     ) -> _Verdict | None:
-        """Settle a delivery in this state, or have it kept until that is possible. Return None if
-        another does that. What the user's objects raise when they are described is what has failed
-        then."""
+        """Settle a delivery, or have it kept until that is possible. Return what becomes of it;
+        None if it isn't in this state any more: then another has claimed it.
+
+        state: RUNNING for the thread that has run it, CLAIMED for who has given that up. If the
+        result or the exception can't be described, since code of the user's raises, the message
+        has failed with that.
+        """
         defect: BaseException | None = None
         try:
             fits = task is None or error is None or task._fits(error)
@@ -5662,11 +5709,13 @@ class _Pool:
         return verdict
 
     def _settle_as_failed(self, delivery: _Delivery, defect: BaseException) -> None:
-        """Settle a delivery that a defect has left unsettled: the last line of defence."""
+        """Settle a delivery that a defect has left unsettled: the last line of defence. In the
+        settler."""
         if delivery.state == RUNNING:
             self._settle(delivery, None, None, defect, RUNNING)
 
     def _on_kept(self, delivery: _Delivery) -> None:
+        """Note that its copy can't be forwarded for the moment. By who settles it."""
         with self._lock:
             delivery.state = KEPT
             delivery.channel.kept += 1
@@ -5674,6 +5723,7 @@ class _Pool:
         self._notify()  # others may come in its place
 
     def _on_settled(self, delivery: _Delivery) -> None:
+        """Note that it is settled. By who settles it."""
         with self._lock:
             if delivery.state == KEPT:
                 delivery.channel.kept -= 1
@@ -5690,6 +5740,8 @@ class _Pool:
             _log(level, "%s from %r %s in %.3f s", *arguments, extra=delivery.extra, logger=log)
 
     def _log_error(self, delivery: _Delivery, error: BaseException, verdict: _Verdict) -> None:
+        """Log what a task has raised, and what becomes of its message. With a traceback only where
+        somebody has to look for the cause."""
         about: dict[str, Any] = {"extra": delivery.extra}
         arguments = delivery, delivery.queue, verdict.tally
         then = ""
@@ -5733,8 +5785,8 @@ class _Pool:
         self._settler.do(lambda: self._settle_abandoned(delivery, cause))
 
     def _settle_abandoned(self, delivery: _Delivery, cause: BaseException) -> None:
-        """In the settler. It is logged in a thread of its own: the stuck one may hold the log, and
-        the settler has others to settle."""
+        """Settle a delivery whose thread was given up, and log where that is stuck. In the settler;
+        not in the watch, which interrupts others meanwhile."""
         stack = _format_stack(delivery.thread)
         task = delivery.run.task if delivery.run else None
         cause.add_note(
@@ -5878,7 +5930,7 @@ class Worker:
             self._interrupt_at = min(self._interrupt_at, time.monotonic() + timeout)
         self._pool.stopping = True
         self._wakeup.set()
-        if wait and self._began.locked() and not getattr(self._pool.here, "is_ours", False):
+        if wait and self._began.locked() and not self._pool.is_this_thread_needed:
             self.join()
 
     def join(self, timeout: float | None = None) -> bool:
@@ -5886,7 +5938,7 @@ class Worker:
         child it has: its threads are the parent's."""
         if os.getpid() != self._process_id:
             return True
-        with self._pool.not_to_be_waited_in():
+        with self._pool.needs_this_thread():
             return self._ended.wait(timeout)
 
     @property
@@ -5920,12 +5972,12 @@ class Worker:
         given up and don't end), unsettled (can't be forwarded for the moment); running: a list of
         dicts of id, task, queue and seconds.
         """
-        with self._pool.not_to_be_waited_in():
+        with self._pool.needs_this_thread():
             return self._pool.stats
 
     def drop(self, id: str | None = None) -> int:
         """Interrupt the running task of this message id, or all, with Discard; return how many."""
-        with self._pool.not_to_be_waited_in():
+        with self._pool.needs_this_thread():
             return self._pool.interrupt(
                 lambda: Discard("dropped by an operator"),
                 lambda delivery: id in (None, delivery.task and delivery.task.id),
@@ -5938,18 +5990,18 @@ class Worker:
     # -- the supervisor
 
     def _run(self) -> None:
-        self._pool.here.is_ours = True
-        try:
-            self._pool.start()
-            self._keeper.start()
-            self._signal(worker_start)
-            _keep_running(self._supervise)
-            self._drain()
-        except BaseException as error:
-            _log_aside(logging.CRITICAL, "Defect in the worker: it stops", error=error)
-            self.error = error
-        finally:
-            self._end()
+        with self._pool.needs_this_thread():
+            try:
+                self._pool.start()
+                self._keeper.start()
+                self._signal(worker_start)
+                _keep_running(self._supervise)
+                self._drain()
+            except BaseException as error:
+                _log_aside(logging.CRITICAL, "Defect in the worker: it stops", error=error)
+                self.error = error
+            finally:
+                self._end()
 
     def _supervise(self) -> bool:
         """Consume while there is a connection. Return whether to stop; an exception costs the

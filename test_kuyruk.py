@@ -6308,7 +6308,7 @@ READS = ["_Delivery.__init__", "_ConsumerChannel.on_content", "_Pool.add"]
 #: What fails in these is what the message fails with: before its task begins,
 BEGINS = [
     "_Pool._wake_one", "_Pool._take", "_Pool._next", "_Pool._handle", "_decode_task",
-    "_Pool._enter", "Journal.begin", "Kuyruk._find_task", "Run.__init__", "_Pool._begin",
+    "_Pool._admit", "Journal.begin", "Kuyruk._find_task", "Run.__init__", "_Pool._begin",
     "Task._run", "_Watch.add", "_set_current",
 ]  # fmt: skip
 #: and afterwards.

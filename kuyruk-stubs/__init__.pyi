@@ -1736,8 +1736,8 @@ class _Prefetch:
         self.size = 0
         self._least = threads
         self._rate = 0.0
-        self._at = -math.inf
-        self.ended = 0
+        self._looked_at = -math.inf
+        self._ended = 0
 
     def look(self, now: float, ended: int, waited: float, patience: float) -> int:
         ...
@@ -1828,7 +1828,7 @@ class _Pool:
         arguments = config.QUEUE_ARGUMENTS
         self._counts_for_quorum = _is_quorum(arguments) and 'x-delivery-limit' not in arguments
         self.stopping = False
-        self.here = threading.local()
+        self._this_thread = threading.local()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._waiting: collections.deque[_Delivery] = collections.deque()
@@ -1854,7 +1854,11 @@ class _Pool:
         ...
 
     @contextlib.contextmanager
-    def not_to_be_waited_in(self) -> Iterator[None]:
+    def needs_this_thread(self) -> Iterator[None]:
+        ...
+
+    @property
+    def is_this_thread_needed(self) -> bool:
         ...
 
     @property
@@ -1910,7 +1914,7 @@ class _Pool:
     def _queues(self) -> list[collections.deque[_Delivery]]:
         ...
 
-    def _wake_one(self, taken: int=0) -> None:
+    def _wake_one(self) -> None:
         ...
 
     def _start_loop(self) -> None:
@@ -1931,7 +1935,7 @@ class _Pool:
     def _handle(self, delivery: _Delivery) -> None:
         ...
 
-    def _enter(self, delivery: _Delivery) -> bool:
+    def _admit(self, delivery: _Delivery) -> bool:
         ...
 
     def _begin(self, delivery: _Delivery, run: Run) -> bool:
