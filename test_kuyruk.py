@@ -9552,6 +9552,23 @@ def test_a_broker_that_does_not_answer_is_named_once_with_the_reason(call, make_
     gc.collect()  # what amqpstorm has left open warns here
 
 
+def test_a_process_whose_first_pulse_comes_while_it_is_looked_at_is_not_frozen():
+    now, killed = 1000.0, []
+    pulses = iter([0, *[int(now)] * 9])  # as another process writes them
+
+    class Journal:
+        exit_code = None
+        pulse = property(lambda self: next(pulses))
+
+    supervisor = object.__new__(kuyruk_worker._Supervisor)
+    supervisor._settings, supervisor._looked_at = {"RABBIT_HEARTBEAT": 60}, math.inf
+    supervisor._children = {1: kuyruk_worker._Child(1, None, Journal())}
+    supervisor._kill = lambda child, why: killed.append(why)
+    for _ in range(2):
+        supervisor._kill_frozen(now)
+    assert killed == []
+
+
 # --- Quorum queues, and a cluster ----------------------------------------------
 
 QUORUM = {"x-queue-type": "quorum"}
