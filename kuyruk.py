@@ -5363,21 +5363,19 @@ class _Pool:
                 self._watch.interrupt(delivery.run, make_cause())
         return len(chosen)
 
-    def on_lost(
-        self, channels: Iterable[_ConsumerChannel], cause: Callable[[], BaseException]
-    ) -> None:
-        """What came by these channels isn't ours any more, unless it is the only copy."""
-        lost = set(channels)
+    def on_lost(self, channel: _ConsumerChannel, make_cause: Callable[[], BaseException]) -> None:
+        """Forget what came by a channel that is lost and hasn't begun or is kept, and interrupt
+        what runs: the broker delivers it again. Not if it is the only copy."""
         with self._lock:
-            self.full -= lost
+            self.full.discard(channel)
             for queue in self._queues():
-                for delivery in [d for d in queue if d.channel in lost and d.is_lost]:
+                for delivery in [d for d in queue if d.channel is channel and d.is_lost]:
                     queue.remove(delivery)
                     delivery.state = LOST
                     self._tallies["lost"] += 1
                     self.held -= 1
         self._settler.drop(lambda delivery: delivery.is_lost)
-        self.interrupt(cause, lambda delivery: delivery.channel in lost and delivery.is_lost)
+        self.interrupt(make_cause, lambda d: d.channel is channel and d.is_lost)
 
     def oldest(self, channel: _ConsumerChannel) -> _Delivery | None:
         """Return the delivery that came first of those that came by a channel and aren't settled:
@@ -5816,16 +5814,17 @@ _TALLIES = (
 
 # --- Worker --------------------------------------------------------------------------------------
 
-#: For what is asked of a queue's channel. When that is closed meanwhile, the reader has noted it:
-#: the supervisor looks after it next, and no other queue has any trouble.
-_alone = contextlib.suppress(AMQPChannelError)
+#: Around what is asked of a queue's channel: if the broker closes that meanwhile, it is no error
+#: here. The reader has noted it, and the supervisor looks after it next (`_look_after_trouble`).
+_unless_closed = contextlib.suppress(AMQPChannelError)
 
 
 class Worker:
     """Consumes queues and runs their tasks, in threads of this process.
 
     app: the `Kuyruk`. queues: names, or None for those of the app's tasks. options:
-    `WorkerOptions`; the configuration's `WORKER_` keys are the defaults.
+    `WorkerOptions`; the configuration's `WORKER_` keys are the defaults. Raises TypeError for an
+    option that isn't known, ValueError for a value or a name that can't be.
 
     `run` blocks, `start` doesn't, and as a context manager it is started and stopped. It installs
     no signal handler and leaves logging alone. A worker runs once.
@@ -5847,37 +5846,41 @@ class Worker:
         #: How many tasks had to be interrupted for the worker to stop.
         self.aborted = 0
         #: Called in one of its threads when it may have become `healthy` or not, or has stopped. It
-        #: must not block.
+        #: must not block. What it raises is logged.
         self.on_change: Callable[[], object] = lambda: None
         #: What it has failed with, if it has.
         self.error: BaseException | None = None
         self._process_id = os.getpid()
-        self._began = threading.Lock()  # taken once and for ever
-        self._ended = threading.Event()
-        self._interrupt_at = math.inf  # time.monotonic() from which on a stop waits no longer
+        self._began = threading.Lock()  # acquired by `start`, and never released
+        self._ended = threading.Event()  # set by the supervisor, last of all
+        # time.monotonic() at which each call of `stop` wants running tasks to be interrupted.
+        self._interrupt_times = [math.inf]
         self._publisher = _Publisher(self._config)
         self._keeper = _Keeper(self._config, publishes=False)
         self._pool = _Pool(
             app, self._config, self._publisher, self._on_pool_change, self._signal_failure
         )
-        self._wakeup = _Event()  # of the supervisor
+        self._wakeup = _Event()  # of the supervisor: there is something to do, or to stop
         self._supervisor = threading.Thread(target=self._run, name="kuyruk-supervisor", daemon=True)
-        #: What each queue is consumed by; and those that aren't consumed: when to try that again.
+        # What follows is the supervisor's: no other thread changes it, but for `_troubled`.
+        #: What each queue is consumed by.
         self._channels: dict[str, _ConsumerChannel] = {}
+        #: Queues that aren't consumed: time.monotonic() of the next attempt, and the pauses after.
         self._missing: dict[str, tuple[float, Iterator[float]]] = {}
         self._reported: dict[str, str] = {}  # and why, as it was logged
-        #: Channels that were closed, or whose consumer was ended. The readers append to it.
+        #: Channels that were closed, or whose consumer was ended. The reader appends to it.
         self._troubled: collections.deque[_ConsumerChannel] = collections.deque()
         self._paused = False
         # Of consumers of such a queue only one is served: more of them are of no use.
         is_single = app.config.QUEUE_ARGUMENTS.get("x-single-active-consumer")
         self._adjusts = self._config.WORKER_PREFETCH is None and not is_single
         self._prefetch = _Prefetch(self._config.WORKER_THREADS)
-        self._look_at = -math.inf  # time.monotonic(): not sooner
-        self._looks = False  # the supervisor will look at that time, whether it is woken or not
-        #: Channels that hold more than their share, and less.
-        self._large: set[_ConsumerChannel] = set()
-        self._small: set[_ConsumerChannel] = set()
+        self._adjust_at = -math.inf  # time.monotonic(): not sooner
+        #: The supervisor looks at the pool soon, whether it is woken or not.
+        self._looks_soon = False
+        #: Channels with consumers that `_grow` has added; and those that `_shrink` has left one.
+        self._grown: set[_ConsumerChannel] = set()
+        self._shrunk: set[_ConsumerChannel] = set()
         self._signal(worker_init)
 
     # -- its life, as its owner sees it
@@ -5900,7 +5903,7 @@ class Worker:
             # process alive.
             self._supervisor.start()
         except BaseException:
-            self._ended.set()
+            self._ended.set()  # or `stop` and `join` would wait for ever
             raise
 
     def run(self) -> None:
@@ -5926,8 +5929,10 @@ class Worker:
         if timeout not in (None, math.inf):
             _check("timeout", timeout)
         timeout = self._config.WORKER_SHUTDOWN_TIMEOUT if timeout is None else timeout
+        # A signal handler may call this in the middle of another call in its thread: so there is no
+        # lock, and each only appends. The time comes before the wake-up.
         if timeout is not None:
-            self._interrupt_at = min(self._interrupt_at, time.monotonic() + timeout)
+            self._interrupt_times.append(time.monotonic() + timeout)
         self._pool.stopping = True
         self._wakeup.set()
         if wait and self._began.locked() and not self._pool.is_this_thread_needed:
@@ -5976,7 +5981,8 @@ class Worker:
             return self._pool.stats
 
     def drop(self, id: str | None = None) -> int:
-        """Interrupt the running task of this message id, or all, with Discard; return how many."""
+        """Interrupt the running task of this message id, or (None) all, with Discard: their
+        messages are dropped. Return how many."""
         with self._pool.needs_this_thread():
             return self._pool.interrupt(
                 lambda: Discard("dropped by an operator"),
@@ -6008,13 +6014,14 @@ class Worker:
         connection."""
         if self._should_stop():
             return True
-        wait = self._keeper.changes.wait_for
-        look = lambda: self._keeper.usable or self._pool.stopping  # noqa: E731
-        connection = wait(look, self._stop_at, self._wakeup)
+        connection = self._keeper.changes.wait_for(
+            lambda: self._keeper.usable or self._pool.stopping, self._stop_at, self._wakeup
+        )
         if isinstance(connection, _Connection):
             try:
                 self._consume(connection)
             except BaseException as error:
+                # A defect, too: with the connection all that it may have left half done is gone.
                 connection.give_up(_as_lost(error))
                 self._on_lost(_as_lost(error))
                 if not isinstance(error, AMQPError):
@@ -6025,7 +6032,7 @@ class Worker:
         """Return when the worker should stop. Raise AMQPError when the connection is lost."""
         self._missing = {queue: (-math.inf, _pauses(LONGEST_QUEUE_PAUSE)) for queue in self.queues}
         while not self._should_stop():
-            self._wakeup.clear()
+            self._wakeup.clear()  # before it looks: what changes from here on sets it again
             if connection.lost is not None:
                 raise _again(connection.lost)
             self._look_after_trouble()
@@ -6043,11 +6050,12 @@ class Worker:
         times = [self._stop_at, *(due for due, _ in self._missing.values())]
         if self._config.WORKER_MAX_LOAD:
             times.append(time.monotonic() + TICK)
-        # First this is noted: what happens from now on wakes it.
-        self._looks = False
-        self._looks = looks = bool(self._pool.has_waiting or self._pool.full or self._small)
-        if self._adjusts and looks and not self._paused:
-            times.append(self._look_at)
+        # 1. Here: it won't look soon. 2. Here: is there anything to look after? 3. Whoever changes
+        # the pool after that sees 1, and wakes it: no change is missed.
+        self._looks_soon = False
+        self._looks_soon = bool(self._pool.has_waiting or self._pool.full or self._shrunk)
+        if self._adjusts and self._looks_soon and not self._paused:
+            times.append(self._adjust_at)
         return min(times)
 
     def _subscribe(self, connection: _Connection, queue: str) -> None:
@@ -6063,6 +6071,7 @@ class Worker:
             if channel is None:
                 raise AMQPChannelError("its connection has no free channel (channel_max)")
             channel.waiting.subscribe(self._wakeup)
+            # Before it consumes: if that fails, `_on_queue_trouble` gives up this channel.
             self._channels[queue] = channel
             channel.add(self._first_prefetch())
         except AMQPChannelError as error:
@@ -6077,7 +6086,7 @@ class Worker:
         self._notify_owner()
 
     def _on_channel_trouble(self, channel: _ConsumerChannel) -> None:
-        """In the reader."""
+        """Have the supervisor look after a channel. In the reader, which can't ask the broker."""
         self._troubled.append(channel)
         self._wakeup.set()
 
@@ -6085,8 +6094,9 @@ class Worker:
         """Give up channels whose queue was deleted or has moved, or that were closed."""
         while self._troubled:
             channel = self._troubled.popleft()
-            if self._channels.get(channel.queue) is channel:
+            if self._channels.get(channel.queue) is channel:  # it hasn't been given up yet
                 why = channel.lost or AMQPChannelError("its consumer was cancelled by the broker")
+                # Before it counts as lost, or the tasks of the only copies would be interrupted.
                 if channel.connection.lost is None:
                     channel.is_orphaned = self._is_gone(channel)
                 what = "was deleted" if channel.is_orphaned else f"isn't consumed any more: {why}"
@@ -6102,34 +6112,38 @@ class Worker:
             return error.error_code == 404
 
     def _on_queue_trouble(self, queue: str, what: str, why: AMQPError) -> None:
-        """Give up a queue's channel, if there is one, and try another after a pause."""
+        """Give up a queue's channel, if there is one, and try another after a pause. what: what is
+        the matter with the queue, for the log."""
         channel = self._channels.pop(queue, None)
         if channel is not None:
             self._give_up(channel, why)
         _, pauses = self._missing.get(queue, (0, _pauses(LONGEST_QUEUE_PAUSE)))
         pause = next(pauses)
         self._missing[queue] = time.monotonic() + pause, pauses
-        level = logging.DEBUG if self._reported.get(queue) == what else logging.WARNING  # once
+        # A warning once, not at each attempt.
+        level = logging.DEBUG if self._reported.get(queue) == what else logging.WARNING
         self._reported[queue] = what
         _log_aside(level, "Queue %r %s; trying again in %.1f s", queue, what, pause)
         self._notify_owner()
 
     def _give_up(self, channel: _ConsumerChannel, why: AMQPError) -> None:
-        """What came by a channel isn't ours any more, unless it is the only copy."""
-        oldest = self._pool.oldest(channel)
+        """Use a channel no more. What came by it isn't ours any more, unless it is the only
+        copy."""
+        oldest = self._pool.oldest(channel)  # now: then it is forgotten
         channel.waiting.unsubscribe(self._wakeup)
         if channel.lost is None:
             channel.retire()
             channel.lost = why
-        self._large.discard(channel)
-        self._small.discard(channel)
+        self._grown.discard(channel)
+        self._shrunk.discard(channel)
         info = (type(why), why, None)
-        self._pool.on_lost([channel], lambda: HeartbeatError(info))
+        self._pool.on_lost(channel, lambda: HeartbeatError(info))
         if oldest is not None and not channel.is_orphaned:
             self._look_for_timeout(oldest, str(why), time.monotonic() - oldest.arrived_at)
 
     def _on_lost(self, error: AMQPError) -> None:
-        """The connection is lost."""
+        """Give up all channels: the connection is lost. Nothing is consumed until there is
+        another."""
         channels, self._channels = list(self._channels.values()), {}
         was_paused, self._paused = self._paused, False
         for channel in channels:
@@ -6142,6 +6156,10 @@ class Worker:
         self._notify_owner()
 
     def _look_for_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
+        """Log what to do if RabbitMQ has ended a consumer because a message was in hand too long.
+
+        oldest: the oldest that it had. error: what RabbitMQ says. age: seconds since it came.
+        """
         # Of a quorum queue, RabbitMQ 4.3 only cancels the consumer, as if the queue was deleted.
         is_named = "acknowledgement" in error
         if is_named or ("cancelled" in error and age > LEAST_CONSUMER_TIMEOUT):
@@ -6181,7 +6199,7 @@ class Worker:
             self.stop(math.inf, wait=False)
             text = "Stopping: %d threads are stuck, as many as the worker has"
             _log_aside(logging.CRITICAL, text, pool.stuck)
-        if pool.stopping or not self._looks:
+        if pool.stopping or not self._looks_soon:
             self._wakeup.set()
         if pool._stuck:
             self._notify_owner()
@@ -6202,28 +6220,24 @@ class Worker:
     # -- how many messages it holds
 
     def _first_prefetch(self) -> int:
-        """Return what the first consumer of each queue may hold: together enough for the
-        threads."""
-        config = self._config
-        share = (
-            -(-config.WORKER_THREADS // len(self.queues))
-            if self._adjusts
-            else config.WORKER_THREADS
-        )
-        return config.WORKER_PREFETCH or share
+        """Return how many messages the first consumer of each queue may hold: together enough for
+        the threads; or if that isn't adjusted later, each alone."""
+        threads = self._config.WORKER_THREADS
+        share = -(-threads // len(self.queues))  # rounded up
+        return self._config.WORKER_PREFETCH or (share if self._adjusts else threads)
 
     def _adjust_prefetch(self) -> None:
         """Hold the right number of messages, of all queues together.
 
         RabbitMQ fixes a consumer's prefetch when it begins. So consumers are added, for queues that
-        may have more messages; and when messages wait too long, large ones are replaced by a small
-        one, and what they have delivered counts until it is settled. There is always one: RabbitMQ
-        may delete a queue that nobody consumes.
+        may have more messages; and when messages wait too long, all of a channel's are replaced by
+        a small one, and what they have delivered counts until it is settled. There is always one:
+        RabbitMQ may delete a queue that nobody consumes.
         """
         now = time.monotonic()
-        if not self._adjusts or now < self._look_at:
+        if not self._adjusts or now < self._adjust_at:
             return
-        self._look_at = now + LOOK
+        self._adjust_at = now + LOOK
         waited, stalled = self._pool.waited(now)
         patience = _patience(stalled)
         size = self._config.WORKER_THREADS
@@ -6234,35 +6248,40 @@ class Worker:
             self._grow(size)
 
     def _shrink(self, size: int) -> None:
-        least = max(1, size // len(self.queues))
-        for channel in [c for c in self._large if c.capacity > least or len(self.queues) == 1]:
+        """Replace the consumers of channels that have grown by one that holds a message, and hand
+        back what is more than `size`: a worker with free threads can have it."""
+        share = max(1, size // len(self.queues))
+        for channel in [c for c in self._grown if c.capacity > share or len(self.queues) == 1]:
             if channel.why_lost is None and channel.capacity > 1:
                 tags = list(channel.consumers)
-                with _alone:
-                    channel.add(1, is_last=True)
+                with _unless_closed:
+                    channel.add(1, is_last=True)  # first: the queue isn't without a consumer
                     channel.cancel(tags)
-                    self._small.add(channel)
-            self._large.discard(channel)
+                    self._shrunk.add(channel)
+            self._grown.discard(channel)
+        # Last: what is handed back while large consumers are there would come to them again.
         self._pool.hand_back_surplus(size)
 
     def _grow(self, size: int) -> None:
-        """Let those channels hold more that have been full, and those that hold less than their
-        share."""
+        """Add consumers to channels that have shrunk, for their share; and to those that have been
+        full, for as much as there is room for."""
         full = {channel for channel in self._pool.take_full() if channel.why_lost is None}
         free = size - self._pool.held
         share = max(1, size // len(self.queues))
-        for channel in full | self._small:
+        for channel in full | self._shrunk:
             missing = min(share - channel.capacity, free)
             if channel in full:
-                missing = max(missing, min(-(-free // len(full)), size - channel.capacity))
+                part = -(-free // len(full))  # rounded up
+                missing = max(missing, min(part, size - channel.capacity))
             if missing > 0:
-                with _alone:
+                with _unless_closed:
                     channel.add(missing)
-                    self._large.add(channel)
-        self._small.clear()
+                    self._grown.add(channel)
+        self._shrunk.clear()
 
     def _pause_or_resume(self) -> None:
-        """While the load is too high others get the messages, those too that haven't begun."""
+        """Pause while the load average is above max_load: other workers get the messages, those,
+        too, that are in hand and haven't begun. What runs goes on."""
         limit = self._config.WORKER_MAX_LOAD
         if not limit:
             return
@@ -6273,9 +6292,9 @@ class Worker:
             return
         text = "%s: the load average is %.2f, the limit %g (max_load)"
         _log_aside(logging.WARNING, text, "Pausing" if pause else "Resuming", load, limit)
-        self._paused = pause  # before it stops consuming: on purpose
+        self._paused = pause  # first: `healthy` is to know that it is on purpose
         for channel in self._channels.values():
-            with _alone:
+            with _unless_closed:
                 if pause:
                     channel.cancel(list(channel.consumers))
                 else:
@@ -6287,11 +6306,11 @@ class Worker:
     # -- stopping
 
     def _drain(self) -> None:
-        """Nothing new comes, what hasn't begun goes back, what runs ends, or is interrupted, or is
-        given up."""
+        """Stop consuming, hand back what hasn't begun, and wait for what runs: until it ends, or is
+        interrupted when `stop` wants that, or is given up after the grace."""
         try:
             for channel in self._channels.values():
-                with _alone:
+                with _unless_closed:
                     channel.cancel(list(channel.consumers))
         except AMQPError as error:
             self._on_lost(error)
@@ -6299,7 +6318,7 @@ class Worker:
         unfinished = len(self._pool.unfinished)
         if unfinished:
             _log_aside(logging.INFO, "Stopping: waiting for %s", _count(unfinished, "running task"))
-        if self._wait_for_running(lambda: self._interrupt_at):
+        if self._wait_for_running(lambda: min(self._interrupt_times)):
             return
         self.aborted = len(self._pool.unfinished)
         text = "Stopping: interrupting %s; what they run goes back"
@@ -6307,15 +6326,16 @@ class Worker:
         self._pool.interrupt(lambda: Shutdown("the worker stops"), lambda _: True)
         grace_ends = time.monotonic() + self._config.WORKER_GRACE
         if not self._wait_for_running(lambda: grace_ends):
-            for delivery in self._pool.unfinished:  # an import, say, which can't be interrupted
+            # The watch gives up runs; this is for what isn't in one: an import, say.
+            for delivery in self._pool.unfinished:
                 cause = delivery.run and delivery.run._cause
                 self._pool.abandon(delivery, cause or Shutdown("the worker stops"))
-            # They are settled: that takes twice RABBIT_PUBLISH_TIMEOUT and a bit, at most.
+            # The settler settles them: that takes twice RABBIT_PUBLISH_TIMEOUT and a bit, at most.
             self._wait_for_running(lambda: math.inf)
 
     def _wait_for_running(self, get_end: Callable[[], float]) -> bool:
-        """Wait until nothing runs, or a time that may change meanwhile; return whether nothing
-        does."""
+        """Wait until nothing runs, or until a time.monotonic() that may change meanwhile; return
+        whether nothing does. Connections and channels may be lost in this time, too."""
         while True:
             self._wakeup.clear()
             if not self._pool.unfinished:
@@ -6332,6 +6352,8 @@ class Worker:
                 self._give_up(self._channels.pop(lost.queue), cast(AMQPError, lost.lost))
 
     def _end(self) -> None:
+        """End all threads, in this order: what pool threads settle needs the publisher, and the
+        connection by which messages came."""
         for clean_up in (self._pool.close, self._publisher.close, self._close_connection):
             try:
                 clean_up()
@@ -6344,9 +6366,11 @@ class Worker:
         self._notify_owner()
 
     def _close_connection(self) -> None:
-        """Acknowledgements are written; what is unacknowledged goes back."""
+        """Close the connection by which messages came: acknowledgements are written before that,
+        and what is unacknowledged goes back."""
         for channel in self._channels.values():
             channel.waiting.unsubscribe(self._wakeup)
         self._keeper.close()
+        # Whatever is late finds that nothing is ours to settle any more.
         for channel in self._channels.values():
             channel.lost = channel.lost or AMQPConnectionError("the worker has stopped")

@@ -1887,7 +1887,7 @@ class _Pool:
     def interrupt(self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery], bool]) -> int:
         ...
 
-    def on_lost(self, channels: Iterable[_ConsumerChannel], cause: Callable[[], BaseException]) -> None:
+    def on_lost(self, channel: _ConsumerChannel, make_cause: Callable[[], BaseException]) -> None:
         ...
 
     def oldest(self, channel: _ConsumerChannel) -> _Delivery | None:
@@ -1972,7 +1972,7 @@ class _Pool:
         ...
 _WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
 _TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discarded', 'requeued', 'lost')
-_alone = contextlib.suppress(AMQPChannelError)
+_unless_closed = contextlib.suppress(AMQPChannelError)
 
 class Worker:
 
@@ -1989,7 +1989,7 @@ class Worker:
         self._process_id = os.getpid()
         self._began = threading.Lock()
         self._ended = threading.Event()
-        self._interrupt_at = math.inf
+        self._interrupt_times = [math.inf]
         self._publisher = _Publisher(self._config)
         self._keeper = _Keeper(self._config, publishes=False)
         self._pool = _Pool(app, self._config, self._publisher, self._on_pool_change, self._signal_failure)
@@ -2003,10 +2003,10 @@ class Worker:
         is_single = app.config.QUEUE_ARGUMENTS.get('x-single-active-consumer')
         self._adjusts = self._config.WORKER_PREFETCH is None and (not is_single)
         self._prefetch = _Prefetch(self._config.WORKER_THREADS)
-        self._look_at = -math.inf
-        self._looks = False
-        self._large: set[_ConsumerChannel] = set()
-        self._small: set[_ConsumerChannel] = set()
+        self._adjust_at = -math.inf
+        self._looks_soon = False
+        self._grown: set[_ConsumerChannel] = set()
+        self._shrunk: set[_ConsumerChannel] = set()
         self._signal(worker_init)
 
     def __enter__(self) -> Worker:
