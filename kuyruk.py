@@ -3044,17 +3044,9 @@ class _Outgoing:
     """A message on its way, and what is known of it."""
 
     __slots__ = (
-        "batch",
-        "channel",
-        "failure",
-        "fate",
-        "is_suspect",
-        "message",
-        "properties",
-        "size",
-        "tag",
-        "trouble",
-    )
+        "batch", "channel", "failure", "fate", "is_suspect", "message", "properties", "size",
+        "tag", "trouble",
+    )  # fmt: skip
 
     def __init__(self, message: _Message, batch: _Batch | None) -> None:
         """Raise ValueError, and whatever pamqp raises, for properties that can't be encoded."""
@@ -5185,6 +5177,12 @@ def _keep_running(step: Callable[[], bool]) -> None:
             pass
 
 
+#: What deliveries are counted by (`Worker.stats`): all, and what became of them (`_Verdict.tally`).
+_TALLIES = (
+    "received", "succeeded", "failed", "timed_out", "rejected", "discarded", "requeued", "lost",
+)  # fmt: skip
+
+
 class _Pool:
     """The threads that run tasks, and all deliveries in hand: the only place where the state of a
     delivery changes.
@@ -5799,24 +5797,13 @@ class _Pool:
         _log_aside(logging.ERROR, text, *arguments, extra=delivery.extra)
 
 
-_WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
-_TALLIES = (
-    "received",
-    "succeeded",
-    "failed",
-    "timed_out",
-    "rejected",
-    "discarded",
-    "requeued",
-    "lost",
-)
-
-
 # --- Worker --------------------------------------------------------------------------------------
 
 #: Around what is asked of a queue's channel: if the broker closes that meanwhile, it is no error
 #: here. The reader has noted it, and the supervisor looks after it next (`_look_after_trouble`).
 _unless_closed = contextlib.suppress(AMQPChannelError)
+
+_WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
 
 
 class Worker:

@@ -1815,6 +1815,7 @@ class _Settler:
 
 def _keep_running(step: Callable[[], bool]) -> None:
     ...
+_TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discarded', 'requeued', 'lost')
 
 class _Pool:
 
@@ -1970,9 +1971,8 @@ class _Pool:
 
     def _settle_abandoned(self, delivery: _Delivery, cause: BaseException) -> None:
         ...
-_WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
-_TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discarded', 'requeued', 'lost')
 _unless_closed = contextlib.suppress(AMQPChannelError)
+_WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
 
 class Worker:
 
