@@ -3180,6 +3180,7 @@ class _ConfirmChannel(_Channel):
         self._returned[method.routing_key, getattr(properties, "message_id", None)] = self._last_tag
 
     def _on_fate(self, outgoing: _Outgoing, fate: str) -> None:
+        """Note what has become of a message, and wake who waits for it. In the reader."""
         self._bytes_answered += outgoing.size
         returned_up_to = self._returned.get(outgoing.message.key, 0) if self._returned else 0
         if cast(int, outgoing.tag) <= returned_up_to:
@@ -3301,6 +3302,7 @@ class _Publisher:
         _publishers.add(self)
 
     def begin(self) -> None:
+        """Begin with no connection: a new object, or that of a parent process in its child."""
         #: Held while the keeper is replaced: a thread is started, and nothing is waited for.
         #: Reentrant because such a lock knows whose it is (see `_get_keeper`).
         self._lock = threading.RLock()
@@ -3352,6 +3354,8 @@ class _Publisher:
                 )
 
     def _enter(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Call `work` with this publisher; or with another, if this thread is in here already.
+        Raise BrokerError in a thread that reads a connection: it would wait for itself."""
         if os.getpid() != _process_id:  # forked by C code, which calls no hook of Python's
             _after_fork_in_child()
         me = threading.get_ident()
@@ -3383,6 +3387,7 @@ class _Publisher:
                 raise self._error(unconfirmed, messages[sent:])
 
     def _call(self, message: _Message, wait_result: float) -> bytes:
+        # Two times: to have the message confirmed, and to have the reply.
         result_by = time.monotonic() + wait_result
         sent_by = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
         batch = _Batch(result_by)
@@ -3576,6 +3581,7 @@ class _Publisher:
         return _Keeper(self._config, publishes=True).start()
 
     def _get_keeper(self) -> _Keeper:
+        """Return the keeper of all that isn't suspect; a new one if it has ended, being idle."""
         keeper = self._keeper
         if keeper is None or keeper.ended:
             # A signal handler may raise between any two of these steps, also right after the lock
@@ -4634,7 +4640,7 @@ def _forwarded(
 def _plain_copy(message: _Message) -> _Message:
     """Return a message whose properties can't be encoded, with our own of its headers only: what is
     left out was its sender's, and is lost."""
-    kept = message.properties["headers"].items()
+    kept = message.properties.get("headers", {}).items()
     headers = {k: v for k, v in kept if k.removeprefix("x-kuyruk-") in _OUR_HEADERS}
     plain = {"headers": headers, "delivery_mode": 2, "message_id": _ids.make()}
     return message._replace(properties=plain)
@@ -5086,6 +5092,8 @@ class _Settler:
         return None
 
     def _keep(self, delivery: _Delivery, queue: str, error: object) -> None:
+        """Keep a delivery whose copy for a queue can't be sent now, and log why, once for each
+        queue."""
         # First: as soon as it is in `_kept` the settler's thread may settle it.
         self._on_kept(delivery)
         with self._changed:
@@ -5884,6 +5892,7 @@ class Worker:
         can be started."""
         if not self._began.acquire(blocking=False):
             raise RuntimeError("this worker runs or ran already: make another one")
+        # time.monotonic() at which it stops by itself.
         self._stop_at = time.monotonic() + (self._config.WORKER_MAX_RUN_TIME or math.inf)
         try:
             # A daemon, and so are the threads that it starts: one that is stuck doesn't keep the
@@ -5983,6 +5992,7 @@ class Worker:
     # -- the supervisor
 
     def _run(self) -> None:
+        """Be the supervisor, from the worker's start to its end."""
         with self._pool.needs_this_thread():
             try:
                 self._pool.start()
@@ -6198,6 +6208,7 @@ class Worker:
             _log_aside(logging.ERROR, "Worker.on_change has raised", error=error)
 
     def _should_stop(self) -> bool:
+        """Return whether to stop; begin a stop if the worker has run for WORKER_MAX_RUN_TIME."""
         if not self._pool.stopping and time.monotonic() >= self._stop_at:
             text = "Stopping after %g seconds (max_run_time)"
             _log_aside(logging.INFO, text, self._config.WORKER_MAX_RUN_TIME)
