@@ -3366,9 +3366,10 @@ class _Publisher:
         if me in self._inside:
             # Two threads may make one each: of that which isn't kept, the connection ends when it
             # is idle.
-            if self._other is None:
-                self._other = _Publisher(self._config)
-            return self._other._enter(work, *arguments)
+            other = self._other
+            if other is None:
+                other = self._other = _Publisher(self._config)
+            return other._enter(work, *arguments)
         try:
             self._inside.add(me)
             return work(self, *arguments)
@@ -3588,15 +3589,15 @@ class _Publisher:
             # was acquired; so that is in the try block, and it may not be this thread's.
             try:
                 self._lock.acquire()
-                if self._keeper is keeper:  # or else another thread has replaced it
-                    self._keeper = self._make_keeper()
-                keeper = self._keeper
+                keeper = self._keeper  # another thread may have replaced it, or closed all
+                if keeper is None or keeper.ended:
+                    keeper = self._keeper = self._make_keeper()
             finally:
                 try:
                     self._lock.release()
                 except RuntimeError:  # it wasn't acquired
                     pass
-        return cast(_Keeper, keeper)
+        return keeper
 
     def _error(
         self, unconfirmed: Sequence[_Outgoing], rest: Sequence[_Message] = ()

@@ -4619,6 +4619,29 @@ def test_sends_work_again_after(fail, broker_is, make_app, proxy, queue, broker,
     assert asked.result(SOON) == "answered"
 
 
+def test_a_send_beside_a_close_finds_another_keeper(offline):
+    class Ended:
+        @property
+        def ended(self):
+            publisher._keeper = None  # `close`, in another thread, right now
+            return True
+
+    publisher = kuyruk._Publisher(offline.config)
+    publisher._keeper, publisher._make_keeper = Ended(), lambda: "new"
+    assert publisher._get_keeper() == "new"
+
+
+def test_a_send_inside_a_send_beside_a_close_still_has_its_other_publisher(offline):
+    class Publisher(kuyruk._Publisher):
+        _other = property(lambda self: next(seen), lambda self, value: None)
+
+    # The second time that anybody looks for it, another thread has closed all.
+    seen = iter([types.SimpleNamespace(_enter=lambda *args: "sent"), None])
+    publisher = Publisher(offline.config)
+    publisher._inside.add(threading.get_ident())
+    assert publisher.send([]) == "sent"
+
+
 # --- Results -----------------------------------------------------------------
 
 
