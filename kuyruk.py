@@ -6045,9 +6045,11 @@ class Worker:
 
     def _next_look(self) -> float:
         """Return the time.monotonic() at which there is something to do if nothing happens."""
-        times = [self._stop_at, *(due for due, _ in self._missing.values())]
+        times = [self._stop_at]
         if self._config.WORKER_MAX_LOAD:
             times.append(time.monotonic() + TICK)
+        if not self._paused:  # or what is due, and can't be done, would be looked for all the time
+            times += [due for due, _ in self._missing.values()]
         # 1. Here: it won't look soon. 2. Here: is there anything to look after? 3. Whoever changes
         # the pool after that sees 1, and wakes it: no change is missed.
         self._looks_soon = False

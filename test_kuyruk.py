@@ -6428,6 +6428,18 @@ def test_a_worker_works_again_after(
     assert broker.count(queue) == 0
 
 
+def test_a_worker_that_is_paused_from_its_start_does_not_spin(app, queue, start, monkeypatch):
+    looks = []
+    monkeypatch.setattr(os, "getloadavg", lambda: looks.append(99.0) or (99.0, 99, 99))
+    start(app, [queue], max_load=1)
+    looks.clear()
+    time.sleep(1.5)
+    assert 1 <= len(looks) < 10  # one a second
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 99, 99))
+    app.task(queue)(echo)(1)
+    wait_until(lambda: ran)
+
+
 # --- Worker: interruptions that hold -----------------------------------------
 
 
