@@ -8382,10 +8382,10 @@ def test_a_process_that_runs_no_python_code_is_killed_and_its_task_is_to_blame(
     )
     project.tasks.lock()
     project.tasks.note("after")
+    [pid] = project.begun("lock")
     wait_until(lambda: broker.count(f"{project.name}.failed") and project.notes() == ["after"])
-    assert (
-        f"Process {worker.pids[0]} is killed, what it runs will run again: no Python code"
-        in worker.text
+    assert f"Process {pid} is killed, what it runs will run again: no Python code" in worker.text, (
+        worker.text
     )
     assert len(project.starts("lock")) == 1
     worker.stop()
