@@ -3433,7 +3433,8 @@ class _Publisher:
                     else:
                         own = own or self._make_keeper()
                         pause = self._attempt(own, batch, to_send[:1], until, alone=True)
-                except (AMQPError, RuntimeError, OSError) as error:  # RuntimeError: no thread
+                except (AMQPError, RuntimeError, OSError) as error:
+                    # RuntimeError: no thread could be started for the connection.
                     for outgoing in to_send:
                         outgoing.trouble = str(error)
                     if _refuses_us(error):
@@ -3489,8 +3490,8 @@ class _Publisher:
                 self._wait_for_fates(channel, batch, messages, until)
         finally:
             self._release(channel, messages)
-            if keeper.closing:
-                connection.wake()  # it may be that only this was waited for
+            if keeper.closing:  # this may be the last that its connection had to wait for
+                connection.wake()
         pauses = [_note_trouble(o, alone) for o in messages if o.fate not in (CONFIRMED, LEFT)]
         return True in pauses
 
@@ -3520,7 +3521,8 @@ class _Publisher:
                         _ensure_queue(connection, *message.target, until)
                     _ensure_queue(connection, message.queue, message.arguments, until)
                     connection.queues[message.queue] = time.monotonic()
-                except AMQPChannelError as error:  # we may not use it, or not declare it so
+                except AMQPChannelError as error:
+                    # This user may not use it, or it can't be declared with these arguments.
                     failures[message.queue] = f"queue {message.queue!r} can't be used: {error}"
             outgoing.failure = failures.get(message.queue)
         return [outgoing for outgoing in messages if outgoing.failure is None]
@@ -3568,7 +3570,7 @@ class _Publisher:
             if outgoing.tag is None and outgoing.fate is None:
                 # Nobody waits for it any more: it would fill the outbox of a broker that takes
                 # nothing, and arrive although its send has raised.
-                with contextlib.suppress(ValueError):  # it has just been taken
+                with contextlib.suppress(ValueError):  # it has just been written
                     connection.outbox.remove(outgoing)
         if isinstance(channel, _ReplyChannel):
             if channel.has_refused:
@@ -4023,8 +4025,9 @@ class Task(Generic[P, R]):
             return True
         import inspect
 
+        # `unwrap` shows each decorator's function to `stop`, which returns None: not to stop there.
         decorators: list[Any] = []
-        inner = inspect.unwrap(self.f, stop=decorators.append)  # which returns None: it goes on
+        inner = inspect.unwrap(self.f, stop=decorators.append)
         callers = [_call_task.__code__, *(getattr(f, "__code__", None) for f in decorators)]
         is_about_call = _text_of(error, 1000).startswith(f"{inner.__qualname__}() ")
         return last.tb_frame.f_code not in callers or not is_about_call
@@ -4552,7 +4555,7 @@ def _decide(
         return _Verdict("lost", "leave", reply=False)
     if error is None:
         return _DONE
-    if isinstance(error, Shutdown):
+    if isinstance(error, Shutdown):  # also when it has cut the import of a task's module
         return _BACK
     if task is None or not fits:
         return _Verdict("failed", "fail", reply=True)
@@ -5082,7 +5085,7 @@ class _Settler:
                 self._publisher.send([message])
             except BrokerError:
                 raise
-            except Exception as error:  # ValueError, TypeError, RecursionError...
+            except Exception as error:  # its properties can't be encoded: ValueError, TypeError...
                 text = "A message to %r loses its sender's properties: %s"
                 _log_aside(logging.WARNING, text, message.queue, error)
                 self._publisher.send([_plain_copy(message)])
@@ -5271,7 +5274,7 @@ class _Pool:
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._loops, CLOSE_TIMEOUT)
         self._settler.close()
-        if hasattr(self, "_executor"):  # else it couldn't be started
+        if hasattr(self, "_executor"):  # `start` may have failed before it was made
             self._executor.shutdown(wait=False)
         if hasattr(self, "_watch"):
             self._watch.close()
@@ -5509,8 +5512,9 @@ class _Pool:
                 self._stuck.pop(ended, None)
                 delivery = None if was_given_up else self._take()
                 is_news = was_given_up or self.stopping or self.full or self._waiting
-            del ended  # nothing of it is kept while this thread waits
-            if is_news:  # for the supervisor; to wake it for each end costs more than tiny tasks do
+            del ended  # its body and arguments needn't live while this thread waits
+            # To wake the supervisor at each end would cost more than tiny tasks do.
+            if is_news:
                 self._notify()
             if was_given_up or delivery is not None:
                 return delivery
@@ -5551,7 +5555,8 @@ class _Pool:
                 self.journal.end(key)
                 self._waiting.extendleft(others)
                 del self._keys[key]
-                self._wake_one()  # this thread may have been given up: then it takes none of them
+                # This thread goes on with one of them; but not if it was given up.
+                self._wake_one()
 
     def _take(self) -> _Delivery | None:
         """Return what begins next, or None if nothing can. With the lock."""
@@ -5596,11 +5601,13 @@ class _Pool:
                     # it may be ours again: 1. The broker closes its channel. 2. This thread sees
                     # that. 3. The supervisor sees that its queue is gone: this is the only copy.
                     error = delivery.cause or Shutdown("its channel was lost before it began")
-            except BaseException as raised:  # the task's, or it can't be run
+            except BaseException as raised:  # the task has raised, or it can't be run
                 error = raised
             self._conclude(delivery, task, result, error)
         finally:
-            error = None  # its traceback leads to this frame: a cycle, which keeps all frames
+            # Its traceback leads to this frame: a cycle, which would keep all frames, and what is
+            # in them, until the garbage collector comes.
+            error = None
 
     def _admit(self, delivery: _Delivery) -> bool:
         """Return whether its task may run now. If the same message runs here, or if it is a suspect
@@ -5856,14 +5863,14 @@ class Worker:
         self._pool = _Pool(
             app, self._config, self._publisher, self._on_pool_change, self._signal_failure
         )
-        self._wakeup = _Event()  # of the supervisor: there is something to do, or to stop
+        self._wakeup = _Event()  # the supervisor's: there is something to do
         self._supervisor = threading.Thread(target=self._run, name="kuyruk-supervisor", daemon=True)
         # What follows is the supervisor's: no other thread changes it, but for `_troubled`.
         #: What each queue is consumed by.
         self._channels: dict[str, _ConsumerChannel] = {}
         #: Queues that aren't consumed: time.monotonic() of the next attempt, and the pauses after.
         self._missing: dict[str, tuple[float, Iterator[float]]] = {}
-        self._reported: dict[str, str] = {}  # and why, as it was logged
+        self._reported: dict[str, str] = {}  # why they aren't, as it was logged last
         #: Channels that were closed, or whose consumer was ended. The reader appends to it.
         self._troubled: collections.deque[_ConsumerChannel] = collections.deque()
         self._paused = False
@@ -5871,7 +5878,7 @@ class Worker:
         is_single = app.config.QUEUE_ARGUMENTS.get("x-single-active-consumer")
         self._adjusts = self._config.WORKER_PREFETCH is None and not is_single
         self._prefetch = _Prefetch(self._config.WORKER_THREADS)
-        self._adjust_at = -math.inf  # time.monotonic(): not sooner
+        self._adjust_at = -math.inf  # time.monotonic() of the next `_adjust_prefetch`, at the least
         #: The supervisor looks at the pool soon, whether it is woken or not.
         self._looks_soon = False
         #: Channels with consumers that `_grow` has added; and those that `_shrink` has left one.
@@ -6129,7 +6136,7 @@ class Worker:
     def _give_up(self, channel: _ConsumerChannel, why: AMQPError) -> None:
         """Use a channel no more. What came by it isn't ours any more, unless it is the only
         copy."""
-        oldest = self._pool.oldest(channel)  # now: then it is forgotten
+        oldest = self._pool.oldest(channel)  # before `on_lost` forgets it
         channel.waiting.unsubscribe(self._wakeup)
         if channel.lost is None:
             channel.retire()
