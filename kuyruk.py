@@ -5239,8 +5239,8 @@ class _Pool:
         self._suspect: _Delivery | None = None  # that which runs
         #: Those whose pool threads haven't come back from them; settled or not, stuck ones, too.
         self.running: dict[_Delivery, None] = {}
-        #: Of these, those that were given up, and what interrupted them.
-        self._stuck: dict[_Delivery, BaseException] = {}
+        #: Of these, those whose threads were given up, and are stuck; and what interrupted them.
+        self.given_up: dict[_Delivery, BaseException] = {}
         #: By the keys of the messages that run: the delivery that does, and those that the broker
         #: has delivered meanwhile of the same message: they wait for its end.
         self._keys: dict[str, tuple[_Delivery, collections.deque[_Delivery]]] = {}
@@ -5303,7 +5303,7 @@ class _Pool:
             waiting = len(self._waiting) + len(self._quarantine)
             suspects = len(self._quarantine) + (self._suspect is not None)
             stats: dict[str, Any] = {**self._tallies, "waiting": waiting, "suspect": suspects}
-            stats |= {"stuck": len(self._stuck), "unsettled": self._settler.count}
+            stats |= {"stuck": len(self.given_up), "unsettled": self._settler.count}
         stats["running"] = [
             {"id": d.extra["task_id"], "task": d.extra["task"], "queue": d.queue,
              "seconds": round(now - (d.run.started if d.run else d.arrived_at), 3)}
@@ -5328,7 +5328,7 @@ class _Pool:
     def stuck(self) -> int:
         """How many threads are stuck, without those that were given up because their connection was
         lost: their tasks are within their limits, and will end."""
-        causes = tuple(self._stuck.values())
+        causes = tuple(self.given_up.values())
         return sum(not isinstance(cause, HeartbeatError) for cause in causes)
 
     @property
@@ -5507,9 +5507,9 @@ class _Pool:
         end: the pool is closed, or it was given up and another has its place."""
         if ended is not None:
             with self._lock:
-                was_given_up = ended in self._stuck
+                was_given_up = ended in self.given_up
                 self._end(ended)
-                self._stuck.pop(ended, None)
+                self.given_up.pop(ended, None)
                 delivery = None if was_given_up else self._take()
                 is_news = was_given_up or self.stopping or self.full or self._waiting
             del ended  # its body and arguments needn't live while this thread waits
@@ -5791,7 +5791,7 @@ class _Pool:
                 self._loops += 1
                 raise
             delivery.state = CLAIMED
-            self._stuck[delivery] = cause
+            self.given_up[delivery] = cause
             if delivery.task is not None:
                 self.journal.end(delivery.key)
         self._settler.do(lambda: self._settle_abandoned(delivery, cause))
@@ -5848,8 +5848,9 @@ class Worker:
         self.queues = self.queues or _queue_names(app._queues or "kuyruk")
         #: How many tasks had to be interrupted for the worker to stop.
         self.aborted = 0
-        #: Called in one of its threads when it may have become `healthy` or not, or has stopped. It
-        #: must not block. What it raises is logged.
+        #: Called in one of its threads when it has begun or ceased to consume, when a thread is
+        #: given up, and when it has stopped: `healthy` may be another then. It must not block. What
+        #: it raises is logged.
         self.on_change: Callable[[], object] = lambda: None
         #: What it has failed with, if it has.
         self.error: BaseException | None = None
@@ -6202,13 +6203,13 @@ class Worker:
         """Look whether what has changed in the pool concerns the supervisor, or the worker's owner.
         In one of the pool's threads, or in the reader."""
         pool = self._pool
-        if pool._stuck and not pool.stopping and pool.stuck >= self._config.WORKER_THREADS:
+        if pool.given_up and not pool.stopping and pool.stuck >= self._config.WORKER_THREADS:
             self.stop(math.inf, wait=False)
             text = "Stopping: %d threads are stuck, as many as the worker has"
             _log_aside(logging.CRITICAL, text, pool.stuck)
         if pool.stopping or not self._looks_soon:
             self._wakeup.set()
-        if pool._stuck:
+        if pool.given_up:
             self._notify_owner()
 
     def _notify_owner(self) -> None:

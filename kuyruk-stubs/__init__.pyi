@@ -1836,7 +1836,7 @@ class _Pool:
         self._quarantine: collections.deque[_Delivery] = collections.deque()
         self._suspect: _Delivery | None = None
         self.running: dict[_Delivery, None] = {}
-        self._stuck: dict[_Delivery, BaseException] = {}
+        self.given_up: dict[_Delivery, BaseException] = {}
         self._keys: dict[str, tuple[_Delivery, collections.deque[_Delivery]]] = {}
         self._loops = 0
         self._idle = 0
