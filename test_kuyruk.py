@@ -4660,6 +4660,29 @@ def test_sends_work_again_after(fail, broker_is, make_app, proxy, queue, broker,
     assert asked.result(SOON) == "answered"
 
 
+def test_a_send_beside_a_close_finds_another_keeper(offline):
+    class Ended:
+        @property
+        def ended(self):
+            publisher._keeper = None  # `close`, in another thread, right now
+            return True
+
+    publisher = kuyruk._Publisher(offline.config)
+    publisher._keeper, publisher._make_keeper = Ended(), lambda: "new"
+    assert publisher._get_keeper() == "new"
+
+
+def test_a_send_inside_a_send_beside_a_close_still_has_its_other_publisher(offline):
+    class Publisher(kuyruk._Publisher):
+        _other = property(lambda self: next(seen), lambda self, value: None)
+
+    # The second time that anybody looks for it, another thread has closed all.
+    seen = iter([types.SimpleNamespace(_enter=lambda *args: "sent"), None])
+    publisher = Publisher(offline.config)
+    publisher._inside.add(threading.get_ident())
+    assert publisher.send([]) == "sent"
+
+
 # --- Results -----------------------------------------------------------------
 
 
@@ -5519,6 +5542,70 @@ def test_the_line_of_a_success_can_be_switched_off_alone(app, queue, start, capl
     assert f"Consuming {queue}" in caplog.text and successes.parent is kuyruk.logger
 
 
+def test_a_copy_that_was_sent_while_its_queue_began_to_fail_is_not_sent_again():
+    sent, settled = [], []
+    copies = [kuyruk._Message("q.failed", body, {}, {}) for body in (b"good", b"bad")]
+    channel = types.SimpleNamespace(queue="q", is_orphaned=False, why_lost="closed")
+    method = types.SimpleNamespace(delivery_tag=1, redelivered=False)
+
+    def settle(copy):
+        delivery = kuyruk._Delivery(channel, None, method, None, b"")
+        settler.settle(delivery, kuyruk._Settlement(None, copy, "leave"))
+
+    class Publisher:
+        def send(self, messages):
+            [message] = messages
+            if message.body == b"bad":
+                raise kuyruk.BrokerError("not now")
+            sent.append(message.body)
+            settle(copies[1])  # as another pool thread does, while this one waits for the confirm
+
+    settler = kuyruk._Settler(Publisher(), lambda delivery: None, settled.append)
+    settle(copies[0])
+    assert (sent, len(settled), settler.count) == ([b"good"], 1, 1)
+
+
+def test_a_task_that_had_not_begun_when_its_channel_was_lost_has_not_succeeded(
+    make_app, url, queue, broker, start, monkeypatch
+):
+    def begin(pool, delivery, run):
+        channel = delivery.channel
+        if not began:
+            began.append(delivery)
+            # The reader notes that it is closed, and then the supervisor that its queue is gone.
+            monkeypatch.setattr(channel, "lost", amqpstorm.AMQPChannelError("closed"))
+            may_begin = real_begin(pool, delivery, run)
+            monkeypatch.setattr(channel, "is_orphaned", True)
+            return may_begin
+        return real_begin(pool, delivery, run)
+
+    began, real_begin = [], kuyruk._Pool._begin
+    monkeypatch.setattr(kuyruk._Pool, "_begin", begin)
+    task = make_app(url).task(queue)(echo)
+    worker = start(task.kuyruk)
+    task(1)
+    wait_until(lambda: worker.stats["requeued"] or worker.stats["succeeded"])
+    assert worker.stats["succeeded"] == 0 and not ran
+    worker.stop()
+    start(task.kuyruk)
+    wait_until(lambda: ran)
+
+
+def test_a_failed_message_is_requeued_only_when_the_broker_has_confirmed_it(
+    make_app, url, queue, broker
+):
+    app = make_app(url, RABBIT_CONFIRM=False)
+    broker.declare(queue, **{"x-max-length": 1, "x-overflow": "reject-publish"})
+    broker.declare(f"{queue}.failed")
+    broker.publish(queue, b"fills it")
+    broker.publish(f"{queue}.failed", b"failed")
+    app.config.RABBIT_PUBLISH_TIMEOUT = 1
+    [message] = app.failed_messages(queue)
+    with pytest.raises(kuyruk.BrokerError, match="refuses"):
+        message.requeue()
+    assert broker.count(f"{queue}.failed") == 1
+
+
 # --- Worker ------------------------------------------------------------------
 
 
@@ -6285,7 +6372,7 @@ READS = ["_Delivery.__init__", "_ConsumerChannel.on_content", "_Pool.add"]
 #: What fails in these is what the message fails with: before its task begins,
 BEGINS = [
     "_Pool._wake_one", "_Pool._take", "_Pool._next", "_Pool._handle", "_decode_task",
-    "_Pool._enter", "Journal.begin", "Kuyruk._find_task", "Run.__init__", "_Pool._begin",
+    "_Pool._admit", "Journal.begin", "Kuyruk._find_task", "Run.__init__", "_Pool._begin",
     "Task._run", "_Watch.add", "_set_current",
 ]  # fmt: skip
 #: and afterwards.
@@ -6380,6 +6467,18 @@ def test_a_worker_works_again_after(
     release.set()
     worker.stop()
     assert broker.count(queue) == 0
+
+
+def test_a_worker_that_is_paused_from_its_start_does_not_spin(app, queue, start, monkeypatch):
+    looks = []
+    monkeypatch.setattr(os, "getloadavg", lambda: looks.append(99.0) or (99.0, 99, 99))
+    start(app, [queue], max_load=1)
+    looks.clear()
+    time.sleep(1.5)
+    assert 1 <= len(looks) < 10  # one a second
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 99, 99))
+    app.task(queue)(echo)(1)
+    wait_until(lambda: ran)
 
 
 # --- Worker: interruptions that hold -----------------------------------------
@@ -9527,6 +9626,23 @@ def test_a_broker_that_does_not_answer_is_named_once_with_the_reason(call, make_
     assert all(text.count(str(port)) == 1 for port in ports)
     assert f"127.0.0.1:{ports[1]} (Connection refused)" in text and "None" not in text
     gc.collect()  # what amqpstorm has left open warns here
+
+
+def test_a_process_whose_first_pulse_comes_while_it_is_looked_at_is_not_frozen():
+    now, killed = 1000.0, []
+    pulses = iter([0, *[int(now)] * 9])  # as another process writes them
+
+    class Journal:
+        exit_code = None
+        pulse = property(lambda self: next(pulses))
+
+    supervisor = object.__new__(kuyruk_worker._Supervisor)
+    supervisor._settings, supervisor._looked_at = {"RABBIT_HEARTBEAT": 60}, math.inf
+    supervisor._children = {1: kuyruk_worker._Child(1, None, Journal())}
+    supervisor._kill = lambda child, why: killed.append(why)
+    for _ in range(2):
+        supervisor._kill_frozen(now)
+    assert killed == []
 
 
 # --- Quorum queues, and a cluster ----------------------------------------------
