@@ -1976,7 +1976,7 @@ class _Event:
     def wait(self, until: float) -> None:
         """Wait until it is set, or until a time.monotonic(). It may also return for no reason."""
         if not self._is_set and self._until_set.acquire(timeout=_left(until)):
-            self._until_set.release()
+            self.set()  # another may set it right now, so the lock may be free already
 
 
 def _wait(event: _Event, until: float) -> None:
@@ -2862,6 +2862,29 @@ def _pauses(longest: float) -> Iterator[float]:
         yield min(FIRST_RECONNECT * 2 ** min(n, 20), longest) * (0.5 + os.urandom(1)[0] / 512)
 
 
+def _keep_running(step: Callable[[], bool]) -> None:
+    """Call a step again and again, until it returns True: the loop of a thread that must live.
+
+    An exception costs that step. It is logged, and the next step follows after a pause, which grows
+    as long as there is no step without.
+    """
+    pauses: Iterator[float] | None = None
+    while True:
+        try:
+            while not step():
+                pauses = None
+            return
+        except BaseException as error:
+            text = "Defect in a thread of kuyruk's; it goes on"
+            _log_aside(logging.ERROR, text, error=error)
+        # Without a pause a lasting defect would take a whole CPU, and fill the log.
+        try:
+            pauses = pauses or _pauses(LONGEST_PAUSE)
+            time.sleep(next(pauses))
+        except BaseException:  # no memory, say
+            pass
+
+
 def _refuses_us(error: BaseException) -> bool:
     """Whether trying again is of no use: a wrong password, or no such virtual host."""
     code = getattr(error, "error_code", None)
@@ -2882,6 +2905,7 @@ class _Keeper:
         self._publishes = publishes
         self._idle = config.RABBIT_IDLE_DURATION if publishes else math.inf  #: Seconds.
         self._longest_pause = LONGEST_PAUSE if publishes else config.WORKER_RECONNECT_INTERVAL
+        self._pauses = _pauses(self._longest_pause)  #: Between the attempts that are to come.
         #: Notified when there is another connection, or another reason why there is none.
         self.changes = _Changes()
         self.connection: _Connection | None = None
@@ -2946,26 +2970,27 @@ class _Keeper:
 
     def _run(self) -> None:
         _readers.add(threading.get_ident())
-        try:
-            self._connect_and_read()
-        finally:
-            _readers.discard(threading.get_ident())
-
-    def _connect_and_read(self) -> None:
-        pauses = _pauses(self._longest_pause)
-        while not self._may_end():
-            self.refusal, self._is_asked, self._was_idle = None, False, False
-            try:
-                connection = self._open()
-                pauses = _pauses(self._longest_pause)
-                self._read(connection)
-            except BaseException as error:
-                if not isinstance(error, OSError | ValueError | AMQPError):
-                    _log_aside(logging.ERROR, "Defect in a connection: it is given up", error=error)
-                self._on_trouble(error, next(pauses))
+        _keep_running(self._connect_and_read)
+        _readers.discard(threading.get_ident())
         successor = self._successor
         if successor is not None:
             successor.hang_up()
+
+    def _connect_and_read(self) -> bool:
+        """Wait until a connection is wanted, and read it until it is lost. Return whether there is
+        to be no other."""
+        if self._may_end():
+            return True
+        self.refusal, self._is_asked, self._was_idle = None, False, False
+        try:
+            connection = self._open()
+            self._pauses = _pauses(self._longest_pause)
+            self._read(connection)
+        except BaseException as error:
+            if not isinstance(error, OSError | ValueError | AMQPError):
+                _log_aside(logging.ERROR, "Defect in a connection: it is given up", error=error)
+            self._on_trouble(error, next(self._pauses))
+        return False
 
     def _open(self) -> _Connection:
         successor, self._successor = self._successor, None
@@ -5215,29 +5240,6 @@ class _Settler:
             if not kept:
                 del self._kept[queue]
         self.settle(delivery, settlement._replace(copy=None))
-
-
-def _keep_running(step: Callable[[], bool]) -> None:
-    """Call a step again and again, until it returns True: the loop of a thread that must live.
-
-    An exception costs that step. It is logged, and the next step follows after a pause, which grows
-    as long as there is no step without.
-    """
-    pauses: Iterator[float] | None = None
-    while True:
-        try:
-            while not step():
-                pauses = None
-            return
-        except BaseException as error:
-            text = "Defect in a thread of the worker; it goes on"
-            _log_aside(logging.ERROR, text, error=error)
-        # Without a pause a lasting defect would take a whole CPU, and fill the log.
-        try:
-            pauses = pauses or _pauses(LONGEST_PAUSE)
-            time.sleep(next(pauses))
-        except BaseException:  # no memory, say
-            pass
 
 
 #: What deliveries are counted by (`Worker.stats`): all, and what became of them (`_Verdict.tally`).

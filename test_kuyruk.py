@@ -4386,6 +4386,42 @@ class BlockingHandler(logging.Handler):
         self.go_on.wait()
 
 
+def test_an_event_may_be_set_twice_while_its_thread_wakes_up():
+    """1. One thread sets it. 2. The one that waits has the lock. 3. Another sets it."""
+    event = kuyruk._Event()
+    lock = event._until_set
+
+    def acquire(**options):
+        event.set()  # 1
+        is_mine = lock.acquire(**options)
+        event.set()  # 3
+        return is_mine
+
+    event._until_set = types.SimpleNamespace(acquire=acquire, release=lock.release)
+    event.wait(time.monotonic() + PATIENCE)
+    event.wait(math.inf)  # it is set
+
+
+def test_a_defect_where_a_lost_connection_is_looked_at_costs_no_send(
+    make_app, proxy, queue, broker, monkeypatch
+):
+    task, left = make_app(proxy.url).task(queue)(echo), [MemoryError, RuntimeError]
+    task("before")
+    look = kuyruk._Keeper._on_trouble
+
+    def fail(self, *args):
+        if left:
+            raise left.pop()
+        look(self, *args)
+
+    monkeypatch.setattr(kuyruk._Keeper, "_on_trouble", fail)
+    for number in range(3):
+        proxy.cut()
+        task(number)
+    assert not left
+    assert set(arguments_in(broker.take_all(queue))) == {("before",), (0,), (1,), (2,)}
+
+
 def test_a_log_that_blocks_for_ever_stops_neither_reader_nor_supervisor_nor_a_stop(
     make_app, proxy, url, queue, start, handle
 ):

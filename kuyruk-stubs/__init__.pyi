@@ -1070,6 +1070,9 @@ def _ensure_queue(connection: _Connection, queue: str, arguments: dict[str, Any]
 def _pauses(longest: float) -> Iterator[float]:
     ...
 
+def _keep_running(step: Callable[[], bool]) -> None:
+    ...
+
 def _refuses_us(error: BaseException) -> bool:
     ...
 
@@ -1080,6 +1083,7 @@ class _Keeper:
         self._publishes = publishes
         self._idle = config.RABBIT_IDLE_DURATION if publishes else math.inf
         self._longest_pause = LONGEST_PAUSE if publishes else config.WORKER_RECONNECT_INTERVAL
+        self._pauses = _pauses(self._longest_pause)
         self.changes = _Changes()
         self.connection: _Connection | None = None
         self.trouble: AMQPError | None = None
@@ -1112,7 +1116,7 @@ class _Keeper:
     def _run(self) -> None:
         ...
 
-    def _connect_and_read(self) -> None:
+    def _connect_and_read(self) -> bool:
         ...
 
     def _open(self) -> _Connection:
@@ -1824,9 +1828,6 @@ class _Settler:
 
     def _retry(self, queue: str) -> None:
         ...
-
-def _keep_running(step: Callable[[], bool]) -> None:
-    ...
 _TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discarded', 'requeued', 'lost')
 
 class _Pool:
