@@ -4247,6 +4247,47 @@ def test_a_worker_whose_log_handler_sends_goes_on(make_app, proxy, url, queue, s
     task("at last")
 
 
+class BlockingHandler(logging.Handler):
+    """Blocks in the thread that logs, until it is let go."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.threads, self.go_on = set(), threading.Event()
+
+    def emit(self, record):
+        self.threads.add(threading.current_thread().name)
+        self.go_on.wait()
+
+
+def test_a_log_that_blocks_for_ever_stops_neither_reader_nor_supervisor_nor_a_stop(
+    make_app, proxy, url, queue, start, handle
+):
+    app = make_app(proxy.url)
+    task = app.task(queue)(echo)
+    worker = start(app)
+    caller = make_app(url).task(queue)(echo)
+    handler = handle(BlockingHandler())
+    try:
+        for number in range(3):
+            proxy.cut()
+            assert caller.send_to_queue((number,), wait_result=PATIENCE) == number
+            task(number)
+        worker.stop()
+        app.close()
+        assert handler.threads == {"kuyruk-log"}
+    finally:
+        handler.go_on.set()
+
+
+def test_what_a_worker_has_logged_is_written_when_its_stop_returns(app, queue, start, handle):
+    """The process may end then, and its log thread with it."""
+    worker, lines = start(app, [queue]), []
+    handler = handle(logging.Handler(logging.INFO))
+    handler.emit = lambda record: time.sleep(0.3) or lines.append(record.getMessage())
+    worker.stop()
+    assert lines[-1] == "Stopped"
+
+
 def test_a_destructor_that_sends_may_run_anywhere_in_a_send(make_app, url, queue, broker):
     """The garbage collector runs it wherever something is allocated."""
     app = make_app(url, RABBIT_PUBLISH_TIMEOUT=3)
