@@ -374,12 +374,15 @@ class Signal:
         """Call `f` when the signal is sent; returns `f`, so this is a decorator, too.
 
         sender: only for the signals of this `Kuyruk`. weak: only as long as `f` exists elsewhere.
-        Raises TypeError for an async function, whose call wouldn't run it.
+        Raises TypeError for what is no such sender, and for an async function, whose call wouldn't
+        run it.
         """
         import inspect  # not at the top: 6 ms and a megabyte, for who has no task and no receiver
 
         if not callable(f) or inspect.iscoroutinefunction(f):
             raise TypeError(f"{self!r} takes a plain function as a receiver: not {f!r}")
+        if sender is not None:
+            _require("sender", sender, Kuyruk)
         self.disconnect(f, sender)
         kind: Any = weakref.WeakMethod if inspect.ismethod(f) else weakref.ref
         wanted = None if sender is None else weakref.ref(sender)
@@ -590,7 +593,8 @@ _RULES = {
         ("RABBIT_CONNECT_TIMEOUT RABBIT_PUBLISH_TIMEOUT RABBIT_IDLE_DURATION", "seconds", 0.001),
         ("WORKER_RECONNECT_INTERVAL", "seconds", 0.001),
         ("QUEUE_ARGUMENTS", "table"),
-        ("WORKER_THREADS WORKER_MAX_CRASHES", "whole", 1, _MOST),
+        ("WORKER_THREADS", "whole", 1, 10_000),  # a machine stands still that starts millions
+        ("WORKER_MAX_CRASHES", "whole", 1, _MOST),
         ("WORKER_PROCESSES", "whole", 1, 1000),
         ("WORKER_PREFETCH", "whole?", 1, 65535),
         ("WORKER_MAX_LOAD", "load?"),
@@ -611,8 +615,15 @@ _RULES = {
 _SECRETS = ("RABBIT_PASSWORD", "RABBIT_URL", "RABBIT_SSL_OPTIONS")  # in no error text, log or repr
 
 
-def _check(name: str, value: Any) -> None:
-    """Raise ValueError if the rule of this name doesn't allow the value."""
+def _require(name: str, value: Any, kind: type, how: str = "") -> None:
+    """Raise TypeError if it is no object of this class."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} takes a kuyruk.{kind.__name__}{how}: not {_shown(name, value)}")
+
+
+def _check(name: str, value: Any, called: str = "") -> None:
+    """Raise ValueError if the rule of this name doesn't allow the value. called: what the user
+    calls it, if not so."""
     kind, least, most = _RULES[name]
     words, test = _KINDS[kind.removesuffix("?")]
     if value is None and kind.endswith("?"):
@@ -628,7 +639,7 @@ def _check(name: str, value: Any) -> None:
     if least > -math.inf:
         words += f", {least:g} or more" if most == math.inf else f" from {least} to {most}"
     words += ", or None" if kind.endswith("?") else ""
-    raise ValueError(f"{name} takes {words}{reason}: not {_shown(name, value)}")
+    raise ValueError(f"{called or name} takes {words}{reason}: not {_shown(name, value)}")
 
 
 def _shown(name: str, value: Any) -> str:
@@ -745,28 +756,33 @@ class Config:
 
     def from_object(self, obj: Any) -> None:
         """Load the upper-case attributes, but modules, of an object, or of what a dotted path (str)
-        leads to. Raises ImportError if it leads nowhere, TypeError for what has no attributes."""
-        if obj is None or isinstance(obj, Mapping):
-            raise TypeError(f"from_object takes an object with attributes, not {type(obj)}")
+        leads to. Raises what importing it does, and TypeError for an object that has none. (For a
+        class or a module that has none a warning is logged.)"""
         if isinstance(obj, str):
             import pkgutil
 
             try:
                 obj = pkgutil.resolve_name(obj)
-            except (AttributeError, ValueError) as error:
-                raise ImportError(f"the dotted path {obj!r} leads to no object: {error}") from error
+            except (AttributeError, ValueError):
+                obj = importlib.import_module(obj)  # which says why it can't be imported
         values = {key: getattr(obj, key) for key in dir(obj) if key.isupper()}
-        self.from_dict({k: v for k, v in values.items() if not isinstance(v, types.ModuleType)})
+        values = {k: v for k, v in values.items() if not isinstance(v, types.ModuleType)}
+        if not values and not isinstance(obj, type | types.ModuleType):
+            what = "an object with upper-case attributes, or the dotted path of one"
+            raise TypeError(f"from_object takes {what}: not {type(obj)}")
+        if not values:
+            _log(logging.WARNING, "There is no upper-case name in %r: it configures nothing", obj)
+        self.from_dict(values)
 
     def from_pymodule(self, name: str) -> None:
-        """Load the upper-case names of a Python module. Raises ImportError."""
-        self.from_object(importlib.import_module(name))
+        """Load the upper-case names of a Python module. Raises as `from_object`."""
+        self.from_object(name)
 
     def from_pyfile(self, filename: str) -> None:
         """Run a Python file and load its upper-case names. Raises OSError, and what it raises."""
         module = types.ModuleType("kuyruk_config")
         module.__file__ = filename
-        with open(filename, "rb") as file:
+        with open(os.fspath(filename), "rb") as file:  # no number: that would be a descriptor
             exec(compile(file.read(), filename, "exec"), vars(module))
         self.from_object(module)
 
@@ -894,9 +910,18 @@ def _count(number: int, noun: str) -> str:
 
 
 def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
+    """Return a hint at what is like the word, or what it abbreviates: VHOST is nearer to HOST than
+    to VIRTUAL_HOST."""
     import difflib
 
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
+    def is_short_for(name: str) -> bool:
+        letters = iter(name)
+        return word[0] == name[0] and all(letter in letters for letter in word)
+
+    known = list(known)
+    long = filter(is_short_for, known) if word else ()
+    close = difflib.get_close_matches(word, long, n=1, cutoff=likeness - 0.1)
+    close = close or difflib.get_close_matches(word, known, n=1, cutoff=likeness)
     return f": did you mean {close[0]!r}?" if close else ""
 
 
@@ -1289,7 +1314,20 @@ def _raise_pending() -> None:
 
 def _call_task(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Call a task's function. The watch knows this frame: further in is the task's code."""
-    return f(*args, **kwargs)
+    try:
+        return f(*args, **kwargs)
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is None:
+            # Python's, about the arguments: it begins with what only pickle calls the function.
+            text = str(error)
+            error.args = (text.replace(f"{f.__qualname__}() ", f"{_name_of(f)}() ", 1),)
+        raise
+
+
+def _name_of(f: Callable[..., Any]) -> str:
+    """Return what a function is called, not what it is pickled as (`Kuyruk._add`)."""
+    is_ours = f.__qualname__ == f"{f.__name__}.f"
+    return f.__name__ if is_ours else f.__qualname__
 
 
 def _is_safe(frame: types.FrameType | None) -> bool:
@@ -3297,7 +3335,7 @@ class _Publisher:
     """
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self.config = config
         self.begin()
         _publishers.add(self)
 
@@ -3368,7 +3406,7 @@ class _Publisher:
             # is idle.
             other = self._other
             if other is None:
-                other = self._other = _Publisher(self._config)
+                other = self._other = _Publisher(self.config)
             return other._enter(work, *arguments)
         try:
             self._inside.add(me)
@@ -3381,7 +3419,7 @@ class _Publisher:
         for window in _windows(messages):
             batch = _Batch() if confirm else None
             outgoing = [_Outgoing(message, batch) for message in window]
-            until = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
+            until = time.monotonic() + self.config.RABBIT_PUBLISH_TIMEOUT
             unconfirmed = self._deliver(outgoing, batch, until)
             sent += len(window)
             if unconfirmed:
@@ -3390,7 +3428,7 @@ class _Publisher:
     def _call(self, message: _Message, wait_result: float) -> bytes:
         # Two times: to have the message confirmed, and to have the reply.
         result_by = time.monotonic() + wait_result
-        sent_by = time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT
+        sent_by = time.monotonic() + self.config.RABBIT_PUBLISH_TIMEOUT
         batch = _Batch(result_by)
         outgoing = _Outgoing(message, batch)
         try:
@@ -3581,7 +3619,7 @@ class _Publisher:
         connection.changes.notify()
 
     def _make_keeper(self) -> _Keeper:
-        return _Keeper(self._config, publishes=True).start()
+        return _Keeper(self.config, publishes=True).start()
 
     def _get_keeper(self) -> _Keeper:
         """Return the keeper of all that isn't suspect; a new one if it has ended, being idle."""
@@ -3608,7 +3646,7 @@ class _Publisher:
         reasons = collections.Counter(o.failure or o.trouble or "no answer" for o in unconfirmed)
         why = "; ".join(reason for reason, _ in reasons.most_common(3))
         count = len(unconfirmed) + len(rest)
-        limit = f" within {self._config.RABBIT_PUBLISH_TIMEOUT:g} seconds (RABBIT_PUBLISH_TIMEOUT)"
+        limit = f" within {self.config.RABBIT_PUBLISH_TIMEOUT:g} seconds (RABBIT_PUBLISH_TIMEOUT)"
         limit = "" if all(o.failure for o in unconfirmed) else limit
         error = BrokerError(f"RabbitMQ has not confirmed {_count(count, 'message')}{limit}: {why}")
         cast(Any, error).unconfirmed = [*(o.message for o in unconfirmed), *rest]
@@ -3675,8 +3713,10 @@ class SubTask(NamedTuple):
     headers: Mapping[str, Any] | None = None
     id: str | None = None
 
-    def _check(self) -> None:
-        """Raise TypeError or ValueError for what can't be sent."""
+    def _checked(self) -> SubTask:
+        """Return it. Raise TypeError or ValueError for what can't be sent. (The names of options
+        aren't looked at when there is none, as in most.)"""
+        _require("task", self.task, Task)
         args, kwargs = () if self.args is None else self.args, self.kwargs or {}
         if not isinstance(args, list | tuple):  # a string's letters would be the arguments
             raise TypeError(f"args takes a list or tuple: not {_shown('args', args)}")
@@ -3690,6 +3730,7 @@ class SubTask(NamedTuple):
             if self.id and len(self.id.encode("utf-8", "replace")) > 255:
                 raise ValueError(f"id takes at most 255 bytes: not {_shown('id', self.id)}")
             self._queue()
+        return self
 
     def _queue(self) -> str:
         """Return the queue that it is for. Raises ValueError for a host that makes no name."""
@@ -3697,9 +3738,7 @@ class SubTask(NamedTuple):
         return _check_queue_name(_resolve_host(f"{queue}.{self.host}")) if self.host else queue
 
     def _describe(self) -> dict[str, Any]:
-        """Return its description: what is sent, as a dict. Raises TypeError or ValueError if it
-        can't be sent."""
-        self._check()
+        """Return its description: what is sent, as a dict."""
         return {
             "id": self.id or _ids.make(),
             "args": self.args or (),
@@ -3819,6 +3858,7 @@ class Task(Generic[P, R]):
         throws: type[BaseException] | Iterable[type[BaseException]] = (),
     ) -> None:
         _check_function(f)
+        _require("kuyruk", kuyruk, Kuyruk)
         self.f = f
         self.kuyruk = kuyruk
         self.queue = _check_queue_name(queue)
@@ -3965,11 +4005,12 @@ class Task(Generic[P, R]):
     ) -> SubTask:
         """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. Nothing is sent.
 
-        host and options: as for `send_to_queue`. Raises TypeError for an option that isn't known;
-        values are checked when it is sent.
+        host and options: as for `send_to_queue`. Raises TypeError or ValueError for what can't be
+        sent, but not yet for arguments that aren't JSON.
         """
         _check_names("Task.subtask()", options, _SUBTASK_OPTIONS)
-        return SubTask(self, () if args is None else args, kwargs or {}, host, **options)
+        args = () if args is None else args
+        return SubTask(self, args, kwargs or {}, host, **options)._checked()
 
     def apply(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here, with its retries and its time limit, without the broker.
@@ -4029,7 +4070,7 @@ class Task(Generic[P, R]):
         decorators: list[Any] = []
         inner = inspect.unwrap(self.f, stop=decorators.append)
         callers = [_call_task.__code__, *(getattr(f, "__code__", None) for f in decorators)]
-        is_about_call = _text_of(error, 1000).startswith(f"{inner.__qualname__}() ")
+        is_about_call = _text_of(error, 1000).startswith(f"{_name_of(inner)}() ")
         return last.tb_frame.f_code not in callers or not is_about_call
 
     def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
@@ -4050,8 +4091,7 @@ class Task(Generic[P, R]):
             # A receiver may set headers, too. They are no part of the body.
             description["headers"] = dict(subtask.headers or {})
             self._announce(task_presend, description)
-            subtask = subtask._replace(headers=description.pop("headers", None))
-            subtask._check()  # what it has set
+            subtask = subtask._replace(headers=description.pop("headers", None))._checked()
         return description, subtask._message(description)
 
 
@@ -4271,10 +4311,6 @@ class Kuyruk:
     Discard: ClassVar = Discard
 
     def __init__(self, config: Config | None = None) -> None:
-        if config is not None and not isinstance(config, Config):
-            what = "config takes a kuyruk.Config (made by from_dict and others, or with RABBIT_URL"
-            raise TypeError(f"{what} set): not {_shown('config', config)}")
-        self.config = Config() if config is None else config
         self.extensions: dict[str, Any] = {}  #: For extensions: what they keep, by their names.
         #: Top-level packages (or modules): a message makes a worker import nothing outside of them.
         self.packages: set[str] = set()
@@ -4284,10 +4320,24 @@ class Kuyruk:
         self._queues: dict[str, None] = {}
         #: By queue: seconds that its longest task may run, with all its tries (math.inf: no limit).
         self._longest: dict[str, float] = {}
-        self._publisher = _Publisher(self.config)
+        self._publisher = _Publisher(Config())
+        self.config = self._publisher.config if config is None else config
         # Close it when this is collected, or the interpreter exits. The publisher doesn't refer to
         # this object, so nothing keeps that from being collected.
         weakref.finalize(self, self._publisher.close)
+
+    @property
+    def config(self) -> Config:
+        """The settings. Another `Config` that takes their place counts from the next send on, and
+        for workers that are made then."""
+        return self._publisher.config
+
+    @config.setter
+    def config(self, config: Config) -> None:
+        how = " (made by from_dict and others, or with RABBIT_URL set)"
+        _require("config", config, Config, how)
+        self._publisher.config = config
+        self._publisher.close()
 
     def __enter__(self) -> Kuyruk:
         return self
@@ -4391,6 +4441,7 @@ class Kuyruk:
             if not isinstance(each, SubTask):
                 what = "send_tasks_to_queue takes a list of what a task's subtask(...) returns"
                 raise TypeError(f"{what}: not {_shown('subtasks', each)}")
+            each._checked()  # it may have been made by hand
         if self.config.EAGER:
             for subtask in subtasks:
                 subtask.task._send_eagerly(subtask, None)
@@ -5836,8 +5887,12 @@ class Worker:
         **options: typing.Unpack[WorkerOptions],
     ) -> None:
         _check_names("Worker()", options, ("queues", *_WORKER_OPTIONS))
+        _require("app", app, Kuyruk)
         self.app = app
         values = {f"WORKER_{name.upper()}": value for name, value in options.items()}
+        for name, key in zip(options, values, strict=True):
+            if values[key] is not None:
+                _check(key, values[key], name)
         self._config = app.config._with(**values)
         #: The names of the queues that it consumes.
         self.queues = _queue_names(app._queues if queues is None else queues)

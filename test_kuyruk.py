@@ -897,16 +897,13 @@ def test_what_was_not_sent_is_not_announced(offline, heard):
 
 @pytest.mark.parametrize("found", [True, False])
 def test_a_failure_is_announced_as_kuyruk_sentry_takes_it(found, offline, heard):
-    sent, worker, error = (
-        heard("worker_failure", sender=offline),
-        types.SimpleNamespace(app=offline),
-        ValueError("x"),
-    )
+    sent, error = heard("worker_failure", sender=offline), ValueError("x")
+    worker = offline.worker()
     description = kuyruk._decode_task(
         b'{"module": "m", "function": "f", "args": [1], "kwargs": {}, "x": 5}'
     )
     task = offline.task(echo)
-    kuyruk._notify_failure(worker, "q", description, task if found else None, error)
+    worker._signal_failure("q", description, task if found else None, error)
     ((_, sender, kwargs),) = sent
     assert (
         sender is offline
@@ -916,7 +913,7 @@ def test_a_failure_is_announced_as_kuyruk_sentry_takes_it(found, offline, heard)
     assert (kwargs["worker"], kwargs["queue"]) == (worker, "q")
     about = {"task": task, "args": [1], "kwargs": {}} if found else {}
     assert {key: kwargs[key] for key in RUN if key in kwargs} == about
-    kuyruk._notify_failure(worker, "q", None, None, error)
+    worker._signal_failure("q", None, None, error)
     sent[-1][2]["description"]["sentry_id"] = "x"  # as it does
 
 
@@ -1435,6 +1432,80 @@ def test_a_table_that_amqp_cannot_carry_names_what_it_cannot(table, says, caplog
     with pytest.raises(ValueError, match="headers takes"):
         offline.task(echo).send_to_queue(headers=table)
     assert not caplog.records  # pamqp warns of what it cuts
+
+
+@pytest.mark.parametrize("value", [5, [], object(), b"os", print, types.SimpleNamespace(debug=1)])
+def test_an_object_without_an_upper_case_attribute_is_no_configuration(value):
+    for load in (kuyruk.Config().from_object, kuyruk.Config().from_pymodule):
+        with pytest.raises(TypeError, match="from_object takes an object with upper-case"):
+            load(value)
+
+
+def test_a_configuration_file_is_named_by_a_path_and_no_descriptor(tmp_path):
+    (tmp_path / "config.py").write_text("EAGER = True")
+    with open(tmp_path / "config.py") as file, pytest.raises(TypeError, match="int"):
+        kuyruk.Config().from_pyfile(file.fileno())
+
+
+@pytest.mark.parametrize("load", ["from_object", "from_pymodule", "from_pyfile"])
+def test_a_module_that_configures_nothing_is_logged(load, tmp_path, monkeypatch, caplog):
+    module = f"empty_{uuid.uuid4().hex}"
+    (tmp_path / f"{module}.py").write_text("import os as OS\nrabbit_host = 'x'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = kuyruk.Config()
+    getattr(config, load)(tmp_path / f"{module}.py" if load == "from_pyfile" else module)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "no upper-case name in <module" in record.getMessage()
+
+
+@pytest.mark.parametrize("name", ["{}.settings", "{}.settings.Production"])
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import not_installed_at_all", "No module named 'not_installed_at_all'"),
+        ("from os import nothing_such", "cannot import name 'nothing_such'"),
+        ("int('fast')", "invalid literal for int"),
+    ],
+)
+def test_a_configuration_that_cannot_be_imported_says_why(name, code, says, tmp_path, monkeypatch):
+    package = f"pkg_{uuid.uuid4().hex}"
+    make_package(tmp_path, package, settings=f"{code}\nclass Production: EAGER = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    for load in (kuyruk.Config().from_object, kuyruk.Config().from_pymodule):
+        with pytest.raises((ImportError, ValueError), match=says):
+            load(name.format(package))
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("RABBIT_VHOST", "RABBIT_VIRTUAL_HOST"), ("RABBIT_PASS", "RABBIT_PASSWORD"),
+        ("rabbit_passwd", "RABBIT_PASSWORD"), ("WORKER_LOG_LEVEL", "WORKER_LOGGING_LEVEL"),
+        ("RABBIT_CONN_TIMEOUT", "RABBIT_CONNECT_TIMEOUT"), ("RABBIT_HOSTNAME", "RABBIT_HOST"),
+        ("RABBIT_URI", "RABBIT_URL"), ("WORKER_PROCS", "WORKER_PROCESSES"),
+    ],
+)  # fmt: skip
+def test_an_abbreviated_key_is_named_in_full(key, meant):
+    with pytest.raises(ValueError, match=f"{key}': did you mean '{meant}'"):
+        kuyruk.Config().from_dict({key: "x"})
+
+
+def test_an_application_may_get_another_configuration(offline, make_app, url, queue, broker):
+    task, sent = offline.task(queue)(echo), make_app(url)
+    for wrong in ({"RABBIT_HOST": "a"}, 5, None, kuyruk.Config):
+        with pytest.raises(TypeError, match=r"config takes a kuyruk.Config \(made by"):
+            offline.config = wrong
+    with pytest.raises(kuyruk.BrokerError):
+        task(1)
+    offline.config = sent.config
+    task(2)
+    assert (
+        arguments_in(broker.take_all(queue)) == [(2,)]
+        and url == offline.worker()._config.RABBIT_URL
+    )
+    offline.config = kuyruk.Config()
+    offline.config.EAGER = True
+    assert task.send_to_queue((3,), wait_result=1) == 3
 
 
 # --- Importing, and messages before they are sent ----------------------------
@@ -2184,6 +2255,62 @@ def test_an_application_says_what_its_configuration_is(wrong):
     with pytest.raises(TypeError, match=r"a kuyruk.Config \(.*from_dict.*RABBIT_URL") as info:
         kuyruk.Kuyruk(wrong)
     assert "hunter2" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda app: kuyruk.Worker(5), "app takes a kuyruk.Kuyruk: not 5"),
+        (lambda app: kuyruk.Worker("tasks"), "app takes a kuyruk.Kuyruk: not 'tasks'"),
+        (lambda app: kuyruk.Worker(kuyruk.Kuyruk), "app takes a kuyruk.Kuyruk: not <class"),
+        (lambda app: kuyruk.Task(echo, "app", "q"), "kuyruk takes a kuyruk.Kuyruk: not 'app'"),
+        (lambda app: kuyruk.signals.task_init.connect(print, 5), "sender takes a .*Kuyruk: not 5"),
+        (lambda app: kuyruk.signals.task_init.connect_via(echo)(print), "sender takes a kuyruk.Kuy"),
+        (lambda app: kuyruk.signals.task_init.connect(print, app.config), "sender takes a kuyruk.K"),
+        (lambda app: app.task(echo).subtask(5), "args takes a list or tuple: not 5"),
+        (lambda app: app.task(echo).subtask("abc"), "args takes a list or tuple: not 'abc'"),
+        (lambda app: app.task(echo).subtask(kwargs=["a"]), "kwargs takes a dict"),
+        (lambda app: app.task(echo).subtask(host=5), "host takes a string, or None: not 5"),
+        (lambda app: app.task(echo).subtask(delay=True), "delay takes seconds .*: not True"),
+        (lambda app: app.task(echo).subtask(id=5), "id takes a string, or None: not 5"),
+        (lambda app: app.send_tasks_to_queue([kuyruk.SubTask(echo, (), {}, None)]), "task takes a ku"),
+        (lambda app: app.send_tasks_to_queue([kuyruk.SubTask(None, 5, {}, "")]), "task takes a kuyr"),
+        (lambda app: app.send_tasks_to_queue(
+            [kuyruk.SubTask(app.task(echo), 5, {}, "")]), "args takes a list or tuple: not 5"),
+        (lambda app: app.worker(threads="4"), "^threads takes a whole number .*: not '4'"),
+        (lambda app: app.worker(threads=10**6), "^threads takes a whole number from 1 to 10000: not"),
+        (lambda app: app.worker(max_load=-2), "^max_load takes a load average"),
+        (lambda app: kuyruk.Worker(app, grace=None, shutdown_timeout="x"), "^shutdown_timeout takes"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("eager", [False, True])
+def test_what_is_of_the_wrong_kind_is_named_as_the_user_has_written_it(call, says, eager, offline):
+    offline.config.EAGER = eager
+    with pytest.raises((TypeError, ValueError), match=says):
+        call(offline)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ((), "count() missing 1 required positional argument: 'number'"),
+        ((1, 2), "count() takes 1 positional argument but 2 were given"),
+        ((0,), "inner() missing 1 required positional argument: 'x'"),
+        ((5,), "count.f() takes 1 positional argument but 2 were given"),
+    ],
+)
+def test_a_wrong_call_is_named_as_the_user_knows_the_function(args, says, tmp_path, monkeypatch):
+    module = f"counted_{uuid.uuid4().hex}"
+    (tmp_path / f"{module}.py").write_text(
+        "import kuyruk\napp = kuyruk.Kuyruk()\ndef inner(x): pass\n"
+        "@app.task(retry=1)\ndef count(number):\n"
+        "    inner() if number == 0 else count.f(1, 2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    task = importlib.import_module(module).count
+    with pytest.raises(TypeError) as info:
+        task.apply(*args)
+    assert str(info.value) == says
 
 
 # --- Interrupting a running task ---------------------------------------------
@@ -5647,7 +5774,7 @@ def test_a_misspelled_worker_option_is_named(offline):
     "option", ["threads", "prefetch", "grace", "max_load", "priority", "max_run_time"]
 )
 def test_a_bad_worker_option_is_an_error(option, offline):
-    with pytest.raises(ValueError, match=option.upper()):
+    with pytest.raises(ValueError, match=f"^{option} takes"):
         offline.worker(**{option: "x"})
 
 

@@ -239,10 +239,13 @@ class _Rule(NamedTuple):
     least: float = -math.inf
     most: float = math.inf
 _MOST = 2147483647
-_RULES = {name: _Rule(*rule) for names, *rule in (('RABBIT_HOST', 'hosts'), ('RABBIT_URL', 'url?'), ('RABBIT_PORT', 'whole', 1, 65535), ('RABBIT_HEARTBEAT', 'whole', 0, 65535), ('RABBIT_USER RABBIT_PASSWORD RABBIT_VIRTUAL_HOST', 'text'), ('RABBIT_SSL RABBIT_CONFIRM EAGER', 'flag'), ('RABBIT_SSL_OPTIONS', 'ssl'), ('RABBIT_CONNECT_TIMEOUT RABBIT_PUBLISH_TIMEOUT RABBIT_IDLE_DURATION', 'seconds', 0.001), ('WORKER_RECONNECT_INTERVAL', 'seconds', 0.001), ('QUEUE_ARGUMENTS', 'table'), ('WORKER_THREADS WORKER_MAX_CRASHES', 'whole', 1, _MOST), ('WORKER_PROCESSES', 'whole', 1, 1000), ('WORKER_PREFETCH', 'whole?', 1, 65535), ('WORKER_MAX_LOAD', 'load?'), ('WORKER_GRACE timeout', 'seconds', 0), ('WORKER_MAX_RUN_TIME WORKER_SHUTDOWN_TIMEOUT max_run_time wait_result', 'seconds?', 0), ('WORKER_PRIORITY', 'whole?', -_MOST - 1, _MOST), ('WORKER_LOGGING_LEVEL', 'level'), ('retry', 'whole', 0, _MOST), ('max_failures', 'whole?', 1, _MOST), ('fail_delay reject_delay', 'seconds', 0, MAX_TTL // 1000), ('FAILED_TTL max_fail_delay message_ttl delay', 'seconds?', 0, MAX_TTL // 1000), ('host id', 'text?'), ('priority', 'whole?', 0, 255), ('headers', 'table?')) for name in names.split()}
+_RULES = {name: _Rule(*rule) for names, *rule in (('RABBIT_HOST', 'hosts'), ('RABBIT_URL', 'url?'), ('RABBIT_PORT', 'whole', 1, 65535), ('RABBIT_HEARTBEAT', 'whole', 0, 65535), ('RABBIT_USER RABBIT_PASSWORD RABBIT_VIRTUAL_HOST', 'text'), ('RABBIT_SSL RABBIT_CONFIRM EAGER', 'flag'), ('RABBIT_SSL_OPTIONS', 'ssl'), ('RABBIT_CONNECT_TIMEOUT RABBIT_PUBLISH_TIMEOUT RABBIT_IDLE_DURATION', 'seconds', 0.001), ('WORKER_RECONNECT_INTERVAL', 'seconds', 0.001), ('QUEUE_ARGUMENTS', 'table'), ('WORKER_THREADS', 'whole', 1, 10000), ('WORKER_MAX_CRASHES', 'whole', 1, _MOST), ('WORKER_PROCESSES', 'whole', 1, 1000), ('WORKER_PREFETCH', 'whole?', 1, 65535), ('WORKER_MAX_LOAD', 'load?'), ('WORKER_GRACE timeout', 'seconds', 0), ('WORKER_MAX_RUN_TIME WORKER_SHUTDOWN_TIMEOUT max_run_time wait_result', 'seconds?', 0), ('WORKER_PRIORITY', 'whole?', -_MOST - 1, _MOST), ('WORKER_LOGGING_LEVEL', 'level'), ('retry', 'whole', 0, _MOST), ('max_failures', 'whole?', 1, _MOST), ('fail_delay reject_delay', 'seconds', 0, MAX_TTL // 1000), ('FAILED_TTL max_fail_delay message_ttl delay', 'seconds?', 0, MAX_TTL // 1000), ('host id', 'text?'), ('priority', 'whole?', 0, 255), ('headers', 'table?')) for name in names.split()}
 _SECRETS = ('RABBIT_PASSWORD', 'RABBIT_URL', 'RABBIT_SSL_OPTIONS')
 
-def _check(name: str, value: Any) -> None:
+def _require(name: str, value: Any, kind: type, how: str='') -> None:
+    ...
+
+def _check(name: str, value: Any, called: str='') -> None:
     ...
 
 def _shown(name: str, value: Any) -> str:
@@ -487,6 +490,9 @@ def _raise_pending() -> None:
     ...
 
 def _call_task(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    ...
+
+def _name_of(f: Callable[..., Any]) -> str:
     ...
 
 def _is_safe(frame: types.FrameType | None) -> bool:
@@ -1235,7 +1241,7 @@ APP_CLOSED = 'the application was closed'
 class _Publisher:
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self.config = config
         self.begin()
         _publishers.add(self)
 
@@ -1313,7 +1319,7 @@ class SubTask(NamedTuple):
     headers: Mapping[str, Any] | None = None
     id: str | None = None
 
-    def _check(self) -> None:
+    def _checked(self) -> SubTask:
         ...
 
     def _queue(self) -> str:
@@ -1340,6 +1346,7 @@ class Task(Generic[P, R]):
 
     def __init__(self, f: Callable[P, R], kuyruk: Kuyruk, queue: str, retry: int=0, max_run_time: float | None=None, fail_delay: float=0, reject_delay: float=0, max_fail_delay: float | None=None, max_failures: int | None=None, throws: type[BaseException] | Iterable[type[BaseException]]=()) -> None:
         _check_function(f)
+        _require('kuyruk', kuyruk, Kuyruk)
         self.f = f
         self.kuyruk = kuyruk
         self.queue = _check_queue_name(queue)
@@ -1515,17 +1522,22 @@ class Kuyruk:
     Discard: ClassVar = Discard
 
     def __init__(self, config: Config | None=None) -> None:
-        if config is not None and (not isinstance(config, Config)):
-            what = 'config takes a kuyruk.Config (made by from_dict and others, or with RABBIT_URL'
-            raise TypeError(f"{what} set): not {_shown('config', config)}")
-        self.config = Config() if config is None else config
         self.extensions: dict[str, Any] = {}
         self.packages: set[str] = set()
         self._tasks: dict[str, AnyTask] = {}
         self._queues: dict[str, None] = {}
         self._longest: dict[str, float] = {}
-        self._publisher = _Publisher(self.config)
+        self._publisher = _Publisher(Config())
+        self.config = self._publisher.config if config is None else config
         weakref.finalize(self, self._publisher.close)
+
+    @property
+    def config(self) -> Config:
+        ...
+
+    @config.setter
+    def config(self, config: Config) -> None:
+        ...
 
     def __enter__(self) -> Kuyruk:
         ...
@@ -1978,8 +1990,12 @@ class Worker:
 
     def __init__(self, app: Kuyruk, queues: Iterable[str] | None=None, **options: typing.Unpack[WorkerOptions]) -> None:
         _check_names('Worker()', options, ('queues', *_WORKER_OPTIONS))
+        _require('app', app, Kuyruk)
         self.app = app
         values = {f'WORKER_{name.upper()}': value for name, value in options.items()}
+        for name, key in zip(options, values, strict=True):
+            if values[key] is not None:
+                _check(key, values[key], name)
         self._config = app.config._with(**values)
         self.queues = _queue_names(app._queues if queues is None else queues)
         self.queues = self.queues or _queue_names(app._queues or 'kuyruk')
