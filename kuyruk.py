@@ -135,7 +135,7 @@ import types
 import typing
 import urllib.parse
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -5461,18 +5461,12 @@ class _Pool:
         """Send the newest of what waits back, until no more than `kept` messages are in hand. Not
         what a quorum queue has counted already: it may have a limit of deliveries."""
         with self._lock:
-            surplus = self.held - kept
-            waiting, self._waiting = self._waiting, collections.deque()
-            back: list[_Delivery] = []
-            while waiting:
-                delivery = waiting.pop()
-                if len(back) < surplus and "x-delivery-count" not in delivery.headers:
-                    back.append(delivery)
-                else:
-                    self._waiting.appendleft(delivery)
+            newest = [d for d in reversed(self._waiting) if "x-delivery-count" not in d.headers]
+            back = dict.fromkeys(newest[: max(0, self.held - kept)])
+            self._waiting = collections.deque([d for d in self._waiting if d not in back])
         self._requeue(back)
 
-    def _requeue(self, deliveries: list[_Delivery]) -> None:
+    def _requeue(self, deliveries: Collection[_Delivery]) -> None:
         """Send deliveries back that were taken from the queues and haven't begun."""
         with self._lock:
             self._tallies["requeued"] += len(deliveries)
@@ -5780,11 +5774,13 @@ class _Pool:
             self._settle(delivery, None, None, defect, RUNNING)
 
     def _on_kept(self, delivery: _Delivery) -> None:
-        """Note that its copy can't be forwarded for the moment. By who settles it."""
+        """Note that its copy can't be forwarded for the moment. By who settles it; again, if that
+        has failed after this."""
         with self._lock:
-            delivery.state = KEPT
-            delivery.channel.kept += 1
-            self.held -= 1
+            if delivery.state != KEPT:
+                delivery.state = KEPT
+                delivery.channel.kept += 1
+                self.held -= 1
         self._notify()  # others may come in its place
 
     def _on_settled(self, delivery: _Delivery) -> None:

@@ -5728,6 +5728,29 @@ def test_a_copy_that_was_sent_while_its_queue_began_to_fail_is_not_sent_again():
     assert (sent, len(settled), settler.count) == ([b"good"], 1, 1)
 
 
+def test_a_mishap_while_a_message_is_being_kept_counts_it_once(
+    app, queue, broker, start, monkeypatch
+):
+    def send(*args, **kwargs):
+        raise kuyruk.BrokerError("not now")
+
+    def make_pauses(longest):
+        if mishaps and longest == kuyruk.LONGEST_FORWARD_PAUSE:
+            raise mishaps.pop()
+        return real_pauses(longest)
+
+    mishaps, real_pauses = [MemoryError()], kuyruk._pauses
+    worker = start(app, [queue])
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._publisher, "send", send)
+        patch.setattr(kuyruk, "_pauses", make_pauses)
+        broker.publish(queue, b"nonsense")
+        wait_until(lambda: worker.stats["unsettled"] == 1 and not mishaps)
+    wait_until(lambda: broker.count(f"{queue}.failed") == 1 and worker.healthy)
+    channel = worker._channels[queue]
+    wait_until(lambda: (worker._pool.held, channel.kept) == (0, 0))
+
+
 def test_a_task_that_had_not_begun_when_its_channel_was_lost_has_not_succeeded(
     make_app, url, queue, broker, start, monkeypatch
 ):

@@ -28,7 +28,7 @@ import types
 import typing
 import urllib.parse
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast
 from amqpstorm.base import Stateful
 from amqpstorm.channel import Channel
@@ -1913,7 +1913,7 @@ class _Pool:
     def hand_back_surplus(self, kept: int) -> None:
         ...
 
-    def _requeue(self, deliveries: list[_Delivery]) -> None:
+    def _requeue(self, deliveries: Collection[_Delivery]) -> None:
         ...
 
     def _send_back(self, delivery: _Delivery) -> None:
