@@ -1831,7 +1831,8 @@ def test_a_module_may_be_imported_again(tmp_path, monkeypatch):
         and kuyruk.apps._find_task("again", "f") is module.f
         and module.f.apply(5) == 5
     )
-    (tmp_path / "again.py").write_text(code.replace("def g", "def f"))
+    # Of another size: its compiled copy may be of the same second.
+    (tmp_path / "again.py").write_text(code.replace("def g", "def f") + "\n")
     del sys.modules["again"]
     importlib.invalidate_caches()
     with pytest.raises(ValueError, match=r"again\.f"):
@@ -2522,9 +2523,8 @@ def test_an_interruption_has_its_text_and_its_facts_inside_the_task(ask, cause, 
     def look():
         ran.append(kuyruk.current_task())
         try:
-            while True:
-                if ask:
-                    ran[0].check()
+            while True:  # a jump back alone is in no try block, in Python 3.14
+                ran[0].check() if ask else ran[0].remaining()
         except BaseException as error:
             caught.append((type(error), str(error), error.args, getattr(error, "exc_info", None)))
             raise
