@@ -29,80 +29,92 @@ The threads, and what each owns
         v  |                        |  ^                            v       for sending
       ============= RabbitMQ: queue ==> delivery ==> unacked ==> gone ==================
 
-*Your threads* send for themselves (`_Publisher`): connect, look for the queue, publish, wait for
-what becomes of each message, and again for those that are open until RABBIT_PUBLISH_TIMEOUT. They
-write to the connection, together with what others have appended meanwhile. What nobody waits for
-(RABBIT_CONFIRM=False) the reader writes: many messages at once.
+*Your threads* send for themselves (`_Publisher`): they connect, look for the queue, publish, and
+wait for the fate of each message. Messages without a fate are published again, until
+RABBIT_PUBLISH_TIMEOUT. A thread that writes to the connection writes what other threads have
+appended, too. Messages that nobody waits for (RABBIT_CONFIRM=False) are written by the reader, many
+at once.
 *A connection's reader* (kuyruk-connection; one for each application that sends, two for each
-worker) belongs to a `_Keeper`. It connects as long as somebody wants a connection, and then reads:
-it hands confirms, returned messages, replies and deliveries on, writes what the socket didn't take
-at once, keeps the heartbeats, and notices that the broker is silent or takes nothing. Nothing in it
-waits for an answer, so a send in it is refused. It ends when the connection is idle
-(RABBIT_IDLE_DURATION) or closed.
-*A probe* (kuyruk-probe) opens another connection while one is silent that owes an answer. If it
-can, the other takes the place of the silent one; if not, the broker stands still, and the old one
-is kept.
-*The supervisor* (kuyruk-supervisor) consumes each queue by a channel of its own when there is a
-connection, tries again alone what can't be consumed, decides how many messages to hold
-(`_Prefetch`), pauses, drains. It ends after a stop.
+worker) is the thread of a `_Keeper`. It connects as long as another thread wants a connection, and
+then reads: it hands on confirms, returned messages, replies and deliveries, writes what the socket
+didn't take at once, keeps the heartbeats, and notices when the broker is silent or takes no data.
+It never waits for an answer, because it is the thread that would read it; so a send in this thread
+is refused. It ends when the connection is idle (RABBIT_IDLE_DURATION) or closed.
+*A probe* (kuyruk-probe) opens a second connection when the broker owes an answer on the first and
+is silent. If the second opens, it takes the place of the first. If not, the broker itself stands
+still, and the first is kept.
+*The supervisor* (kuyruk-supervisor) consumes each queue by a channel of its own while there is a
+connection, retries a queue that can't be consumed without touching the others, decides how many
+messages to hold (`_Prefetch`), pauses, and drains. It ends after a stop.
 *A pool thread* (kuyruk-pool_N) is one of WORKER_THREADS loops on a `ThreadPoolExecutor`. All wait
 on one condition for deliveries. It decodes its delivery, finds the task, runs it, decides what
-becomes of the message, and settles it; the log comes last. Replies and forwarded messages (failed,
-delayed) it sends as your threads do.
+becomes of the message, settles it, and then logs that. It sends replies and forwarded messages
+(failed, delayed) as your threads send.
 *The watch* (kuyruk-watch) owns the schedule of interruptions. It waits for the next deadline, or
 for an interruption that another thread orders, raises it in the task's thread as soon as that is at
-a safe point, and gives up what still runs WORKER_GRACE later. It ends with the worker (or with
-`Task.apply`).
-*The settler* (kuyruk-settler) keeps the deliveries whose copies can't be forwarded for the moment,
+a safe point, and gives up a task that still runs WORKER_GRACE later. It ends with the worker (or
+with `Task.apply`).
+*The settler* (kuyruk-settler) keeps the deliveries whose copies can't be forwarded at the moment,
 and tries again after growing pauses; their tasks don't run again. It also settles the message of a
-run that was given up, as its pool thread would have done: nobody waits for that thread any more;
-one more loop has taken its place.
-*The log thread* (kuyruk-log) writes what all of these but pool threads log: a handler may block, or
-send, and others wait for the thread that logs. It is started when there is a line, and ends when
-there is none.
-Each of these loops survives any exception (`_keep_running`); `Worker.healthy` asks whether all of
-them live and do what is due.
+run that was given up, as its pool thread would have done: nobody waits for that thread any more,
+and one more loop has taken its place.
+*The log thread* (kuyruk-log) writes what the others log, except pool threads: a handler may block,
+or send, while others wait for the thread that logs. It is started when there is a record, and ends
+when there is none.
+Each loop of the worker survives any exception (`_keep_running`); `Worker.healthy` asks whether all
+of them live and do what is due.
 
     lock              guards                                        while holding it
     ----------------  --------------------------------------------  -------------------------
     _Connection._lock what is taken from its queues and written     the socket, without blocking
     _Publisher._lock  which keeper it publishes with                a thread may be started
-    _Pool._lock       states of deliveries; what waits and runs     a thread may be started
-    _Settler._changed what is kept, and when to try it again        nothing
+    _Pool._lock       deliveries, their states and queues           a thread may be started
+    _Settler._changed kept deliveries, and when to try them again   nothing
     _Watch._changed   when to look at which run                     nothing
     Run._gate         whether the task can be interrupted now       an exception may be set
 
-No thread waits for the first of these: who can't have it leaves its frames to the thread that has
-it, which looks again after letting go. Waiting is done on events (`_Event`, `_Changes`): who waits
-registers and then looks, who changes something notifies afterwards. An exception in the middle of a
-write (a signal handler's, no memory) gives the connection up, never a message: whoever waits on it
-sends again.
+No thread waits for the first of these. A thread that can't have it leaves its frames to the thread
+that has it, and that looks again after releasing it. Threads wait on events (`_Event`, `_Changes`):
+one that waits registers first and looks then, one that changes something notifies afterwards, so no
+change is missed. An exception in the middle of a write (raised by a signal handler, or for want of
+memory) gives up the connection, never a message: each thread that waits on it sends again.
 
-The life of a message that is sent. It is in its connection's outbox, until a thread takes it: that
-numbers and writes it. From then on it is in flight, until the broker confirms it, returns it (its
-queue is gone: look for that, and again) or refuses it (again after a pause). When its channel is
-closed instead, it may be to blame: it is sent once more on a connection of its own. When the
-connection is lost it is sent again on the next. When its time is up it is taken from the outbox, or
-`BrokerError.unconfirmed` names it: it may have arrived.
+The life of a message that is sent. It is in its connection's outbox until a thread takes it,
+numbers it and writes it. From then on it is in flight, until the broker
 
-The life of a delivery. It is *waiting* when the reader has read it; it goes back if that lasts too
-long while another worker may be free, or at a stop or a pause. *Running*: a pool thread has begun
-with it. *Claimed*: it is decided who settles it, that thread, or who gives it up. *Kept*: what is
-to be forwarded can't be, for the moment. *Settled*: it is acknowledged, or sent back. The reply is
-out before the acknowledgement, and the copy of a forwarded message is confirmed before it.
-When its channel is lost it isn't ours any more: what waits is *lost*, what runs is interrupted
-(HeartbeatError), nothing is settled, and the broker delivers it again; a message that still runs
-here isn't run a second time beside itself. But when its queue was deleted it is the only copy, and
-runs to its end. What ran when a process died is a suspect: no two suspects run at once here, so
-that the next death tells which is to blame.
+- confirms it: it has arrived;
+- returns it, because its queue is gone: the queue is declared, and the message sent again;
+- refuses it: it is sent again after a pause;
+- closes its channel: the message may be the reason, so it is sent again on a connection of its own;
+- or the connection is lost: it is sent again on the next.
 
-**At least once**: a worker that dies between the work and the acknowledgement, or a sender that
-loses its connection before the confirm and sends again, makes a task run twice.
+When its time is up it is withdrawn from the outbox. If it was in flight, it may have arrived;
+`BrokerError.unconfirmed` names it in both cases.
 
-The order of a stop. The consumers are cancelled: nothing new comes. What hasn't begun goes back:
-another worker can have it at once. What runs ends, or is interrupted. Then the pool, then the
-connection for sending, and last the one that consumes, because heartbeats and acknowledgements need
-it until then.
+The life of a delivery. Its states are:
+
+- *waiting*: the reader has read it. It goes back to the broker if this lasts too long while another
+  worker may be free, and at a stop or a pause.
+- *running*: a pool thread has begun with it.
+- *claimed*: it is decided who settles it: that thread, or the one that gives that thread up.
+- *kept*: its message is to be forwarded to another queue, and that isn't possible at the moment.
+- *settled*: it was acknowledged or sent back. Its reply is sent before that, and the copy of a
+  forwarded message is confirmed before that.
+- *lost*: its channel was lost while it was waiting.
+
+When its channel is lost, a delivery isn't ours any more: its task, if running, is interrupted
+(HeartbeatError), nothing is settled, and the broker delivers the message again. If it still runs
+here then, it isn't run a second time beside itself. Only when its queue was deleted it runs to its
+end: there is no other copy. A message that was running when a worker process died is a suspect. No
+two suspects run at once in a worker, so that the next death tells which of them is to blame.
+
+**At least once**: a task runs twice when a worker dies between the work and the acknowledgement, or
+when a sender loses its connection before the confirm, and sends again.
+
+The order of a stop. The consumers are cancelled, so that nothing new is delivered. Waiting
+deliveries go back at once, for other workers. Running tasks end, or are interrupted. Then the pool
+ends, then the connection for sending, and last the one that consumes: until then it is needed for
+heartbeats and acknowledgements.
 """
 
 from __future__ import annotations
@@ -167,62 +179,78 @@ __all__ += ["UNSAFE_MODULES", "Worker", "WorkerOptions"]
 __version__ = "1.0.0"
 
 logger = logging.getLogger("kuyruk")
-_success_logger = logging.getLogger("kuyruk.success")  # so that it has a level of its own
+# Successes have a logger of their own, so that its level can be set without that of failures.
+_success_logger = logging.getLogger("kuyruk.success")
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-MAX_TTL = 0xFFFFFFFF  #: Milliseconds: the longest that RabbitMQ takes (49.7 days).
-#: Seconds that RabbitMQ by default allows between a delivery and its acknowledgement.
+MAX_TTL = 0xFFFFFFFF  #: The most milliseconds that RabbitMQ takes as a time to live (49.7 days).
+#: Seconds that RabbitMQ allows by default between a delivery and its acknowledgement.
 CONSUMER_TIMEOUT = 1800.0
-LEAST_CONSUMER_TIMEOUT = 60.0  #: The smallest that it supports.
+LEAST_CONSUMER_TIMEOUT = 60.0  #: Seconds: the shortest such time that RabbitMQ supports.
 CONSUMER_TIMEOUT_HELP = (
     "Let its task end sooner (max_run_time), or allow more: consumer_timeout in rabbitmq.conf,"
     " or for its queue, from RabbitMQ 3.12 on, a policy with consumer-timeout (milliseconds)"
 )
-MAX_TASK_NAME = 1000  #: Characters: looking for longer ones would take long.
-MAX_QUEUE_NAME = 230  #: Bytes: leaves room for the suffixes of the queues that are derived from it.
-#: Seconds without a message after which those that were counted must have been taken by others.
+MAX_TASK_NAME = 1000  #: Characters of a task's name: a message can't make a worker search longer.
+#: Bytes of a queue's name. AMQP allows 255: the names of its delay and failed queues are longer.
+MAX_QUEUE_NAME = 230
+#: Seconds without a message after which the rest of a queue must have been taken by others.
 QUIET = 5.0
-CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker.
-TICK = 1.0  #: Seconds after which a connection's owner looks around, at the latest.
-#: Bytes that may wait to be written when a send returns, with RABBIT_CONFIRM=False;
+CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker, or for a thread.
+TICK = 1.0  #: The most seconds between two checks of a connection's health by its reader.
+#: Bytes that may wait to be written when a send with RABBIT_CONFIRM=False returns.
 UNWRITTEN_BYTES = 1_000_000
-UNCONFIRMED_BYTES = 32_000_000  #: and that may be written and not confirmed.
-#: Messages of a batch on the way at once; each window has the whole publish timeout.
+#: Bytes that such sends may have written and that the broker hasn't confirmed.
+UNCONFIRMED_BYTES = 32_000_000
+#: Messages of a batch that are on their way at once: a window, with a publish timeout of its own.
 BATCH_WINDOW = 2000
-BATCH_BYTES = 1_000_000  #: Bytes of a window's bodies, or one message.
-LONGEST_PAUSE = 1.0  #: Seconds: the longest pause between two attempts to connect for sending.
-WAITING_LOG_INTERVAL = 60.0  #: Seconds after which what waits for RabbitMQ says so again.
-JOINED_WRITES = 0x10000  #: Bytes of frames that are joined into one write, about.
-REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback, in a reply...
-HEADER_TEXT = 10_000  #: ...and in a failed message's headers.
-DELAY_QUEUE_LEASE = 600.0  #: Seconds that an unused delay queue outlives its delay,
-DELAY_QUEUE_RENEWAL = 60.0  #: and after which its lease is renewed before it is used.
+BATCH_BYTES = 1_000_000  #: Bytes of a window's bodies; a larger message is a window of its own.
+#: Seconds: the longest pause between two attempts to connect for sending.
+LONGEST_PAUSE = 1.0
+#: Seconds after which it is logged again that the same trouble keeps us from RabbitMQ.
+WAITING_LOG_INTERVAL = 60.0
+JOINED_WRITES = 0x10000  #: About how many bytes of frames are joined into one write.
+REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback, in a reply.
+HEADER_TEXT = 10_000  #: Characters of the same in a failed message's headers.
+#: Seconds that a delay queue lives, unused, beyond its delay.
+DELAY_QUEUE_LEASE = 600.0
+#: Seconds after which a delay queue is declared again before it is used, which renews its lease.
+DELAY_QUEUE_RENEWAL = 60.0
 #: Seconds after which a busy worker looks whether it holds the right number of messages.
 LOOK = 0.02
-#: Seconds of work, as measured, that it holds beyond a message for each thread,
+#: Seconds of work that a worker holds, by its measured rate, beyond one message for each thread.
 PREFETCH_SECONDS = 0.02
-#: but no more. Tiny tasks need it: the way to the broker takes longer than they do.
+#: The most messages that this may be. Only tiny tasks come near: they are done sooner than the
+#: broker sends the next.
 MAX_PREFETCH = 1000
-#: Seconds that a message waits while no task begins, until it goes back: another worker may be
-#: free.
+#: Seconds that a message waits here while no task begins. Then it goes back, because another worker
+#: may be free.
 HANDBACK_AFTER = 0.02
-LONGEST_PATIENCE = 1.0  #: The same when it has come back again and again: no other worker is free.
-STALLED = 5.0  #: Seconds after which a thread counts as stuck that has nothing to wait for.
-#: Seconds: the longest pause until a queue is tried again that can't be consumed,
+#: Seconds: the longest such wait, for a worker in which nothing has begun for long.
+LONGEST_PATIENCE = 1.0
+#: Seconds after which a thread counts as stuck although it waits for no task.
+STALLED = 5.0
+#: Seconds: the longest pause before a queue that can't be consumed is tried again.
 LONGEST_QUEUE_PAUSE = 5.0
-LONGEST_FORWARD_PAUSE = 10.0  #: or until messages are forwarded again that can't be.
-MAX_KEPT = 500  #: Messages of a queue, kept as they can't be forwarded, in whose place others come.
-LARGE_REPLY = 100_000  #: Bytes of a reply that RabbitMQ may refuse because of its size.
-#: Of quorum queues that it declares. RabbitMQ 4 drops messages after 20 deliveries else.
+#: Seconds: the longest pause before messages that can't be forwarded are tried again.
+LONGEST_FORWARD_PAUSE = 10.0
+#: Messages of a queue that are kept because they can't be forwarded, and that take no other
+#: message's place. With more of them the queue is served more slowly, and at last no more.
+MAX_KEPT = 500
+LARGE_REPLY = 100_000  #: Bytes from which on a refused reply may have been refused for its size.
+#: Deliveries that a quorum queue which we declare allows. RabbitMQ 4 drops a message after 20
+#: otherwise.
 DELIVERY_LIMIT = 1_000_000
-REFUSAL_PAUSE = 0.2  #: Seconds after which what a queue has refused is sent again.
-FIRST_SHARE = 10  #: Failed messages that are fetched at once at first. Then as their size allows,
-MAX_SHARE, SHARE_BYTES = 500, 4_000_000  #: at most so many, or so many bytes.
-FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; each time twice as long.
+REFUSAL_PAUSE = 0.2  #: Seconds after which a message that its queue has refused is sent again.
+#: Failed messages that are fetched at once at first; their size decides how many follow.
+FIRST_SHARE = 10
+MAX_SHARE, SHARE_BYTES = 500, 4_000_000  #: The most messages, and bytes, that are fetched at once.
+#: Seconds before the first attempt to reconnect. Each further pause is twice as long.
+FIRST_RECONNECT = 0.1
 
 
 # --- Exceptions ----------------------------------------------------------------------------------
@@ -233,22 +261,24 @@ class KuyrukError(Exception):
 
 
 class _Interruption:
-    """Mixin of the exceptions that interrupt a task. Python raises them in the task's thread by
-    their class alone: made without arguments there, they take the arguments of what has interrupted
-    the run."""
+    """Mixin of the exceptions that interrupt a task.
+
+    Python can only set a class for another thread, and makes the exception there, without
+    arguments. Such a one takes those of the exception that has interrupted the run.
+    """
 
     def __init__(self, *args: object) -> None:
         run = current_task()
         cause = None if run is None else run._cause
         if not args and type(cause) is cast(Any, type(self)):
             args = cast(BaseException, cause).args
-        super().__init__(*args)  # a BaseException's
+        super().__init__(*args)
 
 
 class Reject(KuyrukError):
     """Raised by a task that doesn't want its message: it goes back to the queue, not counted as a
     failure. It is there again after `delay` seconds (0: at once; None: the task's `reject_delay`).
-    Raises ValueError for a delay that can't be."""
+    Raises ValueError for a delay that is negative, too long, or no number."""
 
     def __init__(self, *args: object, delay: float | None = None) -> None:
         _check("delay", delay)
@@ -257,8 +287,8 @@ class Reject(KuyrukError):
 
 
 class Discard(_Interruption, KuyrukError):
-    """Raised by a task that doesn't want its message, or in it by an operator: the message is
-    dropped."""
+    """Raised by a task that doesn't want its message, or in a task by an operator (`Worker.drop`):
+    the message is dropped."""
 
 
 class Timeout(_Interruption, KuyrukError):
@@ -272,14 +302,15 @@ class ResultTimeout(KuyrukError):
 
 class RemoteException(KuyrukError):
     """Raised by `Task.send_to_queue`: the task raised in the worker. `type` is the dotted name of
-    the exception's class, `value` its text, `traceback` its formatted traceback (str)."""
+    the exception's class, `value` its text, `traceback` its formatted traceback (str or None)."""
 
     def __init__(self, type_: str, value: str, traceback: str | None) -> None:
         super().__init__(type_, value, traceback)
         self.type = type_
         self.value = value
         self.traceback = traceback
-        if traceback:  # Python prints it where nothing catches this
+        if traceback:
+            # Python prints notes where nothing catches an exception. There the reader needs it.
             self.add_note(f"In the worker:\n{traceback}")
 
     def __str__(self) -> str:
@@ -306,7 +337,8 @@ class Crashed(KuyrukError):
 
 class HeartbeatError(_Interruption, BaseException):
     """Raised in a task whose worker has lost the connection by which the message came: it will run
-    again. `exc_info` tells how it was lost. No Exception, so that the task doesn't swallow it."""
+    again. `exc_info` (type, value, traceback) says how it was lost. It isn't an Exception, so that
+    the task doesn't swallow it."""
 
     def __init__(self, exc_info: Any = None) -> None:
         super().__init__(*(() if exc_info is None else (exc_info,)))
@@ -321,12 +353,16 @@ class HeartbeatError(_Interruption, BaseException):
 
 
 class Shutdown(_Interruption, BaseException):
-    """Raised in a task that a stopping worker can't wait for: it will run again. No Exception, as
-    above."""
+    """Raised in a task that a stopping worker can't wait for: it will run again. It isn't an
+    Exception, so that the task doesn't swallow it."""
 
 
 def _make_module(name: str, is_member: Callable[[Any], bool]) -> types.ModuleType:
-    """Make `kuyruk.<name>`, importable, in a vendored copy too (as `os.path` is a module of os)."""
+    """Return a new module `kuyruk.<name>` with the members of this one that `is_member` chooses.
+
+    It can be imported although it has no file, as `os.path` can, in a vendored copy too. Classes
+    say that they come from there, as with Kuyruk: pickles and error texts name them so.
+    """
     module = types.ModuleType(f"{__name__}.{name}", f"The {name} of kuyruk.")
     module.__file__ = __file__
     for key, value in list(globals().items()):
@@ -344,6 +380,81 @@ exceptions = _make_module(
 )
 
 
+# --- Logging -------------------------------------------------------------------------------------
+
+
+def _is_for_program(error: BaseException) -> bool:
+    """Whether an exception that came out of the user's code is meant for the program: a signal
+    handler has raised it in the main thread (Ctrl-C), while that was in the user's code by chance.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and not isinstance(error, Exception)
+
+
+def _log(level: int, text: str, *args: Any, **options: Any) -> None:
+    """Log, in this thread. A handler is the user's code: what it raises changes nothing here."""
+    try:
+        options.pop("logger", logger).log(level, text, *args, stacklevel=2, **options)
+    except BaseException as error:
+        if _is_for_program(error):
+            raise
+
+
+#: Records for the log thread. When a handler blocks for long, the oldest are dropped: no backlog
+#: may fill the memory.
+_records: collections.deque[logging.LogRecord] = collections.deque(maxlen=1000)
+_log_token = threading.Lock()  #: The log thread has it, from before its start until its end.
+
+
+def _log_aside(
+    level: int,
+    text: str,
+    *args: Any,
+    error: BaseException | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Log in the log thread. For threads of ours that others wait for: a handler may block, or may
+    send a message, which needs the very thread that logs."""
+    if logger.isEnabledFor(level):
+        code, line = sys._getframe(1).f_code, sys._getframe(1).f_lineno
+        info = None if error is None else (type(error), error, error.__traceback__)
+        record = logger.makeRecord(
+            logger.name, level, code.co_filename, line, text, args, info, code.co_name, extra
+        )
+        _records.append(record)
+        if _log_token.acquire(blocking=False):
+            try:
+                threading.Thread(target=_write_records, name="kuyruk-log", daemon=True).start()
+            except Exception:  # no thread can be started, or there is no memory for one
+                _write_records()
+
+
+def _write_records() -> None:
+    """Write all records there are, in the log thread, which has the token.
+
+    1. This thread: finds no more records. 2. Another thread: appends one, and can't have the token.
+    3. This thread: releases the token, and looks once more. So no record is left behind.
+    """
+    while True:
+        with contextlib.suppress(IndexError):  # the deque is empty
+            while True:
+                record = _records.popleft()
+                try:
+                    logger.handle(record)
+                except BaseException:  # a handler's
+                    pass
+        _log_token.release()
+        if not _records or not _log_token.acquire(blocking=False):
+            return
+
+
+def _wait_for_log() -> None:
+    """Wait until the log thread has nothing to write, for CLOSE_TIMEOUT seconds at most."""
+    until = time.monotonic() + CLOSE_TIMEOUT
+    while (_records or _log_token.locked()) and time.monotonic() < until:
+        time.sleep(0.005)
+
+
 # --- Signals -------------------------------------------------------------------------------------
 
 
@@ -355,33 +466,38 @@ class _Receiver(NamedTuple):
 
 
 class Signal:
-    """Tells functions, its receivers, that something happens. Each is called with the sender (a
-    `Kuyruk`) and keyword arguments, in the thread where it happens, before that goes on.
+    """Calls functions, its receivers, when something happens. Each gets the sender (a `Kuyruk`) and
+    keyword arguments, in the thread where it happens, before that goes on.
 
-    raises: a receiver's exception is raised by `send`. Otherwise it is logged, and changes nothing.
+    raises: whether `send` raises a receiver's exception. If not, it is logged, and changes nothing.
     """
 
     def __init__(self, name: str, raises: bool = False) -> None:
         self.name = name
         self.raises = raises
-        #: Replaced, never changed: `send` needs no lock. Empty: there is nothing to send.
+        #: This tuple is replaced, under a lock, and never changed: so `send` needs no lock. Who
+        #: sends may look whether it is empty, and spare itself the arguments.
         self.receivers: tuple[_Receiver, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Signal {self.name}>"
 
     def connect(self, f: F, sender: Any = None, weak: bool = False) -> F:
-        """Call `f` when the signal is sent; returns `f`, so this is a decorator, too.
+        """Call `f` when the signal is sent; returns `f`, so this is a decorator, too. One that is
+        connected already is called once all the same.
 
-        sender: only for the signals of this `Kuyruk`. weak: only as long as `f` exists elsewhere.
-        Raises TypeError for an async function, whose call wouldn't run it.
+        sender: the `Kuyruk` whose signals it gets; None: any. weak: keep no reference to `f`: it is
+        called as long as others do. Raises TypeError for an async function, whose call wouldn't
+        run it.
         """
         import inspect  # not at the top: 6 ms and a megabyte, for who has no task and no receiver
 
         if not callable(f) or inspect.iscoroutinefunction(f):
             raise TypeError(f"{self!r} takes a plain function as a receiver: not {f!r}")
         self.disconnect(f, sender)
+        # A plain reference to a bound method dies at once: each look at the attribute makes one.
         kind: Any = weakref.WeakMethod if inspect.ismethod(f) else weakref.ref
+        # Weak, because signals live for ever: an application that is dropped must not.
         wanted = None if sender is None else weakref.ref(sender)
         receiver = _Receiver(kind(f) if weak else lambda: f, wanted)
         with _signals_change:
@@ -396,8 +512,10 @@ class Signal:
         """Call `f` no longer, for this sender or (None) for any. No error if it isn't connected."""
 
         def stays(receiver: _Receiver) -> bool:
-            is_other = sender is not None and not (receiver.sender and receiver.sender() is sender)
-            return receiver.function() is not None and (receiver.function() != f or is_other)
+            g, wanted = receiver.function(), receiver.sender
+            if g is None:
+                return False  # it was connected weakly, and exists no more
+            return g != f or (sender is not None and (wanted is None or wanted() is not sender))
 
         with _signals_change:
             self.receivers = tuple(filter(stays, self.receivers))
@@ -413,9 +531,7 @@ class Signal:
             try:
                 results.append((f, f(sender, **kwargs)))
             except BaseException as error:
-                is_main = threading.current_thread() is threading.main_thread()
-                # In the main thread it may be a signal handler's of the program (Ctrl-C).
-                if self.raises or (is_main and not isinstance(error, Exception)):
+                if self.raises or _is_for_program(error):
                     raise
                 text = "A receiver of the signal %s has raised"
                 _log(logging.ERROR, text, self.name, exc_info=True)
@@ -424,30 +540,32 @@ class Signal:
 
 _signals_change = threading.Lock()  #: Guards the replacement of `Signal.receivers`.
 
-# Each is sent with task=, args= and kwargs= (the arguments of the task's function), and with what
-# is said. The last four are a worker's.
-task_init = Signal("task_init")  #: A task is made. With task= only.
-#: description=, which may be changed. In it, but not in the body, are the message's "headers".
+# Signals about a task are sent with task=, args= and kwargs= (the arguments of its function), and
+# with the further arguments that are named here.
+task_init = Signal("task_init")  #: A task was made. With task= only.
+#: A message is about to be sent. With description=, which a receiver may change. The message's
+#: "headers" are in it, too; they don't become a part of its body.
 task_presend = Signal("task_presend", raises=True)
-task_postsend = Signal("task_postsend")  #: It was sent: the broker has it. description=
-task_preapply = Signal("task_preapply")  #: About to be run, with all tries.
+task_postsend = Signal("task_postsend")  #: The broker has the message. With description=.
+task_preapply = Signal("task_preapply")  #: A task is about to run, with all tries.
 task_postapply = Signal("task_postapply")  #: All tries are over.
-task_prerun = Signal("task_prerun", raises=True)  #: Before a try.
-task_postrun = Signal("task_postrun")  #: After a try.
-task_success = Signal("task_success")  #: It has returned.
-task_error = Signal("task_error")  #: A try has raised. exc_info=
-task_failure = Signal("task_failure")  #: The last try has raised. exc_info=
-#: A message has failed. worker=, queue=, description=, exc_info=; the three if its task was found.
+task_prerun = Signal("task_prerun", raises=True)  #: A try begins.
+task_postrun = Signal("task_postrun")  #: A try is over.
+task_success = Signal("task_success")  #: The task has returned.
+task_error = Signal("task_error")  #: A try has raised. With exc_info=.
+task_failure = Signal("task_failure")  #: The last try has raised. With exc_info=.
+#: A message has failed in a worker. With worker=, queue=, description= and exc_info=; with task=,
+#: args= and kwargs= only if its task was found.
 worker_failure = Signal("worker_failure")
-worker_init = Signal("worker_init")  #: A worker is made. With worker= only, as the next two.
-worker_start = Signal("worker_start")  #: It starts.
-worker_shutdown = Signal("worker_shutdown")  #: It has stopped.
+worker_init = Signal("worker_init")  #: A worker was made. With worker= only, as the next two.
+worker_start = Signal("worker_start")  #: A worker starts.
+worker_shutdown = Signal("worker_shutdown")  #: A worker has stopped.
 
-_Signal = Signal  # which is another name in this class
+_Signal = Signal  # the next class has an attribute of that name
 
 
 class _SignalsModule(types.ModuleType):
-    """What type checkers know of `signals`, so that its decorators have types."""
+    """Says to type checkers what is in `signals`, so that its decorators have types."""
 
     Signal: type[_Signal]
 
@@ -656,6 +774,34 @@ _UNREAD_KEYS = {
 }
 
 
+@functools.cache  # the same file is often loaded again, in a test or by the command line
+def _warn_of_unread_key(key: str) -> None:
+    """Log that nothing here reads a key of the configuration, if it looks like one of ours."""
+    instead = _UNREAD_KEYS.get(key)
+    if instead is not None or key.startswith(("RABBIT_", "WORKER_")):
+        what = f"{instead} takes its place" if instead else "it is kept, for an extension"
+        _log(logging.WARNING, "The configuration key %r has no effect here: %s", key, what)
+
+
+def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
+    """Return a hint for an error's text at the known word that is most like this one; "" if none
+    is. likeness: from 0 (any word) to 1 (only the same)."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _check_names(function: str, options: Iterable[str], known: Sequence[str]) -> None:
+    """Raise TypeError for an option that the function doesn't know."""
+    for name in options:
+        if name not in known:
+            hint = _did_you_mean(name, known, 0.7) or "."
+            raise TypeError(
+                f"{function} takes no option {name!r}{hint} It takes {', '.join(known)}"
+            )
+
+
 class Config:
     """The settings of a `Kuyruk`: the class attributes are the defaults. Set them by assignment or
     with a loader.
@@ -815,99 +961,6 @@ class Config:
             "timeout": self.RABBIT_CONNECT_TIMEOUT,
         }
         return options | (_parse_url(self.RABBIT_URL)[1] if self.RABBIT_URL is not None else {})
-
-
-def _log(level: int, text: str, *args: Any, **options: Any) -> None:
-    """Log. A handler of the user's may raise: nothing of ours ends or changes its way then."""
-    try:
-        options.pop("logger", logger).log(level, text, *args, stacklevel=2, **options)
-    except BaseException as error:
-        is_main = threading.current_thread() is threading.main_thread()
-        # In the main thread it may be a signal handler's of the program (Ctrl-C).
-        if is_main and not isinstance(error, Exception):
-            raise
-
-
-#: Records that the log thread writes. When a handler blocks for long, the oldest are dropped.
-_records: collections.deque[logging.LogRecord] = collections.deque(maxlen=1000)
-_log_token = threading.Lock()  #: The log thread has it from before its start until its end.
-
-
-def _log_aside(
-    level: int,
-    text: str,
-    *args: Any,
-    error: BaseException | None = None,
-    extra: dict[str, Any] | None = None,
-) -> None:
-    """Log in the log thread: for threads of ours that others wait for. A handler may block, or
-    send, which needs the thread that logs."""
-    if logger.isEnabledFor(level):
-        code, line = sys._getframe(1).f_code, sys._getframe(1).f_lineno
-        info = None if error is None else (type(error), error, error.__traceback__)
-        record = logger.makeRecord(
-            logger.name, level, code.co_filename, line, text, args, info, code.co_name, extra
-        )
-        _records.append(record)
-        if _log_token.acquire(blocking=False):
-            try:
-                threading.Thread(target=_write_records, name="kuyruk-log", daemon=True).start()
-            except RuntimeError:  # no thread can be started
-                _write_records()
-
-
-def _write_records() -> None:
-    """With the token. A record that comes while it is given back is seen by whoever has it next, or
-    here."""
-    while _records:
-        with contextlib.suppress(IndexError):
-            while True:
-                record = _records.popleft()
-                try:
-                    logger.handle(record)
-                except BaseException:  # a handler's: as in _log
-                    pass
-        _log_token.release()
-        if not _log_token.acquire(blocking=False):
-            return
-    _log_token.release()
-
-
-def _wait_for_log() -> None:
-    """Wait until the log thread has nothing to write, for CLOSE_TIMEOUT seconds at most."""
-    until = time.monotonic() + CLOSE_TIMEOUT
-    while _log_token.locked() and time.monotonic() < until:
-        time.sleep(0.005)
-
-
-@functools.cache  # the same file is often loaded again, in a test or by the command line
-def _warn_of_unread_key(key: str) -> None:
-    """Log that nothing here reads a key of the configuration, if it looks like one of ours."""
-    instead = _UNREAD_KEYS.get(key)
-    if instead is not None or key.startswith(("RABBIT_", "WORKER_")):
-        what = f"{instead} takes its place" if instead else "it is kept, for an extension"
-        _log(logging.WARNING, "The configuration key %r has no effect here: %s", key, what)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
-    return f": did you mean {close[0]!r}?" if close else ""
-
-
-def _check_names(function: str, options: Iterable[str], known: Sequence[str]) -> None:
-    """Raise TypeError for an option that the function doesn't know."""
-    for name in options:
-        if name not in known:
-            hint = _did_you_mean(name, known, 0.7) or "."
-            raise TypeError(
-                f"{function} takes no option {name!r}{hint} It takes {', '.join(known)}"
-            )
 
 
 # --- Messages ------------------------------------------------------------------------------------
@@ -1147,6 +1200,11 @@ def _bounded(text: str, limit: int) -> str:
         left_out = f"\n[... {len(text) - limit} characters ...]\n"
         text = text[: limit // 2] + left_out + text[-(limit // 2) :]
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _count(number: int, noun: str) -> str:
+    """Return "1 message" or "2 messages"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -660,6 +660,26 @@ def test_a_rejection_carries_its_delay():
             kuyruk.Reject(delay=wrong)
 
 
+# --- Logging -----------------------------------------------------------------
+
+
+def test_a_record_that_comes_as_the_log_thread_is_about_to_end_is_written(monkeypatch, caplog):
+    """It looks once more after it has released the token that the other couldn't have."""
+
+    class Records(collections.deque):
+        def __bool__(self):
+            is_empty = len(self) == 0
+            if is_empty and late:
+                kuyruk._log_aside(logging.WARNING, late.pop())
+            return not is_empty
+
+    late = ["late"]
+    monkeypatch.setattr(kuyruk, "_records", Records())
+    kuyruk._log_aside(logging.WARNING, "first")
+    wait_until(lambda: caplog.messages == ["first", "late"])
+    wait_until(lambda: not kuyruk._log_token.locked())
+
+
 # --- Signals -----------------------------------------------------------------
 
 #: The 14, each with the keyword arguments that it is sent with, but for those of `RUN`.

@@ -159,6 +159,23 @@ def _make_module(name: str, is_member: Callable[[Any], bool]) -> types.ModuleTyp
     ...
 exceptions = _make_module('exceptions', lambda v: isinstance(v, type) and issubclass(v, BaseException) and (v.__module__ == __name__))
 
+def _is_for_program(error: BaseException) -> bool:
+    ...
+
+def _log(level: int, text: str, *args: Any, **options: Any) -> None:
+    ...
+_records: collections.deque[logging.LogRecord] = collections.deque(maxlen=1000)
+_log_token = threading.Lock()
+
+def _log_aside(level: int, text: str, *args: Any, error: BaseException | None=None, extra: dict[str, Any] | None=None) -> None:
+    ...
+
+def _write_records() -> None:
+    ...
+
+def _wait_for_log() -> None:
+    ...
+
 class _Receiver(NamedTuple):
     function: Callable[[], Callable[..., Any] | None]
     sender: Callable[[], Any] | None
@@ -250,6 +267,16 @@ def _shown(name: str, value: Any) -> str:
 _KUBERNETES = '(?s)(.*_)?(SERVICE_HOST|SERVICE_PORT(_\\w+)?|PORT_\\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|(.*_)?PORT=(tcp|udp|sctp)://.*'
 _UNREAD_KEYS = {'RABBIT_READ_TIMEOUT': 'RABBIT_PUBLISH_TIMEOUT', 'RABBIT_WRITE_TIMEOUT': 'RABBIT_PUBLISH_TIMEOUT', 'TCP_USER_TIMEOUT': 'RABBIT_HEARTBEAT'}
 
+@functools.cache
+def _warn_of_unread_key(key: str) -> None:
+    ...
+
+def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
+    ...
+
+def _check_names(function: str, options: Iterable[str], known: Sequence[str]) -> None:
+    ...
+
 class Config:
     RABBIT_HOST: str = 'localhost'
     RABBIT_PORT: int = 5672
@@ -320,33 +347,6 @@ class Config:
 
     def _connection_options(self) -> dict[str, Any]:
         ...
-
-def _log(level: int, text: str, *args: Any, **options: Any) -> None:
-    ...
-_records: collections.deque[logging.LogRecord] = collections.deque(maxlen=1000)
-_log_token = threading.Lock()
-
-def _log_aside(level: int, text: str, *args: Any, error: BaseException | None=None, extra: dict[str, Any] | None=None) -> None:
-    ...
-
-def _write_records() -> None:
-    ...
-
-def _wait_for_log() -> None:
-    ...
-
-@functools.cache
-def _warn_of_unread_key(key: str) -> None:
-    ...
-
-def _count(number: int, noun: str) -> str:
-    ...
-
-def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
-    ...
-
-def _check_names(function: str, options: Iterable[str], known: Sequence[str]) -> None:
-    ...
 
 class _Message(NamedTuple):
     queue: str
@@ -443,6 +443,9 @@ def _format_stack(thread: int) -> str:
     ...
 
 def _bounded(text: str, limit: int) -> str:
+    ...
+
+def _count(number: int, noun: str) -> str:
     ...
 
 def _milliseconds(seconds: float) -> str:
