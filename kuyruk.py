@@ -580,12 +580,14 @@ signals = cast(_SignalsModule, _make_module("signals", _is_signal))
 
 # --- Config --------------------------------------------------------------------------------------
 
-# Patterns are compiled when they are first used: that takes a quarter of the time to import this.
+# Patterns here are text, and `re` compiles them at their first use: compiling them all would take a
+# quarter of the time that it takes to import this module.
+
+#: "[IPv6]", a name or an IPv4 address, or an IPv6 address without brackets; then a port.
 _HOST = (
     r"\s*(?:\[([^]\s/@]+)]|([^][:\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\w+)?))"
     r"(?::([^]:\s]*))?\s*"
 )
-
 
 #: Scheme, user, password, hosts, virtual host.
 _URL = r"(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?"
@@ -625,11 +627,13 @@ def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
 
 
 def _is_table(value: Any) -> bool:
+    """Whether it is a dict whose keys are strings."""
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
 def _is_amqp_table(value: Any) -> bool:
-    """Raise ValueError for a dict that AMQP can't carry."""
+    """Whether it is a dict whose keys are strings. Raises ValueError for one that AMQP can't
+    carry."""
     for key, item in value.items() if _is_table(value) else ():
         if not 0 < len(key.encode("utf-8", "surrogatepass")) <= 128:
             raise ValueError("a key of 1 to 128 bytes")
@@ -642,14 +646,14 @@ def _is_amqp_table(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether it is a finite number. An int can be too large for a float."""
+    """Whether it is a finite number. (An int can be too large for a float.)"""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _is_ssl_options(options: Any) -> bool:
-    """Raise ValueError for what amqpstorm would ignore: a misspelt option can leave a connection
-    unverified that was to be verified."""
+    """Whether it is a dict whose keys are strings. Raises ValueError for an option that amqpstorm
+    would ignore: a misspelt one could leave a connection unverified that was to be verified."""
     known = ["ca_certs", "cafile", "cert_reqs", "certfile", "check_hostname", "context", "keyfile"]
     known += ["server_hostname", "verify_mode"]
     for name, value in options.items() if _is_table(options) else ():
@@ -671,7 +675,8 @@ def _level_name(level: str) -> str:
     return name
 
 
-#: The kinds of values: in words, and as a test, which may raise ValueError with a better reason.
+#: The kinds of values, in words and as a test. A parser can be the test: what it returns is true,
+#: and it raises ValueError with a better reason.
 _KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "text": ("a string", lambda v: isinstance(v, str) and not re.search("[\ud800-\udfff]", v)),
     "flag": ("True or False", lambda v: isinstance(v, bool)),
@@ -694,7 +699,8 @@ class _Rule(NamedTuple):
     most: float = math.inf
 
 
-_MOST = 0x7FFFFFFF
+_MOST = 0x7FFFFFFF  #: The largest signed 32-bit number; no sensible count comes near it.
+#: What is checked here: the configuration's keys, and (in lower case) options and arguments.
 _RULES = {
     name: _Rule(*rule)
     for names, *rule in (
@@ -737,6 +743,7 @@ def _check(name: str, value: Any) -> None:
         return
     reason = ""
     try:
+        # Only numbers have limits: nothing else is compared with any.
         if test(value) and (least == -math.inf or least <= value <= most):
             return
     except ValueError as error:
@@ -758,8 +765,8 @@ def _shown(name: str, value: Any) -> str:
         return f"this {type(value).__name__}"
 
 
-#: What Kubernetes sets for each of its Services: one that is called "kuyruk" (or "kuyruk-rabbit")
-#: makes variables that look like ours.
+#: "KEY=value" of the variables that Kubernetes sets for each of its Services, without "KUYRUK_":
+#: those of a Service that is called "kuyruk" or "kuyruk-rabbit" look like ours.
 _KUBERNETES = (
     r"(?s)(.*_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*"
     r"|(.*_)?PORT=(tcp|udp|sctp)://.*"
@@ -853,14 +860,18 @@ class Config:
     def __init__(self) -> None:
         for key in filter(str.isupper, _RULES):
             value = getattr(self, key)
-            if isinstance(value, dict):  # what is put into it is for this object only
+            # A dict is copied: what is put into it is for this object only. And the defaults of a
+            # subclass are checked as if they were assigned.
+            if isinstance(value, dict):
                 setattr(self, key, dict(value))
-            elif value is not getattr(Config, key):  # a subclass's: it is checked, too
+            elif value is not getattr(Config, key):
                 setattr(self, key, value)
 
     if not TYPE_CHECKING:  # type checkers know the keys, unless they see this
 
         def __setattr__(self, key: str, value: Any) -> None:
+            """Set a key. Raises ValueError for a value that it doesn't take, and for a key that
+            looks misspelt."""
             if not key.isupper() or not hasattr(type(self), key):
                 known = filter(str.isupper, dir(type(self)))
                 hint = _did_you_mean(key.upper(), known, 0.8)
@@ -881,7 +892,7 @@ class Config:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def from_dict(self, d: Mapping[str, Any]) -> None:
-        """Load values from a dict. Raises TypeError for what is none."""
+        """Load values from a dict. Raises TypeError for anything else."""
         if not isinstance(d, Mapping):
             raise TypeError(f"from_dict takes a dict: not {type(d)}")
         for key, value in d.items():
@@ -890,8 +901,8 @@ class Config:
             setattr(self, key, value)
 
     def from_object(self, obj: Any) -> None:
-        """Load the upper-case attributes, but modules, of an object, or of what a dotted path (str)
-        leads to. Raises ImportError if it leads nowhere, TypeError for what has no attributes."""
+        """Load the upper-case attributes of an object, except modules. A string is a dotted path to
+        the object. Raises ImportError if it leads nowhere, TypeError for None or a dict."""
         if obj is None or isinstance(obj, Mapping):
             raise TypeError(f"from_object takes an object with attributes, not {type(obj)}")
         if isinstance(obj, str):
@@ -926,6 +937,7 @@ class Config:
                 setattr(self, key, self._from_text(key, text))
 
     def _from_text(self, key: str, text: str) -> Any:
+        """Return the value that an environment variable's text stands for."""
         import ast
 
         try:
@@ -944,6 +956,7 @@ class Config:
         return copy
 
     def _addresses(self) -> list[tuple[str, int]]:
+        """Return hosts and ports, in the order in which they are tried."""
         if self.RABBIT_URL:
             return _parse_url(self.RABBIT_URL)[0]
         return _parse_hosts(self.RABBIT_HOST, self.RABBIT_PORT)
@@ -967,21 +980,23 @@ class Config:
 
 
 class _Message(NamedTuple):
-    """What is published: to a queue, on the default exchange."""
+    """A message to publish, to a queue, through the default exchange."""
 
     queue: str
     body: bytes
-    properties: dict[str, Any]
-    arguments: dict[str, Any]  #: With which the queue is declared when it is missing.
-    mandatory: bool = True  #: It must get into a queue (a reply needn't).
-    renewal: float = math.inf  #: Seconds after which a delay queue is declared again.
-    #: Of a delay queue: the queue that it passes the message on to, and its arguments. It is looked
-    #: for as well: RabbitMQ drops what is passed on to a queue that isn't there.
+    properties: dict[str, Any]  #: AMQP's, by pamqp's names.
+    arguments: dict[str, Any]  #: The queue is declared with these when it is missing.
+    mandatory: bool = True  #: The broker is to return it when there is no such queue.
+    #: Seconds after which its queue is declared again before it is used. For delay queues, which
+    #: vanish when they are unused.
+    renewal: float = math.inf
+    #: For a message to a delay queue: the queue that passes it on to, and that one's arguments. It
+    #: is declared as well, because RabbitMQ drops messages for a queue that doesn't exist.
     target: tuple[str, dict[str, Any]] | None = None
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """What a message that the broker returns is recognised by."""
+        """What is compared to recognise a message that the broker returns."""
         return self.queue, self.properties.get("message_id")
 
 
@@ -996,13 +1011,13 @@ class _Description(NamedTuple):
     whole: dict[str, Any]  #: As it was sent, with all its keys.
 
 
-#: NaN and Infinity aren't JSON.
+# allow_nan=False, because NaN and Infinity are Python's, not JSON's: other readers reject them.
 _to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 def _encode_json(value: Any, what: str) -> bytes:
-    """Return JSON. Raises TypeError for what isn't; `what` tells the user where to look. And what
-    else an object's own code raises, or a signal handler."""
+    """Return JSON. Raises TypeError for a value that JSON can't hold; `what` names it in the text.
+    Other exceptions, which an object's own code or a signal handler may raise, come through."""
     try:
         return _to_json(value).encode()
     except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
@@ -1011,8 +1026,8 @@ def _encode_json(value: Any, what: str) -> bytes:
 
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
-    """Raise ValueError for headers that aren't the sender's: RabbitMQ sends copies for CC and BCC,
-    the others are ours."""
+    """Raise ValueError for headers that a sender may not set: for CC and BCC, RabbitMQ sends copies
+    to other queues, and those with our prefix are ours."""
     for name in headers:
         if name in ("CC", "BCC") or name.startswith("x-kuyruk-"):
             raise ValueError(
@@ -1023,8 +1038,8 @@ def _check_headers(headers: Mapping[str, Any]) -> None:
 
 @functools.lru_cache(1)
 def _facts_about_sender(now: int, pid: int) -> dict[str, Any]:
-    """Return them as they are in this second: system calls for each message are slow, and let other
-    threads take over."""
+    """Return the keys of a message that say who sends it. They are kept for a second (`now`, Unix
+    time): system calls for each message are slow, and let other threads take over."""
     return {
         "sender_hostname": socket.gethostname(),
         "sender_pid": pid,
@@ -1034,16 +1049,19 @@ def _facts_about_sender(now: int, pid: int) -> dict[str, Any]:
 
 
 class _Ids:
-    """Makes ids for messages: of a random number for each process, and a count."""
+    """Makes ids for messages, from a random number of the process and a count: asking the system
+    for random bytes for each message is slow."""
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
+        """Begin with another random number; in a forked child, too: its parent goes on with its."""
         self._process_id = os.getpid()
         self._start, self._count = os.urandom(10).hex(), itertools.count()
 
     def make(self) -> str:
+        """Return the next id, 32 hexadecimal digits."""
         if os.getpid() != self._process_id:  # forked by C code, which calls no hook of Python's
             self.begin()
         return f"{self._start}{next(self._count):012x}"
@@ -1076,6 +1094,7 @@ def _decode_task(body: bytes) -> _Description:
         if not isinstance(d[key], kind) and not (d[key] is None and kind is not str):
             given = type(d[key]).__name__
             raise InvalidMessage(f"the message's {key!r} is a {given}, not a {kind.__name__}")
+    # Other producers may send an id of any length; a worker's journal has room for this much.
     id = None if d.get("id") is None else str(d["id"])[:255]
     return _Description(id, d["module"], d["function"], d["args"] or [], d["kwargs"] or {}, d)
 
@@ -1110,17 +1129,18 @@ def _exception_name(error: BaseException) -> str:
 
 
 def _text_of(value: object, limit: int, write: Callable[[Any], str] = str) -> str:
-    """Return a text of at most about `limit` characters. What writes it is the user's code."""
+    """Return what `write` makes of a value, in about `limit` characters at most. A `__str__` is the
+    user's code: if that raises, a text that says so is returned."""
     try:
         return _bounded(write(value), limit)
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):  # it is the program's
+        if isinstance(error, KeyboardInterrupt):  # a signal handler's: it is for the program
             raise
         return f"<no text: {type(error).__name__} was raised instead>"
 
 
 def _task_traceback(error: BaseException) -> types.TracebackType | None:
-    """Return it without the frames of this file that lead to the task."""
+    """Return an exception's traceback, without the frames of this file that lead to the task."""
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
         tb = tb.tb_next
@@ -1128,56 +1148,69 @@ def _task_traceback(error: BaseException) -> types.TracebackType | None:
 
 
 def _format_traceback(error: BaseException, limit: int) -> str:
+    """Return it as text, in about `limit` characters at most."""
+
     def write(error: BaseException) -> str:
         return "".join(traceback.format_exception(type(error), error, _task_traceback(error)))
 
     return _text_of(error, limit, write)
 
 
-class _NoCollection:
-    """Keeps the garbage collector away while a `with` block of it is entered, by one thread or by
-    several, as is needed around `sys._current_frames`.
+class _Setting(Generic[T]):
+    """Keeps a setting of the interpreter changed while a `with` block of this is entered, by one
+    thread or by several at once. The first changes it, and the last restores it."""
 
-    That holds the interpreter's lock of its list of threads, and on Python 3.11 the collector may
-    run within it (cpython#106883). 1. It calls somebody's finalizer, which lets another thread run.
-    2. That wants to read the list, too, and waits, without letting others run: for ever.
-    """
+    def __init__(self, change: Callable[[], T], restore: Callable[[T], object]) -> None:
+        self._change, self._restore = change, restore
+        self._begin()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._begin_in_child)
 
-    def __init__(self) -> None:
-        self.begin()
-
-    def begin(self) -> None:
-        self._lock = threading.Lock()  # guards what follows
+    def _begin(self) -> None:
+        self._lock = threading.Lock()  # guards what follows, and the change
         self._users = 0
-        self._was_enabled = False
+        self._before: T
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._users:
-                self._was_enabled = gc.isenabled()
-                gc.disable()
+                self._before = self._change()
             self._users += 1
 
     def __exit__(self, *exc_info: object) -> None:
         with self._lock:
             self._users -= 1
-            if not self._users and self._was_enabled:
-                gc.enable()
+            if not self._users:
+                self._restore(self._before)
 
-    def begin_in_child(self) -> None:
-        """In a forked child, in which none of the others runs."""
-        if self._users and self._was_enabled:
-            gc.enable()
-        self.begin()
+    def _begin_in_child(self) -> None:
+        """Restore it in a forked child, in which no thread that has entered runs."""
+        if self._users:
+            self._restore(self._before)
+        self._begin()
 
 
-_no_collection = _NoCollection()
+def _disable_collection() -> bool:
+    """Return whether the garbage collector was enabled."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    return was_enabled
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_no_collection.begin_in_child)
+
+def _restore_collection(was_enabled: bool) -> None:
+    if was_enabled:
+        gc.enable()
+
+
+#: Keeps the garbage collector away from `sys._current_frames`, which holds the interpreter's lock
+#: of its list of threads. On Python 3.11 the collector may run within it (cpython#106883):
+#: 1. The collector: calls a finalizer, which lets another thread run. 2. That thread: wants to read
+#: the list, too, and waits for the lock without letting others run, for ever.
+_no_collection = _Setting(_disable_collection, _restore_collection)
 
 
 def _current_frames() -> dict[int, types.FrameType]:
+    """Return each thread's innermost frame, by the thread's ident."""
     with _no_collection:
         return sys._current_frames()
 
@@ -1208,7 +1241,8 @@ def _count(number: int, noun: str) -> str:
 
 
 def _milliseconds(seconds: float) -> str:
-    """Return them as AMQP wants a TTL; rounded up, so that a short one doesn't become none."""
+    """Return seconds as AMQP takes an expiration: in whole milliseconds, as text. They are rounded
+    up, because 0 would expire at once."""
     return str(math.ceil(seconds * 1000))
 
 
@@ -1218,7 +1252,8 @@ def _check_queue_name(queue: str) -> str:
         fits = isinstance(queue, str) and 0 < len(queue.encode()) <= MAX_QUEUE_NAME
     except UnicodeEncodeError:
         fits = False
-    if not fits or "\r" in queue or "\n" in queue:  # RabbitMQ drops these two
+    # RabbitMQ removes line breaks from a name, and the message would find no such queue.
+    if not fits or "\r" in queue or "\n" in queue:
         what = f"a string of 1 to {MAX_QUEUE_NAME} bytes of UTF-8, without line breaks"
         raise ValueError(f"a queue's name is {what}: not {_shown('queue', queue)}")
     if queue.startswith("amq."):
@@ -1227,15 +1262,17 @@ def _check_queue_name(queue: str) -> str:
 
 
 def _put_off(message: _Message, delay: float, arguments: Mapping[str, Any]) -> _Message:
-    """Return the message for a queue that passes it on to its own queue after `delay` seconds.
+    """Return the message for a delay queue, which passes it on to its own queue after `delay`
+    seconds.
 
-    arguments: those of the configuration. There is a queue for each distinct delay, because the
-    broker only looks at the head of a queue for what has expired. It vanishes when unused; a
-    declaration that is younger than DELAY_QUEUE_RENEWAL leaves what is published far more time
-    than it needs.
+    arguments: QUEUE_ARGUMENTS. There is a queue for each distinct delay, because the broker looks
+    for expired messages only at a queue's head. A delay queue vanishes DELAY_QUEUE_LEASE seconds
+    after the longest that a message can be in it. A declaration renews that, so a sender that
+    declares it at least each DELAY_QUEUE_RENEWAL seconds never publishes to one that is about to
+    vanish.
     """
     ttl = int(_milliseconds(delay))
-    # What expires while the target of a quorum queue has no leader would be lost otherwise.
+    # Without these a message is lost that expires while its quorum queue has no leader.
     safe = {"x_dead_letter_strategy": "at-least-once", "x_overflow": "reject-publish"}
     derived = _derived(
         arguments,
@@ -1254,32 +1291,37 @@ def _put_off(message: _Message, delay: float, arguments: Mapping[str, Any]) -> _
 
 
 def _growing_delay(first: float, most: float | None, failures: int, jitter: float) -> float:
-    """Return the seconds until a message is back that has failed so often: `first`, twice as many
-    with each failure, up to `most` (None: always `first`).
+    """Return the seconds until a message that has failed so often is back: `first`, doubled with
+    each further failure, up to `most` (None: always `first`).
 
-    jitter: from 0 to 1; it takes up to a quarter off, so that what has failed together doesn't
-    come back together. Two significant digits: each distinct delay has a queue.
+    jitter: from 0 to 1. It takes up to a quarter off, so that messages that have failed together
+    don't come back together. The result has two significant digits, so that there are few distinct
+    delays: each has a queue.
     """
     if most is None or first <= 0:
         return first
+    # The exponent is bounded, since a float overflows.
     whole = min(first * 2.0 ** min(failures - 1, 60), most)
     seconds = max(first, whole * (1 - jitter / 4))
     digit = 10.0 ** (math.floor(math.log10(seconds)) - 1)
+    # The 1e-9 keeps a division that isn't exact (3.0000000000000004) from being rounded up.
     return min(math.ceil(seconds / digit - 1e-9) * digit, most)
 
 
 def _undropped(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return a queue's arguments, so that RabbitMQ drops no message because its connection was lost
-    too often."""
+    """Return a queue's arguments, with which RabbitMQ drops no message because the connections that
+    it was delivered by were lost too often."""
     return {"x-delivery-limit": DELIVERY_LIMIT, **arguments} if _is_quorum(arguments) else arguments
 
 
 def _is_quorum(arguments: Mapping[str, Any]) -> bool:
+    """Whether a queue with these arguments is a quorum queue."""
     return arguments.get("x-queue-type") == "quorum"
 
 
 def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return the arguments of a queue that is derived from one with these: of the same type."""
+    """Return the arguments of a queue that is derived from one with these: of these it has only the
+    type. In the names of `more`, _ stands for -."""
     inherited = {k: v for k, v in arguments.items() if k == "x-queue-type"}
     return _undropped(inherited | {k.replace("_", "-"): v for k, v in more.items()})
 
@@ -1614,44 +1656,22 @@ def current_task() -> Run | None:
     return _runs.get(threading.get_ident())
 
 
-class _ShortSwitches:
-    """While a `with` block of it is entered, threads take turns more often.
-
-    A thread is seen where it lets others run. One that writes to a file or a log every few
-    milliseconds always does that there, so it would never be seen at a safe point; now it is
-    stopped anywhere.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards what follows
-        self._users = 0
-        self._usual = 0.0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                self._usual = sys.getswitchinterval()
-                sys.setswitchinterval(min(self._usual, _SHORT_SWITCH))
-
-    def __exit__(self, *exc_info: object) -> None:
-        with self._lock:
-            self._users -= 1
-            is_ours = sys.getswitchinterval() <= _SHORT_SWITCH  # nobody else has set it meanwhile
-            if not self._users and is_ours:
-                sys.setswitchinterval(self._usual)
-
-    def begin_in_child(self) -> None:
-        """In a forked child, in which no watch runs."""
-        if self._users:
-            sys.setswitchinterval(self._usual)
-        self._lock, self._users = threading.Lock(), 0
+def _shorten_switches() -> float:
+    """Return the interpreter's switch interval in seconds, as it was."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(min(usual, _SHORT_SWITCH))
+    return usual
 
 
-_short_switches = _ShortSwitches()
+def _restore_switches(usual: float) -> None:
+    if sys.getswitchinterval() <= _SHORT_SWITCH:  # else somebody has set it meanwhile
+        sys.setswitchinterval(usual)
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_short_switches.begin_in_child)
+
+#: Makes threads take turns more often while the watch hunts one. A thread is seen where it lets
+#: others run. One that writes to a file or a log every few milliseconds always does that there, so
+#: it would never be seen at a safe point. With short turns it is stopped anywhere.
+_short_switches = _Setting(_shorten_switches, _restore_switches)
 
 
 class _Watch:

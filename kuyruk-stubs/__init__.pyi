@@ -416,12 +416,15 @@ def _task_traceback(error: BaseException) -> types.TracebackType | None:
 def _format_traceback(error: BaseException, limit: int) -> str:
     ...
 
-class _NoCollection:
+class _Setting(Generic[T]):
 
-    def __init__(self) -> None:
-        self.begin()
+    def __init__(self, change: Callable[[], T], restore: Callable[[T], object]) -> None:
+        self._change, self._restore = (change, restore)
+        self._begin()
+        if hasattr(os, 'register_at_fork'):
+            os.register_at_fork(after_in_child=self._begin_in_child)
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         ...
 
     def __enter__(self) -> None:
@@ -430,11 +433,15 @@ class _NoCollection:
     def __exit__(self, *exc_info: object) -> None:
         ...
 
-    def begin_in_child(self) -> None:
+    def _begin_in_child(self) -> None:
         ...
-_no_collection = _NoCollection()
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_no_collection.begin_in_child)
+
+def _disable_collection() -> bool:
+    ...
+
+def _restore_collection(was_enabled: bool) -> None:
+    ...
+_no_collection = _Setting(_disable_collection, _restore_collection)
 
 def _current_frames() -> dict[int, types.FrameType]:
     ...
@@ -573,24 +580,12 @@ class Run:
 def current_task() -> Run | None:
     ...
 
-class _ShortSwitches:
+def _shorten_switches() -> float:
+    ...
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._usual = 0.0
-
-    def __enter__(self) -> None:
-        ...
-
-    def __exit__(self, *exc_info: object) -> None:
-        ...
-
-    def begin_in_child(self) -> None:
-        ...
-_short_switches = _ShortSwitches()
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_short_switches.begin_in_child)
+def _restore_switches(usual: float) -> None:
+    ...
+_short_switches = _Setting(_shorten_switches, _restore_switches)
 
 class _Watch:
 
