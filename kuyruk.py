@@ -1341,17 +1341,17 @@ def _resolve_host(queue: str) -> str:
 
 # --- Interrupting a running task -----------------------------------------------------------------
 
-#: Names of modules that guard locks of the whole process, or swallow exceptions: a task isn't
-#: interrupted while one of its frames is in one of them, or in a module below it. Add to it what
-#: your tasks use and must not be cut: `kuyruk.UNSAFE_MODULES.add("sqlalchemy.pool")`. This module
-#: always counts.
+#: Names of modules whose code must not be cut, because it guards a lock of the whole process, or
+#: swallows exceptions. A task isn't interrupted while one of its frames is in such a module, or in
+#: a submodule. This module always counts. Add modules that your tasks use:
+#: `kuyruk.UNSAFE_MODULES.add("sqlalchemy.pool")`.
 UNSAFE_MODULES = {
     "_frozen_importlib", "_frozen_importlib_external", "_weakrefset", "bdb", "concurrent.futures",
     "coverage", "importlib", "logging", "queue", "threading", "weakref", "zipimport",
 }  # fmt: skip
 
-#: Functions of logging that hold no lock, and swallow nothing: a line's way to its handlers. A task
-#: that logs much is rarely seen elsewhere.
+#: Functions of logging that hold no lock and swallow nothing: they bring a record to its handlers.
+#: They are exceptions to `UNSAFE_MODULES`, because a task that logs much is rarely seen elsewhere.
 _HOLD_NO_LOCK = {
     "Filterer.filter", "Logger._log", "Logger.callHandlers", "Logger.critical", "Logger.debug",
     "Logger.error", "Logger.exception", "Logger.findCaller", "Logger.handle", "Logger.info",
@@ -1361,19 +1361,20 @@ _HOLD_NO_LOCK = {
 _LOOK_AGAIN = 0.001  #: Seconds after which a thread that wasn't at a safe point is looked at again.
 #: Seconds: the interpreter's switch interval while the watch is about to look for a safe point.
 _SHORT_SWITCH = 1e-5
-#: Seconds after which giving up is tried again that has failed; then twice as long, and so on.
+#: Seconds after which a failed attempt to give a task up is repeated. Each further pause is about
+#: twice as long.
 _GIVE_UP_AGAIN = 0.1
 _WATCH_STALLS = 5.0  #: Seconds that a watch may be late before it counts as stuck.
 _APPLY_GRACE = 1.0  #: Seconds after which `Task.apply` warns of a task that can't be interrupted.
 
 
-#: What runs, by the ident of its thread. (No `threading.local`: one that was made before gevent's
-#: monkey patch would be the same for all greenlets.)
+#: The run in each thread, by the thread's ident. It isn't a `threading.local`, because one that was
+#: made before gevent's monkey patch is the same for all greenlets.
 _runs: dict[int, Run] = {}
 
 
 def _set_current(run: Run | None) -> Run | None:
-    """Note what runs in this thread. Return what ran before."""
+    """Note which run this thread is in (None: none). Return the one that it was in before."""
     me = threading.get_ident()
     before = _runs.pop(me, None)
     if run is not None:
@@ -1382,31 +1383,31 @@ def _set_current(run: Run | None) -> Run | None:
 
 
 def _raise_pending() -> None:
-    """Raise what is set for this thread, if it hasn't been: a loop is where Python looks."""
+    """Raise the exception that is set for this thread, if there is one."""
+    # Python looks for it where a loop jumps back.
     for _ in (1, 2):
         pass
 
 
 def _call_task(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Call a task's function. The watch knows this frame: further in is the task's code."""
+    """Call a task's function. `_is_safe` knows this frame: those that it calls are the task's."""
     return f(*args, **kwargs)
 
 
 def _is_safe(frame: types.FrameType | None) -> bool:
     """Whether a thread whose innermost frame this is may be interrupted: it is in a task's code,
-    and none of the frames from here to `_call_task` guards a lock of the process, or is in this
-    module."""
+    and none of the frames from here out to `_call_task` must not be cut."""
     while frame is not None and frame.f_code is not _call_task.__code__:
-        if frame.f_globals is globals() or _guards_a_lock(frame):
+        if frame.f_globals is globals() or _must_not_be_cut(frame):
             return False
         frame = frame.f_back
     return frame is not None
 
 
-def _guards_a_lock(frame: types.FrameType) -> bool:
-    """Whether an exception must not be set in this frame. In a `__del__` Python would print it and
-    go on."""
+def _must_not_be_cut(frame: types.FrameType) -> bool:
+    """Whether a frame must not be cut, by `UNSAFE_MODULES` or because it would have no effect."""
     module, code = str(frame.f_globals.get("__name__")), frame.f_code
+    # Python prints an exception in a `__del__`, and goes on: the interruption would be lost.
     if code.co_name == "__del__":
         return True
     if module == "logging" and code.co_qualname in _HOLD_NO_LOCK:
@@ -1417,8 +1418,9 @@ def _guards_a_lock(frame: types.FrameType) -> bool:
 
 
 def _fresh(value: Any) -> Any:
-    """Copy the lists, tuples and dicts of a value, and of these; what else there is stays the
-    same."""
+    """Return a copy of a value, in which lists, tuples and dicts are copied at all levels, and
+    other objects are the same. (Not `copy.deepcopy`: it would copy a caller's objects in `apply`.)
+    """
     if type(value) is list or type(value) is tuple:
         return type(value)(map(_fresh, value))
     if type(value) is dict:
@@ -1427,8 +1429,8 @@ def _fresh(value: Any) -> Any:
 
 
 def _fresh_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The arguments for one more try. If they are nested too deeply to be copied they are the
-    same."""
+    """Return the arguments for one more try, as they were before the first changed them. If they
+    are nested too deeply to be copied they are the same objects."""
     try:
         return _fresh(args), _fresh(kwargs)
     except RecursionError:
@@ -1438,27 +1440,29 @@ def _fresh_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
 class Run:
     """One message's run of a task, over all its tries; or one `Task.apply`'s. See `current_task`.
 
-    How it is interrupted. Only the first cause counts, and an exception is set for the thread at
-    most once for each run (`_hit`): by the watch, or at once by who orders the interruption.
+    How it is interrupted. Only the first cause counts. An exception of its class is set for the
+    thread (`PyThreadState_SetAsyncExc`) at most once in each run: by the watch, or by the thread
+    that orders the interruption, if the first look finds a safe point.
 
-    1. It is set where that is safe (`_is_safe`): in the task's own code. So it can't cut code of
+    1. It is set only at a safe point (`_is_safe`): in the task's own code. So it can't cut code of
        this module, nor leave a lock of the standard library's taken. The watch looks, marks the run
        as hit, and sets the exception, and no other thread runs in between. Python raises it in the
-       frame that was seen, or where that calls or returns to next. If it isn't safe now, the watch
-       looks again.
-    2. It hits nothing but its task. Whether it is set is decided under a lock, the gate. The watch
-       takes it without waiting. The task's thread has the gate except during a try: it takes it
-       when a try has ended, and after the last try keeps it for ever. If the run is marked as hit
-       then, the thread lets what may not have been raised yet be raised right there. It may be
-       raised as well anywhere between the task's return and that point, also right after the gate
-       was taken. That is harmless: it was the only one, and nobody waits for the gate of a run that
-       was hit.
+       frame that was seen, or in the one that this calls or returns to next. If the thread isn't at
+       a safe point, the watch looks again.
+    2. It hits nothing but its task. The exception is set under a lock, the gate, which the watch
+       takes without waiting. The task's thread has the gate except during a try: it takes the gate
+       when a try has ended, and keeps it for ever after the last. So this may happen:
+       1. Watch: takes the gate, marks the run as hit, sets the exception.
+       2. Task: returns, or raises by itself, before Python has raised that.
+       3. Task's thread: sees the mark in `_mask`, and has the exception raised there, if Python
+          hasn't raised it on the way, be it right after the thread has taken the gate.
+       It can't come later, and no second one comes. The gate may stay taken: nobody waits for it.
     3. Where the task waits in this module, the watch wakes it, and the wait raises the cause
        (`_interruptible`).
-    4. Inside the task each raise is a new exception (see `_Interruption`): tracebacks don't grow,
-       and what the run keeps has none that would lead back to it.
-    5. What has interrupted a run decides its fate: `_call` raises that, whatever the task has made
-       of it. Only a value that the task returns counts more.
+    4. Each raise in the task is of a new exception (see `_Interruption`). If it was the same one,
+       its traceback would grow, and `_cause` would lead back to the task's frames.
+    5. The cause decides the run's fate: `_call` raises it, whatever exception the task has made of
+       it. Only when the task returns a value all the same, that counts.
 
     All this needs the GIL. In a free-threaded Python 2 still holds, but the thread may have left
     the safe point when the exception is set.
@@ -1470,29 +1474,29 @@ class Run:
         self.task = task
         self.id = id  #: The message's; None with `Task.apply`.
         self.queue = queue  #: That the message came from; None with `Task.apply`.
-        #: The broker has delivered it before, so it may have run; or a worker has only handed it
-        #: back.
+        #: Whether the broker has delivered the message before: it may have run then, or a worker
+        #: may only have handed it back.
         self.redelivered = redelivered
-        self.args: Any = ()  #: What it is called with.
-        self.kwargs: Any = {}
-        self._properties: Any = None
-        self.started = time.monotonic()
-        #: time.monotonic() at which this try exceeds `max_run_time`.
+        self.args: Any = ()  #: The function's positional arguments, as the message has them.
+        self.kwargs: Any = {}  #: Its keyword arguments.
+        self._properties: Any = None  # pamqp's Basic.Properties; None with Task.apply
+        self.started = time.monotonic()  #: time.monotonic() when the first try began.
+        #: time.monotonic() at which this try exceeds `max_run_time`; None without a limit.
         self.deadline: float | None = None
-        #: What interrupts it, and since when (time.monotonic()): the grace is counted from there.
+        #: The interruption that was ordered, and time.monotonic() then: its grace begins there.
         self._cause: BaseException | None = None
         self._interrupted_at = math.inf
         self._hit = False  # the cause was raised in the task, or is set for its thread
-        self._given_up = False  # by the watch
-        #: Its place in the watch's schedule, if it has one; and whether it must not get another.
+        self._given_up = False  # by the watch, which does that once
+        #: Its entry in the watch's schedule. The watch's lock guards it.
         self._place: tuple[float, int, Run] | None = None
-        self._is_over = False
-        #: Ends the wait that its thread is in, in code of this module.
+        self._is_over = False  # its last try has ended: it must get no further entry
+        #: Ends the wait in this module that the thread is in.
         self._waker: Callable[[], object] | None = None
-        #: The run of a task that this one applies: what interrupts this one interrupts that.
+        #: The run of a task that this one applies: an interruption of this one goes to that.
         self._inner: Run | None = None
         self._thread = threading.get_ident()
-        self._gate = threading.Lock()
+        self._gate = threading.Lock()  # see 2 above; nobody waits for it
         self._gate.acquire()
 
     @property
@@ -1507,7 +1511,7 @@ class Run:
 
     @property
     def sent_at(self) -> datetime.datetime | None:
-        """When the message was sent, if it says so."""
+        """When the message was sent (UTC), if it says so."""
         sent_at: datetime.datetime | None = getattr(self._properties, "timestamp", None)
         return sent_at
 
@@ -1521,11 +1525,13 @@ class Run:
         can't interrupt."""
         cause = self._cause
         if cause is not None:
+            # Not in another thread, which the task may have started: that isn't cut by this. The
+            # watch can't set the exception meanwhile: a thread in this module isn't at a safe point.
             if threading.get_ident() == self._thread:
-                self._hit = True  # the watch sets nothing while the thread is in here
+                self._hit = True
             raise type(cause)(*cause.args)
 
-    # -- by the watch, or by who calls it
+    # -- for the watch, or the thread that orders the interruption
 
     def _interrupt(self) -> None:
         """Raise the cause in the task if it is at a safe point now. To be called again until the
@@ -1541,17 +1547,16 @@ class Run:
         if self._hit or not self._gate.acquire(blocking=False):
             return
         try:
-            self._raise_if_safe()
+            with _no_collection:
+                self._raise_if_safe()
         finally:
             self._gate.release()
 
     def _raise_if_safe(self) -> None:
-        with _no_collection:
-            self._look_and_raise()
-
-    def _look_and_raise(self) -> None:
+        """Set the exception if the thread is at a safe point. With the gate."""
         import ctypes  # only here: it costs milliseconds to import
 
+        # All that is needed between the second look and the exception is made before.
         thread, kind = ctypes.c_ulong(self._thread), ctypes.py_object(type(self._cause))
         set_exception = functools.partial(ctypes.pythonapi.PyThreadState_SetAsyncExc, thread, kind)
         get_frame = operator.itemgetter(self._thread)
@@ -1559,10 +1564,12 @@ class Run:
         if seen is None or not _is_safe(seen):
             return
         position = seen.f_lasti
-        # Look again, now in a way that no other thread gets its turn between the look and the
-        # exception: CPython switches at the end of a call and at a jump back, and there is none. A
-        # thread that has moved is looked at later. (No variable may keep the whole of
-        # `_current_frames`: this thread's own frame is in it.)
+        # 1. This thread: sees the task at a safe point. 2. The task's thread: goes on. 3. This
+        # thread: would set the exception somewhere else. So it looks again, now so that no other
+        # thread gets its turn between the look and the exception: CPython switches threads at the
+        # end of a call of Python code and at a jump back, and there is none in the loop, which runs
+        # once. A thread that has moved is looked at later. (No variable may keep the whole of
+        # `_current_frames`: this thread's own frame is in it, which would be a cycle.)
         for frame in map(get_frame, iter(sys._current_frames, None)):
             is_same = frame is seen and frame.f_lasti == position
             if is_same and not (self._inner or self._hit or self._is_over):
@@ -1573,12 +1580,14 @@ class Run:
     # -- in the task's thread
 
     def _unmask(self) -> None:
-        """From here on the task can be interrupted. Raises the cause that came before."""
+        """Allow interruptions from here on. Raises the cause if it has come already."""
         self.check()
         self._gate.release()
 
     def _mask(self) -> None:
-        """From here on the task can't be interrupted. Raises what is set and hasn't been raised."""
+        """Allow no interruption from here on. Raises one that is set and wasn't raised yet."""
+        # The watch holds the gate only while it looks: this is no wait to speak of. A run that was
+        # hit can't be hit again, with or without the gate.
         if not self._hit:
             self._gate.acquire()
         if self._hit:
@@ -1591,12 +1600,16 @@ class Run:
         outer = _set_current(self)
         self.args, self.kwargs = args, kwargs
         if outer is not None:
+            # In this order: an interruption of the outer run that comes before the first line is
+            # copied by the second, and one that comes after it goes to this run (`_interrupt`). A
+            # task that was hit is cleaning up, and may apply tasks for that.
             outer._inner = self
-            if not outer._hit:  # else its clean-up may apply tasks
+            if not outer._hit:
                 self._cause = outer._cause
         try:
             return contextvars.copy_context().run(self._try, args, kwargs, watch)
         except BaseException as error:
+            # The outer run's interruption has been raised, in here, and comes out of here.
             if outer is not None and self._hit and self._cause is outer._cause:
                 outer._hit = True
             if self._is_decided_by(error):
@@ -1604,6 +1617,7 @@ class Run:
             cause = cast(BaseException, self._cause)
             raise type(cause)(*cause.args) from error
         finally:
+            # First this: `_Watch.interrupt` makes an entry first and then looks at it.
             self._is_over = True
             if watch is not None:
                 watch.discard(self)
@@ -1612,14 +1626,15 @@ class Run:
                 outer._inner = None
 
     def _is_decided_by(self, error: BaseException) -> bool:
-        """Whether what came out of the task counts: nothing has interrupted it, or this is what
-        did, or Ctrl-C."""
+        """Whether the exception that came out of the task counts: nothing has interrupted it, or
+        this is the interruption, or Ctrl-C."""
         if not self._hit or type(error) is type(self._cause):
             return True
-        is_main = threading.current_thread() is threading.main_thread()
-        return is_main and isinstance(error, KeyboardInterrupt)
+        return isinstance(error, KeyboardInterrupt) and _is_for_program(error)
 
     def _try(self, args: Any, kwargs: Any, watch: _Watch | None) -> Any:
+        """Call the task's function until it returns, or no tries are left, or it has raised what is
+        never tried again. Raises what the last try has raised."""
         tries = self.task.retry + 1
         original = _fresh_arguments(args, kwargs) if self.task.retry else (args, kwargs)
         while True:
@@ -1628,6 +1643,7 @@ class Run:
                 self.deadline = time.monotonic() + self.task.max_run_time
                 watch.add(self, self.deadline)
             try:
+                # Receivers of signals are called behind the gate: no interruption reaches them.
                 self.task._notify(task_prerun, args, kwargs)
                 self._unmask()
                 try:
@@ -1675,21 +1691,26 @@ _short_switches = _Setting(_shorten_switches, _restore_switches)
 
 
 class _Watch:
-    """Interrupts the runs that exceed their time limit, and those that other threads want
-    interrupted; and gives up those that don't end although interrupted. From a thread of its own,
-    that outlives any exception of theirs."""
+    """Interrupts runs that exceed their time limit, and runs that other threads want interrupted.
+    Gives up those that don't end although they were interrupted. It has a thread of its own, which
+    survives any exception.
+
+    grace: seconds from an interruption to giving up. give_up: called with the run, in the watch's
+    thread; what it raises makes the watch call it again later.
+    """
 
     def __init__(self, grace: float, give_up: Callable[[Run], object]) -> None:
         self._grace = grace
         self._give_up = give_up
-        #: Guards what follows; notified of a time that is earlier than the thread waits for, and of
-        #: the end.
+        #: Guards what follows and `Run._place`. Notified when the thread is to wake sooner than it
+        #: meant to, and at the end. Nothing is waited for while it is held.
         self._changed = threading.Condition()
-        #: When to look at which run next, in this order. A run is in here from its beginning, or
-        #: its interruption, to its end, or until nothing is left to do but to wait for it.
+        #: Sorted: time.monotonic() of the next look, a number that tells equal times apart, and the
+        #: run. A run has an entry from the beginning of a limited try, or from its interruption,
+        #: until its end, or until it was hit and given up: nothing is left to do then.
         self._schedule: list[tuple[float, int, Run]] = []
         self._serial = itertools.count()
-        self._wakes_at = -math.inf
+        self._wakes_at = -math.inf  # time.monotonic() until which the thread waits
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="kuyruk-watch", daemon=True)
         self._thread.start()
@@ -1711,27 +1732,30 @@ class _Watch:
             if run._cause is None:
                 run._cause, run._interrupted_at = cause, time.monotonic()
                 self._put(run, run._interrupted_at + _LOOK_AGAIN)
-        with contextlib.suppress(Exception):  # the first look is at once, the next is the watch's
+        # The first look is now, the next ones are the watch's: it mends what this fails with.
+        with contextlib.suppress(Exception):
             run._interrupt()
-        # Its thread may end it just now: it notes that and then looks for its place, here it is the
-        # other way round.
+        # 1. This thread: finds no cause. 2. The run's thread: notes that the run is over, and finds
+        # no entry. 3. This thread: makes an entry, which nobody would take out. So it looks here.
         if run._is_over:
             self.discard(run)
 
     def discard(self, run: Run) -> None:
-        """Leave the run alone. The thread may wake for it once more, in vain: cheaper than to
-        notify it."""
+        """Take out the run's entry. The thread isn't notified: it wakes for it once more in vain,
+        which costs less."""
         if run._place is not None:
             with self._changed:
                 self._remove(run)
 
     def close(self) -> None:
+        """End the thread. Waits for that for CLOSE_TIMEOUT seconds at most."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join(CLOSE_TIMEOUT)
 
     def _put(self, run: Run, due: float) -> None:
+        """Have the run looked at, at that time.monotonic() and no other. With the lock."""
         self._remove(run)
         run._place = due, next(self._serial), run
         bisect.insort(self._schedule, run._place)
@@ -1739,6 +1763,7 @@ class _Watch:
             self._changed.notify()
 
     def _remove(self, run: Run) -> None:
+        """Take out the run's entry, if it has one. With the lock."""
         if run._place is not None:
             del self._schedule[bisect.bisect_left(self._schedule, run._place)]
             run._place = None
@@ -1746,7 +1771,8 @@ class _Watch:
     # -- its thread
 
     def _loop(self) -> None:
-        # A tracer in Python would let other threads run between the look and the exception.
+        # A tracer (threading.settrace, coverage) is Python code, which lets other threads run
+        # between the second look and the exception (`Run._raise_if_safe`).
         sys.settrace(None)
         sys.setprofile(None)
         while not self._closed:
@@ -1754,14 +1780,14 @@ class _Watch:
                 run = self._next_due()
                 if run is not None:
                     self._look_at(run)
-                del run
-            except BaseException:  # its run has another turn already
+                del run  # while this thread waits, it keeps no run and nothing that leads to one
+            except BaseException:  # the run's next look is scheduled already
                 with contextlib.suppress(BaseException):
                     logger.exception("Can't interrupt a task, or give it up; trying again")
 
     def _next_due(self) -> Run | None:
-        """Wait until a run is due, and schedule its next look, whatever becomes of this one; None
-        if there is none after all."""
+        """Wait until a run is due, and return it, or None to be called again. Its next look is
+        scheduled first: it takes place even if this one fails."""
         with self._changed:
             now = time.monotonic()
             due, _, run = self._schedule[0] if self._schedule else (math.inf, 0, None)
@@ -1774,7 +1800,10 @@ class _Watch:
             if not self._closed:
                 is_hunted = run is not None and run._cause is not None and not run._hit
                 is_near = due - now <= _LOOK_AGAIN
-                del run  # while this thread waits, nothing of it is kept
+                del run  # as in `_loop`
+                # Short switches cost all threads of the process, and looks of a task in C code grow
+                # rare. So the thread sleeps until a millisecond before a look, and only the rest of
+                # the wait is with short switches: that is when the task's thread is to be stopped.
                 self._wakes_at = due - _LOOK_AGAIN if is_hunted and not is_near else due
                 with _short_switches if is_hunted and is_near else contextlib.nullcontext():
                     self._changed.wait(_left(self._wakes_at))
@@ -1782,11 +1811,12 @@ class _Watch:
             return None
 
     def _next_look(self, run: Run, now: float) -> float:
-        """When to look at an interrupted run after this time: soon, until it is hit; and when its
-        grace is over."""
+        """Return the time.monotonic() of the next look at an interrupted run: soon, until it is
+        hit; and when its grace is over."""
         since = now - run._interrupted_at
         pauses = [math.inf]
         if not run._hit:
+            # The longer it takes, the rarer are the looks: many stuck tasks cost little.
             pauses.append(max(_LOOK_AGAIN, since / 1000))
         if not run._given_up:
             left = self._grace - since
@@ -1794,6 +1824,7 @@ class _Watch:
         return now + min(pauses)
 
     def _look_at(self, run: Run) -> None:
+        """Interrupt a run that is due, and give it up when its grace is over."""
         run._interrupt()
         if not run._given_up and time.monotonic() >= run._interrupted_at + self._grace:
             self._give_up(run)
@@ -1803,7 +1834,7 @@ class _Watch:
 
 
 def _warn_of_stuck(run: Run) -> None:
-    """Log that a task that was applied here goes on beyond its limit."""
+    """Log that a task goes on beyond its limit: what giving up is for `Task.apply`."""
     text = (
         "Task %s goes on although it was interrupted (%s): it can't be cut where it is, and here it"
         " can't be given up as in a worker. Timeout is raised when it can be. It is at\n%s"
@@ -1813,17 +1844,23 @@ def _warn_of_stuck(run: Run) -> None:
 
 
 def _left(deadline: float) -> float:
-    """Seconds until `deadline`, as waits take them."""
+    """Return the seconds until a time.monotonic(), as waits take them: neither below 0 nor so many
+    that the system can't count them."""
     return min(max(0.0, deadline - time.monotonic()), 1e6)
 
 
 def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | None:
-    """Wait in code of ours. An interruption of the task in this thread calls `wake`, perhaps
-    several times, which must make `wait` return; then the interruption is raised."""
+    """Wait, in code of this module, which isn't a safe point: a task that is interrupted must leave
+    it by itself. Return what `wait` returns, or raise the interruption of the task in this thread.
+
+    wake: makes `wait` return. It is called when the task is interrupted, perhaps several times.
+    """
     run = current_task()
-    if run is None or run._hit or run._is_over:  # once interrupted, its clean-up may send and wait
+    # A task that was interrupted already may send and wait while it cleans up.
+    if run is None or run._hit or run._is_over:
         return wait()
     result = None
+    # First the waker, then the look: whoever interrupts notes the cause first and then wakes.
     run._waker = wake
     try:
         if run._cause is None:

@@ -502,7 +502,7 @@ def _call_task(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 def _is_safe(frame: types.FrameType | None) -> bool:
     ...
 
-def _guards_a_lock(frame: types.FrameType) -> bool:
+def _must_not_be_cut(frame: types.FrameType) -> bool:
     ...
 
 def _fresh(value: Any) -> Any:
@@ -557,9 +557,6 @@ class Run:
         ...
 
     def _raise_if_safe(self) -> None:
-        ...
-
-    def _look_and_raise(self) -> None:
         ...
 
     def _unmask(self) -> None:
