@@ -1525,8 +1525,8 @@ class Run:
         can't interrupt."""
         cause = self._cause
         if cause is not None:
-            # Not in another thread, which the task may have started: that isn't cut by this. The
-            # watch can't set the exception meanwhile: a thread in this module isn't at a safe point.
+            # Only in the task's own thread: one that the task has started isn't what is cut. The
+            # watch sets no exception meanwhile, since code of this module isn't a safe point.
             if threading.get_ident() == self._thread:
                 self._hit = True
             raise type(cause)(*cause.args)
@@ -1873,9 +1873,9 @@ def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | Non
 
 # --- AMQP: the frames that every message takes ---------------------------------------------------
 
-# pamqp decodes and encodes everything else. For these, and those of each call, its code, which
-# takes any frame there is, costs several times as much: with it, no-op tasks run at two thirds of
-# the rate.
+# pamqp decodes and encodes all other frames. Its code takes any frame there is; for those that each
+# message and each call needs, it costs several times as much: no-op tasks would run at two thirds
+# of the rate.
 _FRAME_HEADER = struct.Struct(">BHI")  # type, channel, size
 _CONTENT_HEADER = struct.Struct(">HHQ")  # class, weight, size of the body
 _ACK_FRAME = struct.Struct(">BHIIQBB")
@@ -1885,18 +1885,22 @@ _CANCEL_START = struct.pack(">I", commands.Basic.Cancel.index)
 _REPLY_TO = b"amq.rabbitmq.reply-to"
 _CONSUME_START = struct.pack(">IHB", commands.Basic.Consume.index, 0, len(_REPLY_TO)) + _REPLY_TO
 _DELIVER_START = struct.pack(">I", commands.Basic.Deliver.index)
+# Of the flags that say which properties a message has: it has headers; a second word follows.
 _HEADERS, _MORE_FLAGS = 0x2000, 0x0001
 
 
 def _marshal(channel: int, *frames: Any) -> bytes:
+    """Return pamqp's frames as bytes, for a channel by its number."""
     return b"".join([amqp_frame.marshal(frame, channel) for frame in frames])
 
 
 def _frame(kind: int, channel: int, payload: bytes) -> bytes:
+    """Return a frame. kind: 1, a method; 2, a message's header; 3, a part of its body."""
     return _FRAME_HEADER.pack(kind, channel, len(payload)) + payload + b"\xce"
 
 
 def _ack_frame(channel: int, tag: int) -> bytes:
+    """Return Basic.Ack of one delivery."""
     return _ACK_FRAME.pack(1, channel, 13, commands.Basic.Ack.index, tag, 0, 0xCE)
 
 
@@ -1908,7 +1912,7 @@ def _content_frames(
     publish = b"%b%b%c" % (_PUBLISH_START, _short_string(queue), mandatory)
     header = _CONTENT_HEADER.pack(60, 0, len(body)) + properties
     frames = [_frame(1, channel, publish), _frame(2, channel, header)]
-    step = frame_max - 8
+    step = frame_max - 8  # without a frame's header and its end
     for start in range(0, len(body), step):
         frames.append(_frame(3, channel, body[start : start + step]))
     return b"".join(frames)
@@ -1924,12 +1928,11 @@ def _renew_frames(channel: int, number: int) -> bytes:
     return _frame(1, channel, cancel) + _frame(1, channel, consume)
 
 
+# Bounded: other producers decide which properties there are.
 @functools.lru_cache(1000)
 def _layout(flags: int) -> list[tuple[str, int]] | None:
-    """Return the properties that these flags announce, with their sizes (0: a short string).
-
-    None if it takes more than that to read them.
-    """
+    """Return the properties that these flags announce, with their sizes in bytes (0: a short
+    string). None if this isn't enough to read them: that is pamqp's then."""
     if flags & (_HEADERS | _MORE_FLAGS):
         return None
     sizes = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
@@ -1938,12 +1941,13 @@ def _layout(flags: int) -> list[tuple[str, int]] | None:
 
 
 def _short_string(value: str) -> bytes:
-    """Raise ValueError for what has more than 255 bytes."""
+    """Return a short string of AMQP. Raises ValueError for one of more than 255 bytes."""
     data = value.encode()
     return _octet(len(data)) + data
 
 
 def _octet(value: int) -> bytes:
+    """Return one byte. Raises ValueError for a number that it can't hold."""
     return bytes((value,))
 
 
@@ -1965,14 +1969,16 @@ def _order_of(given: tuple[str, ...]) -> tuple[bytes, list[tuple[str, Callable[[
 
 
 def _encode_properties(properties: Mapping[str, Any]) -> bytes:
-    """Raise ValueError, and whatever pamqp raises, for what can't be encoded."""
+    """Return properties as a content header has them. Raises ValueError, and whatever pamqp raises,
+    for a value that can't be encoded."""
     given = tuple([name for name, value in properties.items() if value not in (None, "")])
     flags, encoders = _order_of(given)
     return flags + b"".join([encode_one(properties[name]) for name, encode_one in encoders])
 
 
 def _decode_properties(payload: bytes) -> Any:
-    """Return the properties in a content header. Raise anything if they can't be decoded."""
+    """Return the properties in a content header: pamqp's Basic.Properties. Raises any Exception if
+    they can't be decoded."""
     layout = _layout(payload[12] << 8 | payload[13])
     if layout is None:
         header = amqp_header.ContentHeader()
@@ -1999,7 +2005,7 @@ class _Deliver(NamedTuple):
 
 
 def _decode_method(payload: bytes) -> Any:
-    """Raise OSError if it can't be decoded."""
+    """Return pamqp's frame, or a `_Deliver`. Raises OSError if it can't be decoded."""
     try:
         if payload.startswith(_DELIVER_START):
             end = 5 + payload[4]
@@ -2030,43 +2036,50 @@ class _Consume(commands.Basic.Consume):
 
 
 class _Event:
-    """A `threading.Event` for one thread that waits. It may be set in a signal handler, and is
-    cheaper."""
+    """A `threading.Event` for one thread that waits. Unlike that one it may be set in a signal
+    handler, even while the same thread sets it, and it is cheaper."""
 
     def __init__(self) -> None:
         self._is_set = False
-        self._until_set = threading.Lock()
+        self._until_set = threading.Lock()  # taken until it is set: the thread waits for this lock
         self._until_set.acquire()
 
     def set(self) -> None:
+        """Set it, from any thread. May be called again."""
+        # In this order: a thread that has found the flag not set waits for the lock.
         self._is_set = True
         try:
             self._until_set.release()
-        except RuntimeError:  # another has set it, too
+        except RuntimeError:  # it is set already
             pass
 
     def clear(self) -> None:
-        """Clear it. The thread that waits, before it looks at what there is to do."""
+        """Clear it. For the thread that waits, before it looks at what there is to do."""
+        # 1. This thread: clears the flag. 2. Another: sets it, and releases the lock. 3. This
+        # thread: takes the lock. The flag is set all the same, and `wait` looks at that first.
         self._is_set = False
         self._until_set.acquire(blocking=False)
 
     def wait(self, until: float) -> None:
-        """Wait until it is set, or until a time.monotonic(). It may also return for no reason."""
+        """Wait until it is set, or until a time.monotonic(). May also return for no reason: look
+        for yourself."""
         if not self._is_set and self._until_set.acquire(timeout=_left(until)):
             self._until_set.release()
 
 
 def _wait(event: _Event, until: float) -> None:
-    """Wait for an event. An interruption of the task in this thread ends that, and is raised."""
+    """Wait for an event, until a time.monotonic() at the latest. An interruption of the task in
+    this thread ends the wait, and is raised."""
     _interruptible(lambda: event.wait(until), event.set)
 
 
 class _Changes:
-    """A condition without a lock: threads wait for a change of what others do.
+    """A condition without a lock: threads wait until something that others change is as they want.
 
-    Who waits looks after it has registered, and who changes something notifies afterwards; so no
-    change is missed, nobody waits for a lock that another thread holds, and a signal handler may do
-    either.
+    A thread that waits registers first and looks then; one that changes something changes it first
+    and notifies then. In whatever order these four steps come, the look sees the change or the
+    notification wakes the thread. Nobody waits for a lock that another thread holds, and a signal
+    handler may do either.
     """
 
     def __init__(self) -> None:
@@ -2081,16 +2094,20 @@ class _Changes:
         self._waiting.add(event)
 
     def unsubscribe(self, event: _Event) -> None:
+        """Have it set no longer."""
         self._waiting.discard(event)
 
     def notify(self) -> None:
+        """Have all who wait look again."""
+        # A copy, which is made without letting other threads run: they may register meanwhile.
         for event in tuple(self._waiting):
             event.set()
 
     def wait_for(self, look: Callable[[], T], until: float, event: _Event | None = None) -> T:
-        """Return what `look` returns as soon as that is true, or else what it returns at `until`.
+        """Return what `look` returns, as soon as that is true; at `until` (time.monotonic()), what
+        it returns then. An interruption of the task in this thread is raised.
 
-        event: what others set when only this thread is to look.
+        event: one that others also set when only this thread is to look.
         """
         found = look()
         if found:
@@ -2107,12 +2124,13 @@ class _Changes:
 
 
 class _Wakeup:
-    """Wakes the thread that waits for it and for a socket; from any thread or signal handler.
+    """Wakes the thread, its owner, that waits for this and for a socket at once. It may be set in
+    any thread and in a signal handler.
 
     1. Thread A: `set` notes that it is set. 2. The owner: `clear` finds no byte, and leaves it set.
-    3. Thread A: writes its byte. 4. The owner wakes once more, in vain, and clears it. So a byte is
-    never left behind while it is not set, and `set` in between isn't missed: the owner looks after
-    `clear`.
+    3. Thread A: writes its byte. 4. The owner: wakes once more, in vain, and clears it.
+    So no byte is left behind when it isn't set. Nor is a `set` missed that writes no byte because
+    another has just done that: the owner looks at what there is to do after `clear`.
     """
 
     def __init__(self) -> None:
@@ -2122,33 +2140,40 @@ class _Wakeup:
         self._is_set = False
 
     def set(self) -> None:
+        """Wake the owner. Does nothing if it has ended."""
         if not self._is_set:
             self._is_set = True
-            with contextlib.suppress(OSError):  # its owner has ended
+            with contextlib.suppress(OSError):
                 self._writer.send(b"!")
 
     def clear(self) -> None:
-        """Clear it, before looking at what there is to do."""
+        """Clear it. For the owner, before it looks at what there is to do."""
         with contextlib.suppress(OSError):
             self._reader.recv(4096)
             self._is_set = False
 
     def fileno(self) -> int:
+        """Return what a selector waits for."""
         return self._reader.fileno()
 
     def close(self) -> None:
+        """Release both descriptors."""
         self._reader.close()
         self._writer.close()
 
 
-#: The idents of threads that read a connection: they must not wait for what they would read.
+#: The idents of threads that read a connection. What needs an answer is refused in them: they would
+#: wait for what only they can read.
 _readers: set[int] = set()
 
 
 def _is_reader() -> bool:
+    """Whether this thread reads a connection."""
     return threading.get_ident() in _readers
 
 
+# amqpstorm logs in the thread that reads. Where that is ours, a handler must not block it; what is
+# worth it we log ourselves (`_Connection._on_frame`).
 logging.getLogger("amqpstorm.channel0").addFilter(lambda record: not _is_reader())
 
 
@@ -2167,8 +2192,8 @@ logging.getLogger("amqpstorm.channel0").addFilter(lambda record: not _is_reader(
 class _Channel0(Channel0):
     """amqpstorm's, which prefers EXTERNAL when a broker offers that beside PLAIN.
 
-    A client without a certificate can't be known by it. One that has both a certificate and a user
-    of its own means the user.
+    EXTERNAL means that the broker knows a client by its certificate. That is impossible without
+    one, and a client that has both a certificate and a user of its own means the user.
     """
 
     def __init__(self, connection: Any, client_properties: dict[str, Any]) -> None:
@@ -2177,10 +2202,12 @@ class _Channel0(Channel0):
 
     def on_frame(self, frame_in: Any) -> None:
         if frame_in.name == "Connection.Start" and self._means_user():
+            # Where nothing else is offered it is tried all the same: the broker knows best.
             frame_in.mechanisms = frame_in.mechanisms.replace("EXTERNAL", "").strip() or "EXTERNAL"
         super().on_frame(frame_in)
 
     def _means_user(self) -> bool:
+        """Whether the broker is to know us by RABBIT_USER."""
         options = self._options
         has_certificate = {"certfile", "context"} & {
             k for k, v in options["ssl_options"].items() if v
@@ -2189,8 +2216,8 @@ class _Channel0(Channel0):
 
 
 class _PlainConnection(Connection):
-    """amqpstorm's, for the user. It waits no longer than RABBIT_CONNECT_TIMEOUT, and says why it
-    failed."""
+    """amqpstorm's, for the user (`Kuyruk.connection`). Opening it takes no longer than
+    RABBIT_CONNECT_TIMEOUT, and fails with the reason."""
 
     def __init__(self, host: str, port: int, options: dict[str, Any]) -> None:
         super().__init__(host, port=port, lazy=True, **options)
@@ -2220,39 +2247,46 @@ _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSL
 
 
 def _as_lost(error: BaseException) -> AMQPError:
+    """Return why a connection is lost, for one that has ended with this error."""
     return error if isinstance(error, AMQPError) else AMQPConnectionError(str(error) or repr(error))
 
 
 def _again(error: AMQPError) -> AMQPError:
-    """Return a copy, for another thread: each raising adds to an exception's traceback."""
+    """Return a copy, to be raised: each raise adds frames to an exception's traceback, and what is
+    kept must not keep those."""
     return type(error)(str(error), reply_code=error.error_code)
 
 
 class _Interrupted(AMQPConnectionError):
-    """A connection is given up because of this process: another can be opened at once."""
+    """A connection is given up because of this process, not of the broker: the next attempt to
+    connect needs no pause."""
 
 
 class _Connection(Stateful):
     """A connection to RabbitMQ: a socket, one lock, and one thread that reads.
 
     Any thread appends frames, and then writes what the socket takes, together with what others have
-    appended meanwhile. Whoever writes has the lock; nobody waits for it (but the reader, with TLS:
-    OpenSSL can't read beside a write). What the socket doesn't take is left to the reader.
+    appended meanwhile. The thread that writes has the lock; nobody waits for it, except the reader
+    with TLS: OpenSSL can't read beside a write. The reader writes what the socket didn't take.
 
-    The reader opens it and calls `step` again and again. It alone reads: it hands each frame to its
-    channel, answers heartbeats, and notices that the broker is silent or takes nothing. Nothing
-    that it calls may wait for an answer.
+    The reader opens the connection and calls `step` again and again. It alone reads: it hands each
+    frame to its channel, answers heartbeats, and notices when the broker is silent or takes no
+    data. Nothing that it calls may wait for an answer.
 
-    It is lost when `lost` says why, from that instant on. Whoever waits for something registers in
-    its channel's `waiting`, appends, and then looks at `lost`; whoever sets `lost` afterwards
-    notifies all that are registered. An exception in the locked part gives the connection up, since
-    nobody knows then how much of a frame was written; who waits on it sends again.
+    The connection is lost from the instant in which `lost` says why. A thread that waits for
+    something registers in its channel's `waiting`, appends, and then looks at `lost`; `give_up`
+    sets `lost`, and then notifies all that are registered. An exception in the locked part gives
+    the connection up, since nobody knows then how much of a frame was written.
+
+    How it ends: `give_up`, by any thread, says that it is lost, and wakes the reader, whose `step`
+    raises that. `close`, by the reader, takes leave of the broker first. `hang_up` closes the
+    socket, and `forget` counts the messages that are lost with it.
     """
 
     def __init__(self, host: str, port: int, config: Config) -> None:
         super().__init__()
         self.address = f"{host}:{port}"
-        # Nothing is opened: amqpstorm checks the options.
+        # A lazy connection isn't opened: it is made for its parameters, which amqpstorm checks.
         self.parameters = Connection(
             host, port=port, lazy=True, **config._connection_options()
         ).parameters
@@ -2269,36 +2303,43 @@ class _Connection(Stateful):
         #: may append.
         self._frames: collections.deque[tuple[_Channel | None, bytes]] = collections.deque()
         self.outbox: collections.deque[_Outgoing] = collections.deque()
-        #: Held by the thread that takes from these and writes. It is reentrant because such a lock
-        #: knows whose it is: an exception of a signal handler may come before or after it was
-        #: acquired.
+        #: Held by the thread that takes from these and writes, which must not block meanwhile. It
+        #: is an RLock, though never taken twice, because that knows whose it is: `_write` can
+        #: release it without knowing whether a signal handler's exception came before or after it
+        #: was acquired.
         self._lock = threading.RLock()
-        self._rest = memoryview(b"")  # what the socket hasn't taken of what was taken from these
-        self._is_full = False  # the socket, when it was written to last
-        self._awake = True  # the reader is, and looks at these before it sleeps
-        self._buffer = b""
-        # to be set right before the reader sleeps: sooner they wait for the GIL
+        self._rest = memoryview(b"")  # taken from these, and not taken by the socket yet
+        self._is_full = False  # the socket took less than it was given, when it was written to last
+        self._awake = True  # the reader isn't in `select`: it writes what there is before it is
+        self._buffer = b""  # the beginning of a frame that isn't read whole
+        # The reader sets these events right before it sleeps. The threads that wait for them need
+        # the GIL: woken sooner, they would only wait for it.
         self._notices: list[_Event] = []
-        self._heartbeat = config.RABBIT_HEARTBEAT or math.inf
-        self._timeout = config.RABBIT_PUBLISH_TIMEOUT
+        self._heartbeat = config.RABBIT_HEARTBEAT or math.inf  # seconds
+        self._timeout = config.RABBIT_PUBLISH_TIMEOUT  # seconds
+        # Seconds between two looks whether the broker lives: few enough for each of these times.
         self._tick = min(
             TICK, self._timeout / 16, self._heartbeat / 4, config.RABBIT_IDLE_DURATION / 2
         )
-        self.used_at = time.monotonic()
+        self.used_at = time.monotonic()  #: When something was sent on it last.
         #: time.monotonic() when a queue was seen.
         self.queues: dict[str, float] = {}
         #: What became of messages that nobody waits for: by queue and reason, how many are lost.
         self.failures: collections.Counter[tuple[str, str]] = collections.Counter()
-        #: The channel that all publish on, which the reader replaces; those of calls that are free.
+        #: The channel that all publish on, which the reader replaces when it is lost; and channels
+        #: for calls that no call uses.
         self.confirms: _ConfirmChannel | None = None
         self.replies: collections.deque[_ReplyChannel] = collections.deque()
         #: Channels that nobody is to use any more, for the reader to close.
         self.retired: collections.deque[_Channel] = collections.deque()
-        self._look_at = self.stepped_at = self.read_at = self.wrote_at = self.moved_at = (
+        # These are time.monotonic(): when to look next whether the broker lives; when the reader
+        # was awake, data was read, and a write was tried; when a full socket took some data, or got
+        # full; since when the broker has owed an answer (inf: it owes none).
+        self._check_at = self.stepped_at = self.read_at = self.wrote_at = self.moved_at = (
             time.monotonic()
         )
-        self._owes_since = math.inf  # the broker an answer
-        self._has_pinged = False
+        self._owes_since = math.inf
+        self._has_pinged = False  # since data was read last
         self._wakeup = _Wakeup()
         self._selector = selectors.DefaultSelector()  # select() fails for descriptors from 1024 on
         self._socket: socket.socket | None = None
@@ -2318,29 +2359,32 @@ class _Connection(Stateful):
 
     @property
     def frame_max(self) -> int:
+        """The most bytes that a frame may have, as agreed with the broker."""
         return self._channel0.max_frame_size
 
     # -- for any thread
 
     def post(self, channel: _Channel | None, data: bytes) -> None:
-        """Have frames written."""
-        self._frames.append((channel, data))
+        """Have frames written, by this thread if it can. None: see `enqueue`."""
+        self.enqueue(channel, data)
         self.flush()
 
     def flush(self) -> None:
-        """Write what is appended, unless another does, or the socket is full."""
+        """Write what is appended, unless another thread does, or the socket is full."""
+        # 1. The reader: has just written all that it saw. 2. This thread: appends, and sees that
+        # the reader is awake. 3. The reader: notes that it isn't, and looks once more (`step`).
         if not (self._awake or self._rest):
             self._write()
 
     def enqueue(self, channel: _Channel | None, data: bytes) -> None:
-        """Have frames written together with what follows. None: even if their channel is lost by
-        then."""
+        """Have frames written together with what follows. channel: the one that they are for; they
+        aren't written if that is lost by then. None: they are in any case."""
         self._frames.append((channel, data))
 
     def post_soon(self, channel: _Channel, data: bytes) -> None:
-        """Have frames written by the reader, which may have more: cheaper where nobody waits for
-        it."""
-        self._frames.append((channel, data))
+        """Have frames written by the reader. That is cheaper where nobody waits for an answer: it
+        writes what several threads have appended at once."""
+        self.enqueue(channel, data)
         self.flush_soon()
 
     def flush_soon(self) -> None:
@@ -2349,11 +2393,11 @@ class _Connection(Stateful):
             self._wakeup.set()
 
     def write_frame(self, channel_id: int, frame: Any) -> None:
-        """Have a frame written. For amqpstorm's Channel0."""
+        """Have a frame written: what amqpstorm's Channel0 calls."""
         self.post(None, _marshal(channel_id, frame))
 
     def give_up(self, error: AMQPError) -> None:
-        """Note that it is lost, and tell those that wait. The reader then ends it."""
+        """Note that it is lost, and notify all who wait on it. The reader then ends it."""
         if self.lost is None:
             self.lost = _again(error)  # without a traceback, whose frames would lead back to here
         for channel in tuple(self.channels.values()):
@@ -2395,19 +2439,21 @@ class _Connection(Stateful):
         return _new_channel(self, _ReplyChannel)
 
     def _raise_if_lost(self) -> None:
+        """Raise AMQPError if the connection is lost."""
         if self.lost is not None:
             raise _again(self.lost)
 
     # -- writing
 
     def _has_output(self) -> bool:
+        """Whether something can be written. (A broker with an alarm takes no messages.)"""
         return bool(self._rest or self._frames or (self.outbox and not self.is_blocked))
 
     def _write(self) -> None:
         """Write until nothing is left, or the socket is full, or another thread does it.
 
-        1. This thread: takes all there is. 2. Another appends, and can't have the lock. 3. This
-        thread: lets go of the lock, and then looks again. So nothing is left behind.
+        1. This thread: takes all there is. 2. Another: appends, and can't have the lock. 3. This
+        thread: releases the lock, and then looks again. So nothing is left behind.
         """
         while self._has_output() and self.lost is None:
             try:
@@ -2421,7 +2467,8 @@ class _Connection(Stateful):
                 self.give_up(_Interrupted(f"a thread was interrupted by {error!r} while it wrote"))
                 raise
             finally:
-                # Nothing may be called before the release: it would be interrupted in its place.
+                # Nothing may be called before the release: a signal handler that raises in there
+                # would leave the lock taken for ever.
                 try:
                     self._lock.release()
                 except RuntimeError:  # it is another thread's
@@ -2436,19 +2483,25 @@ class _Connection(Stateful):
                 sent = 0
             self._rest = memoryview(data)[sent:]
             self.wrote_at = time.monotonic()
+            # For the stall that `_check_broker` looks for: the time counts from when the socket got
+            # full, or from when it took something last.
             if self._rest or self._is_full:
                 if sent or not self._is_full:
                     self.moved_at = self.wrote_at
                 self._is_full = bool(self._rest)
             if self._rest:
+                # The reader has to wait for the socket to take more, and sleeps without that.
                 if not self._awake:
                     self._wakeup.set()
                 return False
         return True
 
     def _take(self) -> bytes:
-        """Return what is to be written next. With the lock: in the order of numbers is the order of
-        bytes."""
+        """Return what is to be written next; empty: nothing. With the lock: so the messages are
+        written in the order of their numbers, as the broker counts them.
+
+        Frames come before messages: those that open a channel, before what is published on it.
+        """
         chunks, size = [], 0
         while size < JOINED_WRITES:
             try:
@@ -2466,7 +2519,7 @@ class _Connection(Stateful):
                     data = outgoing.channel.encode(outgoing)
                 else:
                     break
-            except IndexError:  # the only one was withdrawn
+            except IndexError:  # its sender has withdrawn the only message meanwhile
                 continue
             chunks.append(data)
             size += len(data)
@@ -2475,8 +2528,8 @@ class _Connection(Stateful):
     # -- the reader
 
     def _open(self) -> _Connection:
-        """Connect and shake hands. In the thread that is to be its reader, or hands it over to
-        that."""
+        """Connect and shake hands. In the thread that is to be its reader, or in one that hands it
+        over to that. Returns itself. Raises AMQPError, OSError and ValueError."""
         try:
             self._socket = self._connect()
             self._selector.register(self._socket, selectors.EVENT_READ)
@@ -2496,8 +2549,11 @@ class _Connection(Stateful):
             raise
 
     def _connect(self) -> socket.socket:
-        """As amqpstorm's, but it closes what failed, says why in each case, and doesn't delay small
-        frames."""
+        """Return a socket to the first of the host's addresses that can be connected to. Raises
+        AMQPConnectionError with each one's reason.
+
+        amqpstorm's own way leaves sockets open that have failed, and names the last reason only.
+        """
         host, port, reasons = self.parameters["hostname"], self.parameters["port"], []
         # Of bytes: a string makes Python import a codec, and in a child that is forked meanwhile
         # that import never ends.
@@ -2514,16 +2570,19 @@ class _Connection(Stateful):
         raise AMQPConnectionError("; ".join(dict.fromkeys(reasons)))
 
     def _set_options(self, sock: socket.socket) -> None:
+        """Set the options of a connected socket, as far as this system has them."""
         stall = min(math.ceil(self._timeout * 1000), 0x7FFFFFFF)
         for level, name, value in [
+            # A small frame isn't delayed until the one before has been acknowledged.
             (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
-            # A peer that has vanished is noticed, without heartbeats, too, where the system can.
+            # Without heartbeats, too, a peer that has vanished is noticed: after two minutes.
             (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
             (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),
             (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
             (socket.IPPROTO_TCP, "TCP_KEEPCNT", 6),
             (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", stall),
-            # What the system has taken can't be withdrawn when its time is up.
+            # A message that the system has taken can't be withdrawn when its time is up: so the
+            # system takes little more than it can send.
             (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", 2 * JOINED_WRITES),
         ]:
             if hasattr(socket, name):
@@ -2531,13 +2590,13 @@ class _Connection(Stateful):
         sock.setblocking(False)
 
     def step(self, until: float) -> None:
-        """Wait for the socket, or to be woken, and do what there is to do, once. Raise
-        AMQPConnectionError."""
+        """Wait for the socket, or to be woken, or until a time.monotonic(), and do once what there
+        is to do. Raise AMQPError if the connection is lost."""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._is_full else 0)
         sock = cast(socket.socket, self._socket)
         if self._selector.get_key(sock).events != events:
             self._selector.modify(sock, events)
-        ready = self._selector.select(_left(min(until, self._look_at)))
+        ready = self._selector.select(_left(min(until, self._check_at)))
         self._awake = True
         try:
             for key, event in ready:
@@ -2546,7 +2605,7 @@ class _Connection(Stateful):
                 elif event & selectors.EVENT_READ:
                     self._read(self._receive(sock))
             self._write()
-            self._look_around()
+            self._maintain()
         except AMQPError:
             raise
         except OSError as error:
@@ -2554,8 +2613,8 @@ class _Connection(Stateful):
         finally:
             self._notify()
         self._raise_if_lost()
+        # In this order: see `flush`.
         self._awake = False
-        # appended by one who saw that the reader is awake
         if self._has_output() and not self._rest:
             self._write()
 
@@ -2564,11 +2623,13 @@ class _Connection(Stateful):
         self._notices.append(event)
 
     def _notify(self) -> None:
+        """Set the events that have come together in this step."""
         notices, self._notices = self._notices, []
         for event in notices:
             event.set()
 
     def _receive(self, sock: socket.socket) -> bytes:
+        """Return what has arrived, perhaps nothing. Raises OSError at the end of the stream."""
         try:
             with self._lock if self._is_tls else contextlib.nullcontext():
                 data = sock.recv(0x20000)
@@ -2595,6 +2656,8 @@ class _Connection(Stateful):
         self._buffer = data[offset:]
 
     def _on_frame(self, kind: int, number: int, payload: bytes) -> None:
+        """Hand a frame to its channel. Frames of channels that are closed here are dropped, and so
+        are heartbeats (kind 8): that they were read is all that counts."""
         channel = self.channels.get(number)
         if channel is not None and kind == 3:
             channel.on_body(payload)
@@ -2620,10 +2683,12 @@ class _Connection(Stateful):
         if self.channels.pop(channel.id, None) is channel:
             self._free_ids.append(channel.id)
 
-    def _look_around(self) -> None:
+    def _maintain(self) -> None:
+        """Do what is due at the end of a step: check the broker, log lost messages, replace the
+        channel for publishing, close retired channels."""
         self.stepped_at = time.monotonic()
-        if self.stepped_at >= self._look_at:
-            self._raise_if_dead(self.stepped_at)
+        if self.stepped_at >= self._check_at:
+            self._check_broker(self.stepped_at)
         if self.failures:
             self._log_failures()
         confirms = self.confirms
@@ -2633,6 +2698,7 @@ class _Connection(Stateful):
                 confirms.retire()
         for _ in range(len(self.retired)):
             channel = self.retired.popleft()
+            # The broker's answers for messages in flight, and those in the outbox, would be lost.
             if channel.waits or any(o.channel is channel for o in tuple(self.outbox)):
                 self.retired.append(channel)
             else:
@@ -2640,9 +2706,12 @@ class _Connection(Stateful):
         if self.changes:
             self.changes.notify()
 
-    def _raise_if_dead(self, now: float) -> None:
-        """Raise OSError if the broker gives no sign of life, and keep the heartbeats."""
-        self._look_at = now + self._tick
+    def _check_broker(self, now: float) -> None:
+        """Send a heartbeat if one is due. Raise OSError if the broker has given no sign of life for
+        two heartbeats, or has taken no data for the publish timeout. Ask one that owes an answer
+        for a sign of life, after a quarter of that; the keeper looks at `is_silent`."""
+        self._check_at = now + self._tick
+        # Any data is a heartbeat. One goes out before half of the time has passed without.
         if now - self.wrote_at >= self._heartbeat / 2 - self._tick:
             self._channel0.send_heartbeat()
         silence, beats = now - self.read_at, 2 * self._heartbeat
@@ -2661,12 +2730,14 @@ class _Connection(Stateful):
             next(c for c in self.channels.values() if c.waits).ping()
 
     def silence(self) -> float:
-        """Return for how many seconds the broker has owed an answer and given no sign of life."""
+        """Return for how many seconds the broker has owed an answer and given no sign of life: it
+        has sent nothing, and (on a slow way) taken nothing either. Below 0: it owes none."""
         return self.stepped_at - max(self.read_at, self.moved_at, self._owes_since)
 
     @property
     def is_silent(self) -> bool:
-        """Whether that has lasted for half of the time-out: another connection is tried then."""
+        """Whether that has lasted for half of the publish timeout. Another connection is tried
+        then, so that half of the time is left for sending again."""
         return self.silence() > self._timeout / 2
 
     @property
@@ -2685,8 +2756,8 @@ class _Connection(Stateful):
         return written + [o for o in tuple(self.outbox) if o.fate == LEFT]
 
     def forget(self) -> None:
-        """Log what is lost with it of what nobody waits for. Keep nothing: a cycle would live on
-        for a while."""
+        """Count and log the messages that are lost with it and that nobody waits for. Drop all that
+        it holds: it is in cycles, and would keep that until the garbage collector comes."""
         for outgoing in self.unattended:
             self.failures[outgoing.message.queue, str(self.lost)] += 1
         self._log_failures()
@@ -2698,17 +2769,20 @@ class _Connection(Stateful):
         self.channels.clear()
 
     def _log_failures(self) -> None:
+        """Log the messages that are lost and that nobody waits for, once for each queue."""
         failures, self.failures = self.failures, collections.Counter()
         for (queue, why), count in failures.items():
             text = "Lost: %s for queue %r, for which nobody waits (RABBIT_CONFIRM): %s"
             _log_aside(logging.ERROR, text, _count(count, "message"), queue, why)
 
     def wake(self) -> None:
-        """Have the reader look around."""
+        """Have the reader do a step. (`flush_soon` isn't enough: a reader that is awake may be past
+        the place where it looks at what has changed.)"""
         self._wakeup.set()
 
     def close(self) -> None:
-        """Take leave of the broker, within CLOSE_TIMEOUT seconds. By the reader. Doesn't raise."""
+        """Take leave of the broker, within CLOSE_TIMEOUT seconds, and end the connection. By the
+        reader. A broker that doesn't answer is no error."""
         deadline = time.monotonic() + CLOSE_TIMEOUT
         self.set_state(self.CLOSING)
         with contextlib.suppress(OSError):
@@ -2719,8 +2793,10 @@ class _Connection(Stateful):
         self.hang_up()
 
     def hang_up(self) -> None:
-        """End it without a word to the broker. By the reader."""
-        with self._lock:  # nobody writes to a descriptor that may be another's by now
+        """Close the socket, without a word to the broker. By the reader. May be called again."""
+        # With the lock: a thread that is writing would go on with a descriptor that may be somebody
+        # else's file by then. Nobody holds the lock for long, and after this nobody writes.
+        with self._lock:
             sock, self._socket = self._socket, None
             if sock is not None:
                 sock.close()
@@ -2729,19 +2805,22 @@ class _Connection(Stateful):
         self.set_state(self.CLOSED)
 
     def abandon(self) -> None:
-        """Leave it to the parent: in a forked child, whose copy of the socket it is."""
+        """Close a forked child's copy of the socket, and leave the connection to the parent."""
+        # A thread of the parent's may have held the lock at the fork. It isn't here to release it.
         self._lock = threading.RLock()
         self.lost = AMQPConnectionError("it is the parent process's")
         self.hang_up()
 
 
+#: All that there are, for a forked child to leave them to its parent.
 _connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
 
 C = TypeVar("C")
 
 
 def _first_that_answers(config: Config, connect: Callable[[str, int], C]) -> C:
-    """Try each address in turn. Raise AMQPConnectionError with all reasons."""
+    """Return what `connect` returns for the first address with which it doesn't raise. Raise
+    AMQPConnectionError with each address's reason, and the first reply code of a broker."""
     reasons, code = [], None
     for host, port in config._addresses():
         try:
@@ -2762,17 +2841,20 @@ CH = TypeVar("CH", bound="_Channel")
 
 
 def _new_channel(connection: _Connection, kind: type[CH], *arguments: Any) -> CH | None:
-    """Return a new channel, or None if none is free: look again when the connection changes."""
+    """Return a new channel, or None if none is free: to be called again when the connection
+    changes (`_Connection.changes`)."""
     try:
         return kind(connection, *arguments)
     except _ChannelsExhausted:
-        with contextlib.suppress(IndexError):  # calls need none of the idle ones now
+        # An idle channel of calls is closed, so that its number gets free.
+        with contextlib.suppress(IndexError):
             connection.replies.pop().retire()
         return None
 
 
 class _Channel:
-    """A channel. One thread uses it; the reader of its connection calls what begins with `on_`."""
+    """A channel of a connection. One thread at a time makes requests on it; the connection's reader
+    calls the methods that begin with `on_`. A channel that isn't used any more is retired."""
 
     def __init__(self, connection: _Connection) -> None:
         self.connection = connection
@@ -2780,8 +2862,10 @@ class _Channel:
         self.lost: AMQPError | None = None
         #: Notified when this channel or its connection is lost.
         self.waiting = _Changes()
-        self._awaited: Sequence[str] = ()
+        self._awaited: Sequence[str] = ()  # names of frames, one of which is to answer a request
         self._answer: Any = None
+        # The message that is arriving: its Basic.Deliver or Basic.Return, its properties, the parts
+        # of its body, and the bytes of it that haven't arrived.
         self._method: Any = None
         self._properties: Any = None
         self._parts: list[bytes] = []
@@ -2790,11 +2874,13 @@ class _Channel:
         self.begin()
 
     def begin(self) -> None:
-        """Open it. Its answer isn't waited for: what follows leaves in one write with it."""
+        """Have it opened. The answer isn't waited for, so that the next frames leave in one write
+        with this one: RabbitMQ works them off in their order."""
         self.connection.enqueue(None, _marshal(self.id, commands.Channel.Open()))
 
     @property
     def why_lost(self) -> AMQPError | None:
+        """Why nothing can be done on this channel any more; None: it is usable."""
         return self.lost or self.connection.lost
 
     @property
@@ -2803,28 +2889,31 @@ class _Channel:
         return bool(self._awaited)
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
-        """A whole message has arrived."""
+        """Take a message that has arrived as a whole. properties: None, they can't be decoded."""
 
     def on_method(self, frame: Any) -> None:
-        """A method has arrived that isn't the answer to a request."""
+        """Take a method that isn't the answer to a request."""
 
     def on_lost(self) -> None:
-        """The broker has closed this channel."""
+        """Note that the broker has closed this channel."""
 
     def forget(self) -> None:
-        """Its connection has ended: keep no messages."""
+        """Drop the messages that it holds: its connection has ended."""
         self._parts.clear()
 
     def post(self, *frames: Any) -> None:
+        """Have frames of pamqp's written."""
         self.connection.post(self, _marshal(self.id, *frames))
 
     def ping(self) -> None:
-        """Ask for a sign of life. By the reader."""
+        """Ask the broker for a sign of life. By the reader."""
+        # Any method with an answer would do. This one changes nothing: 0 is what there is already,
+        # except for consumers, which RabbitMQ has given their prefetch when they began.
         self.post(commands.Basic.Qos())
 
     def request(self, frame: Any, until: float) -> Any:
-        """Send a method and wait for its answer. Raise AMQPError: it was lost, or the time is
-        up."""
+        """Send a method and return its answer. Raise AMQPError if the channel is lost, or if none
+        has come by the time.monotonic() `until`."""
         self._awaited, self._answer = frame.valid_responses, None
         try:
             self.post(frame)
@@ -2836,22 +2925,24 @@ class _Channel:
         return self._answer
 
     def retire(self) -> None:
-        """Have the reader close it, as soon as no answer is to come. Others may still append."""
+        """Have the reader close it, as soon as no answer is to come. Until then, other threads that
+        have got it may still publish on it."""
         self.connection.retired.append(self)
         self.connection.wake()
 
     def close(self) -> None:
-        """Close it. By the reader alone: so this can't cross with what the broker's own Close
-        does."""
+        """Close it. Only by the reader: while it does this, it can't do what the broker's own Close
+        asks for."""
         if self.lost is None:
-            # first: nothing is written to it after that
+            # In this order: frames that others append from here on are dropped, so none follows the
+            # Close.
             self.lost = AMQPChannelError("it was closed")
             self.connection.enqueue(None, _marshal(self.id, commands.Channel.Close(200, "", 0, 0)))
             self.waiting.notify()
 
     def on_header(self, payload: bytes) -> None:
-        """Properties that can't be decoded must not end the connection: it is delivered, with
-        None."""
+        """Take a message's header. Properties that can't be decoded are None: one odd message must
+        not end the connection."""
         self._missing = _CONTENT_HEADER.unpack_from(payload)[2]
         try:
             self._properties = _decode_properties(payload)
@@ -2860,11 +2951,13 @@ class _Channel:
         self._end_content()
 
     def on_body(self, payload: bytes) -> None:
+        """Take a part of a message's body."""
         self._parts.append(payload)
         self._missing -= len(payload)
         self._end_content()
 
     def on_frame(self, frame: Any) -> None:
+        """Take a method."""
         name = frame.name
         if name in ("Basic.Deliver", "Basic.Return"):
             self._method = frame
@@ -2875,7 +2968,9 @@ class _Channel:
             self.connection.remove(self)
         elif name == "Channel.Close":
             self.connection.enqueue(None, _marshal(self.id, commands.Channel.CloseOk()))
-            if self.lost is None:  # else both sides close it, and the broker answers ours, too
+            # If we close it as well, the broker still answers our Close, and the number isn't free
+            # before that.
+            if self.lost is None:
                 self.connection.remove(self)
                 self.lost = AMQPChannelError(str(frame.reply_text), reply_code=frame.reply_code)
                 self.on_lost()
@@ -2884,6 +2979,7 @@ class _Channel:
             self.on_method(frame)
 
     def _end_content(self) -> None:
+        """Hand the message on if it is whole."""
         if self._missing <= 0:
             parts, self._parts = self._parts, []
             self.on_content(
@@ -2892,8 +2988,11 @@ class _Channel:
 
 
 def _declare(connection: _Connection, until: float, **options: Any) -> None:
-    """Declare a queue, or look for it, on a channel of its own, which a failure closes. Raise
-    amqpstorm's errors."""
+    """Declare a queue, or look whether it exists (passive=True), within a time.monotonic(). Raise
+    AMQPChannelError with RabbitMQ's reason, and AMQPConnectionError.
+
+    This takes a channel of its own, since RabbitMQ closes the channel of what fails.
+    """
     channel = connection.changes.wait_for(lambda: _new_channel(connection, _Channel), until)
     if channel is None:
         queue = options["queue"]
@@ -2909,13 +3008,17 @@ def _declare(connection: _Connection, until: float, **options: Any) -> None:
 def _ensure_queue(
     connection: _Connection, queue: str, arguments: dict[str, Any], until: float
 ) -> None:
-    """Look first, declare only when it is absent: a queue that exists is used as it is. Raise
-    amqpstorm's errors."""
+    """Declare a queue only if it doesn't exist: one that does is used as it is. Raise as `_declare`
+    does.
+
+    It is looked for, and declared if it is missing (404). If the declaration differs from what
+    there is (406), another program has declared it meanwhile, and it is looked for once more.
+    """
     failure: tuple[str, int | None] | None = None
     # Classic queues of RabbitMQ 4.3 have no such timeout, and can't be declared with one.
     timeless = {key: value for key, value in arguments.items() if key != "x-consumer-timeout"}
     declarations = [arguments] if timeless == arguments else [arguments, timeless]
-    # None: look. The last: another declared it meanwhile, differently
+    # None stands for a look.
     for wanted in (None, *declarations, None):
         look = wanted is None
         try:
@@ -2923,8 +3026,9 @@ def _ensure_queue(
                 connection, until, queue=queue, passive=look, durable=not look, arguments=wanted
             )
         except AMQPChannelError as error:
-            if failure is None or error.error_code != 404:  # that there is none says less than why
-                # not the error: its frames would lead back to here
+            # "There is no such queue" says less than why it couldn't be declared. The error itself
+            # isn't kept: its traceback leads to this frame.
+            if failure is None or error.error_code != 404:
                 failure = str(error), error.error_code
             if error.error_code != (404 if look else 406):
                 break
@@ -2933,8 +3037,8 @@ def _ensure_queue(
 
 
 def _pauses(longest: float) -> Iterator[float]:
-    """Return growing pauses, with jitter: so that many clients of a broker don't come back as
-    one."""
+    """Yield growing pauses in seconds, up to `longest`. Each is taken times 0.5 to 1, by chance, so
+    that many clients of a broker don't come back at the same time."""
     for n in itertools.count():
         yield min(FIRST_RECONNECT * 2 ** min(n, 20), longest) * (0.5 + os.urandom(1)[0] / 512)
 
@@ -2942,22 +3046,25 @@ def _pauses(longest: float) -> Iterator[float]:
 def _refuses_us(error: BaseException) -> bool:
     """Whether trying again is of no use: a wrong password, or no such virtual host."""
     code = getattr(error, "error_code", None)
-    # a limit of connections: for the moment
+    # RabbitMQ says 530 as well when it has too many connections at the moment.
     return code == 403 or (code == 530 and "limit" not in str(error))
 
 
 class _Keeper:
-    """The thread that connects, and then reads the connection: for one publisher, or for one
-    worker.
+    """Has a thread that connects, and then reads the connection: for one publisher (publishes=True)
+    or for one worker.
 
-    It connects as long as somebody waits for a connection; who does, waits no longer than it wants
-    to, whatever an attempt takes. It ends when the connection is idle, or is closed.
+    For a publisher it connects as long as another thread wants a connection, and ends after
+    RABBIT_IDLE_DURATION without use; for a worker it always connects. In both cases it ends when it
+    is closed. A thread that wants a connection waits only as long as it wants to, however long an
+    attempt to connect takes.
     """
 
     def __init__(self, config: Config, publishes: bool) -> None:
         self._config = config
         self._publishes = publishes
         self._idle = config.RABBIT_IDLE_DURATION if publishes else math.inf  #: Seconds.
+        #: Seconds between two attempts, at most.
         self._longest_pause = LONGEST_PAUSE if publishes else config.WORKER_RECONNECT_INTERVAL
         #: Notified when there is another connection, or another reason why there is none.
         self.changes = _Changes()
@@ -2968,11 +3075,14 @@ class _Keeper:
         #: Its thread has ended: it is of no use any more.
         self.ended = False
         self.closing = False
-        self._wakeup = _Event()
+        self._wakeup = _Event()  # ends the pauses of its thread, while there is no connection
+        #: A connection that a probe has opened, to take the place of one that is silent.
         self._successor: _Connection | None = None
-        self._is_probing = False
-        self._is_asked = self._was_idle = self._was_connected = False
-        self._logged, self._logged_at = "", -math.inf  # the last trouble
+        self._is_probing = False  # a probe is under way: one at a time
+        self._is_asked = False  # a thread has asked for a connection, and may have gone by now
+        self._was_idle = False  # the last connection was closed because nobody used it
+        self._was_connected = False  # there was a connection since the last trouble
+        self._logged, self._logged_at = "", -math.inf  # the last trouble, and time.monotonic()
         self._thread = threading.Thread(target=self._run, name="kuyruk-connection", daemon=True)
 
     def start(self) -> _Keeper:
@@ -2980,19 +3090,22 @@ class _Keeper:
         self._thread.start()
         return self
 
-    # -- for those who want a connection
+    # -- for threads that want a connection
 
     @property
     def usable(self) -> _Connection | None:
+        """The connection, if there is one that isn't lost."""
         connection = self.connection
         return connection if connection and connection.lost is None and connection.is_open else None
 
     def connect(self, until: float) -> _Connection:
-        """Wait for a connection. Raise AMQPConnectionError at `until`, or when RabbitMQ refuses us.
+        """Wait for a connection. Raise AMQPConnectionError at the time.monotonic() `until`, or when
+        RabbitMQ refuses us.
 
-        1. This thread: registers as waiting. 2. It looks whether the keeper has ended. The keeper:
-        1. notes that it has ended. 2. It looks whether somebody waits, and takes that back. One
-        sees the other.
+        The keeper may be about to end. 1. This thread: registers as waiting (`wait_for`). 2. The
+        keeper: notes that it has ended. 3. This thread: looks whether it has, and waits no longer.
+        4. The keeper: looks whether somebody waits, and takes it back. Each notes first and looks
+        then, so at least one sees the other. (If both do, as here, the caller tries again.)
         """
         connection = self.usable or self.changes.wait_for(self._ask, until)
         if isinstance(connection, _Connection):
@@ -3002,7 +3115,8 @@ class _Keeper:
         )
 
     def _ask(self) -> Any:
-        """Have it connect, unless it is connected. Return what ends the wait for that."""
+        """Have it connect, unless it is connected. Return something true if there is no more to
+        wait for: the connection, a refusal, or its end."""
         if self.usable is None:
             self._is_asked = True
             self._wakeup.set()
@@ -3014,6 +3128,7 @@ class _Keeper:
         self.closing = True
         self._wakeup.set()
         connection = self.connection
+        # An attempt to connect isn't waited for: it may take long, and nothing depends on it.
         if connection is not None and not _is_reader():
             connection.wake()
             self._thread.join(CLOSE_TIMEOUT)
@@ -3029,15 +3144,16 @@ class _Keeper:
             _readers.discard(threading.get_ident())
 
     def _connect_and_read(self) -> None:
+        """Connect and read, again and again, as long as a connection is wanted."""
         pauses = _pauses(self._longest_pause)
-        while not self._may_end():
+        while self._wait_until_wanted():
             self.refusal, self._is_asked, self._was_idle = None, False, False
             try:
                 connection = self._open()
                 pauses = _pauses(self._longest_pause)
                 self._read(connection)
             except BaseException as error:
-                if not isinstance(error, OSError | ValueError | AMQPError):
+                if not isinstance(error, OSError | ValueError):  # amqpstorm's are OSErrors
                     _log_aside(logging.ERROR, "Defect in a connection: it is given up", error=error)
                 self._on_trouble(error, next(pauses))
         successor = self._successor
@@ -3045,6 +3161,7 @@ class _Keeper:
             successor.hang_up()
 
     def _open(self) -> _Connection:
+        """Return the connection that a probe has opened, or open one."""
         successor, self._successor = self._successor, None
         return successor or _Connection.open_first(self._config)
 
@@ -3052,12 +3169,13 @@ class _Keeper:
         """Read until it is to be closed. Raise AMQPConnectionError when it is lost."""
         try:
             connection.used_at = time.monotonic()
-            if self._publishes:  # now: calls may take all channels later
+            # Now, because calls may have taken all channels when the first message is to be sent.
+            if self._publishes:
                 connection.confirms = _ConfirmChannel(connection)
             self.connection, self.trouble, self._was_connected = connection, None, True
             self._is_asked = False
             self.changes.notify()
-            while not self._is_over(connection):
+            while not self._may_close(connection):
                 connection.step(math.inf)
                 if connection.is_silent:
                     self._probe(connection)
@@ -3071,31 +3189,36 @@ class _Keeper:
             connection.hang_up()
             connection.forget()
 
-    def _is_over(self, connection: _Connection) -> bool:
+    def _may_close(self, connection: _Connection) -> bool:
+        """Whether a connection is to be closed, or has been idle for long, and nothing is on its
+        way."""
         return (
             self.closing or connection.stepped_at >= connection.used_at + self._idle
         ) and connection.is_quiet
 
-    def _may_end(self) -> bool:
-        """Wait until a connection is wanted. Return True if it was closed, or none was wanted for
-        long."""
+    def _wait_until_wanted(self) -> bool:
+        """Wait until a connection is wanted. Return False if the keeper ends instead: it was
+        closed, or none was wanted for long."""
         until = time.monotonic() + self._idle
         while not self._is_wanted():
             if not (self.closing or self._was_idle) and time.monotonic() < until:
                 self._wakeup.wait(until)
                 self._wakeup.clear()
                 continue
+            # In this order: see `connect`.
             self.ended = True
             if not self.changes:
-                return True
+                return False
             self.ended = False
-        return False
+        return True
 
     def _is_wanted(self) -> bool:
+        """Whether to connect: a worker always wants that, a publisher's threads at times."""
         always = not (self._publishes or self.closing)
         return bool(always or self.changes or self._is_asked or self._successor)
 
     def _on_trouble(self, error: BaseException, pause: float) -> None:
+        """Note why there is no connection, log it, and wait before the next attempt (seconds)."""
         was_connected, self._was_connected = self._was_connected, False
         self.trouble = _again(_as_lost(error))
         if _refuses_us(self.trouble):
@@ -3114,11 +3237,9 @@ class _Keeper:
     # -- a connection that may have vanished
 
     def _probe(self, connection: _Connection) -> None:
-        """Try whether another can be opened: then the broker lives, and this one's way has
-        vanished.
-
-        If none can be opened, the broker stands still, and all may go on when it does.
-        """
+        """Look in another thread whether a second connection can be opened. If so the broker lives,
+        and the way of the first has vanished. If not the broker stands still, and the first may go
+        on when it does: nothing is lost, and nothing is sent twice."""
         if not self._is_probing:
             self._is_probing = True
             try:
@@ -3131,9 +3252,12 @@ class _Keeper:
                 _log_aside(logging.WARNING, "Can't look for another connection: %s", error)
 
     def _open_successor(self, silent: _Connection) -> None:
+        """Replace a connection that is silent, if another can be opened. In the probe's thread."""
+        # It reads the handshake, like a keeper.
         _readers.add(threading.get_ident())
         try:
             successor = _Connection.open_first(self._config)
+            # First the successor: the keeper looks for it as soon as the silent one is lost.
             if silent.lost is None and silent.is_silent:
                 self._successor = successor
                 why = f"no answer for {silent.silence():.1f} seconds, but from a new connection"

@@ -838,7 +838,7 @@ class _Connection(Stateful):
         self.confirms: _ConfirmChannel | None = None
         self.replies: collections.deque[_ReplyChannel] = collections.deque()
         self.retired: collections.deque[_Channel] = collections.deque()
-        self._look_at = self.stepped_at = self.read_at = self.wrote_at = self.moved_at = time.monotonic()
+        self._check_at = self.stepped_at = self.read_at = self.wrote_at = self.moved_at = time.monotonic()
         self._owes_since = math.inf
         self._has_pinged = False
         self._wakeup = _Wakeup()
@@ -934,10 +934,10 @@ class _Connection(Stateful):
     def remove(self, channel: _Channel) -> None:
         ...
 
-    def _look_around(self) -> None:
+    def _maintain(self) -> None:
         ...
 
-    def _raise_if_dead(self, now: float) -> None:
+    def _check_broker(self, now: float) -> None:
         ...
 
     def silence(self) -> float:
@@ -1078,7 +1078,9 @@ class _Keeper:
         self._wakeup = _Event()
         self._successor: _Connection | None = None
         self._is_probing = False
-        self._is_asked = self._was_idle = self._was_connected = False
+        self._is_asked = False
+        self._was_idle = False
+        self._was_connected = False
         self._logged, self._logged_at = ('', -math.inf)
         self._thread = threading.Thread(target=self._run, name='kuyruk-connection', daemon=True)
 
@@ -1110,10 +1112,10 @@ class _Keeper:
     def _read(self, connection: _Connection) -> None:
         ...
 
-    def _is_over(self, connection: _Connection) -> bool:
+    def _may_close(self, connection: _Connection) -> bool:
         ...
 
-    def _may_end(self) -> bool:
+    def _wait_until_wanted(self) -> bool:
         ...
 
     def _is_wanted(self) -> bool:
