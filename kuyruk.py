@@ -2907,9 +2907,9 @@ class _Channel:
 
     def ping(self) -> None:
         """Ask the broker for a sign of life. By the reader."""
-        # Any method with an answer would do. This one changes nothing: 0 is what there is already,
-        # except for consumers, which RabbitMQ has given their prefetch when they began.
-        self.post(commands.Basic.Qos())
+        # A method with an answer that changes nothing: the flow is on already. (A Basic.Qos would
+        # come between that of a consumer and its Basic.Consume, which then has no prefetch.)
+        self.post(commands.Channel.Flow(active=True))
 
     def request(self, frame: Any, until: float) -> Any:
         """Send a method and return its answer. Raise AMQPError if the channel is lost, or if none
