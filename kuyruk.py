@@ -270,8 +270,9 @@ class _Interruption:
     def __init__(self, *args: object) -> None:
         run = current_task()
         cause = None if run is None else run._cause
-        if not args and type(cause) is cast(Any, type(self)):
+        if run is not None and not args and type(cause) is cast(Any, type(self)):
             args = cast(BaseException, cause).args
+            run._on_landed()
         super().__init__(*args)
 
 
@@ -1225,8 +1226,8 @@ def _restore_collection(was_enabled: bool) -> None:
         gc.enable()
 
 
-#: Keeps the garbage collector away from `sys._current_frames`, which holds the interpreter's lock
-#: of its list of threads. On Python 3.11 the collector may run within it (cpython#106883):
+#: Keeps the garbage collector away from an interruption that hasn't landed yet, and from
+#: `sys._current_frames`, which holds the interpreter's lock of its list of threads. On Python 3.11 the collector may run within it (cpython#106883):
 #: 1. The collector: calls a finalizer, which lets another thread run. 2. That thread: wants to read
 #: the list, too, and waits for the lock without letting others run, for ever.
 _no_collection = _Setting(_disable_collection, _restore_collection)
@@ -1443,8 +1444,8 @@ def _is_safe(frame: types.FrameType | None) -> bool:
 def _must_not_be_cut(frame: types.FrameType) -> bool:
     """Whether a frame must not be cut, by `UNSAFE_MODULES` or because it would have no effect."""
     module, code = str(frame.f_globals.get("__name__")), frame.f_code
-    # Python prints an exception in a `__del__`, and goes on: the interruption would be lost.
-    if code.co_name == "__del__":
+    # Python prints an exception there, and goes on: the interruption would be lost.
+    if code.co_name == "__del__" or any(getattr(f, "__code__", 0) is code for f in gc.callbacks):
         return True
     if module == "logging" and code.co_qualname in _HOLD_NO_LOCK:
         return False
@@ -1523,6 +1524,7 @@ class Run:
         self._cause: BaseException | None = None
         self._interrupted_at = math.inf
         self._hit = False  # the cause was raised in the task, or is set for its thread
+        self._until_landed: list[Callable[[], None]] = []  # what is to be done then, once
         self._given_up = False  # by the watch, which does that once
         #: Its entry in the watch's schedule. The watch's lock guards it.
         self._place: tuple[float, int, Run] | None = None
@@ -1582,14 +1584,28 @@ class Run:
             waker()
         if self._hit or not self._gate.acquire(blocking=False):
             return
+        # The collector keeps away until it has landed. 1. The task's thread: is due to collect. 2.
+        # This thread: sets the exception. 3. The task's thread: collects first, and the exception
+        # would land in a finalizer, or in one of `gc.callbacks`, which print it and go on.
+        is_set = False
+        _no_collection.__enter__()
+        self._until_landed = [_no_collection.__exit__]
         try:
-            with _no_collection:
-                self._raise_if_safe()
+            is_set = self._raise_if_safe()
         finally:
+            if not is_set:
+                self._on_landed()
             self._gate.release()
 
-    def _raise_if_safe(self) -> None:
-        """Set the exception if the thread is at a safe point. With the gate."""
+    def _on_landed(self) -> None:
+        """Let the collector in again. By the task's thread, or when that doesn't get there; whoever
+        comes first does it."""
+        with contextlib.suppress(IndexError):
+            self._until_landed.pop()()
+
+    def _raise_if_safe(self) -> bool:
+        """Set the exception if the thread is at a safe point. Return whether it was. With the
+        gate."""
         import ctypes  # only here: it costs milliseconds to import
 
         # All that is needed between the second look and the exception is made before.
@@ -1598,7 +1614,7 @@ class Run:
         get_frame = operator.itemgetter(self._thread)
         seen = sys._current_frames().get(self._thread)  # None: gevent runs it
         if seen is None or not _is_safe(seen):
-            return
+            return False
         position = seen.f_lasti
         # 1. This thread: sees the task at a safe point. 2. The task's thread: goes on. 3. This
         # thread: would set the exception somewhere else. So it looks again, now so that no other
@@ -1611,7 +1627,9 @@ class Run:
             if is_same and not (self._inner or self._hit or self._is_over):
                 self._hit = True
                 set_exception()
+                return True
             break
+        return False
 
     # -- in the task's thread
 
@@ -1654,6 +1672,7 @@ class Run:
             raise type(cause)(*cause.args) from error
         finally:
             # First this: `_Watch.interrupt` makes an entry first and then looks at it.
+            self._on_landed()  # or C code has swallowed it
             self._is_over = True
             if watch is not None:
                 watch.discard(self)
@@ -1863,6 +1882,7 @@ class _Watch:
         """Interrupt a run that is due, and give it up when its grace is over."""
         run._interrupt()
         if not run._given_up and time.monotonic() >= run._interrupted_at + self._grace:
+            run._on_landed()  # its thread is in C code, for long
             self._give_up(run)
             run._given_up = True
         if run._hit and run._given_up:

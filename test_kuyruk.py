@@ -2893,6 +2893,52 @@ def test_the_deadlines_that_the_watch_holds_are_those_of_running_tasks(offline):
         assert [run_in(watch, held) for _ in range(100)] == [1] * 100 and watch._schedule == []
 
 
+def test_no_interruption_is_lost_where_the_garbage_collector_calls(offline, monkeypatch):
+    """From Python 3.12 on it runs where an exception lands, and before that."""
+    lost = []
+
+    class Garbage:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            sum(range(300))
+
+    # Python 3.11 collects where it allocates: less work, and each look would find it there.
+    work = 200 if sys.version_info >= (3, 12) else 3000
+
+    def make_garbage():
+        until = time.monotonic() + SOON
+        while time.monotonic() < until:
+            Garbage()
+            sum(range(work))
+
+    def on_collection(phase, info):
+        sum(range(300))
+
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    threshold = gc.get_threshold()
+    gc.callbacks.append(on_collection)
+    gc.set_threshold(100)
+    try:
+        with a_watch() as watch:
+            for _ in range(200):
+                with pytest.raises(kuyruk.Timeout):
+                    run_in(watch, offline.task(max_run_time=0.005)(make_garbage))
+                assert gc.isenabled() and not lost
+    finally:
+        gc.callbacks.remove(on_collection)
+        gc.set_threshold(*threshold)
+
+
+def test_the_collector_is_let_in_again_when_an_interruption_does_not_land(offline):
+    """Its thread is in C code."""
+    with a_watch(grace=0.1, give_up=lambda run: ran.append(gc.isenabled())) as watch:
+        with pytest.raises(kuyruk.Timeout):
+            run_in(watch, offline.task(max_run_time=0.05)(lambda: time.sleep(1)))
+        assert ran == [True] and gc.isenabled()
+
+
 def test_the_garbage_collector_stays_away_until_the_last_thread_has_looked():
     keep_away = kuyruk._no_collection
     with contextlib.ExitStack() as first, contextlib.ExitStack() as second:

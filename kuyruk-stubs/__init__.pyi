@@ -95,8 +95,9 @@ class _Interruption:
     def __init__(self, *args: object) -> None:
         run = current_task()
         cause = None if run is None else run._cause
-        if not args and type(cause) is cast(Any, type(self)):
+        if run is not None and (not args) and (type(cause) is cast(Any, type(self))):
             args = cast(BaseException, cause).args
+            run._on_landed()
         super().__init__(*args)
 
 class Reject(KuyrukError):
@@ -532,6 +533,7 @@ class Run:
         self._cause: BaseException | None = None
         self._interrupted_at = math.inf
         self._hit = False
+        self._until_landed: list[Callable[[], None]] = []
         self._given_up = False
         self._place: tuple[float, int, Run] | None = None
         self._is_over = False
@@ -562,7 +564,10 @@ class Run:
     def _interrupt(self) -> None:
         ...
 
-    def _raise_if_safe(self) -> None:
+    def _on_landed(self) -> None:
+        ...
+
+    def _raise_if_safe(self) -> bool:
         ...
 
     def _unmask(self) -> None:
