@@ -1860,13 +1860,14 @@ def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | Non
     if run is None or run._hit or run._is_over:
         return wait()
     result = None
-    # First the waker, then the look: whoever interrupts notes the cause first and then wakes.
-    run._waker = wake
+    # First the waker, then the look: whoever interrupts notes the cause first and then wakes. (A
+    # waker from before is that of a wait in which a signal handler of the program waits.)
+    outer, run._waker = run._waker, wake
     try:
         if run._cause is None:
             result = wait()
     finally:
-        run._waker = None
+        run._waker = outer
     run.check()
     return result
 
@@ -2721,13 +2722,15 @@ class _Connection(Stateful):
             )
         if self._is_full and now - self.moved_at > self._timeout:
             raise OSError(f"the broker has taken no data for {self._timeout:g} seconds")
-        if self.is_blocked or not any(channel.waits for channel in tuple(self.channels.values())):
+        # Other threads add channels meanwhile, and stop waiting: so there is one look, at a copy.
+        owed = next((c for c in tuple(self.channels.values()) if c.waits), None)
+        if self.is_blocked or owed is None:
             self._owes_since = math.inf
         elif self._owes_since == math.inf:
             self._owes_since = now
         elif self.silence() > self._timeout / 4 and not self._has_pinged:
             self._has_pinged = True
-            next(c for c in self.channels.values() if c.waits).ping()
+            owed.ping()
 
     def silence(self) -> float:
         """Return for how many seconds the broker has owed an answer and given no sign of life: it

@@ -2784,6 +2784,22 @@ def test_the_garbage_collector_stays_away_until_the_last_thread_has_looked():
         gc.enable()
 
 
+def test_a_wait_in_which_a_signal_handler_waits_is_interrupted_all_the_same(offline):
+    def wait_within_a_wait():
+        event = kuyruk._Event()
+
+        def wait():
+            kuyruk._interruptible(lambda: None, lambda: None)  # the handler's: it sends, say
+            event.wait(time.monotonic() + 2 * PATIENCE)
+
+        kuyruk._interruptible(wait, event.set)
+
+    began = time.monotonic()
+    with a_watch() as watch, pytest.raises(kuyruk.Timeout):
+        run_in(watch, offline.task(max_run_time=0.1)(wait_within_a_wait))
+    assert time.monotonic() < began + PATIENCE
+
+
 # --- EAGER -------------------------------------------------------------------
 
 
@@ -7310,6 +7326,30 @@ def test_a_broker_that_answers_late_delivers_no_more_than_the_prefetch(
     wait_until(lambda: ran and worker.healthy)
     assert (worker.stats["received"], broker.count(queue)) == (1, 4)
     wait_until(lambda: "Channel.FlowOk" in answers)  # it is a sign of life
+
+
+def test_channels_come_and_are_answered_while_the_reader_looks_whether_the_broker_lives(offline):
+    connection = kuyruk._Connection("127.0.0.1", 1, offline.config)
+
+    class Channel:
+        looks = pings = 0
+
+        @property
+        def waits(self):
+            self.looks += 1
+            connection.channels[len(connection.channels) + 1] = Channel()  # another thread's
+            return self.looks == 1  # its answer comes before the next look
+
+        def ping(self):
+            self.pings += 1
+
+    first = connection.channels[1] = Channel()
+    connection._owes_since, connection.stepped_at = connection.read_at, connection.read_at + 1
+    try:
+        connection._check_broker(connection.stepped_at)
+    finally:
+        connection.hang_up()
+    assert first.pings == 1
 
 
 # --- The command line (kuyruk_worker.py) -------------------------------------
