@@ -1745,7 +1745,8 @@ class _Watch:
         which costs less."""
         if run._place is not None:
             with self._changed:
-                self._remove(run)
+                self._take_out(run)
+                run._place = None
 
     def close(self) -> None:
         """End the thread. Waits for that for CLOSE_TIMEOUT seconds at most."""
@@ -1756,17 +1757,18 @@ class _Watch:
 
     def _put(self, run: Run, due: float) -> None:
         """Have the run looked at, at that time.monotonic() and no other. With the lock."""
-        self._remove(run)
+        self._take_out(run)
+        # Its place is never None in between. 1. This thread: moves it. 2. The run's thread, at its
+        # end: finds no place in `discard`, and goes. 3. This thread: leaves an entry for ever.
         run._place = due, next(self._serial), run
         bisect.insort(self._schedule, run._place)
         if due < self._wakes_at:
             self._changed.notify()
 
-    def _remove(self, run: Run) -> None:
-        """Take out the run's entry, if it has one. With the lock."""
+    def _take_out(self, run: Run) -> None:
+        """Remove the run's entry, if it has one. With the lock."""
         if run._place is not None:
             del self._schedule[bisect.bisect_left(self._schedule, run._place)]
-            run._place = None
 
     # -- its thread
 
@@ -1801,9 +1803,9 @@ class _Watch:
                 is_hunted = run is not None and run._cause is not None and not run._hit
                 is_near = due - now <= _LOOK_AGAIN
                 del run  # as in `_loop`
-                # Short switches cost all threads of the process, and looks of a task in C code grow
-                # rare. So the thread sleeps until a millisecond before a look, and only the rest of
-                # the wait is with short switches: that is when the task's thread is to be stopped.
+                # Short switches cost all threads of the process. So this one sleeps until a
+                # millisecond before the look, and waits with short switches only for the rest: then
+                # the task's thread is to be stopped.
                 self._wakes_at = due - _LOOK_AGAIN if is_hunted and not is_near else due
                 with _short_switches if is_hunted and is_near else contextlib.nullcontext():
                     self._changed.wait(_left(self._wakes_at))

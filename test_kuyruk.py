@@ -2800,6 +2800,30 @@ def test_a_wait_in_which_a_signal_handler_waits_is_interrupted_all_the_same(offl
     assert time.monotonic() < began + PATIENCE
 
 
+def test_a_run_that_ends_while_its_next_look_is_scheduled_leaves_no_entry(offline):
+    """The watch would look after it for ever."""
+    may_end = threading.Event()
+    task = offline.task(max_run_time=0.05)(lambda: may_end.wait(PATIENCE))
+
+    class Numbers:
+        count = 0
+
+        def __next__(self):
+            self.count += 1
+            if self.count == 2:  # the watch's, at the deadline
+                may_end.set()
+                with contextlib.suppress(TimeoutError):  # it waits for the watch's lock: well
+                    running.result(0.3)
+            return self.count
+
+    with a_watch() as watch:
+        watch._serial = Numbers()
+        running = background(run_in, watch, task)
+        assert running.result(PATIENCE)
+        with watch._changed:
+            assert watch._schedule == []
+
+
 # --- EAGER -------------------------------------------------------------------
 
 
