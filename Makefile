@@ -17,6 +17,7 @@ PYTHON ?= python3
 # Tests that run at once, each with a RabbitMQ of its own: most of them wait most of the time.
 JOBS ?= 3
 VENV_PYTHON := .venv/bin/python
+PYTEST := $(VENV_PYTHON) -u -m pytest
 # mypy refuses a folder without Python files.
 TYPED := $(wildcard kuyruk.py kuyruk_worker.py) \
 	$(if $(wildcard tools/*.py),tools) \
@@ -30,7 +31,9 @@ extra = @$(VENV_PYTHON) -c 'import $(2)' 2>/dev/null || $(VENV_PYTHON) -m pip in
 .PHONY: test demo soak chaos fuzz browser bench matrix release-check lint setup clean
 
 test: lint
-	$(VENV_PYTHON) -u -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	@$(PYTEST) -n $(JOBS) --dist worksteal $(ARGS) || { \
+	[ $$? = 1 ] && echo 'Once more, alone, what has failed beside other tests:' && \
+	$(PYTEST) --last-failed --last-failed-no-failures none --maxfail 1 $(ARGS); }
 
 demo: setup
 	$(VENV_PYTHON) -u tools/demo.py $(FOLDER)
