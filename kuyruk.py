@@ -61,8 +61,8 @@ and one more loop has taken its place.
 *The log thread* (kuyruk-log) writes what the others log, except pool threads: a handler may block,
 or send, while others wait for the thread that logs. It is started when there is a record, and ends
 when there is none.
-Each loop of the worker survives any exception (`_keep_running`); `Worker.healthy` asks whether all
-of them live and do what is due.
+Each of these loops survives any exception (`_keep_running`); `Worker.healthy` asks whether all of
+the worker's live and do what is due.
 
     lock              guards                                        while holding it
     ----------------  --------------------------------------------  -------------------------
@@ -859,7 +859,7 @@ class Config:
     FAILED_TTL: float | None = 604800
     WORKER_THREADS: int = 8  #: Tasks that one worker process runs at once.
     WORKER_PROCESSES: int = 1  #: Processes that the command line starts.
-    #: Messages held at once, of each queue. None: as threads, and 20 ms of work.
+    #: Messages held at once, of each queue. None: one for each thread, and 20 ms of work.
     WORKER_PREFETCH: int | None = None
     #: Pause above this load average. -1: the number of CPUs; 0: never.
     WORKER_MAX_LOAD: float | None = None
