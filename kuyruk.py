@@ -3420,7 +3420,8 @@ class _ConfirmChannel(_Channel):
 
     def on_lost(self) -> None:
         # Senders that wait see it by themselves; for the others it is counted here, and logged.
-        for outgoing in self.in_flight.values():
+        # A copy: a thread that found it not lost yet may be writing one more message.
+        for outgoing in tuple(self.in_flight.values()):
             if outgoing.batch is None:
                 self.connection.failures[outgoing.message.queue, str(self.lost)] += 1
 
@@ -5162,7 +5163,8 @@ class _ConsumerChannel(_Channel):
     def is_full(self) -> bool:
         """Whether its queue may have messages that it can't get: all of its consumers hold what
         they may. With the pool's lock."""
-        return all(c.held >= c.prefetch for c in self.consumers.values())
+        # A copy: the supervisor may be adding a consumer.
+        return all(c.held >= c.prefetch for c in tuple(self.consumers.values()))
 
     def add(self, prefetch: int, is_last: bool = False) -> None:
         """Begin one more consumer. is_last: it gets only what no other consumer can take, here or

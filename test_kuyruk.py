@@ -7702,6 +7702,39 @@ def test_channels_come_and_are_answered_while_the_reader_looks_whether_the_broke
     assert first.pings == 1
 
 
+#: How the reader looks at each entry of a dict of a channel's, and which dict that is.
+LOOKS = {
+    "a channel is full": lambda c: (
+        kuyruk._ConsumerChannel(c, "q", kuyruk.Config(), print, print),
+        "consumers",
+        lambda channel: channel.is_full,
+    ),
+    "a channel is lost": lambda c: (
+        kuyruk._ConfirmChannel(c),
+        "in_flight",
+        lambda channel: channel.on_lost(),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LOOKS)
+def test_other_threads_may_add_to_what_the_reader_looks_at(what, offline):
+    class Entry:
+        def __getattr__(self, name):
+            entries[len(entries) + 1] = Entry()  # another thread's
+            return 1
+
+    connection = kuyruk._Connection("127.0.0.1", 1, offline.config)
+    try:
+        channel, name, look = LOOKS[what](connection)
+        entries = getattr(channel, name)
+        entries[1] = Entry()
+        look(channel)
+    finally:
+        connection.hang_up()
+    assert len(entries) > 1
+
+
 # --- The command line (kuyruk_worker.py) -------------------------------------
 
 #: Nothing listens there.
