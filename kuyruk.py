@@ -61,8 +61,8 @@ and one more loop has taken its place.
 *The log thread* (kuyruk-log) writes what the others log, except pool threads: a handler may block,
 or send, while others wait for the thread that logs. It is started when there is a record, and ends
 when there is none.
-Each loop of the worker survives any exception (`_keep_running`); `Worker.healthy` asks whether all
-of them live and do what is due.
+Each of these loops survives any exception (`_keep_running`); `Worker.healthy` asks whether all of
+the worker's live and do what is due.
 
     lock              guards                                        while holding it
     ----------------  --------------------------------------------  -------------------------
@@ -860,7 +860,7 @@ class Config:
     FAILED_TTL: float | None = 604800
     WORKER_THREADS: int = 8  #: Tasks that one worker process runs at once.
     WORKER_PROCESSES: int = 1  #: Processes that the command line starts.
-    #: Messages held at once, of each queue. None: as threads, and 20 ms of work.
+    #: Messages held at once, of each queue. None: one for each thread, and 20 ms of work.
     WORKER_PREFETCH: int | None = None
     #: Pause above this load average. -1: the number of CPUs; 0: never.
     WORKER_MAX_LOAD: float | None = None
@@ -1800,7 +1800,8 @@ class _Watch:
         which costs less."""
         if run._place is not None:
             with self._changed:
-                self._remove(run)
+                self._take_out(run)
+                run._place = None
 
     def close(self) -> None:
         """End the thread. Waits for that for CLOSE_TIMEOUT seconds at most."""
@@ -1811,17 +1812,18 @@ class _Watch:
 
     def _put(self, run: Run, due: float) -> None:
         """Have the run looked at, at that time.monotonic() and no other. With the lock."""
-        self._remove(run)
+        self._take_out(run)
+        # Its place is never None in between. 1. This thread: moves it. 2. The run's thread, at its
+        # end: finds no place in `discard`, and goes. 3. This thread: leaves an entry for ever.
         run._place = due, next(self._serial), run
         bisect.insort(self._schedule, run._place)
         if due < self._wakes_at:
             self._changed.notify()
 
-    def _remove(self, run: Run) -> None:
-        """Take out the run's entry, if it has one. With the lock."""
+    def _take_out(self, run: Run) -> None:
+        """Remove the run's entry, if it has one. With the lock."""
         if run._place is not None:
             del self._schedule[bisect.bisect_left(self._schedule, run._place)]
-            run._place = None
 
     # -- its thread
 
@@ -1856,9 +1858,9 @@ class _Watch:
                 is_hunted = run is not None and run._cause is not None and not run._hit
                 is_near = due - now <= _LOOK_AGAIN
                 del run  # as in `_loop`
-                # Short switches cost all threads of the process, and looks of a task in C code grow
-                # rare. So the thread sleeps until a millisecond before a look, and only the rest of
-                # the wait is with short switches: that is when the task's thread is to be stopped.
+                # Short switches cost all threads of the process. So this one sleeps until a
+                # millisecond before the look, and waits with short switches only for the rest: then
+                # the task's thread is to be stopped.
                 self._wakes_at = due - _LOOK_AGAIN if is_hunted and not is_near else due
                 with _short_switches if is_hunted and is_near else contextlib.nullcontext():
                     self._changed.wait(_left(self._wakes_at))
@@ -1916,13 +1918,14 @@ def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | Non
     if run is None or run._hit or run._is_over:
         return wait()
     result = None
-    # First the waker, then the look: whoever interrupts notes the cause first and then wakes.
-    run._waker = wake
+    # First the waker, then the look: whoever interrupts notes the cause first and then wakes. (A
+    # waker from before is that of a wait in which a signal handler of the program waits.)
+    outer, run._waker = run._waker, wake
     try:
         if run._cause is None:
             result = wait()
     finally:
-        run._waker = None
+        run._waker = outer
     run.check()
     return result
 
@@ -2777,13 +2780,15 @@ class _Connection(Stateful):
             )
         if self._is_full and now - self.moved_at > self._timeout:
             raise OSError(f"the broker has taken no data for {self._timeout:g} seconds")
-        if self.is_blocked or not any(channel.waits for channel in tuple(self.channels.values())):
+        # Other threads add channels meanwhile, and stop waiting: so there is one look, at a copy.
+        owed = next((c for c in tuple(self.channels.values()) if c.waits), None)
+        if self.is_blocked or owed is None:
             self._owes_since = math.inf
         elif self._owes_since == math.inf:
             self._owes_since = now
         elif self.silence() > self._timeout / 4 and not self._has_pinged:
             self._has_pinged = True
-            next(c for c in self.channels.values() if c.waits).ping()
+            owed.ping()
 
     def silence(self) -> float:
         """Return for how many seconds the broker has owed an answer and given no sign of life: it
@@ -3435,7 +3440,8 @@ class _ConfirmChannel(_Channel):
 
     def on_lost(self) -> None:
         # Senders that wait see it by themselves; for the others it is counted here, and logged.
-        for outgoing in self.in_flight.values():
+        # A copy: a thread that found it not lost yet may be writing one more message.
+        for outgoing in tuple(self.in_flight.values()):
             if outgoing.batch is None:
                 self.connection.failures[outgoing.message.queue, str(self.lost)] += 1
 
@@ -5177,7 +5183,8 @@ class _ConsumerChannel(_Channel):
     def is_full(self) -> bool:
         """Whether its queue may have messages that it can't get: all of its consumers hold what
         they may. With the pool's lock."""
-        return all(c.held >= c.prefetch for c in self.consumers.values())
+        # A copy: the supervisor may be adding a consumer.
+        return all(c.held >= c.prefetch for c in tuple(self.consumers.values()))
 
     def add(self, prefetch: int, is_last: bool = False) -> None:
         """Begin one more consumer. is_last: it gets only what no other consumer can take, here or

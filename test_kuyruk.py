@@ -2957,6 +2957,46 @@ def test_the_garbage_collector_stays_away_until_the_last_thread_has_looked():
         gc.enable()
 
 
+def test_a_wait_in_which_a_signal_handler_waits_is_interrupted_all_the_same(offline):
+    def wait_within_a_wait():
+        event = kuyruk._Event()
+
+        def wait():
+            kuyruk._interruptible(lambda: None, lambda: None)  # the handler's: it sends, say
+            event.wait(time.monotonic() + 2 * PATIENCE)
+
+        kuyruk._interruptible(wait, event.set)
+
+    began = time.monotonic()
+    with a_watch() as watch, pytest.raises(kuyruk.Timeout):
+        run_in(watch, offline.task(max_run_time=0.1)(wait_within_a_wait))
+    assert time.monotonic() < began + PATIENCE
+
+
+def test_a_run_that_ends_while_its_next_look_is_scheduled_leaves_no_entry(offline):
+    """The watch would look after it for ever."""
+    may_end = threading.Event()
+    task = offline.task(max_run_time=0.05)(lambda: may_end.wait(PATIENCE))
+
+    class Numbers:
+        count = 0
+
+        def __next__(self):
+            self.count += 1
+            if self.count == 2:  # the watch's, at the deadline
+                may_end.set()
+                with contextlib.suppress(TimeoutError):  # it waits for the watch's lock: well
+                    running.result(0.3)
+            return self.count
+
+    with a_watch() as watch:
+        watch._serial = Numbers()
+        running = background(run_in, watch, task)
+        assert running.result(PATIENCE)
+        with watch._changed:
+            assert watch._schedule == []
+
+
 # --- EAGER -------------------------------------------------------------------
 
 
@@ -7682,6 +7722,63 @@ def test_a_broker_that_answers_late_delivers_no_more_than_the_prefetch(
     wait_until(lambda: ran and worker.healthy)
     assert (worker.stats["received"], broker.count(queue)) == (1, 4)
     wait_until(lambda: "Channel.FlowOk" in answers)  # it is a sign of life
+
+
+def test_channels_come_and_are_answered_while_the_reader_looks_whether_the_broker_lives(offline):
+    connection = kuyruk._Connection("127.0.0.1", 1, offline.config)
+
+    class Channel:
+        looks = pings = 0
+
+        @property
+        def waits(self):
+            self.looks += 1
+            connection.channels[len(connection.channels) + 1] = Channel()  # another thread's
+            return self.looks == 1  # its answer comes before the next look
+
+        def ping(self):
+            self.pings += 1
+
+    first = connection.channels[1] = Channel()
+    connection._owes_since, connection.stepped_at = connection.read_at, connection.read_at + 1
+    try:
+        connection._check_broker(connection.stepped_at)
+    finally:
+        connection.hang_up()
+    assert first.pings == 1
+
+
+#: How the reader looks at each entry of a dict of a channel's, and which dict that is.
+LOOKS = {
+    "a channel is full": lambda c: (
+        kuyruk._ConsumerChannel(c, "q", kuyruk.Config(), print, print),
+        "consumers",
+        lambda channel: channel.is_full,
+    ),
+    "a channel is lost": lambda c: (
+        kuyruk._ConfirmChannel(c),
+        "in_flight",
+        lambda channel: channel.on_lost(),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LOOKS)
+def test_other_threads_may_add_to_what_the_reader_looks_at(what, offline):
+    class Entry:
+        def __getattr__(self, name):
+            entries[len(entries) + 1] = Entry()  # another thread's
+            return 1
+
+    connection = kuyruk._Connection("127.0.0.1", 1, offline.config)
+    try:
+        channel, name, look = LOOKS[what](connection)
+        entries = getattr(channel, name)
+        entries[1] = Entry()
+        look(channel)
+    finally:
+        connection.hang_up()
+    assert len(entries) > 1
 
 
 # --- The command line (kuyruk_worker.py) -------------------------------------

@@ -627,7 +627,7 @@ class _Watch:
     def _put(self, run: Run, due: float) -> None:
         ...
 
-    def _remove(self, run: Run) -> None:
+    def _take_out(self, run: Run) -> None:
         ...
 
     def _loop(self) -> None:
