@@ -1504,7 +1504,7 @@ def test_an_application_may_get_another_configuration(offline, make_app, url, qu
     task(2)
     assert (
         arguments_in(broker.take_all(queue)) == [(2,)]
-        and offline.worker()._config.RABBIT_URL == url
+        and url == offline.worker()._config.RABBIT_URL
     )
     offline.config = kuyruk.Config()
     offline.config.EAGER = True
@@ -9616,6 +9616,69 @@ def test_a_broker_that_does_not_answer_is_named_once_with_the_reason(call, make_
     assert all(text.count(str(port)) == 1 for port in ports)
     assert f"127.0.0.1:{ports[1]} (Connection refused)" in text and "None" not in text
     gc.collect()  # what amqpstorm has left open warns here
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("--max-memory inf", "--max-memory takes megabytes, more than 0: not inf"),
+        ("--max-memory nan", "--max-memory takes megabytes, more than 0: not nan"),
+        ("--status -t 4", "-t/--threads is for running tasks: --failed and --status don't"),
+        ("--failed list -p 1", "-p/--processes is for running tasks: --failed and --status don't"),
+        ("--failed purge --state x", "--state is for running tasks: --failed and --status don't"),
+        ("--status --health x --json", "--health is for running tasks: --failed and --status don't"),
+        ("--status --max-memory 5", "--max-memory is for running tasks: --failed and --status don't"),
+        ("--prefetch x", "--prefetch takes a whole number from 1 to 65535: not 'x'"),
+        ("--shutdown-timeout x", "--shutdown-timeout takes seconds, 0 or more: not 'x'"),
+        ("-t 99999999", "-t/--threads takes a whole number from 1 to 10000: not 99999999"),
+    ],
+)  # fmt: skip
+def test_a_command_line_that_would_have_no_effect_is_explained_in_one_line(args, says, tmp_path):
+    ended = run_cli(tmp_path, "tasks", *args.split())
+    assert ended.returncode == 2 and not ended.stdout
+    assert ended.stderr.removesuffix(" (--help explains)\n").removesuffix("\n") == (
+        f"python -m kuyruk_worker: error: {says}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("x = (", "SyntaxError: '(' was never closed (broken.py, line 1)"),
+        ("raise SystemExit", "SystemExit"),
+        ("import sys; sys.exit('no DATABASE')", "SystemExit: no DATABASE"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise ValueError('a\\nb')", r"ValueError: a\nb"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named_with_the_last_line(code, says, tmp_path):
+    (tmp_path / "broken.py").write_text(code)
+    ended = run_cli(tmp_path, "broken")
+    error = "python -m kuyruk_worker: error: module 'broken' can't be imported (see above)"
+    assert ended.returncode == 2 and ended.stderr.splitlines()[-1] == f"{error}: {says}"
+
+
+@pytest.mark.parametrize("unbuffered", [(), ("-u",)], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("to", ["nobody", "a full disk"])
+def test_output_that_cannot_be_written_is_an_error_of_one_line_or_none(
+    to, unbuffered, project, broker
+):
+    fail_by_hand(project, broker, 3)
+    reader, writer = os.pipe()
+    os.close(reader)
+    if to == "a full disk":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), writer)
+    env = {**cli_environment(project.url), "PYTHONUNBUFFERED": ""}
+    for args in (["--failed", "list"], ["--status"], ["--status", "--json"], ["--version"]):
+        ended = subprocess.run(
+            [sys.executable, *unbuffered, *CLI, project.name, *args],
+            cwd=project.folder, env=env, stdout=writer,
+            stderr=subprocess.PIPE, text=True, timeout=PATIENCE,
+        )  # fmt: skip
+        says = "" if to == "nobody" else f"error: [Errno {errno.ENOSPC}] No space left on device\n"
+        assert ended.returncode == 1, (args, ended.stderr)
+        assert ended.stderr in (says, f"python -m kuyruk_worker: {says}"), args
+    os.close(writer)
 
 
 # --- Quorum queues, and a cluster ----------------------------------------------
