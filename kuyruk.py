@@ -830,7 +830,8 @@ class Config:
             "heartbeat": self.RABBIT_HEARTBEAT,
             "timeout": self.RABBIT_CONNECT_TIMEOUT,
         }
-        return options | (_parse_url(self.RABBIT_URL)[1] if self.RABBIT_URL is not None else {})
+        options |= _parse_url(self.RABBIT_URL)[1] if self.RABBIT_URL is not None else {}
+        return options | {"ssl": options["ssl"] or self.RABBIT_SSL}  # amqp:// takes nothing back
 
 
 def _log(level: int, text: str, *args: Any, **options: Any) -> None:
@@ -3731,7 +3732,14 @@ def _module_of(f: Callable[..., Any]) -> str:
     """Return the name by which a worker imports the function's module: a script's is its real one.
     Raises TypeError if it has none."""
     if f.__module__ not in _MAIN:
-        return f.__module__
+        # Not of runpy ("<run_path>") or of an exec without a name (which says "builtins").
+        is_named = "__name__" in getattr(f, "__globals__", ("__name__",))
+        if is_named and all(map(str.isidentifier, f.__module__.split("."))):
+            return f.__module__
+        raise TypeError(
+            f"function {f.__qualname__!r} is in {f.__module__!r}, which isn't its module, or none"
+            " that a worker could import: import it from a module (tasks.py)"
+        )
     import inspect
 
     namespace = getattr(inspect.unwrap(f), "__globals__", {})
@@ -3774,17 +3782,20 @@ def _check_function(f: Any) -> None:
 
 
 #: What is returned by calls that don't run what was meant.
-_NOT_RUN: tuple[type, ...] = (map, filter, functools.partial, contextlib._GeneratorContextManager)
+_NOT_RUN: tuple[type, ...] = (functools.partial, contextlib._GeneratorContextManagerBase)
 _NOT_RUN += (collections.abc.Generator, collections.abc.Awaitable, collections.abc.AsyncGenerator)
 
 
 def _require_result(task: Task[..., Any], result: T) -> T:
     """Return what a task has returned. Raises TypeError if that has yet to be run by somebody."""
-    if issubclass(type(result), _NOT_RUN):
+    kind = type(result)
+    # Python's own iterators: map, filter, zip, starmap... A database's cursor has run.
+    is_lazy = kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
+    if is_lazy or issubclass(kind, _NOT_RUN):
         if isinstance(result, types.CoroutineType) and result.cr_frame is not None:
             result.close()  # Python would warn that nobody has waited for it
         raise TypeError(
-            f"task {task.name} has returned a {type(result).__name__}, which hasn't run: run it in"
+            f"task {task.name} has returned a {kind.__name__}, which hasn't run: run it in"
             " the task, with asyncio.run(...), or list(...) for a generator"
         )
     return result

@@ -1123,6 +1123,13 @@ def _load(args: argparse.Namespace, supervised: bool) -> tuple[Worker, dict[str,
     del options["logging_level"], options["processes"]
     if supervised:
         options["max_run_time"] = 0  # the supervisor sees to it
+    for queue in args.queue or ():
+        of = queue.removesuffix(".failed")
+        if of in app._queues and queue not in app._queues and of != queue:
+            raise UsageError(
+                f"-q/--queue: {queue!r} holds the messages of {of!r} that have failed: name"
+                f" {of!r}, as in: {_program()} {args.modules[0]} --failed requeue -q {of}"
+            )
     try:
         worker = app.worker(args.queue, **options)
     except ValueError as error:
@@ -1191,6 +1198,13 @@ def _unread_variables(app: Kuyruk, args: argparse.Namespace) -> Iterator[str]:
         yield (
             f"{names} set in the environment, but the configuration has another value:"
             " config.from_env_vars() isn't called, or not last"
+        )
+    in_url = ("HOST", "PORT", "USER", "PASSWORD", "VIRTUAL_HOST")
+    beaten = [f"KUYRUK_RABBIT_{key}" for key in in_url if f"RABBIT_{key}" in keys]
+    if beaten and app.config.RABBIT_URL is not None and "RABBIT_URL" not in (*keys, *given):
+        yield (
+            f"what the environment says by {', '.join(beaten)} has no effect: the configuration has"
+            " a RABBIT_URL, which wins"
         )
 
 

@@ -1511,6 +1511,13 @@ def test_an_application_may_get_another_configuration(offline, make_app, url, qu
     assert task.send_to_queue((3,), wait_result=1) == 3
 
 
+@pytest.mark.parametrize("url", [None, "amqp://h", "amqps://h", "amqp://h:5671,h2"])
+def test_a_url_takes_no_encryption_back(url):
+    config = kuyruk.Config()
+    config.RABBIT_URL, config.RABBIT_SSL = url, True
+    assert config._connection_options()["ssl"] is True
+
+
 # --- Importing, and messages before they are sent ----------------------------
 
 
@@ -1733,8 +1740,11 @@ def forgets_to_wait():
         lambda: map(ran.append, [1]), lambda: filter(ran.append, [1]),
         lambda: functools.partial(echo, 1),
         contextlib.contextmanager(yield_one),
+        contextlib.asynccontextmanager(yield_one), lambda: itertools.starmap(ran.append, [(1,)]),
+        lambda: zip(map(ran.append, [1]), strict=True), lambda: enumerate(map(ran.append, [1])),
+        functools.lru_cache(yield_one),
     ],
-    ids=range(8),
+    ids=range(13),
 )  # fmt: skip
 def test_a_function_that_returns_what_is_yet_to_run_has_failed(function, eager, offline):
     offline.config.EAGER = eager
@@ -2314,6 +2324,25 @@ def test_a_wrong_call_is_named_as_the_user_knows_the_function(args, says, tmp_pa
     with pytest.raises(TypeError) as info:
         task.apply(*args)
     assert str(info.value) == says
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import runpy; f = runpy.run_path('script.py')['f']",
+        "space = {}; exec(CODE, space); f = space['f']",
+        "space = {'__name__': 'cell [1]'}; exec(CODE, space); f = space['f']",
+        "import kuyruk\n@kuyruk.Kuyruk().task\ndef f(): pass",
+    ],
+    ids=["run_path", "exec", "exec with a name", "-c"],
+)
+def test_a_function_of_no_module_can_be_applied_and_not_sent(code, tmp_path):
+    (tmp_path / "script.py").write_text("import kuyruk\n@kuyruk.Kuyruk().task\ndef f(): return 5\n")
+    code = code.replace("CODE", repr((tmp_path / "script.py").read_text())) + (
+        "\nprint(f.apply())\ntry: f()\n"
+        "except TypeError as error: print('a worker could import' in str(error))"
+    )
+    assert run_python("-c", code, cwd=tmp_path).split() in (["5", "True"], ["None", "True"])
 
 
 # --- Interrupting a running task ---------------------------------------------
@@ -9679,6 +9708,39 @@ def test_output_that_cannot_be_written_is_an_error_of_one_line_or_none(
         assert ended.returncode == 1, (args, ended.stderr)
         assert ended.stderr in (says, f"python -m kuyruk_worker: {says}"), args
     os.close(writer)
+
+
+@pytest.mark.parametrize("command", [[], ["--status"], ["--failed", "list"]], ids=" ".join)
+def test_a_queue_of_failed_messages_is_named_by_its_own(command, modules):
+    ended = run_cli(modules, "one", *command, "-q", "ones.failed")
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+    assert "'ones.failed' holds the messages of 'ones' that have failed" in ended.stderr
+    assert "python -m kuyruk_worker one --failed requeue -q ones" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("of_config", "args", "warns"),
+    [
+        (None, [], False),
+        ("amqp://127.0.0.1:1/", [], True),
+        ("amqp://127.0.0.1:1/", ["--broker", "amqp://127.0.0.1:1/"], False),
+    ],
+)
+def test_an_address_of_the_environment_that_a_url_beats_is_warned_of(
+    of_config, args, warns, tmp_path, monkeypatch
+):
+    (tmp_path / "tasks.py").write_text(
+        "import kuyruk\nconfig = kuyruk.Config()\nconfig.from_env_vars()\n"
+        f"config.RABBIT_URL = {of_config!r}\napp = kuyruk.Kuyruk(config)\n@app.task\ndef f(): pass\n"
+    )
+    monkeypatch.setenv("KUYRUK_RABBIT_HOST", "rabbit.invalid")
+    monkeypatch.setenv("KUYRUK_RABBIT_PASSWORD", "hunter2")
+    ended = run_cli(tmp_path, "tasks", *args, "--max-run-time", "0.1", url=None)
+    says = (
+        "KUYRUK_RABBIT_HOST, KUYRUK_RABBIT_PASSWORD has no effect: the configuration has a RABBIT"
+    )
+    assert ended.returncode == 0 and (says in ended.stderr) == warns, ended.stderr
+    assert "hunter2" not in ended.stderr
 
 
 # --- Quorum queues, and a cluster ----------------------------------------------

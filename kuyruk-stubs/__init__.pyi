@@ -1334,7 +1334,7 @@ def _module_of(f: Callable[..., Any]) -> str:
 
 def _check_function(f: Any) -> None:
     ...
-_NOT_RUN: tuple[type, ...] = (map, filter, functools.partial, contextlib._GeneratorContextManager)
+_NOT_RUN: tuple[type, ...] = (functools.partial, contextlib._GeneratorContextManagerBase)
 _NOT_RUN += (collections.abc.Generator, collections.abc.Awaitable, collections.abc.AsyncGenerator)
 
 def _require_result(task: Task[..., Any], result: T) -> T:
