@@ -3732,14 +3732,9 @@ def _module_of(f: Callable[..., Any]) -> str:
     """Return the name by which a worker imports the function's module: a script's is its real one.
     Raises TypeError if it has none."""
     if f.__module__ not in _MAIN:
-        # Not of runpy ("<run_path>") or of an exec without a name (which says "builtins").
-        is_named = "__name__" in getattr(f, "__globals__", ("__name__",))
-        if is_named and all(map(str.isidentifier, f.__module__.split("."))):
+        if all(map(str.isidentifier, f.__module__.split("."))):
             return f.__module__
-        raise TypeError(
-            f"function {f.__qualname__!r} is in {f.__module__!r}, which isn't its module, or none"
-            " that a worker could import: import it from a module (tasks.py)"
-        )
+        raise TypeError(_no_module(f, repr(f.__module__)))  # runpy's "<run_path>", say
     import inspect
 
     namespace = getattr(inspect.unwrap(f), "__globals__", {})
@@ -3752,8 +3747,11 @@ def _module_of(f: Callable[..., Any]) -> str:
     # Of a folder and of a zip application it is their __main__.py.
     if name not in ("", *_MAIN) and "." not in name and suffix in (".py", ".pyc"):
         return name
-    where = repr(file) if file else "an interactive session"
-    raise TypeError(
+    raise TypeError(_no_module(f, repr(file) if file else "an interactive session"))
+
+
+def _no_module(f: Callable[..., Any], where: str) -> str:
+    return (
         f"function {f.__qualname__!r} is in {where}, which is no module that a worker could import:"
         " move it to one (tasks.py), and import it from there"
     )

@@ -2330,11 +2330,10 @@ def test_a_wrong_call_is_named_as_the_user_knows_the_function(args, says, tmp_pa
     "code",
     [
         "import runpy; f = runpy.run_path('script.py')['f']",
-        "space = {}; exec(CODE, space); f = space['f']",
         "space = {'__name__': 'cell [1]'}; exec(CODE, space); f = space['f']",
         "import kuyruk\n@kuyruk.Kuyruk().task\ndef f(): pass",
     ],
-    ids=["run_path", "exec", "exec with a name", "-c"],
+    ids=["run_path", "exec", "-c"],
 )
 def test_a_function_of_no_module_can_be_applied_and_not_sent(code, tmp_path):
     (tmp_path / "script.py").write_text("import kuyruk\n@kuyruk.Kuyruk().task\ndef f(): return 5\n")

@@ -1332,6 +1332,9 @@ class SubTask(NamedTuple):
 def _module_of(f: Callable[..., Any]) -> str:
     ...
 
+def _no_module(f: Callable[..., Any], where: str) -> str:
+    ...
+
 def _check_function(f: Any) -> None:
     ...
 _NOT_RUN: tuple[type, ...] = (functools.partial, contextlib._GeneratorContextManagerBase)
