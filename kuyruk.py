@@ -590,8 +590,8 @@ _RULES = {
         ("RABBIT_USER RABBIT_PASSWORD RABBIT_VIRTUAL_HOST", "text"),
         ("RABBIT_SSL RABBIT_CONFIRM EAGER", "flag"),
         ("RABBIT_SSL_OPTIONS", "ssl"),
-        ("RABBIT_CONNECT_TIMEOUT RABBIT_PUBLISH_TIMEOUT RABBIT_IDLE_DURATION", "seconds", 0.001),
-        ("WORKER_RECONNECT_INTERVAL", "seconds", 0.001),
+        ("RABBIT_CONNECT_TIMEOUT RABBIT_PUBLISH_TIMEOUT", "seconds", 0.001, _MOST),  # of sockets
+        ("RABBIT_IDLE_DURATION WORKER_RECONNECT_INTERVAL", "seconds", 0.001),
         ("QUEUE_ARGUMENTS", "table"),
         ("WORKER_THREADS", "whole", 1, 10_000),  # a machine stands still that starts millions
         ("WORKER_MAX_CRASHES", "whole", 1, _MOST),

@@ -1012,8 +1012,8 @@ KEYS = {
         [{"ca_file": "x"}, {"verify_mode": "on"}, *TABLE[1]],
     ),
     "RABBIT_HEARTBEAT": (60, [0, 1, 65535], [-1, 65536, 1.5, "5", None]),
-    "RABBIT_CONNECT_TIMEOUT": (5, [0.1, 5], [0, None, *NO_SECONDS]),
-    "RABBIT_PUBLISH_TIMEOUT": (10, [0.1, 5], [0, None, *NO_SECONDS]),
+    "RABBIT_CONNECT_TIMEOUT": (5, [0.1, 5, 2**31 - 1], [0, None, 1e10, *NO_SECONDS]),
+    "RABBIT_PUBLISH_TIMEOUT": (10, [0.1, 5, 2**31 - 1], [0, None, 1e10, *NO_SECONDS]),
     "RABBIT_CONFIRM": (True, *FLAG),
     "RABBIT_IDLE_DURATION": (60, [0.1, 5], [0, None, *NO_SECONDS]),
     "QUEUE_ARGUMENTS": ({}, *TABLE),
@@ -1267,7 +1267,7 @@ def test_an_app_takes_only_a_config():
         ({"RABBIT_SSL_OPTIONS": {"verify_mode": "requird"}}, "verify_mode is 'required'"),
         ({"WORKER_LOGGING_LEVEL": "loud"}, "there are .*WARNING"),
         ({"RABBIT_PORT": 70000}, "to 65535: not 70000"),
-        ({"RABBIT_CONNECT_TIMEOUT": 0}, "0.001 or more: not 0"),
+        ({"RABBIT_CONNECT_TIMEOUT": 0}, "seconds from 0.001 to 2147483647: not 0"),
     ],
     ids=str,
 )  # fmt: skip
@@ -4775,6 +4775,16 @@ def test_sends_work_again_after(fail, broker_is, make_app, proxy, queue, broker,
     asked = background(task.send_to_queue, ("asked",), wait_result=PATIENCE)
     broker.publish(broker.take(queue).reply_to, b'{"result": "answered"}')
     assert asked.result(SOON) == "answered"
+
+
+@pytest.mark.parametrize("key", ["RABBIT_CONNECT_TIMEOUT", "RABBIT_PUBLISH_TIMEOUT"])
+def test_the_longest_timeout_that_is_taken_works(key, make_app, url, queue, start):
+    app = make_app(url, **{key: 2**31 - 1})
+    task = app.task(queue)(echo)
+    start(app)
+    assert task.send_to_queue((1,), wait_result=PATIENCE) == 1
+    with app.channel() as channel:
+        assert channel.is_open
 
 
 # --- Results -----------------------------------------------------------------
