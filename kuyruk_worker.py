@@ -212,11 +212,12 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{' '.join(message.splitlines())} (--help explains)")
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def _did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else ""
+    names = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.casefold(), names, n=1)
+    return f": did you mean {before + names[close[0]]!r}?" if close else ""
 
 
 class _Version(argparse.Action):
@@ -462,8 +463,6 @@ def _is_ours(file: str) -> bool:
 
 def _no_module(path: str) -> str:
     """Which part of the path is wrong, where it was looked for, and what was meant, perhaps."""
-    import difflib
-
     *parents, name = path.split(".")
     while parents and ".".join(parents) not in sys.modules:
         name = parents.pop()
@@ -476,8 +475,7 @@ def _no_module(path: str) -> str:
     known = [
         entry.removesuffix(".py") for f in folders if os.path.isdir(f) for entry in os.listdir(f)
     ]
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"{text}: did you mean {'.'.join([*parents, *close])!r}?" if close else text
+    return text + _did_you_mean(name, known, "".join(f"{parent}." for parent in parents))
 
 
 # --- Signals -------------------------------------------------------------------

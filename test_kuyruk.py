@@ -9719,6 +9719,18 @@ def test_output_that_cannot_be_written_is_an_error_of_one_line_or_none(
     os.close(writer)
 
 
+@pytest.mark.parametrize(
+    ("args", "meant"),
+    [
+        ("ONE", "one"), ("PKG.Tasks", "pkg"), ("pkg.TASKS", "pkg.tasks"), ("one --THREADS 4", "--threads"),
+        ("one -T 4", "-t"), ("one -q ONES --max-run-time 0.1", "ones"),
+    ],
+)  # fmt: skip
+def test_what_is_written_in_other_letters_is_named(args, meant, modules):
+    ended = run_cli(modules, *args.split())
+    assert f": did you mean {meant!r}?" in ended.stderr, ended.stderr
+
+
 @pytest.mark.parametrize("command", [[], ["--status"], ["--failed", "list"]], ids=" ".join)
 def test_a_queue_of_failed_messages_is_named_by_its_own(command, modules):
     ended = run_cli(modules, "one", *command, "-q", "ones.failed")
