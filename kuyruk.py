@@ -135,7 +135,7 @@ import types
 import typing
 import urllib.parse
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -1977,7 +1977,7 @@ class _Event:
     def wait(self, until: float) -> None:
         """Wait until it is set, or until a time.monotonic(). It may also return for no reason."""
         if not self._is_set and self._until_set.acquire(timeout=_left(until)):
-            self._until_set.release()
+            self.set()  # another may set it right now, so the lock may be free already
 
 
 def _wait(event: _Event, until: float) -> None:
@@ -2863,6 +2863,29 @@ def _pauses(longest: float) -> Iterator[float]:
         yield min(FIRST_RECONNECT * 2 ** min(n, 20), longest) * (0.5 + os.urandom(1)[0] / 512)
 
 
+def _keep_running(step: Callable[[], bool]) -> None:
+    """Call a step again and again, until it returns True: the loop of a thread that must live.
+
+    An exception costs that step. It is logged, and the next step follows after a pause, which grows
+    as long as there is no step without.
+    """
+    pauses: Iterator[float] | None = None
+    while True:
+        try:
+            while not step():
+                pauses = None
+            return
+        except BaseException as error:
+            text = "Defect in a thread of kuyruk's; it goes on"
+            _log_aside(logging.ERROR, text, error=error)
+        # Without a pause a lasting defect would take a whole CPU, and fill the log.
+        try:
+            pauses = pauses or _pauses(LONGEST_PAUSE)
+            time.sleep(next(pauses))
+        except BaseException:  # no memory, say
+            pass
+
+
 def _refuses_us(error: BaseException) -> bool:
     """Whether trying again is of no use: a wrong password, or no such virtual host."""
     code = getattr(error, "error_code", None)
@@ -2883,6 +2906,7 @@ class _Keeper:
         self._publishes = publishes
         self._idle = config.RABBIT_IDLE_DURATION if publishes else math.inf  #: Seconds.
         self._longest_pause = LONGEST_PAUSE if publishes else config.WORKER_RECONNECT_INTERVAL
+        self._pauses = _pauses(self._longest_pause)  #: Between the attempts that are to come.
         #: Notified when there is another connection, or another reason why there is none.
         self.changes = _Changes()
         self.connection: _Connection | None = None
@@ -2947,26 +2971,27 @@ class _Keeper:
 
     def _run(self) -> None:
         _readers.add(threading.get_ident())
-        try:
-            self._connect_and_read()
-        finally:
-            _readers.discard(threading.get_ident())
-
-    def _connect_and_read(self) -> None:
-        pauses = _pauses(self._longest_pause)
-        while not self._may_end():
-            self.refusal, self._is_asked, self._was_idle = None, False, False
-            try:
-                connection = self._open()
-                pauses = _pauses(self._longest_pause)
-                self._read(connection)
-            except BaseException as error:
-                if not isinstance(error, OSError | ValueError | AMQPError):
-                    _log_aside(logging.ERROR, "Defect in a connection: it is given up", error=error)
-                self._on_trouble(error, next(pauses))
+        _keep_running(self._connect_and_read)
+        _readers.discard(threading.get_ident())
         successor = self._successor
         if successor is not None:
             successor.hang_up()
+
+    def _connect_and_read(self) -> bool:
+        """Wait until a connection is wanted, and read it until it is lost. Return whether there is
+        to be no other."""
+        if self._may_end():
+            return True
+        self.refusal, self._is_asked, self._was_idle = None, False, False
+        try:
+            connection = self._open()
+            self._pauses = _pauses(self._longest_pause)
+            self._read(connection)
+        except BaseException as error:
+            if not isinstance(error, OSError | ValueError | AMQPError):
+                _log_aside(logging.ERROR, "Defect in a connection: it is given up", error=error)
+            self._on_trouble(error, next(self._pauses))
+        return False
 
     def _open(self) -> _Connection:
         successor, self._successor = self._successor, None
@@ -3074,63 +3099,54 @@ class _Keeper:
 
 # --- Sending -------------------------------------------------------------------------------------
 
-CONFIRMED, RETURNED, REFUSED, LEFT = "confirmed", "returned", "refused", "left"
+#: Fates of a message. What RabbitMQ says: it has it; no queue took it; its queue didn't take it.
+CONFIRMED, RETURNED, REFUSED = "confirmed", "returned", "refused"
+LEFT = "left"  #: Its sender doesn't wait to hear that (RABBIT_CONFIRM=False).
 
 
 class _Outgoing:
-    """A message on its way, and what is known of it. None: nobody waits for that (RABBIT_CONFIRM).
-
-    Raise ValueError, and whatever pamqp raises, for properties that can't be encoded.
-    """
+    """A message on its way, and what is known of it."""
 
     __slots__ = (
-        "batch",
-        "channel",
-        "failure",
-        "fate",
-        "is_suspect",
-        "message",
-        "properties",
-        "size",
-        "tag",
-        "trouble",
-    )
+        "batch", "channel", "failure", "fate", "is_suspect", "message", "properties", "size",
+        "tag", "trouble",
+    )  # fmt: skip
 
     def __init__(self, message: _Message, batch: _Batch | None) -> None:
+        """Raise ValueError, and whatever pamqp raises, for properties that can't be encoded."""
         self.message = message
         self.properties = _encode_properties(message.properties)
         self.size = len(message.body) + len(self.properties) + 100  #: Bytes on the wire, about.
-        self.batch = batch
+        self.batch = batch  #: The thread that waits for its fate; None: no thread does (LEFT).
+        #: The channel that it was published on last.
         self.channel: _ConfirmChannel
-        #: Its number on that channel, once it is written.
+        #: Its number on that channel; None until it is written.
         self.tag: int | None = None
-        #: What the broker says of it: CONFIRMED, RETURNED (no queue took it) or REFUSED (its queue
-        #: didn't); LEFT if its sender doesn't wait for that (RABBIT_CONFIRM=False).
+        #: CONFIRMED, RETURNED, REFUSED or LEFT; None as long as it isn't known.
         self.fate: str | None = None
-        #: What has gone wrong, though it may still arrive; and what has gone wrong for good.
+        #: Why it isn't confirmed yet: another attempt may help.
         self.trouble: str | None = None
+        #: Why it can't be sent at all: there is no other attempt.
         self.failure: str | None = None
-        #: It may be what has ended its channel: it is sent once more alone.
+        #: It may be what has ended its channel: it is sent once more, alone on a connection.
         self.is_suspect = False
 
 
 class _Batch:
-    """What a thread waits for that has sent messages. It waits for `done`; the reader of its
-    connection sets that.
+    """A thread that waits for the fates of its messages; or, if it has a `result_by`, a call: it
+    has one message, and waits for the reply to that."""
 
-    result_by: time.monotonic() until which it waits for a reply, after its only message is
-    confirmed.
-    """
-
-    __slots__ = ("done", "is_told", "pending", "reply", "result_by")
+    __slots__ = ("done", "is_cancelled", "pending", "reply", "result_by")
 
     def __init__(self, result_by: float | None = None) -> None:
+        #: time.monotonic() until which a call waits for its reply.
         self.result_by = result_by
         self.reply: bytes | None = None
-        #: The application was closed while this call waited: it is to wait no longer for a reply.
-        self.is_told = False
-        #: How many of what was published last have no fate yet.
+        #: The application was closed: the call waits for its message's fate, but for no reply.
+        self.is_cancelled = False
+        #: How many of the messages that were published last have no fate yet.
         self.pending = 0
+        #: Set by the reader of the connection, or by `_Publisher.close`: the thread is to look.
         self.done = _Event()
 
 
@@ -3138,17 +3154,19 @@ class _ConfirmChannel(_Channel):
     """Publishes. The broker numbers what is published on a channel, and confirms by number."""
 
     def __init__(self, connection: _Connection) -> None:
-        self._last_tag, self._oldest_tag = 0, 1
-        self.in_flight: dict[int, _Outgoing] = {}
-        #: What was returned, and the last number that was given by then.
+        self._last_tag = 0  # the number that was given last
+        self._oldest_tag = 1  # all numbers below it have their fate
+        self.in_flight: dict[int, _Outgoing] = {}  #: By number: written, and without a fate.
+        #: Messages that were returned, by `_Message.key`: the last number that was given by then.
         self._returned: dict[tuple[str, Any], int] = {}
-        #: A queue has refused a message. In a cluster this channel may go on with a leader that has
-        #: fallen.
+        #: A queue has refused a message. In a cluster that may be this channel's fault: it goes on
+        #: sending to a leader that has fallen. So the reader, or its user, replaces it.
         self.has_refused = False
-        #: Bytes of messages that were written, and that have a fate: each has one writer only.
-        self._written = self._settled = 0
-        #: Bytes that may be appended until it is counted again how many aren't written. (Threads
-        #: that take from it at once may make it a little wrong, until then.)
+        # Bytes of messages that were written, and of those that have their fate. No lock: the first
+        # is changed with the connection's lock only, the second by the reader only.
+        self._bytes_written = self._bytes_answered = 0
+        #: Bytes that may be appended before the outbox is measured again, which takes long. Threads
+        #: that append at once may count one message for another; the next measurement mends that.
         self._room = 0
         super().__init__(connection)
 
@@ -3161,6 +3179,7 @@ class _ConfirmChannel(_Channel):
         return bool(self.in_flight or self._awaited)
 
     def on_lost(self) -> None:
+        # Senders that wait see it by themselves; for the others it is counted here, and logged.
         for outgoing in self.in_flight.values():
             if outgoing.batch is None:
                 self.connection.failures[outgoing.message.queue, str(self.lost)] += 1
@@ -3170,24 +3189,25 @@ class _ConfirmChannel(_Channel):
         self.in_flight.clear()
 
     def look_for_room(self) -> AMQPError | bool:
-        """Return whether few bytes of messages wait to be written, and not too many to be
-        confirmed; or why this channel is lost."""
+        """Return why this channel is lost; or else whether a sender that doesn't wait for fates may
+        append more: what isn't written, or isn't confirmed, is held in memory."""
         if self._room <= 0:
             unwritten = sum([o.size for o in tuple(self.connection.outbox)])
             self._room = UNWRITTEN_BYTES - unwritten
-        in_flight = self._written - self._settled
-        has_room = self._room > 0 and in_flight <= UNCONFIRMED_BYTES
-        return self.lost or self.connection.lost or has_room
+        unconfirmed = self._bytes_written - self._bytes_answered
+        has_room = self._room > 0 and unconfirmed <= UNCONFIRMED_BYTES
+        return self.why_lost or has_room
 
     def publish(self, messages: Sequence[_Outgoing]) -> None:
-        """Append messages to what is to be written."""
+        """Append messages to the outbox: whoever writes next takes them along."""
         for outgoing in messages:
             outgoing.channel, outgoing.tag, outgoing.fate = self, None, None
             self._room -= outgoing.size
         self.connection.outbox.extend(messages)
 
     def encode(self, outgoing: _Outgoing) -> bytes:
-        """Number a message, and return its frames. With the connection's lock."""
+        """Number a message, and return its frames. With the connection's lock: the broker counts in
+        the order in which the frames arrive."""
         message = outgoing.message
         data = _content_frames(
             self.id,
@@ -3198,7 +3218,7 @@ class _ConfirmChannel(_Channel):
             self.connection.frame_max,
         )
         self._last_tag = outgoing.tag = self._last_tag + 1
-        self._written += outgoing.size
+        self._bytes_written += outgoing.size
         self.in_flight[outgoing.tag] = outgoing
         return data
 
@@ -3213,36 +3233,40 @@ class _ConfirmChannel(_Channel):
                 self._oldest_tag = tag + 1
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
-        """A message that no queue took; its Ack follows.
+        """Note a message that no queue took. Its Ack follows, and only that tells the number.
 
-        Of several in flight that look alike none is taken for confirmed: rather one too many is
-        sent again than one too few.
+        What comes back has no number, so messages in flight with the same queue and id can't be
+        told apart: all of them count as returned then. Rather one too many is sent again than one
+        too few.
         """
         if not self.in_flight:
-            self._returned.clear()
+            self._returned.clear()  # all that these were about have their fate
         self._returned[method.routing_key, getattr(properties, "message_id", None)] = self._last_tag
 
     def _on_fate(self, outgoing: _Outgoing, fate: str) -> None:
-        self._settled += outgoing.size
-        if self._returned and cast(int, outgoing.tag) <= self._returned.get(
-            outgoing.message.key, 0
-        ):
+        """Note what has become of a message, and wake who waits for it. In the reader."""
+        self._bytes_answered += outgoing.size
+        returned_up_to = self._returned.get(outgoing.message.key, 0) if self._returned else 0
+        if cast(int, outgoing.tag) <= returned_up_to:
             fate = RETURNED
         outgoing.fate = fate
         self.has_refused |= fate == REFUSED
         batch = outgoing.batch
         if batch is None:
+            # Only the log will tell; and the queue is looked for before the next message for it.
             if fate != CONFIRMED:
                 self.connection.queues.pop(outgoing.message.queue, None)
                 self.connection.failures[outgoing.message.queue, fate] += 1
             return
         batch.pending -= 1
-        if batch.pending <= 0 and (fate != CONFIRMED or batch.result_by is None or batch.is_told):
+        # A call isn't woken by its confirm, only to wait again: it wants the reply.
+        is_end = fate != CONFIRMED or batch.result_by is None or batch.is_cancelled
+        if batch.pending <= 0 and is_end:
             self.connection.notify(batch.done)
 
 
 class _ReplyChannel(_ConfirmChannel):
-    """Asks and is answered, by direct reply-to.
+    """Publishes one request at a time, and consumes the reply to it (RabbitMQ's direct reply-to).
 
     A reply bears nothing that tells which request it answers (Kuyruk 10's workers send no
     correlation id), and may come late, or twice. So each request has a reply address and a consumer
@@ -3251,8 +3275,8 @@ class _ReplyChannel(_ConfirmChannel):
     """
 
     def __init__(self, connection: _Connection) -> None:
-        self._consumers = 0
-        self._batch: _Batch | None = None
+        self._consumers = 0  # how many there have been; the tag of the last is this number
+        self._batch: _Batch | None = None  # the call that it is for; None: it is free
         super().__init__(connection)
 
     def begin(self) -> None:
@@ -3272,36 +3296,37 @@ class _ReplyChannel(_ConfirmChannel):
         batch = self._batch
         if method.name == "Basic.Return":
             super().on_content(method, properties, body)
-        elif batch is None or batch.reply is not None:
-            return  # nobody waits for it, or it is the second answer
-        elif method.consumer_tag == str(self._consumers):
+        # Not the second answer to a request, nor one that comes when nobody waits, nor an old one.
+        elif batch and batch.reply is None and method.consumer_tag == str(self._consumers):
             batch.reply = body
             self.connection.notify(batch.done)
 
 
-def _judge(outgoing: _Outgoing, alone: bool) -> bool:
+def _note_trouble(outgoing: _Outgoing, alone: bool) -> bool:
     """Note what went wrong with a message that was published and isn't confirmed.
 
-    Return whether it is to be sent again only after a pause. alone: nothing else was on its
-    connection.
+    Return whether to pause before it is sent again: not after its first trouble, unless its queue
+    refuses it. alone: nothing else was on its connection.
     """
-    queue, channel, again = outgoing.message.queue, outgoing.channel, outgoing.trouble is not None
+    queue, channel = outgoing.message.queue, outgoing.channel
+    had_trouble = outgoing.trouble is not None
     if outgoing.fate == RETURNED:
-        channel.connection.queues.pop(queue, None)
+        channel.connection.queues.pop(queue, None)  # so that it is looked for, and declared
         outgoing.trouble = f"queue {queue!r} is deleted again and again: look who does that"
-        return again
+        return had_trouble
     if outgoing.fate == REFUSED:
         outgoing.trouble = f"queue {queue!r} refuses it (it is full, or without a leader)"
         return True
     if channel.why_lost is None:
         outgoing.trouble = outgoing.trouble or _why_no_answer(channel.connection)
-    elif outgoing.tag is not None:  # else it wasn't even written
+    elif outgoing.tag is not None:  # if it has none it wasn't even written: it isn't to blame
         outgoing.trouble = str(channel.why_lost)
         outgoing.failure = outgoing.trouble if alone else None
-        # A broker closes a channel because of a message on it. It closes a connection because of a
-        # reply to a made-up address (RabbitMQ 3.10), or the network ends it.
+        # The broker closes a channel because of a message on it. A whole connection is lost because
+        # of the network; or because of a message, but only if that is a reply to a made-up address
+        # (RabbitMQ 3.10).
         outgoing.is_suspect = channel.lost is not None or not outgoing.message.mandatory
-        return again
+        return had_trouble
     return False
 
 
@@ -3310,7 +3335,7 @@ def _why_no_answer(connection: _Connection) -> str:
 
 
 def _windows(messages: Sequence[_Message]) -> Iterator[list[_Message]]:
-    """Cut a batch by number and by bytes."""
+    """Cut messages into windows, by number and by bytes: RABBIT_PUBLISH_TIMEOUT is for each."""
     window: list[_Message] = []
     size = 0
     for message in messages:
@@ -3323,16 +3348,16 @@ def _windows(messages: Sequence[_Message]) -> Iterator[list[_Message]]:
         yield window
 
 
-#: Why a call has ended that `Kuyruk.close` has told.
+#: Why a call has ended that `_Publisher.close` has cancelled.
 APP_CLOSED = "the application was closed"
 
 
 class _Publisher:
     """Sends messages for many threads, on one connection.
 
-    Sending is a loop in the caller's thread: connect, look for the queue, publish, wait for the
-    fate of each message, and again for those that are open until RABBIT_PUBLISH_TIMEOUT. In a
-    forked child it begins anew.
+    Sending is a loop in the caller's thread (`_deliver`): connect, look for the queue, publish,
+    wait for the fate of each message, and again for those that aren't confirmed, until
+    RABBIT_PUBLISH_TIMEOUT. In a forked child it begins anew.
     """
 
     def __init__(self, config: Config) -> None:
@@ -3341,23 +3366,26 @@ class _Publisher:
         _publishers.add(self)
 
     def begin(self) -> None:
-        #: Held while the keeper is replaced.
+        """Begin with no connection: a new object, or that of a parent process in its child."""
+        #: Held while the keeper is replaced: a thread is started, and nothing is waited for.
+        #: Reentrant because such a lock knows whose it is (see `_get_keeper`).
         self._lock = threading.RLock()
         self._keeper: _Keeper | None = None
-        #: The threads that send. A signal handler, a destructor or a log handler that sends in one
-        #: of them must not wait for what that thread has begun: it uses another publisher, with its
-        #: own connection.
+        #: The idents of threads that are sending. A signal handler, a destructor or a log handler
+        #: that sends in one of them must not wait for what that thread has begun: it uses another
+        #: publisher, with a connection of its own.
         self._inside: set[int] = set()
-        #: The calls that are under way.
-        self._calls: set[_Batch] = set()
         self._other: _Publisher | None = None
+        #: The calls that are under way, for `close`.
+        self._calls: set[_Batch] = set()
 
-    def send(self, messages: Sequence[_Message]) -> None:
-        """Send, in windows that have RABBIT_PUBLISH_TIMEOUT seconds each.
+    def send(self, messages: Sequence[_Message], confirm: bool = True) -> None:
+        """Send, in windows that have RABBIT_PUBLISH_TIMEOUT seconds each. confirm: wait until the
+        broker has each message. If not, what is lost later is only logged.
 
         Raise BrokerError, whose `unconfirmed` lists the messages that aren't known to have arrived.
         """
-        return self._enter(_Publisher._send, messages)
+        return self._enter(_Publisher._send, messages, confirm)
 
     def call(self, message: _Message, wait_result: float) -> bytes:
         """Send a request and wait for the reply. Raise BrokerError and ResultTimeout."""
@@ -3370,8 +3398,10 @@ class _Publisher:
         as its message is confirmed, and one that hasn't been sent yet gets it instead of being
         sent.
         """
+        # 1. Here: is_cancelled, then done. 2. The reader: the fate, then done if it is cancelled.
+        # Whichever comes last wakes the call, which then sees both.
         for batch in tuple(self._calls):
-            batch.is_told = True
+            batch.is_cancelled = True
             batch.done.set()
         keeper, self._keeper = self._keeper, None
         other, self._other = self._other, None
@@ -3388,6 +3418,8 @@ class _Publisher:
                 )
 
     def _enter(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Call `work` with this publisher; or with another, if this thread is in here already.
+        Raise BrokerError in a thread that reads a connection: it would wait for itself."""
         if os.getpid() != _process_id:  # forked by C code, which calls no hook of Python's
             _after_fork_in_child()
         me = threading.get_ident()
@@ -3396,19 +3428,22 @@ class _Publisher:
                 "can't send from a thread that reads a connection (a log handler, a destructor)"
             )
         if me in self._inside:
-            if self._other is None:
-                self._other = _Publisher(self.config)
-            return self._other._enter(work, *arguments)
+            # Two threads may make one each: of that which isn't kept, the connection ends when it
+            # is idle.
+            other = self._other
+            if other is None:
+                other = self._other = _Publisher(self.config)
+            return other._enter(work, *arguments)
         try:
             self._inside.add(me)
             return work(self, *arguments)
         finally:
             self._inside.discard(me)
 
-    def _send(self, messages: Sequence[_Message]) -> None:
+    def _send(self, messages: Sequence[_Message], confirm: bool) -> None:
         sent = 0
         for window in _windows(messages):
-            batch = _Batch() if self.config.RABBIT_CONFIRM else None
+            batch = _Batch() if confirm else None
             outgoing = [_Outgoing(message, batch) for message in window]
             until = time.monotonic() + self.config.RABBIT_PUBLISH_TIMEOUT
             unconfirmed = self._deliver(outgoing, batch, until)
@@ -3417,6 +3452,7 @@ class _Publisher:
                 raise self._error(unconfirmed, messages[sent:])
 
     def _call(self, message: _Message, wait_result: float) -> bytes:
+        # Two times: to have the message confirmed, and to have the reply.
         result_by = time.monotonic() + wait_result
         sent_by = time.monotonic() + self.config.RABBIT_PUBLISH_TIMEOUT
         batch = _Batch(result_by)
@@ -3434,7 +3470,8 @@ class _Publisher:
             raise ResultTimeout(f"no reply within {wait_result:g} seconds (wait_result){why}")
         if unconfirmed:
             raise self._error(unconfirmed)
-        why = APP_CLOSED if batch.is_told else str(outgoing.channel.why_lost)
+        # It is confirmed, and the time isn't up: the address of the reply is gone with its channel.
+        why = APP_CLOSED if batch.is_cancelled else str(outgoing.channel.why_lost)
         raise BrokerError(
             "no reply can come any more, though RabbitMQ has the message, and the task may run:"
             f" {why}"
@@ -3443,26 +3480,26 @@ class _Publisher:
     def _deliver(
         self, messages: list[_Outgoing], batch: _Batch | None, until: float
     ) -> list[_Outgoing]:
-        """Send what is open, until nothing is, or the time is up, or RabbitMQ refuses us.
-
-        Return what isn't known to have arrived.
-        """
+        """Send messages again and again, until each is confirmed or has failed, or the time is up,
+        or RabbitMQ refuses us. Return those that aren't known to have arrived."""
         own: _Keeper | None = None  # whose connection suspects have to themselves, one by one
         unconfirmed = messages
         try:
-            while still_open := [o for o in unconfirmed if o.failure is None]:
-                if batch is not None and batch.is_told:
+            while to_send := [o for o in unconfirmed if o.failure is None]:
+                if batch is not None and batch.is_cancelled:
                     messages[0].failure = APP_CLOSED
                     break
-                ordinary = [outgoing for outgoing in still_open if not outgoing.is_suspect]
+                # Suspects come last: what they would take along is confirmed by then.
+                ordinary = [outgoing for outgoing in to_send if not outgoing.is_suspect]
                 try:
                     if ordinary:
                         pause = self._attempt(self._get_keeper(), batch, ordinary, until)
                     else:
                         own = own or self._make_keeper()
-                        pause = self._attempt(own, batch, still_open[:1], until, alone=True)
-                except (AMQPError, RuntimeError, OSError) as error:  # RuntimeError: no thread
-                    for outgoing in still_open:
+                        pause = self._attempt(own, batch, to_send[:1], until, alone=True)
+                except (AMQPError, RuntimeError, OSError) as error:
+                    # RuntimeError: no thread could be started for the connection.
+                    for outgoing in to_send:
                         outgoing.trouble = str(error)
                     if _refuses_us(error):
                         break
@@ -3492,6 +3529,7 @@ class _Publisher:
         messages = self._look_for_queues(connection, messages, until)
         if not messages:
             return False
+        # Whoever releases a channel notifies `changes`: a call waits until one is free.
         is_call = batch is not None and batch.result_by is not None
         get_channel = connection.get_replies if is_call else connection.get_confirms
         channel = connection.changes.wait_for(get_channel, until)
@@ -3502,28 +3540,30 @@ class _Publisher:
             if room is not True:
                 raise _again(room or AMQPConnectionError(_why_no_answer(connection)))
         else:
+            # First: as soon as they are published the reader may count down.
             batch.pending = len(messages)
             batch.done.clear()
         try:
             channel.publish(messages)
             if batch is None:
-                connection.flush_soon()  # with what else has come by then: that is cheaper
+                # The reader writes them with what else has come by then: cheaper, and nobody waits.
+                connection.flush_soon()
                 self._leave(channel, messages)
             else:
                 connection.flush()
                 self._wait_for_fates(channel, batch, messages, until)
         finally:
             self._release(channel, messages)
-            if keeper.closing:
-                connection.wake()  # it may be that only this was waited for
-        pauses = [_judge(o, alone) for o in messages if o.fate not in (CONFIRMED, LEFT)]
+            if keeper.closing:  # this may be the last that its connection had to wait for
+                connection.wake()
+        pauses = [_note_trouble(o, alone) for o in messages if o.fate not in (CONFIRMED, LEFT)]
         return True in pauses
 
     def _look_for_queues(
         self, connection: _Connection, messages: list[_Outgoing], until: float
     ) -> list[_Outgoing]:
-        """Declare those that are missing. Return the messages whose queue can be used; the others
-        have failed.
+        """Declare the queues that are missing. Return the messages whose queue can be used; the
+        others have failed.
 
         Raise ValueError for properties that don't fit into a frame: the broker would close the
         connection.
@@ -3545,7 +3585,8 @@ class _Publisher:
                         _ensure_queue(connection, *message.target, until)
                     _ensure_queue(connection, message.queue, message.arguments, until)
                     connection.queues[message.queue] = time.monotonic()
-                except AMQPChannelError as error:  # we may not use it, or not declare it so
+                except AMQPChannelError as error:
+                    # This user may not use it, or it can't be declared with these arguments.
                     failures[message.queue] = f"queue {message.queue!r} can't be used: {error}"
             outgoing.failure = failures.get(message.queue)
         return [outgoing for outgoing in messages if outgoing.failure is None]
@@ -3553,6 +3594,7 @@ class _Publisher:
     def _wait_for_fates(
         self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing], until: float
     ) -> None:
+        """Wait until all have a fate; or, with a call, until it has its reply, or can't have it."""
         if batch.result_by is None:
             channel.waiting.wait_for(
                 lambda: batch.pending <= 0 or channel.why_lost, until, batch.done
@@ -3561,20 +3603,28 @@ class _Publisher:
         [outgoing] = messages
 
         def look() -> Any:
-            ends = (RETURNED, REFUSED, CONFIRMED) if batch.is_told else (RETURNED, REFUSED)
+            ends = (RETURNED, REFUSED, CONFIRMED) if batch.is_cancelled else (RETURNED, REFUSED)
             return batch.reply is not None or outgoing.fate in ends or channel.why_lost
 
+        # Mostly the reply is here soon. If not, the message must have been confirmed by `until`:
+        # there is nothing more to wait for otherwise.
         channel.waiting.wait_for(look, until, batch.done)
         if outgoing.fate == CONFIRMED:
             channel.waiting.wait_for(look, batch.result_by, batch.done)
 
     def _leave(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
-        """Wait for nothing. What is lost from now on is counted and logged."""
+        """Wait for nothing. What is lost from now on is counted and logged.
+
+        1. This thread: LEFT. 2. The channel is lost, and who drops its messages counts those that
+        are LEFT. 3. This thread: sees the loss, and sends again what wasn't written. So none is
+        lost in silence; at worst one is logged as lost that is sent again. The other way round, one
+        that is dropped before it is LEFT would be counted by nobody.
+        """
         for outgoing in messages:
             outgoing.fate = LEFT
         if channel.why_lost is not None:
             for outgoing in messages:
-                if outgoing.tag is None:  # it wasn't written: it is sent again
+                if outgoing.tag is None:
                     outgoing.fate = None
 
     def _release(self, channel: _ConfirmChannel, messages: list[_Outgoing]) -> None:
@@ -3582,7 +3632,9 @@ class _Publisher:
         connection = channel.connection
         for outgoing in messages:
             if outgoing.tag is None and outgoing.fate is None:
-                with contextlib.suppress(ValueError):  # it has just been taken
+                # Nobody waits for it any more: it would fill the outbox of a broker that takes
+                # nothing, and arrive although its send has raised.
+                with contextlib.suppress(ValueError):  # it has just been written
                     connection.outbox.remove(outgoing)
         if isinstance(channel, _ReplyChannel):
             if channel.has_refused:
@@ -3590,30 +3642,33 @@ class _Publisher:
             else:
                 channel.renew()
                 connection.replies.append(channel)
-        if connection.changes:
-            connection.changes.notify()
+        connection.changes.notify()
 
     def _make_keeper(self) -> _Keeper:
         return _Keeper(self.config, publishes=True).start()
 
     def _get_keeper(self) -> _Keeper:
+        """Return the keeper of all that isn't suspect; a new one if it has ended, being idle."""
         keeper = self._keeper
         if keeper is None or keeper.ended:
+            # A signal handler may raise between any two of these steps, also right after the lock
+            # was acquired; so that is in the try block, and it may not be this thread's.
             try:
                 self._lock.acquire()
-                if self._keeper is keeper:
-                    self._keeper = self._make_keeper()
-                keeper = self._keeper
+                keeper = self._keeper  # another thread may have replaced it, or closed all
+                if keeper is None or keeper.ended:
+                    keeper = self._keeper = self._make_keeper()
             finally:
                 try:
                     self._lock.release()
-                except RuntimeError:
+                except RuntimeError:  # it wasn't acquired
                     pass
-        return cast(_Keeper, keeper)
+        return keeper
 
     def _error(
         self, unconfirmed: Sequence[_Outgoing], rest: Sequence[_Message] = ()
     ) -> BrokerError:
+        """Return the error of a send. rest: what wasn't tried, in the windows that follow."""
         reasons = collections.Counter(o.failure or o.trouble or "no answer" for o in unconfirmed)
         why = "; ".join(reason for reason, _ in reasons.most_common(3))
         count = len(unconfirmed) + len(rest)
@@ -3624,12 +3679,14 @@ class _Publisher:
         return error
 
 
+#: All there are, to begin anew in a forked child.
 _publishers: weakref.WeakSet[_Publisher] = weakref.WeakSet()
 _process_id = os.getpid()
 
 
 def _after_fork_in_child() -> None:
-    """Leave the parent's connections to the parent, and its ids."""
+    """Leave to the parent what is its own: connections, message ids, log lines, and the runs of
+    threads that aren't in this process. Locks may have been taken by such threads: they are new."""
     global _process_id, _log_token
     _process_id, _log_token = os.getpid(), threading.Lock()
     _records.clear()
@@ -3650,7 +3707,8 @@ if hasattr(os, "register_at_fork"):
 
 # --- Task ----------------------------------------------------------------------------------------
 
-_MAIN = ("__main__", "__mp_main__")  #: The program's module; in a child of multiprocessing.
+#: What the program's own module is called, also in a child of multiprocessing (spawn, forkserver).
+_MAIN = ("__main__", "__mp_main__")
 
 
 class SendOptions(typing.TypedDict, total=False):
@@ -3669,7 +3727,8 @@ _SEND_OPTIONS = (*_SUBTASK_OPTIONS, "wait_result", "message_ttl")
 
 
 class SubTask(NamedTuple):
-    """A task with its arguments and options, for `Kuyruk.send_tasks_to_queue`."""
+    """A task with its arguments and options, for `Kuyruk.send_tasks_to_queue`. Made by
+    `Task.subtask`; the options are those of `Task.send_to_queue`."""
 
     task: Task[..., Any]
     args: Sequence[Any]
@@ -3690,7 +3749,7 @@ class SubTask(NamedTuple):
         if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
             shown = _shown("kwargs", kwargs)
             raise TypeError(f"kwargs takes a dict with strings as keys: not {shown}")
-        if any(self[3:]):
+        if any(self[3:]):  # most have no options: a send takes less time then
             for name in ("host", "delay", "priority", "headers", "id"):
                 _check(name, getattr(self, name) or None)
             _check_headers(self.headers or {})
@@ -3700,11 +3759,12 @@ class SubTask(NamedTuple):
         return self
 
     def _queue(self) -> str:
+        """Return the queue that it is for. Raises ValueError for a host that makes no name."""
         queue = self.task.queue
         return _check_queue_name(_resolve_host(f"{queue}.{self.host}")) if self.host else queue
 
     def _describe(self) -> dict[str, Any]:
-        """Return its description, as it is sent."""
+        """Return its description: what is sent, as a dict."""
         return {
             "id": self.id or _ids.make(),
             "args": self.args or (),
@@ -3715,7 +3775,8 @@ class SubTask(NamedTuple):
         }
 
     def _message(self, description: dict[str, Any]) -> _Message:
-        """Return what is published. Raises TypeError for what isn't JSON."""
+        """Return what is published for a description, which a receiver of task_presend may have
+        changed. Raises TypeError for what isn't JSON."""
         app, queue = self.task.kuyruk, self._queue()
         properties = {"content_type": "application/json", "delivery_mode": 2}
         properties |= {"message_id": description["id"], "timestamp": int(time.time())}
@@ -3729,8 +3790,9 @@ class SubTask(NamedTuple):
 
 
 def _module_of(f: Callable[..., Any]) -> str:
-    """Return the name by which a worker imports the function's module: a script's is its real one.
-    Raises TypeError if it has none."""
+    """Return the name by which a worker imports the function's module. If the program was started
+    as that module, which is `__main__` then, it is the name that it has in other programs. Raises
+    TypeError if it has none."""
     if f.__module__ not in _MAIN:
         if all(map(str.isidentifier, f.__module__.split("."))):
             return f.__module__
@@ -3741,10 +3803,10 @@ def _module_of(f: Callable[..., Any]) -> str:
     if namespace.get("__name__") != f.__module__:  # a profiler has a __main__ of its own
         namespace = vars(sys.modules[f.__module__])
     spec, file = namespace.get("__spec__"), namespace.get("__file__")
-    if spec is not None and spec.name not in _MAIN:
+    if spec is not None and spec.name not in _MAIN:  # python -m pkg.mod
         return str(spec.name)
-    name, suffix = os.path.splitext(os.path.basename(file or ""))
-    # Of a folder and of a zip application it is their __main__.py.
+    name, suffix = os.path.splitext(os.path.basename(file or ""))  # python mod.py
+    # A folder and a zip application are started by their __main__.py: that is no name, either.
     if name not in ("", *_MAIN) and "." not in name and suffix in (".py", ".pyc"):
         return name
     raise TypeError(_no_module(f, repr(file) if file else "an interactive session"))
@@ -3779,7 +3841,7 @@ def _check_function(f: Any) -> None:
             )
 
 
-#: What is returned by calls that don't run what was meant.
+#: Types of results that still have to be run by somebody: the task has done nothing then.
 _NOT_RUN: tuple[type, ...] = (functools.partial, contextlib._GeneratorContextManagerBase)
 _NOT_RUN += (collections.abc.Generator, collections.abc.Awaitable, collections.abc.AsyncGenerator)
 
@@ -3845,17 +3907,20 @@ class Task(Generic[P, R]):
             classes = [throws]
         self.throws: tuple[type[BaseException], ...] = tuple(classes)
         self._check_options()
+        # As `functools.update_wrapper`, which would copy the function's attributes over ours, too.
         for name in functools.WRAPPER_ASSIGNMENTS:
             with contextlib.suppress(AttributeError):
                 setattr(self, name, getattr(f, name))
         self.__wrapped__ = f
         try:
-            self._module, self._problem = _module_of(f), ""
+            self._module, problem = _module_of(f), ""
         except TypeError as error:
-            self._module, self._problem = f.__module__, str(error)
-        # The second is what a task's function is called, so that it can be pickled (`Kuyruk._add`).
+            self._module, problem = f.__module__, str(error)
+        #: Why it can't be sent, if it can't. `apply` works all the same.
+        self._problem = problem
+        # "add.f" is what `Kuyruk._add` has named the function of another task, which is made again.
         at_top = f.__qualname__ in (f.__name__, f"{f.__name__}.f")
-        if not self._problem and not (at_top and f.__name__.isidentifier()):
+        if not problem and not (at_top and f.__name__.isidentifier()):
             self._problem = (
                 f"{f.__qualname__!r} can't be sent: a worker finds a task by its name in its"
                 " module, so it must be a named function at the top level (.apply works for any)"
@@ -3886,7 +3951,8 @@ class Task(Generic[P, R]):
         return f"<Task {self.name} on {self.queue!r}>"
 
     def __reduce__(self) -> str:
-        """Pickle it by its name: a process pool of a task can run `task.apply`, or `task.f`."""
+        """Pickle it as the global of that name in its module: so a process pool that a task starts
+        can run `task.apply`, or `task.f`."""
         return self.f.__name__
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -3951,14 +4017,14 @@ class Task(Generic[P, R]):
         if message_ttl is not None:
             message.properties["expiration"] = _milliseconds(message_ttl)
         if wait_result is None:
-            self.kuyruk._publisher.send([message])
+            self.kuyruk._publisher.send([message], self.kuyruk.config.RABBIT_CONFIRM)
             return self._announce(task_postsend, description)
-        # An id of its own: two callers may give their messages the same.
+        # Not the message's id if the caller has chosen that: another's may have the same.
         correlation_id = _ids.make() if subtask.id else description["id"]
         message.properties.update(reply_to="amq.rabbitmq.reply-to", correlation_id=correlation_id)
         try:
             reply = self.kuyruk._publisher.call(message, wait_result)
-        except ResultTimeout:
+        except ResultTimeout:  # it was sent, though no answer has come
             self._announce(task_postsend, description)
             raise
         self._announce(task_postsend, description)
@@ -3971,9 +4037,11 @@ class Task(Generic[P, R]):
         host: str | None = None,
         **options: typing.Unpack[SendOptions],
     ) -> SubTask:
-        """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. host and options as
-        for `send_to_queue`. Raises TypeError or ValueError for what can't be sent, but not yet for
-        arguments that aren't JSON."""
+        """Return the task with its arguments, for `Kuyruk.send_tasks_to_queue`. Nothing is sent.
+
+        host and options: as for `send_to_queue`. Raises TypeError or ValueError for what can't be
+        sent, but not yet for arguments that aren't JSON.
+        """
         _check_names("Task.subtask()", options, _SUBTASK_OPTIONS)
         args = () if args is None else args
         return SubTask(self, args, kwargs or {}, host, **options)._checked()
@@ -3995,7 +4063,8 @@ class Task(Generic[P, R]):
                 watch.close()
 
     def _run(self, run: Run, args: Any, kwargs: Any, watch: _Watch | None) -> R:
-        """Let a run call the function, with all tries. Sends the signals about the whole of it."""
+        """Have a run call the function, with all tries. Returns what it returns, raises what has
+        come of the last try, and sends the signals that are about all tries together."""
         self._notify(task_preapply, args, kwargs)
         try:
             result = cast(R, _require_result(self, run._call(args, kwargs, watch)))
@@ -4021,8 +4090,9 @@ class Task(Generic[P, R]):
             signal.send(self.kuyruk, task=self, **facts, description=description)
 
     def _fits(self, error: BaseException) -> bool:
-        """Return whether the arguments fit the function. If not, Python raises a TypeError in who
-        calls it (this module, or a decorator), whose text begins with the function's name."""
+        """Return whether the arguments fitted the function, by what was raised. If they didn't, no
+        try would help: Python has raised a TypeError in the frame that called it (of this module,
+        or of a decorator), whose text begins with the function's name."""
         last = error.__traceback__
         while last is not None and last.tb_next is not None:
             last = last.tb_next
@@ -4030,14 +4100,16 @@ class Task(Generic[P, R]):
             return True
         import inspect
 
+        # `unwrap` shows each decorator's function to `stop`, which returns None: not to stop there.
         decorators: list[Any] = []
-        inner = inspect.unwrap(self.f, stop=decorators.append)  # which returns None: it goes on
+        inner = inspect.unwrap(self.f, stop=decorators.append)
         callers = [_call_task.__code__, *(getattr(f, "__code__", None) for f in decorators)]
         is_about_call = _text_of(error, 1000).startswith(f"{_name_of(inner)}() ")
         return last.tb_frame.f_code not in callers or not is_about_call
 
     def _send_eagerly(self, subtask: SubTask, wait_result: float | None) -> Any:
-        """As if sent: what isn't JSON fails, what JSON changes (a tuple, say) is changed."""
+        """Run it here (EAGER), as if it was sent: what isn't JSON fails, and what JSON changes (a
+        tuple, say) is changed. Returns the result, if that is waited for."""
         body = _encode_json(subtask._describe(), f"an argument of task {self.name}")
         description = _decode_task(body)
         result = cast(AnyTask, self).apply(*description.args, **description.kwargs)
@@ -4050,6 +4122,7 @@ class Task(Generic[P, R]):
             raise TypeError(self._problem)
         description = subtask._describe()
         if task_presend.receivers:
+            # A receiver may set headers, too. They are no part of the body.
             description["headers"] = dict(subtask.headers or {})
             self._announce(task_presend, description)
             subtask = subtask._replace(headers=description.pop("headers", None))._checked()
@@ -4060,77 +4133,46 @@ AnyTask = Task[..., Any]
 _TASK_OPTIONS = tuple(Task.__init__.__annotations__)[3:-1]  # without f, kuyruk, queue, return
 
 
-def _notify_worker(signal: Signal, worker: Worker) -> None:
-    """Send worker_init, worker_start or worker_shutdown."""
-    if signal.receivers:
-        signal.send(worker.app, worker=worker)
-
-
-def _notify_failure(
-    worker: Worker,
-    queue: str,
-    description: _Description | None,
-    task: AnyTask | None,
-    error: BaseException,
-) -> None:
-    """Send worker_failure. None: the message couldn't be decoded; its task wasn't found.
-
-    To be called before the failure is logged: Sentry drops what it is told of one exception again.
-    """
-    if worker_failure.receivers:
-        facts: dict[str, Any] = {"exc_info": (type(error), error, error.__traceback__)}
-        facts["description"] = {} if description is None else description.whole  # may be added to
-        if description is not None and task is not None:
-            facts |= {"task": task, "args": description.args, "kwargs": description.kwargs}
-        worker_failure.send(worker.app, worker=worker, queue=queue, **facts)
-
-
 # --- Failed messages -----------------------------------------------------------------------------
 
-#: What a forwarded message doesn't take along. Properties: its time to live was for its queue, the
-#: broker checks the user against ours, the last is reserved. Headers: CC and BCC would send copies.
+#: Properties that a copy of a message doesn't take along: the time to live was for its queue, the
+#: broker checks the user against ours, and the last is reserved.
 _LEFT_BEHIND = ("expiration", "user_id", "cluster_id")
+#: Headers that it doesn't: by CC and BCC the broker would send copies, the others are its own.
 _LEFT_BEHIND_HEADER = r"CC$|BCC$|x-death$|x-(first|last)-death-"
+#: The headers of a failed message that we have set, without their "x-kuyruk-".
 _OUR_HEADERS = ("failed-at", "failed-on", "failures", "queue", "exception", "value", "traceback")
 
 
 def _is_flat(value: Any, levels: int = 50) -> bool:
-    """Return whether it isn't nested so deeply that who gets it next, deeper in calls than we are,
-    may fail to decode it."""
+    """Return whether a header is nested so little that whoever gets the copy can decode it, too,
+    however near that program is to its limit of recursion."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels > 0 and all(_is_flat(each, levels - 1) for each in inner)
 
 
-def _copied(
+def _properties_of_copy(
     properties: Iterable[tuple[str, Any]],
     headers: Mapping[str, Any],
-    gone: Iterable[str] = _LEFT_BEHIND,
+    left_behind: Iterable[str] = _LEFT_BEHIND,
 ) -> dict[str, Any]:
-    """Return the properties of a message's copy, without those that are gone, and with those of the
-    headers that may go."""
-    kept = {k: v for k, v in properties if k not in gone and v not in (None, "")}
+    """Return the properties, with these headers, that a copy of a message takes along."""
+    kept = {k: v for k, v in properties if k not in left_behind and v not in (None, "")}
     kept["headers"] = {
         k: v for k, v in headers.items() if not re.match(_LEFT_BEHIND_HEADER, k) and _is_flat(v)
     }
     return {"message_id": _ids.make()} | kept | {"delivery_mode": 2}
 
 
-def _request(channel: Channel, kind: Any, **values: Any) -> Any:
-    """Make a request of an amqpstorm channel, without pamqp's check of names: it is narrower than
-    RabbitMQ's, and refuses "mails für alle"."""
-    changes = {"__slots__": kind.__slots__, "validate": lambda self: None}
-    return channel.rpc_request(type(kind.__name__, (kind,), changes)(**values))
-
-
-def _look_at(channel: Channel, queue: str) -> tuple[int, int] | None:
-    """Return the numbers of messages and consumers; None if there is no such queue: RabbitMQ has
-    closed the channel then, and it is opened again."""
+def _queue_counts(channel: Channel, queue: str) -> tuple[int, int] | None:
+    """Return the numbers of messages that are ready and of consumers; None if there is no such
+    queue. Raises amqpstorm's errors."""
     try:
-        answer = _request(channel, commands.Queue.Declare, queue=queue, passive=True)
+        answer = cast(Any, channel.rpc_request(_Declare(queue=queue, passive=True)))
     except AMQPChannelError as error:
         if error.error_code != 404:
             raise
-        channel.open()
+        channel.open()  # RabbitMQ has closed it
         return None
     return int(answer["message_count"]), int(answer["consumer_count"])
 
@@ -4138,16 +4180,16 @@ def _look_at(channel: Channel, queue: str) -> tuple[int, int] | None:
 def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
     """Yield the messages that are in a queue now: amqpstorm's, not acknowledged.
 
-    A consumer brings no more than its prefetch allows, so that memory is bounded. What is looked at
-    and not acknowledged counts against that: so each has a share of the messages, and then another
-    follows.
+    A consumer brings no more unacknowledged messages than its prefetch allows, so that memory is
+    bounded; but what the caller leaves alone stays unacknowledged. So one consumer follows another:
+    each brings a share of the messages, no more than its prefetch, and the next gets the rest.
     """
-    left, _ = _look_at(channel, queue) or (0, 0)
+    left, _ = _queue_counts(channel, queue) or (0, 0)
     share, largest = FIRST_SHARE, 1
     while left > 0:
         channel.basic.qos(share)
-        tag = _request(channel, commands.Basic.Consume, queue=queue)["consumer_tag"]
-        channel.add_consumer_tag(tag)
+        tag = cast(Any, channel.rpc_request(_Consume(queue=queue)))["consumer_tag"]
+        channel.add_consumer_tag(tag)  # amqpstorm yields messages only as long as it knows of one
         came = 0
         # It ends when nothing has come for a while, too: another has taken the rest.
         messages = channel.build_inbound_messages(
@@ -4158,11 +4200,12 @@ def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
             yield message
         channel.basic.cancel(tag)
         left = left - came if came else 0
+        # Large messages come a few at a time: a share is held in memory.
         share = max(1, min(MAX_SHARE, SHARE_BYTES // largest))
 
 
 class FailedMessage:
-    """A message in "<queue>.failed", from `Kuyruk.failed_messages`. It may be no task's at all:
+    """A message in "<queue>.failed", from `Kuyruk.failed_messages`. Anybody may have put it there:
     what isn't known of it is None."""
 
     def __init__(self, app: Kuyruk, source: str, message: Any, channel: Channel) -> None:
@@ -4188,11 +4231,11 @@ class FailedMessage:
         times, queue = known["failures"], known["queue"]
         #: How often it has failed.
         self.failures: int | None = times if type(times) is int else None
-        #: In which it was, and to which `requeue` sends it.
+        #: The queue in which it was, and to which `requeue` sends it.
         self.queue: str = queue if queue and isinstance(queue, str) else source
-        self.exception = text["exception"]  #: Its dotted name.
-        self.value = text["value"]  #: Its text.
-        self.traceback = text["traceback"]  #: Formatted.
+        self.exception = text["exception"]  #: The exception's dotted name,
+        self.value = text["value"]  #: its text,
+        self.traceback = text["traceback"]  #: and its formatted traceback.
 
     def __repr__(self) -> str:
         return f"<FailedMessage {self.id!r} of task {self.task!r} in {self._source + '.failed'!r}>"
@@ -4205,12 +4248,13 @@ class FailedMessage:
         (it can't be sent: it stays), and KuyrukError (it isn't there any more).
         """
         with self._held() as message:
-            ours = self._ours().keys() - {"x-kuyruk-failures"}
+            ours = self._ours().keys() - {"x-kuyruk-failures"}  # max_failures goes on counting
             kept = {key: value for key, value in self._headers.items() if key not in ours}
-            gone = (*_LEFT_BEHIND, "reply_to", "correlation_id")
-            properties = _copied(message.properties.items(), kept, gone)
+            left_behind = (*_LEFT_BEHIND, "reply_to", "correlation_id")
+            properties = _properties_of_copy(message.properties.items(), kept, left_behind)
             queue = _check_queue_name(self.queue)
             arguments = self._app._queue_arguments(queue)
+            # Confirmed, whatever RABBIT_CONFIRM is: until then the failed message is the only one.
             self._app._publisher.send([_Message(queue, message._body, properties, arguments)])
             message.ack()
 
@@ -4221,8 +4265,8 @@ class FailedMessage:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[Any]:
-        """Yield amqpstorm's message on an open channel. After the iteration that has brought it, it
-        is back in its queue, and looked for there."""
+        """Yield amqpstorm's message on an open channel, which can acknowledge it. Once the
+        iteration that has brought it has ended, RabbitMQ has put it back, and it is looked for."""
         if self._is_gone:
             raise KuyrukError(f"message {self.id!r} was requeued or deleted already")
         if self._channel.is_open:
@@ -4238,10 +4282,11 @@ class FailedMessage:
         self._is_gone = True
 
     def _identity(self) -> Any:
-        """Return what tells it from others in its queue."""
+        """Return what tells it from others in its queue. Not its id, which may be missing."""
         return self._message._body, self._ours()
 
     def _ours(self) -> dict[str, Any]:
+        """Return the headers that workers have set."""
         return {k: v for k, v in self._headers.items() if k.startswith("x-kuyruk-")}
 
 
@@ -4249,15 +4294,16 @@ class FailedMessage:
 
 
 class QueueStats(NamedTuple):
-    """What `Kuyruk.queue_stats` has seen of a queue."""
+    """What `Kuyruk.queue_stats` has seen of a queue. None: there is no such queue."""
 
-    waiting: int | None  #: Messages that no worker has yet; None: there is no such queue.
-    consumers: int | None  #: Workers' subscriptions; None: there is no such queue.
+    waiting: int | None  #: Messages that no worker has yet.
+    consumers: int | None  #: Subscriptions: a worker has one for each queue, and at times more.
     failed: int  #: Messages in "<queue>.failed".
 
 
 class WorkerOptions(typing.TypedDict, total=False):
-    """Options of a `Worker`. None: the value of the configuration's `WORKER_` key."""
+    """Options of a `Worker`. What each means, and its unit, is said at the key of `Config` that is
+    called so (`grace`: WORKER_GRACE); None: the value of that key."""
 
     threads: int | None
     prefetch: int | None
@@ -4279,6 +4325,8 @@ class LogContext(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Give a record the three attributes. Returns whether it passes, as `logging.Filter`: True
+        unless this was made with the name of other loggers."""
         run = current_task()
         facts = (None, None, None) if run is None else (run.task.name, run.id, run.queue)
         for name, value in zip(("task", "task_id", "queue"), facts, strict=True):
@@ -4297,16 +4345,19 @@ class Kuyruk:
     Discard: ClassVar = Discard
 
     def __init__(self, config: Config | None = None) -> None:
-        self.extensions: dict[str, Any] = {}  #: For extensions.
+        self.extensions: dict[str, Any] = {}  #: For extensions: what they keep, by their names.
         #: Top-level packages (or modules): a message makes a worker import nothing outside of them.
         self.packages: set[str] = set()
-        self._tasks: dict[str, Task[..., Any]] = {}
+        #: By their names. Those that can't be sent (`Task._problem`) aren't in it.
+        self._tasks: dict[str, AnyTask] = {}
+        #: Those of the tasks, in the order in which they were named.
         self._queues: dict[str, None] = {}
-        #: By queue: seconds that its longest task may run, with all its tries.
+        #: By queue: seconds that its longest task may run, with all its tries (math.inf: no limit).
         self._longest: dict[str, float] = {}
         self._publisher = _Publisher(Config())
         self.config = self._publisher.config if config is None else config
-        # When this is collected, or the interpreter exits. The publisher doesn't refer to this.
+        # Close it when this is collected, or the interpreter exits. The publisher doesn't refer to
+        # this object, so nothing keeps that from being collected.
         weakref.finalize(self, self._publisher.close)
 
     @property
@@ -4374,7 +4425,7 @@ class Kuyruk:
 
     def remote(self, name: str, queue: str = "kuyruk") -> AnyTask:
         """Return a task by its name ("pkg.tasks.add"), for a program that doesn't have its code:
-        it can be sent. Raises ValueError for what is no such name."""
+        it can be sent, and not run here. Raises ValueError for what is no such name."""
         module, _, function = name.rpartition(".") if isinstance(name, str) else ("", "", "")
         parts = [*module.split("."), function]
         if not all(map(str.isidentifier, parts)) or module in _MAIN or len(name) > MAX_TASK_NAME:
@@ -4387,16 +4438,17 @@ class Kuyruk:
         return Task(stand_in, self, queue)
 
     def _add(self, task: AnyTask) -> None:
-        """Make a task known to workers. Raises ValueError if its name is another function's. A
-        module may be imported again: its functions are the same, if they are at the same place and
-        of another code object (two that a factory has made have theirs in common)."""
+        """Make a task known to workers. Raises ValueError if its name is another function's."""
         f, other = task.f, self._tasks.get(task.name)
         if other is not None and other.f is not f:
             import inspect
 
             codes = [getattr(inspect.unwrap(each), "__code__", None) for each in (other.f, f)]
             places = [c and f"{os.path.realpath(c.co_filename)}:{c.co_firstlineno}" for c in codes]
-            is_exec = codes[0] is not None and codes[0].co_filename.startswith("<")  # no module
+            # A module may be imported again: then the function is at the same place, and was
+            # compiled anew. Two that a factory has made share their code; and what was made by
+            # exec ("<string>") has no place that would tell.
+            is_exec = codes[0] is not None and codes[0].co_filename.startswith("<")
             if codes[0] is codes[1] or places[0] != places[1] or is_exec:
                 raise ValueError(
                     f"two functions are a task called {task.name}, at {places[0]} and at"
@@ -4406,7 +4458,8 @@ class Kuyruk:
         self.packages.add(task.name.partition(".")[0])
         limit = (task.retry + 1) * (task.max_run_time or math.inf)
         self._longest[task.queue] = max(limit, self._longest.get(task.queue, 0))
-        # Where the name is the task's, pickle finds the function as its attribute.
+        # Pickle looks for a function by its qualified name in its module. That name is going to be
+        # the task's, and "add.f" is the function: an attribute of the task.
         named = getattr(sys.modules.get(f.__module__), f.__name__, None)
         if isinstance(f, types.FunctionType) and named is not f:
             f.__qualname__ = f"{f.__name__}.f"
@@ -4431,9 +4484,10 @@ class Kuyruk:
         messages = [message for _, message in prepared]
         failure = None
         try:
-            self._publisher.send(messages)
+            self._publisher.send(messages, self.config.RABBIT_CONFIRM)
         except BrokerError as error:
             failure = error
+        # By identity: two messages of a batch may be equal.
         unconfirmed = set(map(id, failure.unconfirmed)) if failure is not None else ()
         is_sent = [id(message) not in unconfirmed for message in messages]
         for subtask, (description, _), sent in zip(subtasks, prepared, is_sent, strict=True):
@@ -4447,6 +4501,7 @@ class Kuyruk:
     def connection(self) -> Iterator[Connection]:
         """Yield a new `amqpstorm.Connection`, closed on exit. Raises
         amqpstorm.AMQPConnectionError."""
+        # select() fails for descriptors from 1024 on. Not every system has the other.
         poller = "poll" if hasattr(select, "poll") else "select"
         options = self.config._connection_options() | {"poller": poller}
         connect = lambda host, port: _PlainConnection(host, port, options)  # noqa: E731
@@ -4457,7 +4512,8 @@ class Kuyruk:
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[Channel]:
-        """Yield a new `amqpstorm.Channel` on a new connection, both closed on exit."""
+        """Yield a new `amqpstorm.Channel` on a new connection, both closed on exit. Raises
+        amqpstorm.AMQPConnectionError."""
         with self.connection() as connection, connection.channel() as channel:
             yield channel
 
@@ -4476,16 +4532,18 @@ class Kuyruk:
         brought. Memory is bounded, however many there are. "name.localhost" stands for
         "name.<hostname>". Raises ValueError (no queue's name) and amqpstorm's errors.
         """
+        # The name is checked now, not when the iteration begins.
         return self._iterate_failed(_resolve_host(_check_queue_name(queue)))
 
     def _iterate_failed(self, queue: str) -> Generator[FailedMessage, None, None]:
-        # A GeneratorExit doesn't reach amqpstorm, which would log it as an error.
+        # A GeneratorExit must not reach amqpstorm, which would log it as an error.
         with self.channel() as channel, contextlib.suppress(GeneratorExit):
             for message in _read_all(channel, f"{queue}.failed"):
                 yield FailedMessage(self, queue, message, channel)
 
     def queue_stats(self, queues: Iterable[str] | None = None) -> dict[str, QueueStats]:
-        """Look what is in the queues of the tasks, or in those named. By passive declaration alone.
+        """Return what is in the queues of the tasks, or in those named, by their names. It is asked
+        for by passive declarations, so no management plugin is needed.
 
         "name.localhost" stands for "name.<hostname>". Raises ValueError (no queue's name) and
         amqpstorm's errors.
@@ -4494,7 +4552,8 @@ class Kuyruk:
         stats = {}
         with self.channel() as channel:
             for name in names:
-                there, failed = _look_at(channel, name), _look_at(channel, f"{name}.failed")
+                there = _queue_counts(channel, name)
+                failed = _queue_counts(channel, f"{name}.failed")
                 waiting, consumers = there or (None, None)
                 stats[name] = QueueStats(waiting, consumers, failed[0] if failed else 0)
         return stats
@@ -4505,17 +4564,23 @@ class Kuyruk:
         (from 3.12 on; earlier ones ignore that)."""
         arguments = _undropped(self.config.QUEUE_ARGUMENTS)
         longest = self._longest.get(queue, 0)
-        while "." in queue:  # it may be a task's queue of a host
+        # "<queue>.<host>" has the tasks of "<queue>"; a host's name may have dots.
+        while "." in queue:
             queue = queue.rpartition(".")[0]
             longest = max(longest, self._longest.get(queue, 0))
-        longest = 2 * (longest + self.config.WORKER_GRACE)  # it may wait for another to end before
+        # Twice: a message may be in hand while another runs to its end before it begins.
+        longest = 2 * (longest + self.config.WORKER_GRACE)
         if not CONSUMER_TIMEOUT < longest < MAX_TTL / 1000:
             return arguments
         return {"x-consumer-timeout": int(_milliseconds(longest)), **arguments}
 
     def _find_task(self, module: str, function: str) -> AnyTask:
-        """Return the task that a message names. Raises InvalidMessage. What this costs doesn't
-        depend on how many tasks there are: anybody who can send can make a worker do it."""
+        """Return the task that a message names; its module is imported if need be. Raises
+        InvalidMessage.
+
+        Anybody who can send can make a worker do this. So it imports only modules of the packages
+        that tasks are in, and its cost doesn't depend on how many tasks there are.
+        """
         name = f"{module}.{function}"
         if len(name) > MAX_TASK_NAME:
             raise InvalidMessage(f"no task's name has {len(name)} characters: {name[:100]!r}...")
@@ -4543,12 +4608,12 @@ class Kuyruk:
 class _Verdict(NamedTuple):
     """What becomes of a message whose task has ended."""
 
-    #: Which of the worker's counts goes up.
+    #: Which of the worker's counts (`Worker.stats`) goes up.
     tally: str
-    #: ack: done with. requeue: back to its queue. fail: to "<queue>.failed". leave: not ours any
-    #: more.
+    #: ack: it is done with. requeue: it goes back to its queue. fail: it goes to "<queue>.failed".
+    #: leave: it isn't ours any more, and the broker delivers it again.
     action: Literal["ack", "requeue", "fail", "leave"]
-    #: Whether the caller, if one waits, is told.
+    #: Whether a reply is sent, if the message asks for one. Not if its next run will send one.
     reply: bool
     #: Seconds until it is back in its queue (requeue).
     delay: float = 0
@@ -4575,7 +4640,7 @@ def _decide(
         return _Verdict("lost", "leave", reply=False)
     if error is None:
         return _DONE
-    if isinstance(error, Shutdown):
+    if isinstance(error, Shutdown):  # also when it has cut the import of a task's module
         return _BACK
     if task is None or not fits:
         return _Verdict("failed", "fail", reply=True)
@@ -4594,7 +4659,8 @@ def _decide(
 
 class _Settlement(NamedTuple):
     """What is to be sent for a message, in this order: the reply, a copy of the message for another
-    queue, and the frame that settles the delivery. What was sent is None here."""
+    queue, and the frame that settles the delivery. What has been sent is taken from it (None), so
+    that it can be tried again where it has failed."""
 
     reply: _Message | None
     copy: _Message | None
@@ -4607,7 +4673,8 @@ _NOTHING_LEFT = _Settlement(None, None, "leave")
 def _plan(
     delivery: _Delivery, verdict: _Verdict, result: Any, error: BaseException | None, config: Config
 ) -> _Settlement:
-    """Return what carries the verdict out. Raise whatever the user's objects raise."""
+    """Return what is to be sent to carry the verdict out. Raise whatever the user's objects raise
+    when they are described: the result, the exception."""
     reply, copy, frame = None, None, cast(Any, verdict.action)
     if verdict.reply and delivery.reply_to is not None:
         reply = _reply_message(delivery, result, error)
@@ -4617,12 +4684,14 @@ def _plan(
         copy = _forwarded(delivery, f"{delivery.queue}.failed", headers, arguments)
         copy.properties["expiration"] = _milliseconds(config.FAILED_TTL)
     elif verdict.action == "fail":
-        frame = "reject"  # to the broker's own dead-letter policy
+        frame = "reject"  # for the broker's own dead-letter policy
+    # What goes back at once needs no copy: unless its queue was deleted, the broker has it.
     elif verdict.action == "requeue" and (verdict.delay or delivery.is_only_copy):
+        # With a reply it has failed, and that is counted; without it was rejected, say.
         headers = _failure_headers(delivery, error) if error and verdict.reply else {}
         arguments = _undropped(dict(config.QUEUE_ARGUMENTS))
         copy = _forwarded(delivery, delivery.queue, headers, arguments)
-        if verdict.reply:  # the caller has its answer
+        if verdict.reply:  # the caller has its answer: the next run is to send none
             copy.properties.pop("reply_to", None)
         if verdict.delay:
             copy = _put_off(copy, verdict.delay, config.QUEUE_ARGUMENTS)
@@ -4630,6 +4699,7 @@ def _plan(
 
 
 def _reply_message(delivery: _Delivery, result: Any, error: BaseException | None) -> _Message:
+    """Return the reply: the result, or the exception; or why the result can't be sent."""
     try:
         body = _encode_reply(result, error)
     except Exception as unfit:  # what the task has returned isn't JSON, and it did run
@@ -4649,7 +4719,7 @@ def _forwarded(
 ) -> _Message:
     """Return the delivery's message, for another queue, with more headers."""
     original = delivery.properties
-    properties = _copied(original or (), delivery.headers)
+    properties = _properties_of_copy(original or (), delivery.headers)
     if getattr(original, "expiration", None) not in (None, ""):
         properties["headers"]["x-kuyruk-expiration"] = original.expiration
     properties["headers"] |= headers
@@ -4657,8 +4727,9 @@ def _forwarded(
 
 
 def _plain_copy(message: _Message) -> _Message:
-    """Return a message whose sender's properties can't be encoded, without these."""
-    kept = message.properties["headers"].items()
+    """Return a message whose properties can't be encoded, with our own of its headers only: what is
+    left out was its sender's, and is lost."""
+    kept = message.properties.get("headers", {}).items()
     headers = {k: v for k, v in kept if k.removeprefix("x-kuyruk-") in _OUR_HEADERS}
     plain = {"headers": headers, "delivery_mode": 2, "message_id": _ids.make()}
     return message._replace(properties=plain)
@@ -4671,6 +4742,7 @@ def _headers_of(properties: Any) -> Mapping[str, Any]:
 
 
 def _failures_in(headers: Mapping[str, Any] | None) -> int:
+    """Return how often a message has failed. Anybody can set the header: nonsense counts as 0."""
     times = (headers or {}).get("x-kuyruk-failures")
     return times if type(times) is int and 0 <= times < 1_000_000_000 else 0
 
@@ -4690,22 +4762,20 @@ def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any
 
 # --- Worker: deliveries, and the channels that they come by --------------------------------------
 
-WAITING, RUNNING, CLAIMED, KEPT = "waiting", "running", "claimed", "kept"
+#: States of a delivery. It has arrived; a pool thread has begun with it;
+WAITING, RUNNING = "waiting", "running"
+#: it is decided who settles it: that thread, or who gives it up; its copy can't be forwarded now;
+CLAIMED, KEPT = "claimed", "kept"
+#: it is settled; or its channel was lost before it began.
 SETTLED, LOST = "settled", "lost"
 
 
 class _Delivery:
-    """A message in our hands, until it is settled.
-
-    Its state is WAITING when it has arrived; RUNNING when a pool thread has begun with it; CLAIMED
-    when it was decided who settles it: that thread, or who gives that up; KEPT while it can't be
-    forwarded; SETTLED in the end. LOST: its channel was lost before it began. The pool changes it,
-    with its lock.
-    """
+    """A message in our hands, until it is settled. The pool changes its state, with its lock."""
 
     __slots__ = (
-        "at", "body", "cause", "channel", "consumer", "properties", "redelivered", "run",
-        "settlement", "state", "tag", "task", "thread",
+        "arrived_at", "body", "cause", "channel", "consumer", "properties", "redelivered", "run",
+        "settled_at", "settlement", "state", "tag", "task", "thread",
     )  # fmt: skip
 
     def __init__(
@@ -4719,8 +4789,8 @@ class _Delivery:
         self.channel = channel
         self.consumer = consumer
         self.state = WAITING
-        #: time.monotonic() when it arrived; and then when it was settled.
-        self.at = time.monotonic()
+        self.arrived_at = time.monotonic()
+        self.settled_at = math.inf  #: time.monotonic()
         self.tag: int = method.delivery_tag
         self.redelivered: bool = method.redelivered
         #: pamqp's Basic.Properties, or None if they couldn't be decoded.
@@ -4729,18 +4799,19 @@ class _Delivery:
         #: The task that it names, once it is decoded; and its run, once that begins.
         self.task: _Description | None = None
         self.run: Run | None = None
-        #: The pool thread that has it, or had it last. With the pool's lock.
+        #: The ident of the pool thread that has it, or had it last. With the pool's lock.
         self.thread = 0
-        #: What has interrupted it before its task began.
+        #: What has interrupted it before its task began. With the pool's lock.
         self.cause: BaseException | None = None
-        #: What is to be sent for it still, once it is decided.
+        #: What is still to be sent for it, once its verdict is known.
         self.settlement: _Settlement
 
     def __str__(self) -> str:
         task = self.task
         if task is None:
             return "A message"
-        text = f"Task {task.module}.{task.function} [{task.id}]"  # no lines, no control codes:
+        text = f"Task {task.module}.{task.function} [{task.id}]"
+        # Anybody can choose these: no false lines, control codes or megabytes in the log.
         return text if text.isprintable() and len(text) < 2000 else repr(text[:2000])
 
     def __repr__(self) -> str:
@@ -4790,7 +4861,8 @@ class _Delivery:
         return {"task": name, "task_id": task and task.id, "queue": self.queue}
 
     def send_frame(self, frame: str) -> None:
-        """Have the frame sent that settles it. Its channel is the one that delivered it."""
+        """Have the frame of a `_Settlement` sent, by the channel that delivered it: on any other
+        the tag would be another message's."""
         if self.channel.why_lost is not None:
             if not self.is_only_copy and frame != "leave":
                 text = "%s from %r isn't ours any more: it will be delivered again"
@@ -4807,18 +4879,22 @@ class _Delivery:
 
 
 class _Consumer:
-    """A subscription. The pool's lock guards `held`."""
+    """A subscription to a queue. A channel may have several at once: see `_adjust_prefetch`."""
 
     __slots__ = ("held", "prefetch")
 
     def __init__(self, prefetch: int) -> None:
-        #: How many messages may be unacknowledged. RabbitMQ fixes that when it begins.
+        #: How many of its messages may be unacknowledged. RabbitMQ fixes that when it begins.
         self.prefetch = prefetch
-        self.held = 0  #: How many are.
+        self.held = 0  #: How many are. With the pool's lock.
 
 
 class _ConsumerChannel(_Channel):
-    """Consumes one queue. The supervisor uses it; the reader calls what begins with `on_`."""
+    """Consumes one queue. The supervisor uses it; the reader calls what begins with `on_`.
+
+    deliver: called with each delivery. on_trouble: called when the broker has closed the channel,
+    or ended a consumer. Both in the reader, so they must not wait.
+    """
 
     def __init__(
         self,
@@ -4832,42 +4908,45 @@ class _ConsumerChannel(_Channel):
         self._config = config
         self._deliver = deliver
         self._on_trouble = on_trouble
-        #: By their tags.
+        #: Those that the broker delivers to, by their tags.
         self.consumers: dict[str, _Consumer] = {}
-        #: The broker has ended a consumer: the queue was deleted, or has moved.
-        self.is_cancelled = False
+        self._cancelled: list[_Consumer] = []  # those that we have ended, while they hold messages
         #: The queue was deleted: what is in our hands is the only copy.
         self.is_orphaned = False
-        self._cancelled: list[_Consumer] = []  # those that still hold messages
         self.kept = 0  #: How many messages can't be forwarded. With the pool's lock.
         self._serial = itertools.count(1)
         super().__init__(connection)
 
     @property
     def capacity(self) -> int:
-        """How many messages it may hold: what its consumers may, and what cancelled ones do,
-        without those that are only kept (up to a limit)."""
+        """How many messages it may hold for threads to run: as many as its consumers may, and those
+        that cancelled ones still do; without those that are kept, up to MAX_KEPT. By the
+        supervisor."""
         self._cancelled = [c for c in self._cancelled if c.held]
         left = sum(c.held for c in self._cancelled)
         return left + sum(c.prefetch for c in self.consumers.values()) - min(self.kept, MAX_KEPT)
 
     @property
     def is_full(self) -> bool:
-        """Whether there may be messages that it can't have. With the pool's lock."""
+        """Whether its queue may have messages that it can't get: all of its consumers hold what
+        they may. With the pool's lock."""
         return all(c.held >= c.prefetch for c in self.consumers.values())
 
     def add(self, prefetch: int, is_last: bool = False) -> None:
-        """Begin one more consumer. is_last: it gets what no other worker can take."""
+        """Begin one more consumer. is_last: it gets only what no other consumer can take, here or
+        in another worker. Raise AMQPError."""
         number = next(self._serial)
         tag = f"{socket.gethostname()}:{os.getpid()}:{self.id}:{number}"[-255:]
         priority = (self._config.WORKER_PRIORITY or 0) - is_last
         arguments: Any = {"x-priority": priority} if priority else {}
+        # First: its first messages may be read before its answer is waited for.
         consumer = self.consumers[tag] = _Consumer(min(prefetch, 0xFFFF))
         self._ask(commands.Basic.Qos(prefetch_count=consumer.prefetch))
         self._ask(_Consume(queue=self.queue, consumer_tag=tag, arguments=arguments))
 
     def cancel(self, tags: Iterable[str]) -> None:
-        """End consumers. When this returns nothing more will be delivered to them."""
+        """End consumers. When this returns nothing more will be delivered to them: RabbitMQ answers
+        after the last message, and the reader hands them on in this order. Raise AMQPError."""
         for tag in tags:
             self._ask(commands.Basic.Cancel(consumer_tag=tag))
             self._cancelled.append(self.consumers.pop(tag))
@@ -4880,8 +4959,7 @@ class _ConsumerChannel(_Channel):
         self._deliver(_Delivery(self, consumer, method, properties, body))
 
     def on_method(self, frame: Any) -> None:
-        if frame.name == "Basic.Cancel":
-            self.is_cancelled = True
+        if frame.name == "Basic.Cancel":  # the queue was deleted, or its leader has moved
             self._on_trouble(self)
 
     def on_lost(self) -> None:
@@ -4892,82 +4970,92 @@ class _ConsumerChannel(_Channel):
 
 
 def _patience(stalled: float) -> float:
-    """Return the seconds that a message may wait when nothing has begun for so many: a twentieth of
-    what the tasks take, about. For long ones that costs RabbitMQ little."""
+    """Return for how many seconds a message may wait before it is handed back.
+
+    stalled: seconds for which no task has begun. So it grows with what the tasks take, to a
+    twentieth of that, about: each time that a message is handed back and comes again costs RabbitMQ
+    something, and while long tasks run that must not happen too often.
+    """
     return min(max(HANDBACK_AFTER, stalled / 20), LONGEST_PATIENCE)
 
 
 class _Prefetch:
-    """How many messages a worker holds beyond one for each thread, of all queues together.
+    """Decides how many messages a worker holds beyond one for each thread, of all queues together.
 
-    What it has measured lets it grow: that much is needed not to wait for the broker. That a
-    message waits too long lets it shrink to 0, whatever was measured: tasks have become long, and
-    others may have free threads.
+    It grows with the rate at which tasks end: short ones need a stock, or threads wait for the
+    broker. It falls to 0 as soon as a message waits too long, whatever the rate was: tasks have
+    become long then, and other workers may have free threads.
     """
 
     def __init__(self, threads: int) -> None:
         self.size = 0
-        #: Less is not worth it: tasks take far longer than the way to the broker. And those that
-        #: are long, but end in step, or come among short ones, seem to be many for a moment.
+        #: It is this or more, or 0. Where less would do, tasks take far longer than the way to the
+        #: broker. And long ones, if they end in step or come among short ones, seem to be many for
+        #: a moment.
         self._least = threads
         self._rate = 0.0  # tasks per second, smoothed
-        self._at = -math.inf
-        self.ended = 0  # how many tasks, at the last look
+        self._looked_at = -math.inf  # time.monotonic()
+        self._ended = 0  # how many tasks had ended then
 
     def look(self, now: float, ended: int, waited: float, patience: float) -> int:
         """Return the size.
 
-        now: seconds. ended: how many tasks have ended. waited: seconds for which a message has
-        waited and none has begun. patience: seconds that this may last.
+        now: time.monotonic(). ended: how many tasks have ended so far. waited: seconds for which a
+        message has waited and none has begun. patience: seconds that this may last.
         """
-        seconds, count = now - self._at, ended - self.ended
-        self._at, self.ended = now, ended
+        seconds, count = now - self._looked_at, ended - self._ended
+        self._looked_at, self._ended = now, ended
+        # The last look is long ago, since there was nothing to do, or this process stood still (and
+        # what came meanwhile had to wait): that says nothing about tasks.
         if seconds > 3 * LOOK and waited <= seconds + HANDBACK_AFTER:
-            return self.size  # it had nothing to do, or this process stood still: nothing follows
+            return self.size
         if waited > patience:
             self.size, self._rate = 0, 0.0
         else:
             self._rate = (self._rate + count / seconds) / 2
             wanted = min(int(self._rate * PREFETCH_SECONDS), MAX_PREFETCH)
+            # In large steps: each costs the broker one more consumer.
             if wanted >= max(1.5 * self.size, self._least):
                 self.size = wanted
         return self.size
 
 
 class Journal:
-    """Which messages run, and which have run when a worker process died.
+    """Where a worker notes which messages run, and learns which ran when a worker process died.
 
     This one keeps nothing. The command line gives its workers one that outlives their processes
-    (`Worker.journal`). A message is known by its id, or by what is in it if that is missing.
+    (`Worker.journal`). id: the message's, or a hash of its body if it has none.
     """
 
-    #: How many processes have died while it ran, and how many of these while it was to blame.
+    #: By id: how many processes have died while the message ran, and for how many of these deaths
+    #: it was to blame: it was the only suspect, or ran alone.
     crashes: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
 
     def begin(self, id: str) -> None:
-        """The message begins to run. This and the next from one thread at a time; they must not
-        block."""
+        """Note that the message begins to run. This and `end` are called by one thread at a time,
+        with a lock of the worker's: they must not block."""
 
     def end(self, id: str) -> None:
-        """It runs no longer. May be called again."""
+        """Note that it runs no longer. May be called again."""
 
     def count(self, id: str) -> tuple[int, int]:
         """Return its `crashes`, as they are now. May wait for a moment."""
         return self.crashes.get(id, (0, 0))
 
     def clear(self, id: str) -> None:
-        """It is settled: its crashes can be forgotten."""
+        """Forget its crashes: it has ended well, or for good."""
 
 
 # --- Worker: settling, and the threads that run tasks --------------------------------------------
 
 
 class _Settler:
-    """Sends what settles deliveries; again and again, from a thread of its own, what can't be sent.
+    """Sends what settles deliveries: in the thread that calls it, and again and again in a thread
+    of its own what can't be sent at once.
 
     The delivery is kept meanwhile, and its task doesn't run again. Copies for one queue wait for
     each other: one attempt in each pause is enough to see whether it works again. What is wrong
-    with one queue delays nothing else. The thread also does what nobody else has the time for.
+    with one queue delays nothing else. The thread also has jobs (`do`) that would hold others up.
     """
 
     def __init__(
@@ -4979,10 +5067,12 @@ class _Settler:
         self._publisher = publisher
         self._on_kept = on_kept
         self._on_settled = on_settled
-        #: Guards what follows; notified of work, and of the end.
+        #: Guards what follows; notified of a job, of the first delivery that is kept, and of the
+        #: end. Nothing is sent, and no other lock is waited for, while it is held.
         self._changed = threading.Condition(threading.Lock())
         self._jobs: collections.deque[Callable[[], object]] = collections.deque()
-        #: By the queue that the copies are for: when to try again, after which pauses, and them.
+        #: By the queue that copies are for: time.monotonic() of the next attempt, the pauses after
+        #: that, and the deliveries, in their order.
         self._kept: dict[str, tuple[float, Iterator[float], collections.deque[_Delivery]]] = {}
         self.count = 0  #: Of kept deliveries.
         self._closed = False
@@ -4993,22 +5083,27 @@ class _Settler:
 
     @property
     def healthy(self) -> bool:
+        """Whether its thread lives, and nothing is kept."""
         return self._thread.is_alive() and not self.count
 
     def settle(self, delivery: _Delivery, settlement: _Settlement) -> None:
-        """Reply, then forward, then settle. Doesn't raise; what can't be forwarded is kept."""
+        """Reply, then forward, then settle, in the calling thread. Doesn't raise; what can't be
+        forwarded is kept. By who has claimed the delivery."""
         delivery.settlement = settlement
         self.attempt(self._send, delivery)
 
     def _send(self, delivery: _Delivery) -> None:
-        """Send what is left of a settlement. When this raises it can be called again."""
+        """Send what is left of a settlement. When this raises it can be called again: what has been
+        sent is taken from the settlement at once, and isn't sent twice."""
         reply, copy, frame = delivery.settlement
         if reply is not None:
             self._reply(reply)
             delivery.settlement = _Settlement(None, copy, frame)
         if copy is not None:
-            error = None if copy.queue in self._kept else self._try_to_send(copy)
-            if error is not None or copy.queue in self._kept:
+            # Looked at once: by the time that this is sent another may be kept for the same queue.
+            has_to_wait = copy.queue in self._kept
+            error = "others wait before it" if has_to_wait else self._try_to_send(copy)
+            if error is not None:
                 self._keep(delivery, copy.queue, error)
                 return
             delivery.settlement = _Settlement(None, None, frame)
@@ -5017,8 +5112,9 @@ class _Settler:
         self._on_settled(delivery)
 
     def attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """Call a function. If that raises, which is a defect or bad luck, it is called in the
-        settler's thread, again and again, until it doesn't; and this returns None."""
+        """Call a function, and return what it returns. If it raises, which is a defect or bad luck
+        (no memory, no thread), this returns None, and the settler's thread calls it again and again
+        until it doesn't raise."""
         try:
             return function(*args, **kwargs)
         except BaseException as error:
@@ -5028,13 +5124,14 @@ class _Settler:
             return None
 
     def do(self, job: Callable[[], object]) -> None:
-        """Have something done in the settler's thread, soon."""
+        """Have something done in the settler's thread, soon; and again if it raises."""
         with self._changed:
             self._jobs.append(job)
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread. What is kept goes back with its connection."""
+        """End the thread, when it has done its jobs; wait for CLOSE_TIMEOUT seconds. What is kept
+        goes back with its connection."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -5055,7 +5152,9 @@ class _Settler:
                     del self._kept[queue]
 
     def _reply(self, message: _Message) -> None:
-        """Returns when it is on its way: before the message is settled."""
+        """Send a reply, and return when the broker has it. This comes before the message is
+        settled: if the process dies in between, that runs again, and the caller has its answer
+        either way. A reply that can't be sent is lost."""
         error = self._try_to_send(message)
         if error is not None and len(message.body) > LARGE_REPLY:  # perhaps that is why
             text = f"the result takes {len(message.body)} bytes, and can't be sent: {error}"
@@ -5071,16 +5170,20 @@ class _Settler:
                 self._publisher.send([message])
             except BrokerError:
                 raise
-            except Exception as error:  # ValueError, TypeError, RecursionError...
+            except Exception as error:  # its properties can't be encoded: ValueError, TypeError...
                 text = "A message to %r loses its sender's properties: %s"
                 _log_aside(logging.WARNING, text, message.queue, error)
                 self._publisher.send([_plain_copy(message)])
         except BaseException as error:
-            error.__traceback__ = None  # its frames needn't live as long as it
+            # It may be kept: its frames, and what is in them, needn't live as long.
+            error.__traceback__ = None
             return error
         return None
 
-    def _keep(self, delivery: _Delivery, queue: str, error: BaseException | None) -> None:
+    def _keep(self, delivery: _Delivery, queue: str, error: object) -> None:
+        """Keep a delivery whose copy for a queue can't be sent now, and log why, once for each
+        queue."""
+        # First: as soon as it is in `_kept` the settler's thread may settle it.
         self._on_kept(delivery)
         with self._changed:
             is_first = queue not in self._kept
@@ -5136,45 +5239,33 @@ class _Settler:
         error = self._try_to_send(cast(_Message, settlement.copy))
         with self._changed:
             if not kept or kept[0] is not delivery:
-                return  # it was lost meanwhile
+                return  # it was lost meanwhile (`drop`)
             if error is not None:
                 self._kept[queue] = time.monotonic() + next(pauses), pauses, kept
                 return
             kept.popleft()
             self.count -= 1
-            self._kept[queue] = -math.inf, pauses, kept
+            self._kept[queue] = -math.inf, pauses, kept  # it works: the next follows at once
             if not kept:
                 del self._kept[queue]
         self.settle(delivery, settlement._replace(copy=None))
 
 
-def _keep_running(step: Callable[[], bool]) -> None:
-    """Call a step again and again, until it returns True: the loop of a thread that must live.
-
-    An exception costs that step. It is logged, and the next step follows after a pause, which grows
-    as long as there is no step without.
-    """
-    pauses: Iterator[float] | None = None
-    while True:
-        try:
-            while not step():
-                pauses = None
-            return
-        except BaseException as error:
-            text = "Defect in a thread of the worker; it goes on"
-            _log_aside(logging.ERROR, text, error=error)
-        try:
-            pauses = pauses or _pauses(LONGEST_PAUSE)
-            time.sleep(next(pauses))
-        except BaseException:  # no memory, say
-            pass
+#: What deliveries are counted by (`Worker.stats`): all, and what became of them (`_Verdict.tally`).
+_TALLIES = (
+    "received", "succeeded", "failed", "timed_out", "rejected", "discarded", "requeued", "lost",
+)  # fmt: skip
 
 
 class _Pool:
-    """The threads, and the deliveries that they have.
+    """The threads that run tasks, and all deliveries in hand: the only place where the state of a
+    delivery changes.
 
     WORKER_THREADS loops on a `ThreadPoolExecutor`; all wait on one condition for what is delivered.
     A thread that is given up is left to itself, and one more loop begins.
+
+    notify: has the supervisor look again. on_failure: called by a pool thread with the queue, the
+    description, the task and the exception of a message that has failed.
     """
 
     def __init__(
@@ -5187,49 +5278,51 @@ class _Pool:
     ) -> None:
         self._app = app
         self._config = config
-        self._notify = notify  # the supervisor: it is to look again
+        self._notify = notify
         self._on_failure = on_failure
         self._settler = _Settler(publisher, self._on_kept, self._on_settled)
         #: Where it notes what runs, for a process that watches over this one.
         self.journal = Journal()
-        #: Quorum queues have their own delivery limit, but those that we declare without one.
+        #: Whether we count the crashes of messages of quorum queues, too. Such a queue has a limit
+        #: of deliveries for that, but for one that we have declared (`_undropped`).
         arguments = config.QUEUE_ARGUMENTS
         self._counts_for_quorum = _is_quorum(arguments) and "x-delivery-limit" not in arguments
         #: Nothing begins any more; and each end is to be noticed at once.
         self.stopping = False
-        #: `is_ours` in threads of the worker: in these nobody waits for its end. Idents are reused.
-        self.here = threading.local()
+        #: `is_needed` in a thread that the worker needs. Not a set of idents: these are reused.
+        self._this_thread = threading.local()
         #: Guards what follows, and the states of deliveries; notified of what can begin, and of the
-        #: end. No lock is waited for while it is held.
+        #: end of a loop. No lock is waited for while it is held.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._waiting: collections.deque[_Delivery] = collections.deque()
-        #: Of what has run when a process died, only one runs at a time. The others wait here.
+        #: Suspects: what has run when a process died. One of them runs at a time, the others wait.
         self._quarantine: collections.deque[_Delivery] = collections.deque()
-        self._suspect: _Delivery | None = None
-        #: Begun, and its thread hasn't come back.
+        self._suspect: _Delivery | None = None  # that which runs
+        #: Those whose pool threads haven't come back from them; settled or not, stuck ones, too.
         self.running: dict[_Delivery, None] = {}
-        #: Given up, and its thread is still in it. What interrupted it.
-        self._stuck: dict[_Delivery, BaseException] = {}
-        #: By the keys of the messages that run: the delivery, and others of the same that wait for
-        #: its end.
+        #: Of these, those whose threads were given up, and are stuck; and what interrupted them.
+        self.given_up: dict[_Delivery, BaseException] = {}
+        #: By the keys of the messages that run: the delivery that does, and those that the broker
+        #: has delivered meanwhile of the same message: they wait for its end.
         self._keys: dict[str, tuple[_Delivery, collections.deque[_Delivery]]] = {}
         self._loops = 0  # how many there are, without those that are stuck
-        self._idle = 0  # how many of these wait,
-        self._woken = False  # and whether one of these was notified
+        self._idle = 0  # how many of these wait for a delivery,
+        self._woken = False  # and whether one of these was notified, and hasn't come yet
         self._closed = False
         self.held = 0  #: How many messages are in hand, without those that the settler keeps.
-        self.ended = 0  #: How many runs have.
-        self._began_at = -math.inf  # time.monotonic(): the last one
-        #: Channels whose consumers have all that they may have.
+        self.ended = 0  #: How many deliveries threads have come back from.
+        self._began_at = -math.inf  # time.monotonic() when the last one began
+        #: Channels that may have been full (`is_full`) since the last look (`take_full`).
         self.full: set[_ConsumerChannel] = set()
-        self._tallies = dict.fromkeys(_TALLIES, 0)
+        self._tallies = dict.fromkeys(_TALLIES, 0)  # what became of how many deliveries
 
     def start(self) -> None:
         """Raise RuntimeError if a thread can't be started."""
         from concurrent.futures import ThreadPoolExecutor
 
-        # It starts a thread for each loop that begins, and no more.
+        # Without a limit: it starts a thread for each loop, and `_loops` counts them. One that is
+        # stuck would count for its limit.
         self._executor = ThreadPoolExecutor(sys.maxsize, thread_name_prefix="kuyruk-pool")
         self._watch = _Watch(self._config.WORKER_GRACE, self._give_up)
         self._settler.start()
@@ -5243,20 +5336,24 @@ class _Pool:
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._loops, CLOSE_TIMEOUT)
         self._settler.close()
-        if hasattr(self, "_executor"):  # else it couldn't be started
+        if hasattr(self, "_executor"):  # `start` may have failed before it was made
             self._executor.shutdown(wait=False)
         if hasattr(self, "_watch"):
             self._watch.close()
 
     @contextlib.contextmanager
-    def not_to_be_waited_in(self) -> Iterator[None]:
-        """A signal handler that stops the worker in this block doesn't wait for its end: this
-        thread has, or will have, a lock that the worker needs; or it waits already."""
-        was_ours, self.here.is_ours = getattr(self.here, "is_ours", False), True
+    def needs_this_thread(self) -> Iterator[None]:
+        """Note in a `with` block that this thread is the worker's, has a lock that it needs, or
+        waits for its end already. A signal handler in it that stops the worker must not wait."""
+        was_needed, self._this_thread.is_needed = self.is_this_thread_needed, True
         try:
             yield
         finally:
-            self.here.is_ours = was_ours
+            self._this_thread.is_needed = was_needed
+
+    @property
+    def is_this_thread_needed(self) -> bool:
+        return getattr(self._this_thread, "is_needed", False)
 
     # -- for the supervisor, and for those who ask
 
@@ -5268,10 +5365,10 @@ class _Pool:
             waiting = len(self._waiting) + len(self._quarantine)
             suspects = len(self._quarantine) + (self._suspect is not None)
             stats: dict[str, Any] = {**self._tallies, "waiting": waiting, "suspect": suspects}
-            stats |= {"stuck": len(self._stuck), "unsettled": self._settler.count}
+            stats |= {"stuck": len(self.given_up), "unsettled": self._settler.count}
         stats["running"] = [
             {"id": d.extra["task_id"], "task": d.extra["task"], "queue": d.queue,
-             "seconds": round(now - (d.run.started if d.run else d.at), 3)}
+             "seconds": round(now - (d.run.started if d.run else d.arrived_at), 3)}
             for d in running if d.task is not None
         ]  # fmt: skip
         return stats
@@ -5280,7 +5377,7 @@ class _Pool:
     def healthy(self) -> bool:
         """Whether its threads live, do what is due, and get rid of what they have done."""
         now = time.monotonic()
-        is_late = [d for d in tuple(self.running) if d.state == SETTLED and now - d.at > STALLED]
+        is_late = [d for d in tuple(self.running) if now - d.settled_at > STALLED]
         is_staffed = self._loops >= self._config.WORKER_THREADS
         return (
             is_staffed
@@ -5291,14 +5388,14 @@ class _Pool:
 
     @property
     def stuck(self) -> int:
-        """How many threads are, without those whose connection was lost: they are within their
-        limits, and the worker survives that."""
-        causes = tuple(self._stuck.values())
+        """How many threads are stuck, without those that were given up because their connection was
+        lost: their tasks are within their limits, and will end."""
+        causes = tuple(self.given_up.values())
         return sum(not isinstance(cause, HeartbeatError) for cause in causes)
 
     @property
     def unfinished(self) -> list[_Delivery]:
-        """What has begun, and isn't settled."""
+        """What has begun, and is neither settled nor kept."""
         with self._lock:
             return [d for d in self.running if d.state in (RUNNING, CLAIMED)]
 
@@ -5325,40 +5422,41 @@ class _Pool:
         self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery], bool]
     ) -> int:
         """Interrupt running tasks; return how many. One that hasn't begun (its module is being
-        imported, say) doesn't begin."""
+        imported, say) doesn't begin. make_cause: called for each: an exception that two threads
+        raise gets the traceback of both."""
         with self._lock:
             chosen = [d for d in self.running if d.state == RUNNING and which(d)]
             for delivery in chosen:
                 if delivery.run is None and delivery.cause is None:
-                    delivery.cause = make_cause()
+                    delivery.cause = make_cause()  # `_begin` looks for it, with the lock
+        # Without the lock: the watch has one of its own.
         for delivery in chosen:
             if delivery.run is not None:
                 self._watch.interrupt(delivery.run, make_cause())
         return len(chosen)
 
-    def on_lost(
-        self, channels: Iterable[_ConsumerChannel], cause: Callable[[], BaseException]
-    ) -> None:
-        """What came by these channels isn't ours any more, unless it is the only copy."""
-        lost = set(channels)
+    def on_lost(self, channel: _ConsumerChannel, make_cause: Callable[[], BaseException]) -> None:
+        """Forget what came by a channel that is lost and hasn't begun or is kept, and interrupt
+        what runs: the broker delivers it again. Not if it is the only copy."""
         with self._lock:
-            self.full -= lost
+            self.full.discard(channel)
             for queue in self._queues():
-                for delivery in [d for d in queue if d.channel in lost and d.is_lost]:
+                for delivery in [d for d in queue if d.channel is channel and d.is_lost]:
                     queue.remove(delivery)
                     delivery.state = LOST
                     self._tallies["lost"] += 1
                     self.held -= 1
         self._settler.drop(lambda delivery: delivery.is_lost)
-        self.interrupt(cause, lambda delivery: delivery.channel in lost and delivery.is_lost)
+        self.interrupt(make_cause, lambda d: d.channel is channel and d.is_lost)
 
     def oldest(self, channel: _ConsumerChannel) -> _Delivery | None:
-        """Return the oldest of what came by a channel and isn't settled."""
+        """Return the delivery that came first of those that came by a channel and aren't settled:
+        what RabbitMQ's consumer_timeout is about."""
         with self._lock:
             begun = [d for d in self.running if d.state != SETTLED]
             in_hand = itertools.chain(begun, *self._queues())
             ours = (d for d in in_hand if d.channel is channel)
-            return min(ours, key=lambda d: d.at, default=None)
+            return min(ours, key=lambda d: d.arrived_at, default=None)
 
     def hand_back(self) -> None:
         """Send what hasn't begun back at once: another worker can have it."""
@@ -5372,18 +5470,13 @@ class _Pool:
         """Send the newest of what waits back, until no more than `kept` messages are in hand. Not
         what a quorum queue has counted already: it may have a limit of deliveries."""
         with self._lock:
-            surplus = self.held - kept
-            waiting, self._waiting = self._waiting, collections.deque()
-            back: list[_Delivery] = []
-            while waiting:
-                delivery = waiting.pop()
-                if len(back) < surplus and "x-delivery-count" not in delivery.headers:
-                    back.append(delivery)
-                else:
-                    self._waiting.appendleft(delivery)
+            newest = [d for d in reversed(self._waiting) if "x-delivery-count" not in d.headers]
+            back = dict.fromkeys(newest[: max(0, self.held - kept)])
+            self._waiting = collections.deque([d for d in self._waiting if d not in back])
         self._requeue(back)
 
-    def _requeue(self, deliveries: list[_Delivery]) -> None:
+    def _requeue(self, deliveries: Collection[_Delivery]) -> None:
+        """Send deliveries back that were taken from the queues and haven't begun."""
         with self._lock:
             self._tallies["requeued"] += len(deliveries)
             for delivery in deliveries:
@@ -5398,8 +5491,9 @@ class _Pool:
         """Return for how many seconds a message has waited and none has begun; and for how many
         none has begun."""
         with self._lock:
-            waited = now - max(self._waiting[0].at, self._began_at) if self._waiting else 0.0
-            return waited, now - self._began_at
+            stalled = now - self._began_at
+            waited = min(now - self._waiting[0].arrived_at, stalled) if self._waiting else 0.0
+            return waited, stalled
 
     def take_full(self) -> set[_ConsumerChannel]:
         """Return the channels for which there may be more messages: they were full since the last
@@ -5409,19 +5503,19 @@ class _Pool:
             return full
 
     def _queues(self) -> list[collections.deque[_Delivery]]:
-        """Return what hasn't begun. With the lock."""
+        """Return all queues of what hasn't begun. With the lock."""
         return [self._waiting, self._quarantine, *(others for _, others in self._keys.values())]
 
     # -- the loops
 
-    def _wake_one(self, taken: int = 0) -> None:
+    def _wake_one(self) -> None:
         """Wake an idle thread for what waits, unless one was woken and hasn't come yet: that wakes
-        the next one (`_take`). With the lock. taken: how many of those that wait are about to be.
+        the next one (`_take`). With the lock.
 
         To wake all that could do something costs more than tiny tasks do: by the time that they
         have the GIL, others have taken their work.
         """
-        if not self._woken and self._idle and len(self._waiting) + len(self._quarantine) > taken:
+        if not self._woken and self._idle and (self._waiting or self._quarantine):
             self._woken = True
             self._changed.notify()
 
@@ -5441,10 +5535,12 @@ class _Pool:
 
     def _loop(self) -> None:
         """Run what is delivered, until the pool closes, or this thread was given up."""
-        self.here.is_ours = True
+        self._this_thread.is_needed = True
         with self._lock:
+            # The executor queues a loop for which it can't start a thread, and raises; that loop
+            # begins all the same when another's thread ends. It may be one too many by then.
             if self._loops >= self._config.WORKER_THREADS:
-                return  # one that couldn't be started at its time
+                return
             self._loops += 1
         ended: _Delivery | None = None
 
@@ -5455,6 +5551,7 @@ class _Pool:
                 try:
                     self._handle(ended)
                 except BaseException as defect:
+                    # Not here: what has failed, no memory say, may be this thread's trouble.
                     self._settler.do(functools.partial(self._settle_as_failed, ended, defect))
                     raise
             return ended is None
@@ -5462,18 +5559,20 @@ class _Pool:
         _keep_running(step)
 
     def _next(self, ended: _Delivery | None) -> _Delivery | None:
-        """Note that a delivery has ended, and wait for the next. None: this was the last."""
+        """Note that a delivery has ended, and wait for the next. Return None if this thread is to
+        end: the pool is closed, or it was given up and another has its place."""
         if ended is not None:
             with self._lock:
-                is_stuck = ended in self._stuck
+                was_given_up = ended in self.given_up
                 self._end(ended)
-                self._stuck.pop(ended, None)
-                delivery = None if is_stuck else self._take()
-                is_needed = is_stuck or self.stopping or self.full or self._waiting
-            del ended  # nothing of it is kept while this thread waits
-            if is_needed:
+                self.given_up.pop(ended, None)
+                delivery = None if was_given_up else self._take()
+                is_news = was_given_up or self.stopping or self.full or self._waiting
+            del ended  # its body and arguments needn't live while this thread waits
+            # To wake the supervisor at each end would cost more than tiny tasks do.
+            if is_news:
                 self._notify()
-            if is_stuck or delivery is not None:
+            if was_given_up or delivery is not None:
                 return delivery
         with self._lock:
             while True:
@@ -5492,9 +5591,10 @@ class _Pool:
                     self._woken = False
 
     def _end(self, delivery: _Delivery) -> None:
-        """Forget a delivery whose thread has come back from it. With the lock.
+        """Forget a delivery whose thread has come back from it, unless it is another's by now. With
+        the lock.
 
-        1. This thread sets it aside (`_enter`), and logs that. 2. Another takes it, since what it
+        1. This thread has it wait (`_admit`), and logs that. 2. Another takes it, since what it
         waited for has ended, and runs it. 3. This thread comes back: it isn't its delivery any
         more.
         """
@@ -5511,22 +5611,24 @@ class _Pool:
                 self.journal.end(key)
                 self._waiting.extendleft(others)
                 del self._keys[key]
-                self._wake_one()  # this thread may have been given up: then it takes none of them
+                # This thread goes on with one of them; but not if it was given up.
+                self._wake_one()
 
     def _take(self) -> _Delivery | None:
-        """Return what begins next. With the lock."""
+        """Return what begins next, or None if nothing can. With the lock."""
         if self.stopping:
             return None
         is_suspect = bool(self._quarantine) and self._suspect is None
         queue = self._quarantine if is_suspect else self._waiting
         if not queue:
             return None
-        if len(self._waiting) > 1 - is_suspect:
-            self._wake_one(taken=1)
+        if len(self._waiting) > 1 - is_suspect:  # something is left for another thread
+            self._wake_one()
+        # It must not get lost if this fails (no memory): it leaves its queue last.
         delivery = queue[0]
         self._began_at = time.monotonic()
         self.running[delivery] = None
-        queue.popleft()  # from here on nothing can fail
+        queue.popleft()
         delivery.state, delivery.thread = RUNNING, threading.get_ident()
         if is_suspect:
             self._suspect = delivery
@@ -5543,7 +5645,7 @@ class _Pool:
                 if delivery.properties is None:
                     raise InvalidMessage("the message's AMQP properties can't be decoded")
                 delivery.task = description = _decode_task(delivery.body)
-                if not self._enter(delivery):
+                if not self._admit(delivery):
                     return
                 task = self._app._find_task(description.module, description.function)
                 run = Run(task, description.id, delivery.queue, delivery.redelivered)
@@ -5551,25 +5653,31 @@ class _Pool:
                 if self._begin(delivery, run):
                     result = task._run(run, description.args, description.kwargs, self._watch)
                 else:
-                    error = delivery.cause
-            except BaseException as raised:  # the task's, or it can't be run
+                    # If nothing has interrupted it its channel is lost. It hasn't returned, though
+                    # it may be ours again: 1. The broker closes its channel. 2. This thread sees
+                    # that. 3. The supervisor sees that its queue is gone: this is the only copy.
+                    error = delivery.cause or Shutdown("its channel was lost before it began")
+            except BaseException as raised:  # the task has raised, or it can't be run
                 error = raised
             self._conclude(delivery, task, result, error)
         finally:
-            error = None  # its traceback leads to this frame: a cycle, which keeps all frames
+            # Its traceback leads to this frame: a cycle, which would keep all frames, and what is
+            # in them, until the garbage collector comes.
+            error = None
 
-    def _enter(self, delivery: _Delivery) -> bool:
-        """Return False if it is set aside: because the same message runs here, or because it is a
-        suspect and another one runs. Raise Crashed if it has brought too many processes down."""
+    def _admit(self, delivery: _Delivery) -> bool:
+        """Return whether its task may run now. If the same message runs here, or if it is a suspect
+        and another suspect runs, it waits again. Raise Crashed if it has brought too many processes
+        down."""
         key, is_suspect = delivery.key, False
         if key in self.journal.crashes:
-            # A quorum queue may count itself, and have a limit.
+            # A quorum queue counts itself, and has a limit, if it isn't one of ours.
             is_suspect = self._counts_for_quorum or "x-delivery-count" not in delivery.headers
         if is_suspect:
             crashes, blames = self.journal.count(key)
             limit = self._config.WORKER_MAX_CRASHES
-            # At the first death it may have been one of many. Being the only suspect at one more
-            # proves little: what had not been suspected yet may have died beside it.
+            # At the first death it may have been one of many messages. And to be the only suspect
+            # at one more proves little: what ran beside it, not suspected yet, may be to blame.
             if crashes >= limit and blames >= max(1, limit - 1):
                 why = "worker processes have died while it ran (WORKER_MAX_CRASHES)"
                 raise Crashed(f"{crashes} {why}")
@@ -5591,7 +5699,8 @@ class _Pool:
         return False
 
     def _begin(self, delivery: _Delivery, run: Run) -> bool:
-        """Return whether its task may begin: it is still ours, and nothing has interrupted it."""
+        """Return whether its task may begin: it is still ours, and nothing has interrupted it. From
+        here on interruptions are the run's."""
         with self._lock:
             is_ours = delivery.state == RUNNING and not delivery.is_lost
             if delivery.cause is None and is_ours:
@@ -5602,7 +5711,7 @@ class _Pool:
         self, delivery: _Delivery, task: AnyTask | None, result: Any, error: BaseException | None
     ) -> None:
         """Settle a delivery whose task has ended, then log that: nothing waits for a log."""
-        began = delivery.run.started if delivery.run else delivery.at
+        began = delivery.run.started if delivery.run else delivery.arrived_at
         seconds = time.monotonic() - began
         verdict = self._settler.attempt(self._settle, delivery, task, result, error, RUNNING)
         if verdict is None:
@@ -5626,9 +5735,13 @@ class _Pool:
         error: BaseException | None,
         state: str,
     ) -> _Verdict | None:
-        """Settle a delivery in this state, or have it kept until that is possible. Return None if
-        another does that. What the user's objects raise when they are described is what has failed
-        then."""
+        """Settle a delivery, or have it kept until that is possible. Return what becomes of it;
+        None if it isn't in this state any more: then another has claimed it.
+
+        state: RUNNING for the thread that has run it, CLAIMED for who has given that up. If the
+        result or the exception can't be described, since code of the user's raises, the message
+        has failed with that.
+        """
         defect: BaseException | None = None
         try:
             fits = task is None or error is None or task._fits(error)
@@ -5664,25 +5777,30 @@ class _Pool:
         return verdict
 
     def _settle_as_failed(self, delivery: _Delivery, defect: BaseException) -> None:
-        """Settle a delivery that a defect has left unsettled: the last line of defence."""
+        """Settle a delivery that a defect has left unsettled: the last line of defence. In the
+        settler."""
         if delivery.state == RUNNING:
             self._settle(delivery, None, None, defect, RUNNING)
 
     def _on_kept(self, delivery: _Delivery) -> None:
+        """Note that its copy can't be forwarded for the moment. By who settles it; again, if that
+        has failed after this."""
         with self._lock:
-            delivery.state = KEPT
-            delivery.channel.kept += 1
-            self.held -= 1
+            if delivery.state != KEPT:
+                delivery.state = KEPT
+                delivery.channel.kept += 1
+                self.held -= 1
         self._notify()  # others may come in its place
 
     def _on_settled(self, delivery: _Delivery) -> None:
+        """Note that it is settled. By who settles it."""
         with self._lock:
             if delivery.state == KEPT:
                 delivery.channel.kept -= 1
             else:
                 self.held -= 1
             delivery.consumer.held -= 1
-            delivery.state, delivery.at = SETTLED, time.monotonic()
+            delivery.state, delivery.settled_at = SETTLED, time.monotonic()
 
     def _log_success(self, delivery: _Delivery, verdict: _Verdict, seconds: float) -> None:
         is_success = verdict.tally == "succeeded"
@@ -5692,6 +5810,8 @@ class _Pool:
             _log(level, "%s from %r %s in %.3f s", *arguments, extra=delivery.extra, logger=log)
 
     def _log_error(self, delivery: _Delivery, error: BaseException, verdict: _Verdict) -> None:
+        """Log what a task has raised, and what becomes of its message. With a traceback only where
+        somebody has to look for the cause."""
         about: dict[str, Any] = {"extra": delivery.extra}
         arguments = delivery, delivery.queue, verdict.tally
         then = ""
@@ -5729,14 +5849,14 @@ class _Pool:
                 self._loops += 1
                 raise
             delivery.state = CLAIMED
-            self._stuck[delivery] = cause
+            self.given_up[delivery] = cause
             if delivery.task is not None:
                 self.journal.end(delivery.key)
         self._settler.do(lambda: self._settle_abandoned(delivery, cause))
 
     def _settle_abandoned(self, delivery: _Delivery, cause: BaseException) -> None:
-        """In the settler. It is logged in a thread of its own: the stuck one may hold the log, and
-        the settler has others to settle."""
+        """Settle a delivery whose thread was given up, and log where that is stuck. In the settler;
+        not in the watch, which interrupts others meanwhile."""
         stack = _format_stack(delivery.thread)
         task = delivery.run.task if delivery.run else None
         cause.add_note(
@@ -5751,31 +5871,21 @@ class _Pool:
         _log_aside(logging.ERROR, text, *arguments, extra=delivery.extra)
 
 
-_WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
-_TALLIES = (
-    "received",
-    "succeeded",
-    "failed",
-    "timed_out",
-    "rejected",
-    "discarded",
-    "requeued",
-    "lost",
-)
-
-
 # --- Worker --------------------------------------------------------------------------------------
 
-#: For what is asked of a queue's channel. When that is closed meanwhile, the reader has noted it:
-#: the supervisor looks after it next, and no other queue has any trouble.
-_alone = contextlib.suppress(AMQPChannelError)
+#: Around what is asked of a queue's channel: if the broker closes that meanwhile, it is no error
+#: here. The reader has noted it, and the supervisor looks after it next (`_look_after_trouble`).
+_unless_closed = contextlib.suppress(AMQPChannelError)
+
+_WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
 
 
 class Worker:
     """Consumes queues and runs their tasks, in threads of this process.
 
     app: the `Kuyruk`. queues: names, or None for those of the app's tasks. options:
-    `WorkerOptions`; the configuration's `WORKER_` keys are the defaults.
+    `WorkerOptions`; the configuration's `WORKER_` keys are the defaults. Raises TypeError for an
+    option that isn't known, ValueError for a value or a name that can't be.
 
     `run` blocks, `start` doesn't, and as a context manager it is started and stopped. It installs
     no signal handler and leaves logging alone. A worker runs once.
@@ -5800,38 +5910,44 @@ class Worker:
         self.queues = self.queues or _queue_names(app._queues or "kuyruk")
         #: How many tasks had to be interrupted for the worker to stop.
         self.aborted = 0
-        #: Called in one of its threads when it may have become `healthy` or not, or has stopped. It
-        #: must not block.
+        #: Called in one of its threads when it has begun or ceased to consume, when a thread is
+        #: given up, and when it has stopped: `healthy` may be another then. It must not block. What
+        #: it raises is logged.
         self.on_change: Callable[[], object] = lambda: None
         #: What it has failed with, if it has.
         self.error: BaseException | None = None
         self._process_id = os.getpid()
-        self._began = threading.Lock()  # taken once and for ever
-        self._ended = threading.Event()
-        self._interrupt_at = math.inf  # time.monotonic() from which on a stop waits no longer
-        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
+        self._began = threading.Lock()  # acquired by `start`, and never released
+        self._ended = threading.Event()  # set by the supervisor, last of all
+        # time.monotonic() at which each call of `stop` wants running tasks to be interrupted.
+        self._interrupt_times = [math.inf]
+        self._publisher = _Publisher(self._config)
         self._keeper = _Keeper(self._config, publishes=False)
-        notify_failure = functools.partial(_notify_failure, self)
-        self._pool = _Pool(app, self._config, self._publisher, self._on_pool, notify_failure)
-        self._wakeup = _Event()  # of the supervisor
+        self._pool = _Pool(
+            app, self._config, self._publisher, self._on_pool_change, self._signal_failure
+        )
+        self._wakeup = _Event()  # the supervisor's: there is something to do
         self._supervisor = threading.Thread(target=self._run, name="kuyruk-supervisor", daemon=True)
-        #: What each queue is consumed by; and those that aren't consumed: when to try that again.
+        # What follows is the supervisor's: no other thread changes it, but for `_troubled`.
+        #: What each queue is consumed by.
         self._channels: dict[str, _ConsumerChannel] = {}
+        #: Queues that aren't consumed: time.monotonic() of the next attempt, and the pauses after.
         self._missing: dict[str, tuple[float, Iterator[float]]] = {}
-        self._reported: dict[str, str] = {}  # and why, as it was logged
-        #: Channels that were closed, or whose consumer was ended. The readers append to it.
+        self._reported: dict[str, str] = {}  # why they aren't, as it was logged last
+        #: Channels that were closed, or whose consumer was ended. The reader appends to it.
         self._troubled: collections.deque[_ConsumerChannel] = collections.deque()
         self._paused = False
         # Of consumers of such a queue only one is served: more of them are of no use.
         is_single = app.config.QUEUE_ARGUMENTS.get("x-single-active-consumer")
         self._adjusts = self._config.WORKER_PREFETCH is None and not is_single
         self._prefetch = _Prefetch(self._config.WORKER_THREADS)
-        self._look_at = -math.inf  # time.monotonic(): not sooner
-        self._looks = False  # the supervisor will look at that time, whether it is woken or not
-        #: Channels that hold more than their share, and less.
-        self._large: set[_ConsumerChannel] = set()
-        self._small: set[_ConsumerChannel] = set()
-        _notify_worker(worker_init, self)
+        self._adjust_at = -math.inf  # time.monotonic() of the next `_adjust_prefetch`, at the least
+        #: The supervisor looks at the pool soon, whether it is woken or not.
+        self._looks_soon = False
+        #: Channels with consumers that `_grow` has added; and those that `_shrink` has left one.
+        self._grown: set[_ConsumerChannel] = set()
+        self._shrunk: set[_ConsumerChannel] = set()
+        self._signal(worker_init)
 
     # -- its life, as its owner sees it
 
@@ -5847,13 +5963,14 @@ class Worker:
         can be started."""
         if not self._began.acquire(blocking=False):
             raise RuntimeError("this worker runs or ran already: make another one")
+        # time.monotonic() at which it stops by itself.
         self._stop_at = time.monotonic() + (self._config.WORKER_MAX_RUN_TIME or math.inf)
         try:
             # A daemon, and so are the threads that it starts: one that is stuck doesn't keep the
             # process alive.
             self._supervisor.start()
         except BaseException:
-            self._ended.set()
+            self._ended.set()  # or `stop` and `join` would wait for ever
             raise
 
     def run(self) -> None:
@@ -5879,11 +5996,13 @@ class Worker:
         if timeout not in (None, math.inf):
             _check("timeout", timeout)
         timeout = self._config.WORKER_SHUTDOWN_TIMEOUT if timeout is None else timeout
+        # A signal handler may call this in the middle of another call in its thread: so there is no
+        # lock, and each only appends. The time comes before the wake-up.
         if timeout is not None:
-            self._interrupt_at = min(self._interrupt_at, time.monotonic() + timeout)
+            self._interrupt_times.append(time.monotonic() + timeout)
         self._pool.stopping = True
         self._wakeup.set()
-        if wait and self._began.locked() and not getattr(self._pool.here, "is_ours", False):
+        if wait and self._began.locked() and not self._pool.is_this_thread_needed:
             self.join()
 
     def join(self, timeout: float | None = None) -> bool:
@@ -5891,7 +6010,7 @@ class Worker:
         child it has: its threads are the parent's."""
         if os.getpid() != self._process_id:
             return True
-        with self._pool.not_to_be_waited_in():
+        with self._pool.needs_this_thread():
             return self._ended.wait(timeout)
 
     @property
@@ -5925,12 +6044,13 @@ class Worker:
         given up and don't end), unsettled (can't be forwarded for the moment); running: a list of
         dicts of id, task, queue and seconds.
         """
-        with self._pool.not_to_be_waited_in():
+        with self._pool.needs_this_thread():
             return self._pool.stats
 
     def drop(self, id: str | None = None) -> int:
-        """Interrupt the running task of this message id, or all, with Discard; return how many."""
-        with self._pool.not_to_be_waited_in():
+        """Interrupt the running task of this message id, or (None) all, with Discard: their
+        messages are dropped. Return how many."""
+        with self._pool.needs_this_thread():
             return self._pool.interrupt(
                 lambda: Discard("dropped by an operator"),
                 lambda delivery: id in (None, delivery.task and delivery.task.id),
@@ -5943,31 +6063,33 @@ class Worker:
     # -- the supervisor
 
     def _run(self) -> None:
-        self._pool.here.is_ours = True
-        try:
-            self._pool.start()
-            self._keeper.start()
-            _notify_worker(worker_start, self)
-            _keep_running(self._supervise)
-            self._drain()
-        except BaseException as error:
-            _log_aside(logging.CRITICAL, "Defect in the worker: it stops", error=error)
-            self.error = error
-        finally:
-            self._end()
+        """Be the supervisor, from the worker's start to its end."""
+        with self._pool.needs_this_thread():
+            try:
+                self._pool.start()
+                self._keeper.start()
+                self._signal(worker_start)
+                _keep_running(self._supervise)
+                self._drain()
+            except BaseException as error:
+                _log_aside(logging.CRITICAL, "Defect in the worker: it stops", error=error)
+                self.error = error
+            finally:
+                self._end()
 
     def _supervise(self) -> bool:
         """Consume while there is a connection. Return whether to stop; an exception costs the
         connection."""
         if self._should_stop():
             return True
-        wait = self._keeper.changes.wait_for
-        look = lambda: self._keeper.usable or self._pool.stopping  # noqa: E731
-        connection = wait(look, self._stop_at, self._wakeup)
+        connection = self._keeper.changes.wait_for(
+            lambda: self._keeper.usable or self._pool.stopping, self._stop_at, self._wakeup
+        )
         if isinstance(connection, _Connection):
             try:
                 self._consume(connection)
             except BaseException as error:
+                # A defect, too: with the connection all that it may have left half done is gone.
                 connection.give_up(_as_lost(error))
                 self._on_lost(_as_lost(error))
                 if not isinstance(error, AMQPError):
@@ -5978,7 +6100,7 @@ class Worker:
         """Return when the worker should stop. Raise AMQPError when the connection is lost."""
         self._missing = {queue: (-math.inf, _pauses(LONGEST_QUEUE_PAUSE)) for queue in self.queues}
         while not self._should_stop():
-            self._wakeup.clear()
+            self._wakeup.clear()  # before it looks: what changes from here on sets it again
             if connection.lost is not None:
                 raise _again(connection.lost)
             self._look_after_trouble()
@@ -5993,14 +6115,17 @@ class Worker:
 
     def _next_look(self) -> float:
         """Return the time.monotonic() at which there is something to do if nothing happens."""
-        times = [self._stop_at, *(due for due, _ in self._missing.values())]
+        times = [self._stop_at]
         if self._config.WORKER_MAX_LOAD:
             times.append(time.monotonic() + TICK)
-        # First this is noted: what happens from now on wakes it.
-        self._looks = False
-        self._looks = looks = bool(self._pool.has_waiting or self._pool.full or self._small)
-        if self._adjusts and looks and not self._paused:
-            times.append(self._look_at)
+        if not self._paused:  # or what is due, and can't be done, would be looked for all the time
+            times += [due for due, _ in self._missing.values()]
+        # 1. Here: it won't look soon. 2. Here: is there anything to look after? 3. Whoever changes
+        # the pool after that sees 1, and wakes it: no change is missed.
+        self._looks_soon = False
+        self._looks_soon = bool(self._pool.has_waiting or self._pool.full or self._shrunk)
+        if self._adjusts and self._looks_soon and not self._paused:
+            times.append(self._adjust_at)
         return min(times)
 
     def _subscribe(self, connection: _Connection, queue: str) -> None:
@@ -6016,6 +6141,7 @@ class Worker:
             if channel is None:
                 raise AMQPChannelError("its connection has no free channel (channel_max)")
             channel.waiting.subscribe(self._wakeup)
+            # Before it consumes: if that fails, `_on_queue_trouble` gives up this channel.
             self._channels[queue] = channel
             channel.add(self._first_prefetch())
         except AMQPChannelError as error:
@@ -6030,7 +6156,7 @@ class Worker:
         self._notify_owner()
 
     def _on_channel_trouble(self, channel: _ConsumerChannel) -> None:
-        """In the reader."""
+        """Have the supervisor look after a channel. In the reader, which can't ask the broker."""
         self._troubled.append(channel)
         self._wakeup.set()
 
@@ -6038,8 +6164,9 @@ class Worker:
         """Give up channels whose queue was deleted or has moved, or that were closed."""
         while self._troubled:
             channel = self._troubled.popleft()
-            if self._channels.get(channel.queue) is channel:
+            if self._channels.get(channel.queue) is channel:  # it hasn't been given up yet
                 why = channel.lost or AMQPChannelError("its consumer was cancelled by the broker")
+                # Before it counts as lost, or the tasks of the only copies would be interrupted.
                 if channel.connection.lost is None:
                     channel.is_orphaned = self._is_gone(channel)
                 what = "was deleted" if channel.is_orphaned else f"isn't consumed any more: {why}"
@@ -6055,34 +6182,38 @@ class Worker:
             return error.error_code == 404
 
     def _on_queue_trouble(self, queue: str, what: str, why: AMQPError) -> None:
-        """Give up a queue's channel, if there is one, and try another after a pause."""
+        """Give up a queue's channel, if there is one, and try another after a pause. what: what is
+        the matter with the queue, for the log."""
         channel = self._channels.pop(queue, None)
         if channel is not None:
             self._give_up(channel, why)
         _, pauses = self._missing.get(queue, (0, _pauses(LONGEST_QUEUE_PAUSE)))
         pause = next(pauses)
         self._missing[queue] = time.monotonic() + pause, pauses
-        level = logging.DEBUG if self._reported.get(queue) == what else logging.WARNING  # once
+        # A warning once, not at each attempt.
+        level = logging.DEBUG if self._reported.get(queue) == what else logging.WARNING
         self._reported[queue] = what
         _log_aside(level, "Queue %r %s; trying again in %.1f s", queue, what, pause)
         self._notify_owner()
 
     def _give_up(self, channel: _ConsumerChannel, why: AMQPError) -> None:
-        """What came by a channel isn't ours any more, unless it is the only copy."""
-        oldest = self._pool.oldest(channel)
+        """Use a channel no more. What came by it isn't ours any more, unless it is the only
+        copy."""
+        oldest = self._pool.oldest(channel)  # before `on_lost` forgets it
         channel.waiting.unsubscribe(self._wakeup)
         if channel.lost is None:
             channel.retire()
             channel.lost = why
-        self._large.discard(channel)
-        self._small.discard(channel)
+        self._grown.discard(channel)
+        self._shrunk.discard(channel)
         info = (type(why), why, None)
-        self._pool.on_lost([channel], lambda: HeartbeatError(info))
+        self._pool.on_lost(channel, lambda: HeartbeatError(info))
         if oldest is not None and not channel.is_orphaned:
-            self._look_for_timeout(oldest, str(why), time.monotonic() - oldest.at)
+            self._look_for_timeout(oldest, str(why), time.monotonic() - oldest.arrived_at)
 
     def _on_lost(self, error: AMQPError) -> None:
-        """The connection is lost."""
+        """Give up all channels: the connection is lost. Nothing is consumed until there is
+        another."""
         channels, self._channels = list(self._channels.values()), {}
         was_paused, self._paused = self._paused, False
         for channel in channels:
@@ -6095,6 +6226,10 @@ class Worker:
         self._notify_owner()
 
     def _look_for_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
+        """Log what to do if RabbitMQ has ended a consumer because a message was in hand too long.
+
+        oldest: the oldest that it had. error: what RabbitMQ says. age: seconds since it came.
+        """
         # Of a quorum queue, RabbitMQ 4.3 only cancels the consumer, as if the queue was deleted.
         is_named = "acknowledgement" in error
         if is_named or ("cancelled" in error and age > LEAST_CONSUMER_TIMEOUT):
@@ -6104,16 +6239,39 @@ class Worker:
             arguments = oldest, oldest.queue, age, perhaps, CONSUMER_TIMEOUT_HELP
             _log_aside(logging.ERROR, text, *arguments, extra=oldest.extra)
 
-    def _on_pool(self) -> None:
-        """Something has changed in the pool. In one of its threads, or in the reader."""
+    def _signal(self, signal: Signal, **facts: Any) -> None:
+        if signal.receivers:
+            signal.send(self.app, worker=self, **facts)
+
+    def _signal_failure(
+        self,
+        queue: str,
+        description: _Description | None,
+        task: AnyTask | None,
+        error: BaseException,
+    ) -> None:
+        """Send worker_failure. None: the message couldn't be decoded; its task wasn't found.
+
+        By a pool thread, before the failure is logged: Sentry drops what it is told of one
+        exception again.
+        """
+        facts: dict[str, Any] = {"exc_info": (type(error), error, error.__traceback__)}
+        facts["description"] = {} if description is None else description.whole  # may be added to
+        if description is not None and task is not None:
+            facts |= {"task": task, "args": description.args, "kwargs": description.kwargs}
+        self._signal(worker_failure, queue=queue, **facts)
+
+    def _on_pool_change(self) -> None:
+        """Look whether what has changed in the pool concerns the supervisor, or the worker's owner.
+        In one of the pool's threads, or in the reader."""
         pool = self._pool
-        if pool._stuck and not pool.stopping and pool.stuck >= self._config.WORKER_THREADS:
+        if pool.given_up and not pool.stopping and pool.stuck >= self._config.WORKER_THREADS:
             self.stop(math.inf, wait=False)
             text = "Stopping: %d threads are stuck, as many as the worker has"
             _log_aside(logging.CRITICAL, text, pool.stuck)
-        if pool.stopping or not self._looks:
+        if pool.stopping or not self._looks_soon:
             self._wakeup.set()
-        if pool._stuck:
+        if pool.given_up:
             self._notify_owner()
 
     def _notify_owner(self) -> None:
@@ -6123,6 +6281,7 @@ class Worker:
             _log_aside(logging.ERROR, "Worker.on_change has raised", error=error)
 
     def _should_stop(self) -> bool:
+        """Return whether to stop; begin a stop if the worker has run for WORKER_MAX_RUN_TIME."""
         if not self._pool.stopping and time.monotonic() >= self._stop_at:
             text = "Stopping after %g seconds (max_run_time)"
             _log_aside(logging.INFO, text, self._config.WORKER_MAX_RUN_TIME)
@@ -6132,28 +6291,24 @@ class Worker:
     # -- how many messages it holds
 
     def _first_prefetch(self) -> int:
-        """Return what the first consumer of each queue may hold: together enough for the
-        threads."""
-        config = self._config
-        share = (
-            -(-config.WORKER_THREADS // len(self.queues))
-            if self._adjusts
-            else config.WORKER_THREADS
-        )
-        return config.WORKER_PREFETCH or share
+        """Return how many messages the first consumer of each queue may hold: together enough for
+        the threads; or if that isn't adjusted later, each alone."""
+        threads = self._config.WORKER_THREADS
+        share = -(-threads // len(self.queues))  # rounded up
+        return self._config.WORKER_PREFETCH or (share if self._adjusts else threads)
 
     def _adjust_prefetch(self) -> None:
         """Hold the right number of messages, of all queues together.
 
         RabbitMQ fixes a consumer's prefetch when it begins. So consumers are added, for queues that
-        may have more messages; and when messages wait too long, large ones are replaced by a small
-        one, and what they have delivered counts until it is settled. There is always one: RabbitMQ
-        may delete a queue that nobody consumes.
+        may have more messages; and when messages wait too long, all of a channel's are replaced by
+        a small one, and what they have delivered counts until it is settled. There is always one:
+        RabbitMQ may delete a queue that nobody consumes.
         """
         now = time.monotonic()
-        if not self._adjusts or now < self._look_at:
+        if not self._adjusts or now < self._adjust_at:
             return
-        self._look_at = now + LOOK
+        self._adjust_at = now + LOOK
         waited, stalled = self._pool.waited(now)
         patience = _patience(stalled)
         size = self._config.WORKER_THREADS
@@ -6164,35 +6319,40 @@ class Worker:
             self._grow(size)
 
     def _shrink(self, size: int) -> None:
-        least = max(1, size // len(self.queues))
-        for channel in [c for c in self._large if c.capacity > least or len(self.queues) == 1]:
+        """Replace the consumers of channels that have grown by one that holds a message, and hand
+        back what is more than `size`: a worker with free threads can have it."""
+        share = max(1, size // len(self.queues))
+        for channel in [c for c in self._grown if c.capacity > share or len(self.queues) == 1]:
             if channel.why_lost is None and channel.capacity > 1:
                 tags = list(channel.consumers)
-                with _alone:
-                    channel.add(1, is_last=True)
+                with _unless_closed:
+                    channel.add(1, is_last=True)  # first: the queue isn't without a consumer
                     channel.cancel(tags)
-                    self._small.add(channel)
-            self._large.discard(channel)
+                    self._shrunk.add(channel)
+            self._grown.discard(channel)
+        # Last: what is handed back while large consumers are there would come to them again.
         self._pool.hand_back_surplus(size)
 
     def _grow(self, size: int) -> None:
-        """Let those channels hold more that have been full, and those that hold less than their
-        share."""
+        """Add consumers to channels that have shrunk, for their share; and to those that have been
+        full, for as much as there is room for."""
         full = {channel for channel in self._pool.take_full() if channel.why_lost is None}
         free = size - self._pool.held
         share = max(1, size // len(self.queues))
-        for channel in full | self._small:
+        for channel in full | self._shrunk:
             missing = min(share - channel.capacity, free)
             if channel in full:
-                missing = max(missing, min(-(-free // len(full)), size - channel.capacity))
+                part = -(-free // len(full))  # rounded up
+                missing = max(missing, min(part, size - channel.capacity))
             if missing > 0:
-                with _alone:
+                with _unless_closed:
                     channel.add(missing)
-                    self._large.add(channel)
-        self._small.clear()
+                    self._grown.add(channel)
+        self._shrunk.clear()
 
     def _pause_or_resume(self) -> None:
-        """While the load is too high others get the messages, those too that haven't begun."""
+        """Pause while the load average is above max_load: other workers get the messages, those,
+        too, that are in hand and haven't begun. What runs goes on."""
         limit = self._config.WORKER_MAX_LOAD
         if not limit:
             return
@@ -6203,9 +6363,9 @@ class Worker:
             return
         text = "%s: the load average is %.2f, the limit %g (max_load)"
         _log_aside(logging.WARNING, text, "Pausing" if pause else "Resuming", load, limit)
-        self._paused = pause  # before it stops consuming: on purpose
+        self._paused = pause  # first: `healthy` is to know that it is on purpose
         for channel in self._channels.values():
-            with _alone:
+            with _unless_closed:
                 if pause:
                     channel.cancel(list(channel.consumers))
                 else:
@@ -6217,11 +6377,11 @@ class Worker:
     # -- stopping
 
     def _drain(self) -> None:
-        """Nothing new comes, what hasn't begun goes back, what runs ends, or is interrupted, or is
-        given up."""
+        """Stop consuming, hand back what hasn't begun, and wait for what runs: until it ends, or is
+        interrupted when `stop` wants that, or is given up after the grace."""
         try:
             for channel in self._channels.values():
-                with _alone:
+                with _unless_closed:
                     channel.cancel(list(channel.consumers))
         except AMQPError as error:
             self._on_lost(error)
@@ -6229,7 +6389,7 @@ class Worker:
         unfinished = len(self._pool.unfinished)
         if unfinished:
             _log_aside(logging.INFO, "Stopping: waiting for %s", _count(unfinished, "running task"))
-        if self._wait_for_running(lambda: self._interrupt_at):
+        if self._wait_for_running(lambda: min(self._interrupt_times)):
             return
         self.aborted = len(self._pool.unfinished)
         text = "Stopping: interrupting %s; what they run goes back"
@@ -6237,15 +6397,16 @@ class Worker:
         self._pool.interrupt(lambda: Shutdown("the worker stops"), lambda _: True)
         grace_ends = time.monotonic() + self._config.WORKER_GRACE
         if not self._wait_for_running(lambda: grace_ends):
-            for delivery in self._pool.unfinished:  # an import, say, which can't be interrupted
+            # The watch gives up runs; this is for what isn't in one: an import, say.
+            for delivery in self._pool.unfinished:
                 cause = delivery.run and delivery.run._cause
                 self._pool.abandon(delivery, cause or Shutdown("the worker stops"))
-            # They are settled: that takes twice RABBIT_PUBLISH_TIMEOUT and a bit, at most.
+            # The settler settles them: that takes twice RABBIT_PUBLISH_TIMEOUT and a bit, at most.
             self._wait_for_running(lambda: math.inf)
 
     def _wait_for_running(self, get_end: Callable[[], float]) -> bool:
-        """Wait until nothing runs, or a time that may change meanwhile; return whether nothing
-        does."""
+        """Wait until nothing runs, or until a time.monotonic() that may change meanwhile; return
+        whether nothing does. Connections and channels may be lost in this time, too."""
         while True:
             self._wakeup.clear()
             if not self._pool.unfinished:
@@ -6262,21 +6423,25 @@ class Worker:
                 self._give_up(self._channels.pop(lost.queue), cast(AMQPError, lost.lost))
 
     def _end(self) -> None:
+        """End all threads, in this order: what pool threads settle needs the publisher, and the
+        connection by which messages came."""
         for clean_up in (self._pool.close, self._publisher.close, self._close_connection):
             try:
                 clean_up()
             except BaseException as error:
                 _log_aside(logging.ERROR, "Defect while stopping", error=error)
-        _notify_worker(worker_shutdown, self)
+        self._signal(worker_shutdown)
         _log_aside(logging.INFO, "Stopped")
         _wait_for_log()
         self._ended.set()
         self._notify_owner()
 
     def _close_connection(self) -> None:
-        """Acknowledgements are written; what is unacknowledged goes back."""
+        """Close the connection by which messages came: acknowledgements are written before that,
+        and what is unacknowledged goes back."""
         for channel in self._channels.values():
             channel.waiting.unsubscribe(self._wakeup)
         self._keeper.close()
+        # Whatever is late finds that nothing is ours to settle any more.
         for channel in self._channels.values():
             channel.lost = channel.lost or AMQPConnectionError("the worker has stopped")

@@ -1661,12 +1661,9 @@ class _Supervisor:
         late = now - self._looked_at > 2 * PULSE
         self._looked_at = now
         for child in self._children.values() if heartbeat else ():
-            child.pulse = now if late else max(child.pulse, child.journal.pulse)
-            if (
-                child.journal.pulse
-                and child.journal.exit_code is None
-                and now - child.pulse > limit
-            ):
+            pulse = child.journal.pulse  # once: the first may come between two looks at it
+            child.pulse = now if late else max(child.pulse, pulse)
+            if pulse and child.journal.exit_code is None and now - child.pulse > limit:
                 child.pulse = math.inf  # once
                 self._kill(
                     child,

@@ -28,7 +28,7 @@ import types
 import typing
 import urllib.parse
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast
 from amqpstorm.base import Stateful
 from amqpstorm.channel import Channel
@@ -1070,6 +1070,9 @@ def _ensure_queue(connection: _Connection, queue: str, arguments: dict[str, Any]
 def _pauses(longest: float) -> Iterator[float]:
     ...
 
+def _keep_running(step: Callable[[], bool]) -> None:
+    ...
+
 def _refuses_us(error: BaseException) -> bool:
     ...
 
@@ -1080,6 +1083,7 @@ class _Keeper:
         self._publishes = publishes
         self._idle = config.RABBIT_IDLE_DURATION if publishes else math.inf
         self._longest_pause = LONGEST_PAUSE if publishes else config.WORKER_RECONNECT_INTERVAL
+        self._pauses = _pauses(self._longest_pause)
         self.changes = _Changes()
         self.connection: _Connection | None = None
         self.trouble: AMQPError | None = None
@@ -1112,7 +1116,7 @@ class _Keeper:
     def _run(self) -> None:
         ...
 
-    def _connect_and_read(self) -> None:
+    def _connect_and_read(self) -> bool:
         ...
 
     def _open(self) -> _Connection:
@@ -1138,7 +1142,8 @@ class _Keeper:
 
     def _open_successor(self, silent: _Connection) -> None:
         ...
-CONFIRMED, RETURNED, REFUSED, LEFT = ('confirmed', 'returned', 'refused', 'left')
+CONFIRMED, RETURNED, REFUSED = ('confirmed', 'returned', 'refused')
+LEFT = 'left'
 
 class _Outgoing:
     __slots__ = ('batch', 'channel', 'failure', 'fate', 'is_suspect', 'message', 'properties', 'size', 'tag', 'trouble')
@@ -1156,23 +1161,24 @@ class _Outgoing:
         self.is_suspect = False
 
 class _Batch:
-    __slots__ = ('done', 'is_told', 'pending', 'reply', 'result_by')
+    __slots__ = ('done', 'is_cancelled', 'pending', 'reply', 'result_by')
 
     def __init__(self, result_by: float | None=None) -> None:
         self.result_by = result_by
         self.reply: bytes | None = None
-        self.is_told = False
+        self.is_cancelled = False
         self.pending = 0
         self.done = _Event()
 
 class _ConfirmChannel(_Channel):
 
     def __init__(self, connection: _Connection) -> None:
-        self._last_tag, self._oldest_tag = (0, 1)
+        self._last_tag = 0
+        self._oldest_tag = 1
         self.in_flight: dict[int, _Outgoing] = {}
         self._returned: dict[tuple[str, Any], int] = {}
         self.has_refused = False
-        self._written = self._settled = 0
+        self._bytes_written = self._bytes_answered = 0
         self._room = 0
         super().__init__(connection)
 
@@ -1226,7 +1232,7 @@ class _ReplyChannel(_ConfirmChannel):
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
         ...
 
-def _judge(outgoing: _Outgoing, alone: bool) -> bool:
+def _note_trouble(outgoing: _Outgoing, alone: bool) -> bool:
     ...
 
 def _why_no_answer(connection: _Connection) -> str:
@@ -1246,7 +1252,7 @@ class _Publisher:
     def begin(self) -> None:
         ...
 
-    def send(self, messages: Sequence[_Message]) -> None:
+    def send(self, messages: Sequence[_Message], confirm: bool=True) -> None:
         ...
 
     def call(self, message: _Message, wait_result: float) -> bytes:
@@ -1258,7 +1264,7 @@ class _Publisher:
     def _enter(self, work: Callable[..., T], *arguments: Any) -> T:
         ...
 
-    def _send(self, messages: Sequence[_Message]) -> None:
+    def _send(self, messages: Sequence[_Message], confirm: bool) -> None:
         ...
 
     def _call(self, message: _Message, wait_result: float) -> bytes:
@@ -1367,11 +1373,12 @@ class Task(Generic[P, R]):
                 setattr(self, name, getattr(f, name))
         self.__wrapped__ = f
         try:
-            self._module, self._problem = (_module_of(f), '')
+            self._module, problem = (_module_of(f), '')
         except TypeError as error:
-            self._module, self._problem = (f.__module__, str(error))
+            self._module, problem = (f.__module__, str(error))
+        self._problem = problem
         at_top = f.__qualname__ in (f.__name__, f'{f.__name__}.f')
-        if not self._problem and (not (at_top and f.__name__.isidentifier())):
+        if not problem and (not (at_top and f.__name__.isidentifier())):
             self._problem = f"{f.__qualname__!r} can't be sent: a worker finds a task by its name in its module, so it must be a named function at the top level (.apply works for any)"
         self.name: str = f'{self._module}.{f.__name__}'
         for key, value in getattr(f, '__dict__', {}).items():
@@ -1433,12 +1440,6 @@ class Task(Generic[P, R]):
         ...
 AnyTask = Task[..., Any]
 _TASK_OPTIONS = tuple(Task.__init__.__annotations__)[3:-1]
-
-def _notify_worker(signal: Signal, worker: Worker) -> None:
-    ...
-
-def _notify_failure(worker: Worker, queue: str, description: _Description | None, task: AnyTask | None, error: BaseException) -> None:
-    ...
 _LEFT_BEHIND = ('expiration', 'user_id', 'cluster_id')
 _LEFT_BEHIND_HEADER = 'CC$|BCC$|x-death$|x-(first|last)-death-'
 _OUR_HEADERS = ('failed-at', 'failed-on', 'failures', 'queue', 'exception', 'value', 'traceback')
@@ -1446,13 +1447,10 @@ _OUR_HEADERS = ('failed-at', 'failed-on', 'failures', 'queue', 'exception', 'val
 def _is_flat(value: Any, levels: int=50) -> bool:
     ...
 
-def _copied(properties: Iterable[tuple[str, Any]], headers: Mapping[str, Any], gone: Iterable[str]=_LEFT_BEHIND) -> dict[str, Any]:
+def _properties_of_copy(properties: Iterable[tuple[str, Any]], headers: Mapping[str, Any], left_behind: Iterable[str]=_LEFT_BEHIND) -> dict[str, Any]:
     ...
 
-def _request(channel: Channel, kind: Any, **values: Any) -> Any:
-    ...
-
-def _look_at(channel: Channel, queue: str) -> tuple[int, int] | None:
+def _queue_counts(channel: Channel, queue: str) -> tuple[int, int] | None:
     ...
 
 def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
@@ -1533,7 +1531,7 @@ class Kuyruk:
     def __init__(self, config: Config | None=None) -> None:
         self.extensions: dict[str, Any] = {}
         self.packages: set[str] = set()
-        self._tasks: dict[str, Task[..., Any]] = {}
+        self._tasks: dict[str, AnyTask] = {}
         self._queues: dict[str, None] = {}
         self._longest: dict[str, float] = {}
         self._publisher = _Publisher(Config())
@@ -1637,17 +1635,19 @@ def _failures_in(headers: Mapping[str, Any] | None) -> int:
 
 def _failure_headers(delivery: _Delivery, error: BaseException) -> dict[str, Any]:
     ...
-WAITING, RUNNING, CLAIMED, KEPT = ('waiting', 'running', 'claimed', 'kept')
+WAITING, RUNNING = ('waiting', 'running')
+CLAIMED, KEPT = ('claimed', 'kept')
 SETTLED, LOST = ('settled', 'lost')
 
 class _Delivery:
-    __slots__ = ('at', 'body', 'cause', 'channel', 'consumer', 'properties', 'redelivered', 'run', 'settlement', 'state', 'tag', 'task', 'thread')
+    __slots__ = ('arrived_at', 'body', 'cause', 'channel', 'consumer', 'properties', 'redelivered', 'run', 'settled_at', 'settlement', 'state', 'tag', 'task', 'thread')
 
     def __init__(self, channel: _ConsumerChannel, consumer: _Consumer, method: Any, properties: Any, body: bytes) -> None:
         self.channel = channel
         self.consumer = consumer
         self.state = WAITING
-        self.at = time.monotonic()
+        self.arrived_at = time.monotonic()
+        self.settled_at = math.inf
         self.tag: int = method.delivery_tag
         self.redelivered: bool = method.redelivered
         self.properties = properties
@@ -1714,9 +1714,8 @@ class _ConsumerChannel(_Channel):
         self._deliver = deliver
         self._on_trouble = on_trouble
         self.consumers: dict[str, _Consumer] = {}
-        self.is_cancelled = False
-        self.is_orphaned = False
         self._cancelled: list[_Consumer] = []
+        self.is_orphaned = False
         self.kept = 0
         self._serial = itertools.count(1)
         super().__init__(connection)
@@ -1756,8 +1755,8 @@ class _Prefetch:
         self.size = 0
         self._least = threads
         self._rate = 0.0
-        self._at = -math.inf
-        self.ended = 0
+        self._looked_at = -math.inf
+        self._ended = 0
 
     def look(self, now: float, ended: int, waited: float, patience: float) -> int:
         ...
@@ -1821,7 +1820,7 @@ class _Settler:
     def _try_to_send(self, message: _Message) -> BaseException | None:
         ...
 
-    def _keep(self, delivery: _Delivery, queue: str, error: BaseException | None) -> None:
+    def _keep(self, delivery: _Delivery, queue: str, error: object) -> None:
         ...
 
     def _loop(self) -> None:
@@ -1832,9 +1831,7 @@ class _Settler:
 
     def _retry(self, queue: str) -> None:
         ...
-
-def _keep_running(step: Callable[[], bool]) -> None:
-    ...
+_TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discarded', 'requeued', 'lost')
 
 class _Pool:
 
@@ -1848,14 +1845,14 @@ class _Pool:
         arguments = config.QUEUE_ARGUMENTS
         self._counts_for_quorum = _is_quorum(arguments) and 'x-delivery-limit' not in arguments
         self.stopping = False
-        self.here = threading.local()
+        self._this_thread = threading.local()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._waiting: collections.deque[_Delivery] = collections.deque()
         self._quarantine: collections.deque[_Delivery] = collections.deque()
         self._suspect: _Delivery | None = None
         self.running: dict[_Delivery, None] = {}
-        self._stuck: dict[_Delivery, BaseException] = {}
+        self.given_up: dict[_Delivery, BaseException] = {}
         self._keys: dict[str, tuple[_Delivery, collections.deque[_Delivery]]] = {}
         self._loops = 0
         self._idle = 0
@@ -1874,7 +1871,11 @@ class _Pool:
         ...
 
     @contextlib.contextmanager
-    def not_to_be_waited_in(self) -> Iterator[None]:
+    def needs_this_thread(self) -> Iterator[None]:
+        ...
+
+    @property
+    def is_this_thread_needed(self) -> bool:
         ...
 
     @property
@@ -1903,7 +1904,7 @@ class _Pool:
     def interrupt(self, make_cause: Callable[[], BaseException], which: Callable[[_Delivery], bool]) -> int:
         ...
 
-    def on_lost(self, channels: Iterable[_ConsumerChannel], cause: Callable[[], BaseException]) -> None:
+    def on_lost(self, channel: _ConsumerChannel, make_cause: Callable[[], BaseException]) -> None:
         ...
 
     def oldest(self, channel: _ConsumerChannel) -> _Delivery | None:
@@ -1915,7 +1916,7 @@ class _Pool:
     def hand_back_surplus(self, kept: int) -> None:
         ...
 
-    def _requeue(self, deliveries: list[_Delivery]) -> None:
+    def _requeue(self, deliveries: Collection[_Delivery]) -> None:
         ...
 
     def _send_back(self, delivery: _Delivery) -> None:
@@ -1930,7 +1931,7 @@ class _Pool:
     def _queues(self) -> list[collections.deque[_Delivery]]:
         ...
 
-    def _wake_one(self, taken: int=0) -> None:
+    def _wake_one(self) -> None:
         ...
 
     def _start_loop(self) -> None:
@@ -1951,7 +1952,7 @@ class _Pool:
     def _handle(self, delivery: _Delivery) -> None:
         ...
 
-    def _enter(self, delivery: _Delivery) -> bool:
+    def _admit(self, delivery: _Delivery) -> bool:
         ...
 
     def _begin(self, delivery: _Delivery, run: Run) -> bool:
@@ -1986,9 +1987,8 @@ class _Pool:
 
     def _settle_abandoned(self, delivery: _Delivery, cause: BaseException) -> None:
         ...
+_unless_closed = contextlib.suppress(AMQPChannelError)
 _WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
-_TALLIES = ('received', 'succeeded', 'failed', 'timed_out', 'rejected', 'discarded', 'requeued', 'lost')
-_alone = contextlib.suppress(AMQPChannelError)
 
 class Worker:
 
@@ -2009,11 +2009,10 @@ class Worker:
         self._process_id = os.getpid()
         self._began = threading.Lock()
         self._ended = threading.Event()
-        self._interrupt_at = math.inf
-        self._publisher = _Publisher(self._config._with(RABBIT_CONFIRM=True))
+        self._interrupt_times = [math.inf]
+        self._publisher = _Publisher(self._config)
         self._keeper = _Keeper(self._config, publishes=False)
-        notify_failure = functools.partial(_notify_failure, self)
-        self._pool = _Pool(app, self._config, self._publisher, self._on_pool, notify_failure)
+        self._pool = _Pool(app, self._config, self._publisher, self._on_pool_change, self._signal_failure)
         self._wakeup = _Event()
         self._supervisor = threading.Thread(target=self._run, name='kuyruk-supervisor', daemon=True)
         self._channels: dict[str, _ConsumerChannel] = {}
@@ -2024,11 +2023,11 @@ class Worker:
         is_single = app.config.QUEUE_ARGUMENTS.get('x-single-active-consumer')
         self._adjusts = self._config.WORKER_PREFETCH is None and (not is_single)
         self._prefetch = _Prefetch(self._config.WORKER_THREADS)
-        self._look_at = -math.inf
-        self._looks = False
-        self._large: set[_ConsumerChannel] = set()
-        self._small: set[_ConsumerChannel] = set()
-        _notify_worker(worker_init, self)
+        self._adjust_at = -math.inf
+        self._looks_soon = False
+        self._grown: set[_ConsumerChannel] = set()
+        self._shrunk: set[_ConsumerChannel] = set()
+        self._signal(worker_init)
 
     def __enter__(self) -> Worker:
         ...
@@ -2106,7 +2105,13 @@ class Worker:
     def _look_for_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
         ...
 
-    def _on_pool(self) -> None:
+    def _signal(self, signal: Signal, **facts: Any) -> None:
+        ...
+
+    def _signal_failure(self, queue: str, description: _Description | None, task: AnyTask | None, error: BaseException) -> None:
+        ...
+
+    def _on_pool_change(self) -> None:
         ...
 
     def _notify_owner(self) -> None:
