@@ -3846,16 +3846,20 @@ _NOT_RUN: tuple[type, ...] = (functools.partial, contextlib._GeneratorContextMan
 _NOT_RUN += (collections.abc.Generator, collections.abc.Awaitable, collections.abc.AsyncGenerator)
 
 
-def _require_result(task: Task[..., Any], result: T) -> T:
-    """Return what a task has returned. Raises TypeError if that has yet to be run by somebody."""
-    kind = type(result)
+@functools.lru_cache(100)
+def _is_yet_to_run(kind: type) -> bool:
     # Python's own iterators: map, filter, zip, starmap... A database's cursor has run.
     is_lazy = kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
-    if is_lazy or issubclass(kind, _NOT_RUN):
+    return is_lazy or issubclass(kind, _NOT_RUN)
+
+
+def _require_result(task: Task[..., Any], result: T) -> T:
+    """Return what a task has returned. Raises TypeError if that has yet to be run by somebody."""
+    if _is_yet_to_run(cast(Any, type(result))):
         if isinstance(result, types.CoroutineType) and result.cr_frame is not None:
             result.close()  # Python would warn that nobody has waited for it
         raise TypeError(
-            f"task {task.name} has returned a {kind.__name__}, which hasn't run: run it in"
+            f"task {task.name} has returned a {type(result).__name__}, which hasn't run: run it in"
             " the task, with asyncio.run(...), or list(...) for a generator"
         )
     return result

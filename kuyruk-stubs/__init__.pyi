@@ -1346,6 +1346,10 @@ def _check_function(f: Any) -> None:
 _NOT_RUN: tuple[type, ...] = (functools.partial, contextlib._GeneratorContextManagerBase)
 _NOT_RUN += (collections.abc.Generator, collections.abc.Awaitable, collections.abc.AsyncGenerator)
 
+@functools.lru_cache(100)
+def _is_yet_to_run(kind: type) -> bool:
+    ...
+
 def _require_result(task: Task[..., Any], result: T) -> T:
     ...
 
