@@ -29,80 +29,92 @@ The threads, and what each owns
         v  |                        |  ^                            v       for sending
       ============= RabbitMQ: queue ==> delivery ==> unacked ==> gone ==================
 
-*Your threads* send for themselves (`_Publisher`): connect, look for the queue, publish, wait for
-what becomes of each message, and again for those that are open until RABBIT_PUBLISH_TIMEOUT. They
-write to the connection, together with what others have appended meanwhile. What nobody waits for
-(RABBIT_CONFIRM=False) the reader writes: many messages at once.
+*Your threads* send for themselves (`_Publisher`): they connect, look for the queue, publish, and
+wait for the fate of each message. Messages without a fate are published again, until
+RABBIT_PUBLISH_TIMEOUT. A thread that writes to the connection writes what other threads have
+appended, too. Messages that nobody waits for (RABBIT_CONFIRM=False) are written by the reader, many
+at once.
 *A connection's reader* (kuyruk-connection; one for each application that sends, two for each
-worker) belongs to a `_Keeper`. It connects as long as somebody wants a connection, and then reads:
-it hands confirms, returned messages, replies and deliveries on, writes what the socket didn't take
-at once, keeps the heartbeats, and notices that the broker is silent or takes nothing. Nothing in it
-waits for an answer, so a send in it is refused. It ends when the connection is idle
-(RABBIT_IDLE_DURATION) or closed.
-*A probe* (kuyruk-probe) opens another connection while one is silent that owes an answer. If it
-can, the other takes the place of the silent one; if not, the broker stands still, and the old one
-is kept.
-*The supervisor* (kuyruk-supervisor) consumes each queue by a channel of its own when there is a
-connection, tries again alone what can't be consumed, decides how many messages to hold
-(`_Prefetch`), pauses, drains. It ends after a stop.
+worker) is the thread of a `_Keeper`. It connects as long as another thread wants a connection, and
+then reads: it hands on confirms, returned messages, replies and deliveries, writes what the socket
+didn't take at once, keeps the heartbeats, and notices when the broker is silent or takes no data.
+It never waits for an answer, because it is the thread that would read it; so a send in this thread
+is refused. It ends when the connection is idle (RABBIT_IDLE_DURATION) or closed.
+*A probe* (kuyruk-probe) opens a second connection when the broker owes an answer on the first and
+is silent. If the second opens, it takes the place of the first. If not, the broker itself stands
+still, and the first is kept.
+*The supervisor* (kuyruk-supervisor) consumes each queue by a channel of its own while there is a
+connection, retries a queue that can't be consumed without touching the others, decides how many
+messages to hold (`_Prefetch`), pauses, and drains. It ends after a stop.
 *A pool thread* (kuyruk-pool_N) is one of WORKER_THREADS loops on a `ThreadPoolExecutor`. All wait
 on one condition for deliveries. It decodes its delivery, finds the task, runs it, decides what
-becomes of the message, and settles it; the log comes last. Replies and forwarded messages (failed,
-delayed) it sends as your threads do.
+becomes of the message, settles it, and then logs that. It sends replies and forwarded messages
+(failed, delayed) as your threads send.
 *The watch* (kuyruk-watch) owns the schedule of interruptions. It waits for the next deadline, or
 for an interruption that another thread orders, raises it in the task's thread as soon as that is at
-a safe point, and gives up what still runs WORKER_GRACE later. It ends with the worker (or with
-`Task.apply`).
-*The settler* (kuyruk-settler) keeps the deliveries whose copies can't be forwarded for the moment,
+a safe point, and gives up a task that still runs WORKER_GRACE later. It ends with the worker (or
+with `Task.apply`).
+*The settler* (kuyruk-settler) keeps the deliveries whose copies can't be forwarded at the moment,
 and tries again after growing pauses; their tasks don't run again. It also settles the message of a
-run that was given up, as its pool thread would have done: nobody waits for that thread any more;
-one more loop has taken its place.
-*The log thread* (kuyruk-log) writes what all of these but pool threads log: a handler may block, or
-send, and others wait for the thread that logs. It is started when there is a line, and ends when
-there is none.
-Each of these loops survives any exception (`_keep_running`); `Worker.healthy` asks whether all of
-them live and do what is due.
+run that was given up, as its pool thread would have done: nobody waits for that thread any more,
+and one more loop has taken its place.
+*The log thread* (kuyruk-log) writes what the others log, except pool threads: a handler may block,
+or send, while others wait for the thread that logs. It is started when there is a record, and ends
+when there is none.
+Each loop of the worker survives any exception (`_keep_running`); `Worker.healthy` asks whether all
+of them live and do what is due.
 
     lock              guards                                        while holding it
     ----------------  --------------------------------------------  -------------------------
     _Connection._lock what is taken from its queues and written     the socket, without blocking
     _Publisher._lock  which keeper it publishes with                a thread may be started
-    _Pool._lock       states of deliveries; what waits and runs     a thread may be started
-    _Settler._changed what is kept, and when to try it again        nothing
+    _Pool._lock       deliveries, their states and queues           a thread may be started
+    _Settler._changed kept deliveries, and when to try them again   nothing
     _Watch._changed   when to look at which run                     nothing
     Run._gate         whether the task can be interrupted now       an exception may be set
 
-No thread waits for the first of these: who can't have it leaves its frames to the thread that has
-it, which looks again after letting go. Waiting is done on events (`_Event`, `_Changes`): who waits
-registers and then looks, who changes something notifies afterwards. An exception in the middle of a
-write (a signal handler's, no memory) gives the connection up, never a message: whoever waits on it
-sends again.
+No thread waits for the first of these. A thread that can't have it leaves its frames to the thread
+that has it, and that looks again after releasing it. Threads wait on events (`_Event`, `_Changes`):
+one that waits registers first and looks then, one that changes something notifies afterwards, so no
+change is missed. An exception in the middle of a write (raised by a signal handler, or for want of
+memory) gives up the connection, never a message: each thread that waits on it sends again.
 
-The life of a message that is sent. It is in its connection's outbox, until a thread takes it: that
-numbers and writes it. From then on it is in flight, until the broker confirms it, returns it (its
-queue is gone: look for that, and again) or refuses it (again after a pause). When its channel is
-closed instead, it may be to blame: it is sent once more on a connection of its own. When the
-connection is lost it is sent again on the next. When its time is up it is taken from the outbox, or
-`BrokerError.unconfirmed` names it: it may have arrived.
+The life of a message that is sent. It is in its connection's outbox until a thread takes it,
+numbers it and writes it. From then on it is in flight, until the broker
 
-The life of a delivery. It is *waiting* when the reader has read it; it goes back if that lasts too
-long while another worker may be free, or at a stop or a pause. *Running*: a pool thread has begun
-with it. *Claimed*: it is decided who settles it, that thread, or who gives it up. *Kept*: what is
-to be forwarded can't be, for the moment. *Settled*: it is acknowledged, or sent back. The reply is
-out before the acknowledgement, and the copy of a forwarded message is confirmed before it.
-When its channel is lost it isn't ours any more: what waits is *lost*, what runs is interrupted
-(HeartbeatError), nothing is settled, and the broker delivers it again; a message that still runs
-here isn't run a second time beside itself. But when its queue was deleted it is the only copy, and
-runs to its end. What ran when a process died is a suspect: no two suspects run at once here, so
-that the next death tells which is to blame.
+- confirms it: it has arrived;
+- returns it, because its queue is gone: the queue is declared, and the message sent again;
+- refuses it: it is sent again after a pause;
+- closes its channel: the message may be the reason, so it is sent again on a connection of its own;
+- or the connection is lost: it is sent again on the next.
 
-**At least once**: a worker that dies between the work and the acknowledgement, or a sender that
-loses its connection before the confirm and sends again, makes a task run twice.
+When its time is up it is withdrawn from the outbox. If it was in flight, it may have arrived;
+`BrokerError.unconfirmed` names it in both cases.
 
-The order of a stop. The consumers are cancelled: nothing new comes. What hasn't begun goes back:
-another worker can have it at once. What runs ends, or is interrupted. Then the pool, then the
-connection for sending, and last the one that consumes, because heartbeats and acknowledgements need
-it until then.
+The life of a delivery. Its states are:
+
+- *waiting*: the reader has read it. It goes back to the broker if this lasts too long while another
+  worker may be free, and at a stop or a pause.
+- *running*: a pool thread has begun with it.
+- *claimed*: it is decided who settles it: that thread, or the one that gives that thread up.
+- *kept*: its message is to be forwarded to another queue, and that isn't possible at the moment.
+- *settled*: it was acknowledged or sent back. Its reply is sent before that, and the copy of a
+  forwarded message is confirmed before that.
+- *lost*: its channel was lost while it was waiting.
+
+When its channel is lost, a delivery isn't ours any more: its task, if running, is interrupted
+(HeartbeatError), nothing is settled, and the broker delivers the message again. If it still runs
+here then, it isn't run a second time beside itself. Only when its queue was deleted it runs to its
+end: there is no other copy. A message that was running when a worker process died is a suspect. No
+two suspects run at once in a worker, so that the next death tells which of them is to blame.
+
+**At least once**: a task runs twice when a worker dies between the work and the acknowledgement, or
+when a sender loses its connection before the confirm, and sends again.
+
+The order of a stop. The consumers are cancelled, so that nothing new is delivered. Waiting
+deliveries go back at once, for other workers. Running tasks end, or are interrupted. Then the pool
+ends, then the connection for sending, and last the one that consumes: until then it is needed for
+heartbeats and acknowledgements.
 """
 
 from __future__ import annotations
@@ -167,62 +179,78 @@ __all__ += ["UNSAFE_MODULES", "Worker", "WorkerOptions"]
 __version__ = "1.0.0"
 
 logger = logging.getLogger("kuyruk")
-_success_logger = logging.getLogger("kuyruk.success")  # so that it has a level of its own
+# Successes have a logger of their own, so that its level can be set without that of failures.
+_success_logger = logging.getLogger("kuyruk.success")
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-MAX_TTL = 0xFFFFFFFF  #: Milliseconds: the longest that RabbitMQ takes (49.7 days).
-#: Seconds that RabbitMQ by default allows between a delivery and its acknowledgement.
+MAX_TTL = 0xFFFFFFFF  #: The most milliseconds that RabbitMQ takes as a time to live (49.7 days).
+#: Seconds that RabbitMQ allows by default between a delivery and its acknowledgement.
 CONSUMER_TIMEOUT = 1800.0
-LEAST_CONSUMER_TIMEOUT = 60.0  #: The smallest that it supports.
+LEAST_CONSUMER_TIMEOUT = 60.0  #: Seconds: the shortest such time that RabbitMQ supports.
 CONSUMER_TIMEOUT_HELP = (
     "Let its task end sooner (max_run_time), or allow more: consumer_timeout in rabbitmq.conf,"
     " or for its queue, from RabbitMQ 3.12 on, a policy with consumer-timeout (milliseconds)"
 )
-MAX_TASK_NAME = 1000  #: Characters: looking for longer ones would take long.
-MAX_QUEUE_NAME = 230  #: Bytes: leaves room for the suffixes of the queues that are derived from it.
-#: Seconds without a message after which those that were counted must have been taken by others.
+MAX_TASK_NAME = 1000  #: Characters of a task's name: a message can't make a worker search longer.
+#: Bytes of a queue's name. AMQP allows 255: the names of its delay and failed queues are longer.
+MAX_QUEUE_NAME = 230
+#: Seconds without a message after which the rest of a queue must have been taken by others.
 QUIET = 5.0
-CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker.
-TICK = 1.0  #: Seconds after which a connection's owner looks around, at the latest.
-#: Bytes that may wait to be written when a send returns, with RABBIT_CONFIRM=False;
+CLOSE_TIMEOUT = 2.0  #: Seconds that closing a connection waits for the broker, or for a thread.
+TICK = 1.0  #: The most seconds between two checks of a connection's health by its reader.
+#: Bytes that may wait to be written when a send with RABBIT_CONFIRM=False returns.
 UNWRITTEN_BYTES = 1_000_000
-UNCONFIRMED_BYTES = 32_000_000  #: and that may be written and not confirmed.
-#: Messages of a batch on the way at once; each window has the whole publish timeout.
+#: Bytes that such sends may have written and that the broker hasn't confirmed.
+UNCONFIRMED_BYTES = 32_000_000
+#: Messages of a batch that are on their way at once: a window, with a publish timeout of its own.
 BATCH_WINDOW = 2000
-BATCH_BYTES = 1_000_000  #: Bytes of a window's bodies, or one message.
-LONGEST_PAUSE = 1.0  #: Seconds: the longest pause between two attempts to connect for sending.
-WAITING_LOG_INTERVAL = 60.0  #: Seconds after which what waits for RabbitMQ says so again.
-JOINED_WRITES = 0x10000  #: Bytes of frames that are joined into one write, about.
-REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback, in a reply...
-HEADER_TEXT = 10_000  #: ...and in a failed message's headers.
-DELAY_QUEUE_LEASE = 600.0  #: Seconds that an unused delay queue outlives its delay,
-DELAY_QUEUE_RENEWAL = 60.0  #: and after which its lease is renewed before it is used.
+BATCH_BYTES = 1_000_000  #: Bytes of a window's bodies; a larger message is a window of its own.
+#: Seconds: the longest pause between two attempts to connect for sending.
+LONGEST_PAUSE = 1.0
+#: Seconds after which it is logged again that the same trouble keeps us from RabbitMQ.
+WAITING_LOG_INTERVAL = 60.0
+JOINED_WRITES = 0x10000  #: About how many bytes of frames are joined into one write.
+REPLY_TEXT = 100_000  #: Characters of an exception's text, and of its traceback, in a reply.
+HEADER_TEXT = 10_000  #: Characters of the same in a failed message's headers.
+#: Seconds that a delay queue lives, unused, beyond its delay.
+DELAY_QUEUE_LEASE = 600.0
+#: Seconds after which a delay queue is declared again before it is used, which renews its lease.
+DELAY_QUEUE_RENEWAL = 60.0
 #: Seconds after which a busy worker looks whether it holds the right number of messages.
 LOOK = 0.02
-#: Seconds of work, as measured, that it holds beyond a message for each thread,
+#: Seconds of work that a worker holds, by its measured rate, beyond one message for each thread.
 PREFETCH_SECONDS = 0.02
-#: but no more. Tiny tasks need it: the way to the broker takes longer than they do.
+#: The most messages that this may be. Only tiny tasks come near: they are done sooner than the
+#: broker sends the next.
 MAX_PREFETCH = 1000
-#: Seconds that a message waits while no task begins, until it goes back: another worker may be
-#: free.
+#: Seconds that a message waits here while no task begins. Then it goes back, because another worker
+#: may be free.
 HANDBACK_AFTER = 0.02
-LONGEST_PATIENCE = 1.0  #: The same when it has come back again and again: no other worker is free.
-STALLED = 5.0  #: Seconds after which a thread counts as stuck that has nothing to wait for.
-#: Seconds: the longest pause until a queue is tried again that can't be consumed,
+#: Seconds: the longest such wait, for a worker in which nothing has begun for long.
+LONGEST_PATIENCE = 1.0
+#: Seconds after which a thread counts as stuck although it waits for no task.
+STALLED = 5.0
+#: Seconds: the longest pause before a queue that can't be consumed is tried again.
 LONGEST_QUEUE_PAUSE = 5.0
-LONGEST_FORWARD_PAUSE = 10.0  #: or until messages are forwarded again that can't be.
-MAX_KEPT = 500  #: Messages of a queue, kept as they can't be forwarded, in whose place others come.
-LARGE_REPLY = 100_000  #: Bytes of a reply that RabbitMQ may refuse because of its size.
-#: Of quorum queues that it declares. RabbitMQ 4 drops messages after 20 deliveries else.
+#: Seconds: the longest pause before messages that can't be forwarded are tried again.
+LONGEST_FORWARD_PAUSE = 10.0
+#: Messages of a queue that are kept because they can't be forwarded, and that take no other
+#: message's place. With more of them the queue is served more slowly, and at last no more.
+MAX_KEPT = 500
+LARGE_REPLY = 100_000  #: Bytes from which on a refused reply may have been refused for its size.
+#: Deliveries that a quorum queue which we declare allows. RabbitMQ 4 drops a message after 20
+#: otherwise.
 DELIVERY_LIMIT = 1_000_000
-REFUSAL_PAUSE = 0.2  #: Seconds after which what a queue has refused is sent again.
-FIRST_SHARE = 10  #: Failed messages that are fetched at once at first. Then as their size allows,
-MAX_SHARE, SHARE_BYTES = 500, 4_000_000  #: at most so many, or so many bytes.
-FIRST_RECONNECT = 0.1  #: Seconds before the first attempt to reconnect; each time twice as long.
+REFUSAL_PAUSE = 0.2  #: Seconds after which a message that its queue has refused is sent again.
+#: Failed messages that are fetched at once at first; their size decides how many follow.
+FIRST_SHARE = 10
+MAX_SHARE, SHARE_BYTES = 500, 4_000_000  #: The most messages, and bytes, that are fetched at once.
+#: Seconds before the first attempt to reconnect. Each further pause is twice as long.
+FIRST_RECONNECT = 0.1
 
 
 # --- Exceptions ----------------------------------------------------------------------------------
@@ -233,22 +261,24 @@ class KuyrukError(Exception):
 
 
 class _Interruption:
-    """Mixin of the exceptions that interrupt a task. Python raises them in the task's thread by
-    their class alone: made without arguments there, they take the arguments of what has interrupted
-    the run."""
+    """Mixin of the exceptions that interrupt a task.
+
+    Python can only set a class for another thread, and makes the exception there, without
+    arguments. Such a one takes those of the exception that has interrupted the run.
+    """
 
     def __init__(self, *args: object) -> None:
         run = current_task()
         cause = None if run is None else run._cause
         if not args and type(cause) is cast(Any, type(self)):
             args = cast(BaseException, cause).args
-        super().__init__(*args)  # a BaseException's
+        super().__init__(*args)
 
 
 class Reject(KuyrukError):
     """Raised by a task that doesn't want its message: it goes back to the queue, not counted as a
     failure. It is there again after `delay` seconds (0: at once; None: the task's `reject_delay`).
-    Raises ValueError for a delay that can't be."""
+    Raises ValueError for a delay that is negative, too long, or no number."""
 
     def __init__(self, *args: object, delay: float | None = None) -> None:
         _check("delay", delay)
@@ -257,8 +287,8 @@ class Reject(KuyrukError):
 
 
 class Discard(_Interruption, KuyrukError):
-    """Raised by a task that doesn't want its message, or in it by an operator: the message is
-    dropped."""
+    """Raised by a task that doesn't want its message, or in a task by an operator (`Worker.drop`):
+    the message is dropped."""
 
 
 class Timeout(_Interruption, KuyrukError):
@@ -272,14 +302,15 @@ class ResultTimeout(KuyrukError):
 
 class RemoteException(KuyrukError):
     """Raised by `Task.send_to_queue`: the task raised in the worker. `type` is the dotted name of
-    the exception's class, `value` its text, `traceback` its formatted traceback (str)."""
+    the exception's class, `value` its text, `traceback` its formatted traceback (str or None)."""
 
     def __init__(self, type_: str, value: str, traceback: str | None) -> None:
         super().__init__(type_, value, traceback)
         self.type = type_
         self.value = value
         self.traceback = traceback
-        if traceback:  # Python prints it where nothing catches this
+        if traceback:
+            # Python prints notes where nothing catches an exception. There the reader needs it.
             self.add_note(f"In the worker:\n{traceback}")
 
     def __str__(self) -> str:
@@ -306,7 +337,8 @@ class Crashed(KuyrukError):
 
 class HeartbeatError(_Interruption, BaseException):
     """Raised in a task whose worker has lost the connection by which the message came: it will run
-    again. `exc_info` tells how it was lost. No Exception, so that the task doesn't swallow it."""
+    again. `exc_info` (type, value, traceback) says how it was lost. It isn't an Exception, so that
+    the task doesn't swallow it."""
 
     def __init__(self, exc_info: Any = None) -> None:
         super().__init__(*(() if exc_info is None else (exc_info,)))
@@ -321,12 +353,16 @@ class HeartbeatError(_Interruption, BaseException):
 
 
 class Shutdown(_Interruption, BaseException):
-    """Raised in a task that a stopping worker can't wait for: it will run again. No Exception, as
-    above."""
+    """Raised in a task that a stopping worker can't wait for: it will run again. It isn't an
+    Exception, so that the task doesn't swallow it."""
 
 
 def _make_module(name: str, is_member: Callable[[Any], bool]) -> types.ModuleType:
-    """Make `kuyruk.<name>`, importable, in a vendored copy too (as `os.path` is a module of os)."""
+    """Return a new module `kuyruk.<name>` with the members of this one that `is_member` chooses.
+
+    It can be imported although it has no file, as `os.path` can, in a vendored copy too. Classes
+    say that they come from there, as with Kuyruk: pickles and error texts name them so.
+    """
     module = types.ModuleType(f"{__name__}.{name}", f"The {name} of kuyruk.")
     module.__file__ = __file__
     for key, value in list(globals().items()):
@@ -344,6 +380,81 @@ exceptions = _make_module(
 )
 
 
+# --- Logging -------------------------------------------------------------------------------------
+
+
+def _is_for_program(error: BaseException) -> bool:
+    """Whether an exception that came out of the user's code is meant for the program: a signal
+    handler has raised it in the main thread (Ctrl-C), while that was in the user's code by chance.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and not isinstance(error, Exception)
+
+
+def _log(level: int, text: str, *args: Any, **options: Any) -> None:
+    """Log, in this thread. A handler is the user's code: what it raises changes nothing here."""
+    try:
+        options.pop("logger", logger).log(level, text, *args, stacklevel=2, **options)
+    except BaseException as error:
+        if _is_for_program(error):
+            raise
+
+
+#: Records for the log thread. When a handler blocks for long, the oldest are dropped: no backlog
+#: may fill the memory.
+_records: collections.deque[logging.LogRecord] = collections.deque(maxlen=1000)
+_log_token = threading.Lock()  #: The log thread has it, from before its start until its end.
+
+
+def _log_aside(
+    level: int,
+    text: str,
+    *args: Any,
+    error: BaseException | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Log in the log thread. For threads of ours that others wait for: a handler may block, or may
+    send a message, which needs the very thread that logs."""
+    if logger.isEnabledFor(level):
+        code, line = sys._getframe(1).f_code, sys._getframe(1).f_lineno
+        info = None if error is None else (type(error), error, error.__traceback__)
+        record = logger.makeRecord(
+            logger.name, level, code.co_filename, line, text, args, info, code.co_name, extra
+        )
+        _records.append(record)
+        if _log_token.acquire(blocking=False):
+            try:
+                threading.Thread(target=_write_records, name="kuyruk-log", daemon=True).start()
+            except Exception:  # no thread can be started, or there is no memory for one
+                _write_records()
+
+
+def _write_records() -> None:
+    """Write all records there are, in the log thread, which has the token.
+
+    1. This thread: finds no more records. 2. Another thread: appends one, and can't have the token.
+    3. This thread: releases the token, and looks once more. So no record is left behind.
+    """
+    while True:
+        with contextlib.suppress(IndexError):  # the deque is empty
+            while True:
+                record = _records.popleft()
+                try:
+                    logger.handle(record)
+                except BaseException:  # a handler's
+                    pass
+        _log_token.release()
+        if not _records or not _log_token.acquire(blocking=False):
+            return
+
+
+def _wait_for_log() -> None:
+    """Wait until the log thread has nothing to write, for CLOSE_TIMEOUT seconds at most."""
+    until = time.monotonic() + CLOSE_TIMEOUT
+    while (_records or _log_token.locked()) and time.monotonic() < until:
+        time.sleep(0.005)
+
+
 # --- Signals -------------------------------------------------------------------------------------
 
 
@@ -355,26 +466,29 @@ class _Receiver(NamedTuple):
 
 
 class Signal:
-    """Tells functions, its receivers, that something happens. Each is called with the sender (a
-    `Kuyruk`) and keyword arguments, in the thread where it happens, before that goes on.
+    """Calls functions, its receivers, when something happens. Each gets the sender (a `Kuyruk`) and
+    keyword arguments, in the thread where it happens, before that goes on.
 
-    raises: a receiver's exception is raised by `send`. Otherwise it is logged, and changes nothing.
+    raises: whether `send` raises a receiver's exception. If not, it is logged, and changes nothing.
     """
 
     def __init__(self, name: str, raises: bool = False) -> None:
         self.name = name
         self.raises = raises
-        #: Replaced, never changed: `send` needs no lock. Empty: there is nothing to send.
+        #: This tuple is replaced, under a lock, and never changed: so `send` needs no lock. Who
+        #: sends may look whether it is empty, and spare itself the arguments.
         self.receivers: tuple[_Receiver, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Signal {self.name}>"
 
     def connect(self, f: F, sender: Any = None, weak: bool = False) -> F:
-        """Call `f` when the signal is sent; returns `f`, so this is a decorator, too.
+        """Call `f` when the signal is sent; returns `f`, so this is a decorator, too. One that is
+        connected already is called once all the same.
 
-        sender: only for the signals of this `Kuyruk`. weak: only as long as `f` exists elsewhere.
-        Raises TypeError for what is no such sender, and for an async function, whose call wouldn't
+        sender: the `Kuyruk` whose signals it gets; None: any. weak: keep no reference to `f`: it is
+        called as long as others do. Raises TypeError for what is no such sender, and for an async
+        function, whose call wouldn't
         run it.
         """
         import inspect  # not at the top: 6 ms and a megabyte, for who has no task and no receiver
@@ -384,7 +498,9 @@ class Signal:
         if sender is not None:
             _require("sender", sender, Kuyruk)
         self.disconnect(f, sender)
+        # A plain reference to a bound method dies at once: each look at the attribute makes one.
         kind: Any = weakref.WeakMethod if inspect.ismethod(f) else weakref.ref
+        # Weak, because signals live for ever: an application that is dropped must not.
         wanted = None if sender is None else weakref.ref(sender)
         receiver = _Receiver(kind(f) if weak else lambda: f, wanted)
         with _signals_change:
@@ -399,8 +515,10 @@ class Signal:
         """Call `f` no longer, for this sender or (None) for any. No error if it isn't connected."""
 
         def stays(receiver: _Receiver) -> bool:
-            is_other = sender is not None and not (receiver.sender and receiver.sender() is sender)
-            return receiver.function() is not None and (receiver.function() != f or is_other)
+            g, wanted = receiver.function(), receiver.sender
+            if g is None:
+                return False  # it was connected weakly, and exists no more
+            return g != f or (sender is not None and (wanted is None or wanted() is not sender))
 
         with _signals_change:
             self.receivers = tuple(filter(stays, self.receivers))
@@ -416,9 +534,7 @@ class Signal:
             try:
                 results.append((f, f(sender, **kwargs)))
             except BaseException as error:
-                is_main = threading.current_thread() is threading.main_thread()
-                # In the main thread it may be a signal handler's of the program (Ctrl-C).
-                if self.raises or (is_main and not isinstance(error, Exception)):
+                if self.raises or _is_for_program(error):
                     raise
                 text = "A receiver of the signal %s has raised"
                 _log(logging.ERROR, text, self.name, exc_info=True)
@@ -427,30 +543,32 @@ class Signal:
 
 _signals_change = threading.Lock()  #: Guards the replacement of `Signal.receivers`.
 
-# Each is sent with task=, args= and kwargs= (the arguments of the task's function), and with what
-# is said. The last four are a worker's.
-task_init = Signal("task_init")  #: A task is made. With task= only.
-#: description=, which may be changed. In it, but not in the body, are the message's "headers".
+# Signals about a task are sent with task=, args= and kwargs= (the arguments of its function), and
+# with the further arguments that are named here.
+task_init = Signal("task_init")  #: A task was made. With task= only.
+#: A message is about to be sent. With description=, which a receiver may change. The message's
+#: "headers" are in it, too; they don't become a part of its body.
 task_presend = Signal("task_presend", raises=True)
-task_postsend = Signal("task_postsend")  #: It was sent: the broker has it. description=
-task_preapply = Signal("task_preapply")  #: About to be run, with all tries.
+task_postsend = Signal("task_postsend")  #: The broker has the message. With description=.
+task_preapply = Signal("task_preapply")  #: A task is about to run, with all tries.
 task_postapply = Signal("task_postapply")  #: All tries are over.
-task_prerun = Signal("task_prerun", raises=True)  #: Before a try.
-task_postrun = Signal("task_postrun")  #: After a try.
-task_success = Signal("task_success")  #: It has returned.
-task_error = Signal("task_error")  #: A try has raised. exc_info=
-task_failure = Signal("task_failure")  #: The last try has raised. exc_info=
-#: A message has failed. worker=, queue=, description=, exc_info=; the three if its task was found.
+task_prerun = Signal("task_prerun", raises=True)  #: A try begins.
+task_postrun = Signal("task_postrun")  #: A try is over.
+task_success = Signal("task_success")  #: The task has returned.
+task_error = Signal("task_error")  #: A try has raised. With exc_info=.
+task_failure = Signal("task_failure")  #: The last try has raised. With exc_info=.
+#: A message has failed in a worker. With worker=, queue=, description= and exc_info=; with task=,
+#: args= and kwargs= only if its task was found.
 worker_failure = Signal("worker_failure")
-worker_init = Signal("worker_init")  #: A worker is made. With worker= only, as the next two.
-worker_start = Signal("worker_start")  #: It starts.
-worker_shutdown = Signal("worker_shutdown")  #: It has stopped.
+worker_init = Signal("worker_init")  #: A worker was made. With worker= only, as the next two.
+worker_start = Signal("worker_start")  #: A worker starts.
+worker_shutdown = Signal("worker_shutdown")  #: A worker has stopped.
 
-_Signal = Signal  # which is another name in this class
+_Signal = Signal  # the next class has an attribute of that name
 
 
 class _SignalsModule(types.ModuleType):
-    """What type checkers know of `signals`, so that its decorators have types."""
+    """Says to type checkers what is in `signals`, so that its decorators have types."""
 
     Signal: type[_Signal]
 
@@ -465,12 +583,14 @@ signals = cast(_SignalsModule, _make_module("signals", _is_signal))
 
 # --- Config --------------------------------------------------------------------------------------
 
-# Patterns are compiled when they are first used: that takes a quarter of the time to import this.
+# Patterns here are text, and `re` compiles them at their first use: compiling them all would take a
+# quarter of the time that it takes to import this module.
+
+#: "[IPv6]", a name or an IPv4 address, or an IPv6 address without brackets; then a port.
 _HOST = (
     r"\s*(?:\[([^]\s/@]+)]|([^][:\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\w+)?))"
     r"(?::([^]:\s]*))?\s*"
 )
-
 
 #: Scheme, user, password, hosts, virtual host.
 _URL = r"(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?"
@@ -510,11 +630,13 @@ def _parse_url(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
 
 
 def _is_table(value: Any) -> bool:
+    """Whether it is a dict whose keys are strings."""
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
 def _is_amqp_table(value: Any) -> bool:
-    """Raise ValueError for a dict that AMQP can't carry."""
+    """Whether it is a dict whose keys are strings. Raises ValueError for one that AMQP can't
+    carry."""
     for key, item in value.items() if _is_table(value) else ():
         if not 0 < len(key.encode("utf-8", "surrogatepass")) <= 128:
             raise ValueError("a key of 1 to 128 bytes")
@@ -527,14 +649,14 @@ def _is_amqp_table(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether it is a finite number. An int can be too large for a float."""
+    """Whether it is a finite number. (An int can be too large for a float.)"""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _is_ssl_options(options: Any) -> bool:
-    """Raise ValueError for what amqpstorm would ignore: a misspelt option can leave a connection
-    unverified that was to be verified."""
+    """Whether it is a dict whose keys are strings. Raises ValueError for an option that amqpstorm
+    would ignore: a misspelt one could leave a connection unverified that was to be verified."""
     known = ["ca_certs", "cafile", "cert_reqs", "certfile", "check_hostname", "context", "keyfile"]
     known += ["server_hostname", "verify_mode"]
     for name, value in options.items() if _is_table(options) else ():
@@ -556,7 +678,8 @@ def _level_name(level: str) -> str:
     return name
 
 
-#: The kinds of values: in words, and as a test, which may raise ValueError with a better reason.
+#: The kinds of values, in words and as a test. A parser can be the test: what it returns is true,
+#: and it raises ValueError with a better reason.
 _KINDS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "text": ("a string", lambda v: isinstance(v, str) and not re.search("[\ud800-\udfff]", v)),
     "flag": ("True or False", lambda v: isinstance(v, bool)),
@@ -579,7 +702,8 @@ class _Rule(NamedTuple):
     most: float = math.inf
 
 
-_MOST = 0x7FFFFFFF
+_MOST = 0x7FFFFFFF  #: The largest signed 32-bit number; no sensible count comes near it.
+#: What is checked here: the configuration's keys, and (in lower case) options and arguments.
 _RULES = {
     name: _Rule(*rule)
     for names, *rule in (
@@ -630,6 +754,7 @@ def _check(name: str, value: Any, called: str = "") -> None:
         return
     reason = ""
     try:
+        # Only numbers have limits: nothing else is compared with any.
         if test(value) and (least == -math.inf or least <= value <= most):
             return
     except ValueError as error:
@@ -651,8 +776,8 @@ def _shown(name: str, value: Any) -> str:
         return f"this {type(value).__name__}"
 
 
-#: What Kubernetes sets for each of its Services: one that is called "kuyruk" (or "kuyruk-rabbit")
-#: makes variables that look like ours.
+#: "KEY=value" of the variables that Kubernetes sets for each of its Services, without "KUYRUK_":
+#: those of a Service that is called "kuyruk" or "kuyruk-rabbit" look like ours.
 _KUBERNETES = (
     r"(?s)(.*_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*"
     r"|(.*_)?PORT=(tcp|udp|sctp)://.*"
@@ -665,6 +790,41 @@ _UNREAD_KEYS = {
     "RABBIT_WRITE_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT",
     "TCP_USER_TIMEOUT": "RABBIT_HEARTBEAT",
 }
+
+
+@functools.cache  # the same file is often loaded again, in a test or by the command line
+def _warn_of_unread_key(key: str) -> None:
+    """Log that nothing here reads a key of the configuration, if it looks like one of ours."""
+    instead = _UNREAD_KEYS.get(key)
+    if instead is not None or key.startswith(("RABBIT_", "WORKER_")):
+        what = f"{instead} takes its place" if instead else "it is kept, for an extension"
+        _log(logging.WARNING, "The configuration key %r has no effect here: %s", key, what)
+
+
+def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
+    """Return a hint at what is like the word, or what it abbreviates: VHOST is nearer to HOST than
+    to VIRTUAL_HOST."""
+    import difflib
+
+    def is_short_for(name: str) -> bool:
+        letters = iter(name)
+        return word[0] == name[0] and all(letter in letters for letter in word)
+
+    known = list(known)
+    long = filter(is_short_for, known) if word else ()
+    close = difflib.get_close_matches(word, long, n=1, cutoff=likeness - 0.1)
+    close = close or difflib.get_close_matches(word, known, n=1, cutoff=likeness)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _check_names(function: str, options: Iterable[str], known: Sequence[str]) -> None:
+    """Raise TypeError for an option that the function doesn't know."""
+    for name in options:
+        if name not in known:
+            hint = _did_you_mean(name, known, 0.7) or "."
+            raise TypeError(
+                f"{function} takes no option {name!r}{hint} It takes {', '.join(known)}"
+            )
 
 
 class Config:
@@ -718,14 +878,18 @@ class Config:
     def __init__(self) -> None:
         for key in filter(str.isupper, _RULES):
             value = getattr(self, key)
-            if isinstance(value, dict):  # what is put into it is for this object only
+            # A dict is copied: what is put into it is for this object only. And the defaults of a
+            # subclass are checked as if they were assigned.
+            if isinstance(value, dict):
                 setattr(self, key, dict(value))
-            elif value is not getattr(Config, key):  # a subclass's: it is checked, too
+            elif value is not getattr(Config, key):
                 setattr(self, key, value)
 
     if not TYPE_CHECKING:  # type checkers know the keys, unless they see this
 
         def __setattr__(self, key: str, value: Any) -> None:
+            """Set a key. Raises ValueError for a value that it doesn't take, and for a key that
+            looks misspelt."""
             if not key.isupper() or not hasattr(type(self), key):
                 known = filter(str.isupper, dir(type(self)))
                 hint = _did_you_mean(key.upper(), known, 0.8)
@@ -746,7 +910,7 @@ class Config:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def from_dict(self, d: Mapping[str, Any]) -> None:
-        """Load values from a dict. Raises TypeError for what is none."""
+        """Load values from a dict. Raises TypeError for anything else."""
         if not isinstance(d, Mapping):
             raise TypeError(f"from_dict takes a dict: not {type(d)}")
         for key, value in d.items():
@@ -796,6 +960,7 @@ class Config:
                 setattr(self, key, self._from_text(key, text))
 
     def _from_text(self, key: str, text: str) -> Any:
+        """Return the value that an environment variable's text stands for."""
         import ast
 
         try:
@@ -814,6 +979,7 @@ class Config:
         return copy
 
     def _addresses(self) -> list[tuple[str, int]]:
+        """Return hosts and ports, in the order in which they are tried."""
         if self.RABBIT_URL:
             return _parse_url(self.RABBIT_URL)[0]
         return _parse_hosts(self.RABBIT_HOST, self.RABBIT_PORT)
@@ -834,127 +1000,27 @@ class Config:
         return options | {"ssl": options["ssl"] or self.RABBIT_SSL}  # amqp:// takes nothing back
 
 
-def _log(level: int, text: str, *args: Any, **options: Any) -> None:
-    """Log. A handler of the user's may raise: nothing of ours ends or changes its way then."""
-    try:
-        options.pop("logger", logger).log(level, text, *args, stacklevel=2, **options)
-    except BaseException as error:
-        is_main = threading.current_thread() is threading.main_thread()
-        # In the main thread it may be a signal handler's of the program (Ctrl-C).
-        if is_main and not isinstance(error, Exception):
-            raise
-
-
-#: Records that the log thread writes. When a handler blocks for long, the oldest are dropped.
-_records: collections.deque[logging.LogRecord] = collections.deque(maxlen=1000)
-_log_token = threading.Lock()  #: The log thread has it from before its start until its end.
-
-
-def _log_aside(
-    level: int,
-    text: str,
-    *args: Any,
-    error: BaseException | None = None,
-    extra: dict[str, Any] | None = None,
-) -> None:
-    """Log in the log thread: for threads of ours that others wait for. A handler may block, or
-    send, which needs the thread that logs."""
-    if logger.isEnabledFor(level):
-        code, line = sys._getframe(1).f_code, sys._getframe(1).f_lineno
-        info = None if error is None else (type(error), error, error.__traceback__)
-        record = logger.makeRecord(
-            logger.name, level, code.co_filename, line, text, args, info, code.co_name, extra
-        )
-        _records.append(record)
-        if _log_token.acquire(blocking=False):
-            try:
-                threading.Thread(target=_write_records, name="kuyruk-log", daemon=True).start()
-            except RuntimeError:  # no thread can be started
-                _write_records()
-
-
-def _write_records() -> None:
-    """With the token. A record that comes while it is given back is seen by whoever has it next, or
-    here."""
-    while _records:
-        with contextlib.suppress(IndexError):
-            while True:
-                record = _records.popleft()
-                try:
-                    logger.handle(record)
-                except BaseException:  # a handler's: as in _log
-                    pass
-        _log_token.release()
-        if not _log_token.acquire(blocking=False):
-            return
-    _log_token.release()
-
-
-def _wait_for_log() -> None:
-    """Wait until the log thread has nothing to write, for CLOSE_TIMEOUT seconds at most."""
-    until = time.monotonic() + CLOSE_TIMEOUT
-    while _log_token.locked() and time.monotonic() < until:
-        time.sleep(0.005)
-
-
-@functools.cache  # the same file is often loaded again, in a test or by the command line
-def _warn_of_unread_key(key: str) -> None:
-    """Log that nothing here reads a key of the configuration, if it looks like one of ours."""
-    instead = _UNREAD_KEYS.get(key)
-    if instead is not None or key.startswith(("RABBIT_", "WORKER_")):
-        what = f"{instead} takes its place" if instead else "it is kept, for an extension"
-        _log(logging.WARNING, "The configuration key %r has no effect here: %s", key, what)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
-    """Return a hint at what is like the word, or what it abbreviates: VHOST is nearer to HOST than
-    to VIRTUAL_HOST."""
-    import difflib
-
-    def is_short_for(name: str) -> bool:
-        letters = iter(name)
-        return word[0] == name[0] and all(letter in letters for letter in word)
-
-    known = list(known)
-    long = filter(is_short_for, known) if word else ()
-    close = difflib.get_close_matches(word, long, n=1, cutoff=likeness - 0.1)
-    close = close or difflib.get_close_matches(word, known, n=1, cutoff=likeness)
-    return f": did you mean {close[0]!r}?" if close else ""
-
-
-def _check_names(function: str, options: Iterable[str], known: Sequence[str]) -> None:
-    """Raise TypeError for an option that the function doesn't know."""
-    for name in options:
-        if name not in known:
-            hint = _did_you_mean(name, known, 0.7) or "."
-            raise TypeError(
-                f"{function} takes no option {name!r}{hint} It takes {', '.join(known)}"
-            )
-
-
 # --- Messages ------------------------------------------------------------------------------------
 
 
 class _Message(NamedTuple):
-    """What is published: to a queue, on the default exchange."""
+    """A message to publish, to a queue, through the default exchange."""
 
     queue: str
     body: bytes
-    properties: dict[str, Any]
-    arguments: dict[str, Any]  #: With which the queue is declared when it is missing.
-    mandatory: bool = True  #: It must get into a queue (a reply needn't).
-    renewal: float = math.inf  #: Seconds after which a delay queue is declared again.
-    #: Of a delay queue: the queue that it passes the message on to, and its arguments. It is looked
-    #: for as well: RabbitMQ drops what is passed on to a queue that isn't there.
+    properties: dict[str, Any]  #: AMQP's, by pamqp's names.
+    arguments: dict[str, Any]  #: The queue is declared with these when it is missing.
+    mandatory: bool = True  #: The broker is to return it when there is no such queue.
+    #: Seconds after which its queue is declared again before it is used. For delay queues, which
+    #: vanish when they are unused.
+    renewal: float = math.inf
+    #: For a message to a delay queue: the queue that passes it on to, and that one's arguments. It
+    #: is declared as well, because RabbitMQ drops messages for a queue that doesn't exist.
     target: tuple[str, dict[str, Any]] | None = None
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """What a message that the broker returns is recognised by."""
+        """What is compared to recognise a message that the broker returns."""
         return self.queue, self.properties.get("message_id")
 
 
@@ -969,13 +1035,13 @@ class _Description(NamedTuple):
     whole: dict[str, Any]  #: As it was sent, with all its keys.
 
 
-#: NaN and Infinity aren't JSON.
+# allow_nan=False, because NaN and Infinity are Python's, not JSON's: other readers reject them.
 _to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 def _encode_json(value: Any, what: str) -> bytes:
-    """Return JSON. Raises TypeError for what isn't; `what` tells the user where to look. And what
-    else an object's own code raises, or a signal handler."""
+    """Return JSON. Raises TypeError for a value that JSON can't hold; `what` names it in the text.
+    Other exceptions, which an object's own code or a signal handler may raise, come through."""
     try:
         return _to_json(value).encode()
     except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
@@ -984,8 +1050,8 @@ def _encode_json(value: Any, what: str) -> bytes:
 
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
-    """Raise ValueError for headers that aren't the sender's: RabbitMQ sends copies for CC and BCC,
-    the others are ours."""
+    """Raise ValueError for headers that a sender may not set: for CC and BCC, RabbitMQ sends copies
+    to other queues, and those with our prefix are ours."""
     for name in headers:
         if name in ("CC", "BCC") or name.startswith("x-kuyruk-"):
             raise ValueError(
@@ -996,8 +1062,8 @@ def _check_headers(headers: Mapping[str, Any]) -> None:
 
 @functools.lru_cache(1)
 def _facts_about_sender(now: int, pid: int) -> dict[str, Any]:
-    """Return them as they are in this second: system calls for each message are slow, and let other
-    threads take over."""
+    """Return the keys of a message that say who sends it. They are kept for a second (`now`, Unix
+    time): system calls for each message are slow, and let other threads take over."""
     return {
         "sender_hostname": socket.gethostname(),
         "sender_pid": pid,
@@ -1007,16 +1073,19 @@ def _facts_about_sender(now: int, pid: int) -> dict[str, Any]:
 
 
 class _Ids:
-    """Makes ids for messages: of a random number for each process, and a count."""
+    """Makes ids for messages, from a random number of the process and a count: asking the system
+    for random bytes for each message is slow."""
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
+        """Begin with another random number; in a forked child, too: its parent goes on with its."""
         self._process_id = os.getpid()
         self._start, self._count = os.urandom(10).hex(), itertools.count()
 
     def make(self) -> str:
+        """Return the next id, 32 hexadecimal digits."""
         if os.getpid() != self._process_id:  # forked by C code, which calls no hook of Python's
             self.begin()
         return f"{self._start}{next(self._count):012x}"
@@ -1049,6 +1118,7 @@ def _decode_task(body: bytes) -> _Description:
         if not isinstance(d[key], kind) and not (d[key] is None and kind is not str):
             given = type(d[key]).__name__
             raise InvalidMessage(f"the message's {key!r} is a {given}, not a {kind.__name__}")
+    # Other producers may send an id of any length; a worker's journal has room for this much.
     id = None if d.get("id") is None else str(d["id"])[:255]
     return _Description(id, d["module"], d["function"], d["args"] or [], d["kwargs"] or {}, d)
 
@@ -1083,17 +1153,18 @@ def _exception_name(error: BaseException) -> str:
 
 
 def _text_of(value: object, limit: int, write: Callable[[Any], str] = str) -> str:
-    """Return a text of at most about `limit` characters. What writes it is the user's code."""
+    """Return what `write` makes of a value, in about `limit` characters at most. A `__str__` is the
+    user's code: if that raises, a text that says so is returned."""
     try:
         return _bounded(write(value), limit)
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):  # it is the program's
+        if isinstance(error, KeyboardInterrupt):  # a signal handler's: it is for the program
             raise
         return f"<no text: {type(error).__name__} was raised instead>"
 
 
 def _task_traceback(error: BaseException) -> types.TracebackType | None:
-    """Return it without the frames of this file that lead to the task."""
+    """Return an exception's traceback, without the frames of this file that lead to the task."""
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
         tb = tb.tb_next
@@ -1101,56 +1172,69 @@ def _task_traceback(error: BaseException) -> types.TracebackType | None:
 
 
 def _format_traceback(error: BaseException, limit: int) -> str:
+    """Return it as text, in about `limit` characters at most."""
+
     def write(error: BaseException) -> str:
         return "".join(traceback.format_exception(type(error), error, _task_traceback(error)))
 
     return _text_of(error, limit, write)
 
 
-class _NoCollection:
-    """Keeps the garbage collector away while a `with` block of it is entered, by one thread or by
-    several, as is needed around `sys._current_frames`.
+class _Setting(Generic[T]):
+    """Keeps a setting of the interpreter changed while a `with` block of this is entered, by one
+    thread or by several at once. The first changes it, and the last restores it."""
 
-    That holds the interpreter's lock of its list of threads, and on Python 3.11 the collector may
-    run within it (cpython#106883). 1. It calls somebody's finalizer, which lets another thread run.
-    2. That wants to read the list, too, and waits, without letting others run: for ever.
-    """
+    def __init__(self, change: Callable[[], T], restore: Callable[[T], object]) -> None:
+        self._change, self._restore = change, restore
+        self._begin()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._begin_in_child)
 
-    def __init__(self) -> None:
-        self.begin()
-
-    def begin(self) -> None:
-        self._lock = threading.Lock()  # guards what follows
+    def _begin(self) -> None:
+        self._lock = threading.Lock()  # guards what follows, and the change
         self._users = 0
-        self._was_enabled = False
+        self._before: T
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._users:
-                self._was_enabled = gc.isenabled()
-                gc.disable()
+                self._before = self._change()
             self._users += 1
 
     def __exit__(self, *exc_info: object) -> None:
         with self._lock:
             self._users -= 1
-            if not self._users and self._was_enabled:
-                gc.enable()
+            if not self._users:
+                self._restore(self._before)
 
-    def begin_in_child(self) -> None:
-        """In a forked child, in which none of the others runs."""
-        if self._users and self._was_enabled:
-            gc.enable()
-        self.begin()
+    def _begin_in_child(self) -> None:
+        """Restore it in a forked child, in which no thread that has entered runs."""
+        if self._users:
+            self._restore(self._before)
+        self._begin()
 
 
-_no_collection = _NoCollection()
+def _disable_collection() -> bool:
+    """Return whether the garbage collector was enabled."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    return was_enabled
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_no_collection.begin_in_child)
+
+def _restore_collection(was_enabled: bool) -> None:
+    if was_enabled:
+        gc.enable()
+
+
+#: Keeps the garbage collector away from `sys._current_frames`, which holds the interpreter's lock
+#: of its list of threads. On Python 3.11 the collector may run within it (cpython#106883):
+#: 1. The collector: calls a finalizer, which lets another thread run. 2. That thread: wants to read
+#: the list, too, and waits for the lock without letting others run, for ever.
+_no_collection = _Setting(_disable_collection, _restore_collection)
 
 
 def _current_frames() -> dict[int, types.FrameType]:
+    """Return each thread's innermost frame, by the thread's ident."""
     with _no_collection:
         return sys._current_frames()
 
@@ -1175,8 +1259,14 @@ def _bounded(text: str, limit: int) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def _count(number: int, noun: str) -> str:
+    """Return "1 message" or "2 messages"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _milliseconds(seconds: float) -> str:
-    """Return them as AMQP wants a TTL; rounded up, so that a short one doesn't become none."""
+    """Return seconds as AMQP takes an expiration: in whole milliseconds, as text. They are rounded
+    up, because 0 would expire at once."""
     return str(math.ceil(seconds * 1000))
 
 
@@ -1186,7 +1276,8 @@ def _check_queue_name(queue: str) -> str:
         fits = isinstance(queue, str) and 0 < len(queue.encode()) <= MAX_QUEUE_NAME
     except UnicodeEncodeError:
         fits = False
-    if not fits or "\r" in queue or "\n" in queue:  # RabbitMQ drops these two
+    # RabbitMQ removes line breaks from a name, and the message would find no such queue.
+    if not fits or "\r" in queue or "\n" in queue:
         what = f"a string of 1 to {MAX_QUEUE_NAME} bytes of UTF-8, without line breaks"
         raise ValueError(f"a queue's name is {what}: not {_shown('queue', queue)}")
     if queue.startswith("amq."):
@@ -1195,15 +1286,17 @@ def _check_queue_name(queue: str) -> str:
 
 
 def _put_off(message: _Message, delay: float, arguments: Mapping[str, Any]) -> _Message:
-    """Return the message for a queue that passes it on to its own queue after `delay` seconds.
+    """Return the message for a delay queue, which passes it on to its own queue after `delay`
+    seconds.
 
-    arguments: those of the configuration. There is a queue for each distinct delay, because the
-    broker only looks at the head of a queue for what has expired. It vanishes when unused; a
-    declaration that is younger than DELAY_QUEUE_RENEWAL leaves what is published far more time
-    than it needs.
+    arguments: QUEUE_ARGUMENTS. There is a queue for each distinct delay, because the broker looks
+    for expired messages only at a queue's head. A delay queue vanishes DELAY_QUEUE_LEASE seconds
+    after the longest that a message can be in it. A declaration renews that, so a sender that
+    declares it at least each DELAY_QUEUE_RENEWAL seconds never publishes to one that is about to
+    vanish.
     """
     ttl = int(_milliseconds(delay))
-    # What expires while the target of a quorum queue has no leader would be lost otherwise.
+    # Without these a message is lost that expires while its quorum queue has no leader.
     safe = {"x_dead_letter_strategy": "at-least-once", "x_overflow": "reject-publish"}
     derived = _derived(
         arguments,
@@ -1222,32 +1315,37 @@ def _put_off(message: _Message, delay: float, arguments: Mapping[str, Any]) -> _
 
 
 def _growing_delay(first: float, most: float | None, failures: int, jitter: float) -> float:
-    """Return the seconds until a message is back that has failed so often: `first`, twice as many
-    with each failure, up to `most` (None: always `first`).
+    """Return the seconds until a message that has failed so often is back: `first`, doubled with
+    each further failure, up to `most` (None: always `first`).
 
-    jitter: from 0 to 1; it takes up to a quarter off, so that what has failed together doesn't
-    come back together. Two significant digits: each distinct delay has a queue.
+    jitter: from 0 to 1. It takes up to a quarter off, so that messages that have failed together
+    don't come back together. The result has two significant digits, so that there are few distinct
+    delays: each has a queue.
     """
     if most is None or first <= 0:
         return first
+    # The exponent is bounded, since a float overflows.
     whole = min(first * 2.0 ** min(failures - 1, 60), most)
     seconds = max(first, whole * (1 - jitter / 4))
     digit = 10.0 ** (math.floor(math.log10(seconds)) - 1)
+    # The 1e-9 keeps a division that isn't exact (3.0000000000000004) from being rounded up.
     return min(math.ceil(seconds / digit - 1e-9) * digit, most)
 
 
 def _undropped(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return a queue's arguments, so that RabbitMQ drops no message because its connection was lost
-    too often."""
+    """Return a queue's arguments, with which RabbitMQ drops no message because the connections that
+    it was delivered by were lost too often."""
     return {"x-delivery-limit": DELIVERY_LIMIT, **arguments} if _is_quorum(arguments) else arguments
 
 
 def _is_quorum(arguments: Mapping[str, Any]) -> bool:
+    """Whether a queue with these arguments is a quorum queue."""
     return arguments.get("x-queue-type") == "quorum"
 
 
 def _derived(arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return the arguments of a queue that is derived from one with these: of the same type."""
+    """Return the arguments of a queue that is derived from one with these: of these it has only the
+    type. In the names of `more`, _ stands for -."""
     inherited = {k: v for k, v in arguments.items() if k == "x-queue-type"}
     return _undropped(inherited | {k.replace("_", "-"): v for k, v in more.items()})
 
@@ -1267,17 +1365,17 @@ def _resolve_host(queue: str) -> str:
 
 # --- Interrupting a running task -----------------------------------------------------------------
 
-#: Names of modules that guard locks of the whole process, or swallow exceptions: a task isn't
-#: interrupted while one of its frames is in one of them, or in a module below it. Add to it what
-#: your tasks use and must not be cut: `kuyruk.UNSAFE_MODULES.add("sqlalchemy.pool")`. This module
-#: always counts.
+#: Names of modules whose code must not be cut, because it guards a lock of the whole process, or
+#: swallows exceptions. A task isn't interrupted while one of its frames is in such a module, or in
+#: a submodule. This module always counts. Add modules that your tasks use:
+#: `kuyruk.UNSAFE_MODULES.add("sqlalchemy.pool")`.
 UNSAFE_MODULES = {
     "_frozen_importlib", "_frozen_importlib_external", "_weakrefset", "bdb", "concurrent.futures",
     "coverage", "importlib", "logging", "queue", "threading", "weakref", "zipimport",
 }  # fmt: skip
 
-#: Functions of logging that hold no lock, and swallow nothing: a line's way to its handlers. A task
-#: that logs much is rarely seen elsewhere.
+#: Functions of logging that hold no lock and swallow nothing: they bring a record to its handlers.
+#: They are exceptions to `UNSAFE_MODULES`, because a task that logs much is rarely seen elsewhere.
 _HOLD_NO_LOCK = {
     "Filterer.filter", "Logger._log", "Logger.callHandlers", "Logger.critical", "Logger.debug",
     "Logger.error", "Logger.exception", "Logger.findCaller", "Logger.handle", "Logger.info",
@@ -1287,19 +1385,20 @@ _HOLD_NO_LOCK = {
 _LOOK_AGAIN = 0.001  #: Seconds after which a thread that wasn't at a safe point is looked at again.
 #: Seconds: the interpreter's switch interval while the watch is about to look for a safe point.
 _SHORT_SWITCH = 1e-5
-#: Seconds after which giving up is tried again that has failed; then twice as long, and so on.
+#: Seconds after which a failed attempt to give a task up is repeated. Each further pause is about
+#: twice as long.
 _GIVE_UP_AGAIN = 0.1
 _WATCH_STALLS = 5.0  #: Seconds that a watch may be late before it counts as stuck.
 _APPLY_GRACE = 1.0  #: Seconds after which `Task.apply` warns of a task that can't be interrupted.
 
 
-#: What runs, by the ident of its thread. (No `threading.local`: one that was made before gevent's
-#: monkey patch would be the same for all greenlets.)
+#: The run in each thread, by the thread's ident. It isn't a `threading.local`, because one that was
+#: made before gevent's monkey patch is the same for all greenlets.
 _runs: dict[int, Run] = {}
 
 
 def _set_current(run: Run | None) -> Run | None:
-    """Note what runs in this thread. Return what ran before."""
+    """Note which run this thread is in (None: none). Return the one that it was in before."""
     me = threading.get_ident()
     before = _runs.pop(me, None)
     if run is not None:
@@ -1308,13 +1407,14 @@ def _set_current(run: Run | None) -> Run | None:
 
 
 def _raise_pending() -> None:
-    """Raise what is set for this thread, if it hasn't been: a loop is where Python looks."""
+    """Raise the exception that is set for this thread, if there is one."""
+    # Python looks for it where a loop jumps back.
     for _ in (1, 2):
         pass
 
 
 def _call_task(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Call a task's function. The watch knows this frame: further in is the task's code."""
+    """Call a task's function. `_is_safe` knows this frame: those that it calls are the task's."""
     try:
         return f(*args, **kwargs)
     except TypeError as error:
@@ -1333,19 +1433,18 @@ def _name_of(f: Callable[..., Any]) -> str:
 
 def _is_safe(frame: types.FrameType | None) -> bool:
     """Whether a thread whose innermost frame this is may be interrupted: it is in a task's code,
-    and none of the frames from here to `_call_task` guards a lock of the process, or is in this
-    module."""
+    and none of the frames from here out to `_call_task` must not be cut."""
     while frame is not None and frame.f_code is not _call_task.__code__:
-        if frame.f_globals is globals() or _guards_a_lock(frame):
+        if frame.f_globals is globals() or _must_not_be_cut(frame):
             return False
         frame = frame.f_back
     return frame is not None
 
 
-def _guards_a_lock(frame: types.FrameType) -> bool:
-    """Whether an exception must not be set in this frame. In a `__del__` Python would print it and
-    go on."""
+def _must_not_be_cut(frame: types.FrameType) -> bool:
+    """Whether a frame must not be cut, by `UNSAFE_MODULES` or because it would have no effect."""
     module, code = str(frame.f_globals.get("__name__")), frame.f_code
+    # Python prints an exception in a `__del__`, and goes on: the interruption would be lost.
     if code.co_name == "__del__":
         return True
     if module == "logging" and code.co_qualname in _HOLD_NO_LOCK:
@@ -1356,8 +1455,9 @@ def _guards_a_lock(frame: types.FrameType) -> bool:
 
 
 def _fresh(value: Any) -> Any:
-    """Copy the lists, tuples and dicts of a value, and of these; what else there is stays the
-    same."""
+    """Return a copy of a value, in which lists, tuples and dicts are copied at all levels, and
+    other objects are the same. (Not `copy.deepcopy`: it would copy a caller's objects in `apply`.)
+    """
     if type(value) is list or type(value) is tuple:
         return type(value)(map(_fresh, value))
     if type(value) is dict:
@@ -1366,8 +1466,8 @@ def _fresh(value: Any) -> Any:
 
 
 def _fresh_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The arguments for one more try. If they are nested too deeply to be copied they are the
-    same."""
+    """Return the arguments for one more try, as they were before the first changed them. If they
+    are nested too deeply to be copied they are the same objects."""
     try:
         return _fresh(args), _fresh(kwargs)
     except RecursionError:
@@ -1377,27 +1477,29 @@ def _fresh_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
 class Run:
     """One message's run of a task, over all its tries; or one `Task.apply`'s. See `current_task`.
 
-    How it is interrupted. Only the first cause counts, and an exception is set for the thread at
-    most once for each run (`_hit`): by the watch, or at once by who orders the interruption.
+    How it is interrupted. Only the first cause counts. An exception of its class is set for the
+    thread (`PyThreadState_SetAsyncExc`) at most once in each run: by the watch, or by the thread
+    that orders the interruption, if the first look finds a safe point.
 
-    1. It is set where that is safe (`_is_safe`): in the task's own code. So it can't cut code of
+    1. It is set only at a safe point (`_is_safe`): in the task's own code. So it can't cut code of
        this module, nor leave a lock of the standard library's taken. The watch looks, marks the run
        as hit, and sets the exception, and no other thread runs in between. Python raises it in the
-       frame that was seen, or where that calls or returns to next. If it isn't safe now, the watch
-       looks again.
-    2. It hits nothing but its task. Whether it is set is decided under a lock, the gate. The watch
-       takes it without waiting. The task's thread has the gate except during a try: it takes it
-       when a try has ended, and after the last try keeps it for ever. If the run is marked as hit
-       then, the thread lets what may not have been raised yet be raised right there. It may be
-       raised as well anywhere between the task's return and that point, also right after the gate
-       was taken. That is harmless: it was the only one, and nobody waits for the gate of a run that
-       was hit.
+       frame that was seen, or in the one that this calls or returns to next. If the thread isn't at
+       a safe point, the watch looks again.
+    2. It hits nothing but its task. The exception is set under a lock, the gate, which the watch
+       takes without waiting. The task's thread has the gate except during a try: it takes the gate
+       when a try has ended, and keeps it for ever after the last. So this may happen:
+       1. Watch: takes the gate, marks the run as hit, sets the exception.
+       2. Task: returns, or raises by itself, before Python has raised that.
+       3. Task's thread: sees the mark in `_mask`, and has the exception raised there, if Python
+          hasn't raised it on the way, be it right after the thread has taken the gate.
+       It can't come later, and no second one comes. The gate may stay taken: nobody waits for it.
     3. Where the task waits in this module, the watch wakes it, and the wait raises the cause
        (`_interruptible`).
-    4. Inside the task each raise is a new exception (see `_Interruption`): tracebacks don't grow,
-       and what the run keeps has none that would lead back to it.
-    5. What has interrupted a run decides its fate: `_call` raises that, whatever the task has made
-       of it. Only a value that the task returns counts more.
+    4. Each raise in the task is of a new exception (see `_Interruption`). If it was the same one,
+       its traceback would grow, and `_cause` would lead back to the task's frames.
+    5. The cause decides the run's fate: `_call` raises it, whatever exception the task has made of
+       it. Only when the task returns a value all the same, that counts.
 
     All this needs the GIL. In a free-threaded Python 2 still holds, but the thread may have left
     the safe point when the exception is set.
@@ -1409,29 +1511,29 @@ class Run:
         self.task = task
         self.id = id  #: The message's; None with `Task.apply`.
         self.queue = queue  #: That the message came from; None with `Task.apply`.
-        #: The broker has delivered it before, so it may have run; or a worker has only handed it
-        #: back.
+        #: Whether the broker has delivered the message before: it may have run then, or a worker
+        #: may only have handed it back.
         self.redelivered = redelivered
-        self.args: Any = ()  #: What it is called with.
-        self.kwargs: Any = {}
-        self._properties: Any = None
-        self.started = time.monotonic()
-        #: time.monotonic() at which this try exceeds `max_run_time`.
+        self.args: Any = ()  #: The function's positional arguments, as the message has them.
+        self.kwargs: Any = {}  #: Its keyword arguments.
+        self._properties: Any = None  # pamqp's Basic.Properties; None with Task.apply
+        self.started = time.monotonic()  #: time.monotonic() when the first try began.
+        #: time.monotonic() at which this try exceeds `max_run_time`; None without a limit.
         self.deadline: float | None = None
-        #: What interrupts it, and since when (time.monotonic()): the grace is counted from there.
+        #: The interruption that was ordered, and time.monotonic() then: its grace begins there.
         self._cause: BaseException | None = None
         self._interrupted_at = math.inf
         self._hit = False  # the cause was raised in the task, or is set for its thread
-        self._given_up = False  # by the watch
-        #: Its place in the watch's schedule, if it has one; and whether it must not get another.
+        self._given_up = False  # by the watch, which does that once
+        #: Its entry in the watch's schedule. The watch's lock guards it.
         self._place: tuple[float, int, Run] | None = None
-        self._is_over = False
-        #: Ends the wait that its thread is in, in code of this module.
+        self._is_over = False  # its last try has ended: it must get no further entry
+        #: Ends the wait in this module that the thread is in.
         self._waker: Callable[[], object] | None = None
-        #: The run of a task that this one applies: what interrupts this one interrupts that.
+        #: The run of a task that this one applies: an interruption of this one goes to that.
         self._inner: Run | None = None
         self._thread = threading.get_ident()
-        self._gate = threading.Lock()
+        self._gate = threading.Lock()  # see 2 above; nobody waits for it
         self._gate.acquire()
 
     @property
@@ -1446,7 +1548,7 @@ class Run:
 
     @property
     def sent_at(self) -> datetime.datetime | None:
-        """When the message was sent, if it says so."""
+        """When the message was sent (UTC), if it says so."""
         sent_at: datetime.datetime | None = getattr(self._properties, "timestamp", None)
         return sent_at
 
@@ -1460,11 +1562,13 @@ class Run:
         can't interrupt."""
         cause = self._cause
         if cause is not None:
+            # Only in the task's own thread: one that the task has started isn't what is cut. The
+            # watch sets no exception meanwhile, since code of this module isn't a safe point.
             if threading.get_ident() == self._thread:
-                self._hit = True  # the watch sets nothing while the thread is in here
+                self._hit = True
             raise type(cause)(*cause.args)
 
-    # -- by the watch, or by who calls it
+    # -- for the watch, or the thread that orders the interruption
 
     def _interrupt(self) -> None:
         """Raise the cause in the task if it is at a safe point now. To be called again until the
@@ -1480,17 +1584,16 @@ class Run:
         if self._hit or not self._gate.acquire(blocking=False):
             return
         try:
-            self._raise_if_safe()
+            with _no_collection:
+                self._raise_if_safe()
         finally:
             self._gate.release()
 
     def _raise_if_safe(self) -> None:
-        with _no_collection:
-            self._look_and_raise()
-
-    def _look_and_raise(self) -> None:
+        """Set the exception if the thread is at a safe point. With the gate."""
         import ctypes  # only here: it costs milliseconds to import
 
+        # All that is needed between the second look and the exception is made before.
         thread, kind = ctypes.c_ulong(self._thread), ctypes.py_object(type(self._cause))
         set_exception = functools.partial(ctypes.pythonapi.PyThreadState_SetAsyncExc, thread, kind)
         get_frame = operator.itemgetter(self._thread)
@@ -1498,10 +1601,12 @@ class Run:
         if seen is None or not _is_safe(seen):
             return
         position = seen.f_lasti
-        # Look again, now in a way that no other thread gets its turn between the look and the
-        # exception: CPython switches at the end of a call and at a jump back, and there is none. A
-        # thread that has moved is looked at later. (No variable may keep the whole of
-        # `_current_frames`: this thread's own frame is in it.)
+        # 1. This thread: sees the task at a safe point. 2. The task's thread: goes on. 3. This
+        # thread: would set the exception somewhere else. So it looks again, now so that no other
+        # thread gets its turn between the look and the exception: CPython switches threads at the
+        # end of a call of Python code and at a jump back, and there is none in the loop, which runs
+        # once. A thread that has moved is looked at later. (No variable may keep the whole of
+        # `_current_frames`: this thread's own frame is in it, which would be a cycle.)
         for frame in map(get_frame, iter(sys._current_frames, None)):
             is_same = frame is seen and frame.f_lasti == position
             if is_same and not (self._inner or self._hit or self._is_over):
@@ -1512,12 +1617,14 @@ class Run:
     # -- in the task's thread
 
     def _unmask(self) -> None:
-        """From here on the task can be interrupted. Raises the cause that came before."""
+        """Allow interruptions from here on. Raises the cause if it has come already."""
         self.check()
         self._gate.release()
 
     def _mask(self) -> None:
-        """From here on the task can't be interrupted. Raises what is set and hasn't been raised."""
+        """Allow no interruption from here on. Raises one that is set and wasn't raised yet."""
+        # The watch holds the gate only while it looks: this is no wait to speak of. A run that was
+        # hit can't be hit again, with or without the gate.
         if not self._hit:
             self._gate.acquire()
         if self._hit:
@@ -1530,12 +1637,16 @@ class Run:
         outer = _set_current(self)
         self.args, self.kwargs = args, kwargs
         if outer is not None:
+            # In this order: an interruption of the outer run that comes before the first line is
+            # copied by the second, and one that comes after it goes to this run (`_interrupt`). A
+            # task that was hit is cleaning up, and may apply tasks for that.
             outer._inner = self
-            if not outer._hit:  # else its clean-up may apply tasks
+            if not outer._hit:
                 self._cause = outer._cause
         try:
             return contextvars.copy_context().run(self._try, args, kwargs, watch)
         except BaseException as error:
+            # The outer run's interruption has been raised, in here, and comes out of here.
             if outer is not None and self._hit and self._cause is outer._cause:
                 outer._hit = True
             if self._is_decided_by(error):
@@ -1543,6 +1654,7 @@ class Run:
             cause = cast(BaseException, self._cause)
             raise type(cause)(*cause.args) from error
         finally:
+            # First this: `_Watch.interrupt` makes an entry first and then looks at it.
             self._is_over = True
             if watch is not None:
                 watch.discard(self)
@@ -1551,14 +1663,15 @@ class Run:
                 outer._inner = None
 
     def _is_decided_by(self, error: BaseException) -> bool:
-        """Whether what came out of the task counts: nothing has interrupted it, or this is what
-        did, or Ctrl-C."""
+        """Whether the exception that came out of the task counts: nothing has interrupted it, or
+        this is the interruption, or Ctrl-C."""
         if not self._hit or type(error) is type(self._cause):
             return True
-        is_main = threading.current_thread() is threading.main_thread()
-        return is_main and isinstance(error, KeyboardInterrupt)
+        return isinstance(error, KeyboardInterrupt) and _is_for_program(error)
 
     def _try(self, args: Any, kwargs: Any, watch: _Watch | None) -> Any:
+        """Call the task's function until it returns, or no tries are left, or it has raised what is
+        never tried again. Raises what the last try has raised."""
         tries = self.task.retry + 1
         original = _fresh_arguments(args, kwargs) if self.task.retry else (args, kwargs)
         while True:
@@ -1567,6 +1680,7 @@ class Run:
                 self.deadline = time.monotonic() + self.task.max_run_time
                 watch.add(self, self.deadline)
             try:
+                # Receivers of signals are called behind the gate: no interruption reaches them.
                 self.task._notify(task_prerun, args, kwargs)
                 self._unmask()
                 try:
@@ -1595,62 +1709,45 @@ def current_task() -> Run | None:
     return _runs.get(threading.get_ident())
 
 
-class _ShortSwitches:
-    """While a `with` block of it is entered, threads take turns more often.
-
-    A thread is seen where it lets others run. One that writes to a file or a log every few
-    milliseconds always does that there, so it would never be seen at a safe point; now it is
-    stopped anywhere.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards what follows
-        self._users = 0
-        self._usual = 0.0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                self._usual = sys.getswitchinterval()
-                sys.setswitchinterval(min(self._usual, _SHORT_SWITCH))
-
-    def __exit__(self, *exc_info: object) -> None:
-        with self._lock:
-            self._users -= 1
-            is_ours = sys.getswitchinterval() <= _SHORT_SWITCH  # nobody else has set it meanwhile
-            if not self._users and is_ours:
-                sys.setswitchinterval(self._usual)
-
-    def begin_in_child(self) -> None:
-        """In a forked child, in which no watch runs."""
-        if self._users:
-            sys.setswitchinterval(self._usual)
-        self._lock, self._users = threading.Lock(), 0
+def _shorten_switches() -> float:
+    """Return the interpreter's switch interval in seconds, as it was."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(min(usual, _SHORT_SWITCH))
+    return usual
 
 
-_short_switches = _ShortSwitches()
+def _restore_switches(usual: float) -> None:
+    if sys.getswitchinterval() <= _SHORT_SWITCH:  # else somebody has set it meanwhile
+        sys.setswitchinterval(usual)
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_short_switches.begin_in_child)
+
+#: Makes threads take turns more often while the watch hunts one. A thread is seen where it lets
+#: others run. One that writes to a file or a log every few milliseconds always does that there, so
+#: it would never be seen at a safe point. With short turns it is stopped anywhere.
+_short_switches = _Setting(_shorten_switches, _restore_switches)
 
 
 class _Watch:
-    """Interrupts the runs that exceed their time limit, and those that other threads want
-    interrupted; and gives up those that don't end although interrupted. From a thread of its own,
-    that outlives any exception of theirs."""
+    """Interrupts runs that exceed their time limit, and runs that other threads want interrupted.
+    Gives up those that don't end although they were interrupted. It has a thread of its own, which
+    survives any exception.
+
+    grace: seconds from an interruption to giving up. give_up: called with the run, in the watch's
+    thread; what it raises makes the watch call it again later.
+    """
 
     def __init__(self, grace: float, give_up: Callable[[Run], object]) -> None:
         self._grace = grace
         self._give_up = give_up
-        #: Guards what follows; notified of a time that is earlier than the thread waits for, and of
-        #: the end.
+        #: Guards what follows and `Run._place`. Notified when the thread is to wake sooner than it
+        #: meant to, and at the end. Nothing is waited for while it is held.
         self._changed = threading.Condition()
-        #: When to look at which run next, in this order. A run is in here from its beginning, or
-        #: its interruption, to its end, or until nothing is left to do but to wait for it.
+        #: Sorted: time.monotonic() of the next look, a number that tells equal times apart, and the
+        #: run. A run has an entry from the beginning of a limited try, or from its interruption,
+        #: until its end, or until it was hit and given up: nothing is left to do then.
         self._schedule: list[tuple[float, int, Run]] = []
         self._serial = itertools.count()
-        self._wakes_at = -math.inf
+        self._wakes_at = -math.inf  # time.monotonic() until which the thread waits
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="kuyruk-watch", daemon=True)
         self._thread.start()
@@ -1672,27 +1769,30 @@ class _Watch:
             if run._cause is None:
                 run._cause, run._interrupted_at = cause, time.monotonic()
                 self._put(run, run._interrupted_at + _LOOK_AGAIN)
-        with contextlib.suppress(Exception):  # the first look is at once, the next is the watch's
+        # The first look is now, the next ones are the watch's: it mends what this fails with.
+        with contextlib.suppress(Exception):
             run._interrupt()
-        # Its thread may end it just now: it notes that and then looks for its place, here it is the
-        # other way round.
+        # 1. This thread: finds no cause. 2. The run's thread: notes that the run is over, and finds
+        # no entry. 3. This thread: makes an entry, which nobody would take out. So it looks here.
         if run._is_over:
             self.discard(run)
 
     def discard(self, run: Run) -> None:
-        """Leave the run alone. The thread may wake for it once more, in vain: cheaper than to
-        notify it."""
+        """Take out the run's entry. The thread isn't notified: it wakes for it once more in vain,
+        which costs less."""
         if run._place is not None:
             with self._changed:
                 self._remove(run)
 
     def close(self) -> None:
+        """End the thread. Waits for that for CLOSE_TIMEOUT seconds at most."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join(CLOSE_TIMEOUT)
 
     def _put(self, run: Run, due: float) -> None:
+        """Have the run looked at, at that time.monotonic() and no other. With the lock."""
         self._remove(run)
         run._place = due, next(self._serial), run
         bisect.insort(self._schedule, run._place)
@@ -1700,6 +1800,7 @@ class _Watch:
             self._changed.notify()
 
     def _remove(self, run: Run) -> None:
+        """Take out the run's entry, if it has one. With the lock."""
         if run._place is not None:
             del self._schedule[bisect.bisect_left(self._schedule, run._place)]
             run._place = None
@@ -1707,7 +1808,8 @@ class _Watch:
     # -- its thread
 
     def _loop(self) -> None:
-        # A tracer in Python would let other threads run between the look and the exception.
+        # A tracer (threading.settrace, coverage) is Python code, which lets other threads run
+        # between the second look and the exception (`Run._raise_if_safe`).
         sys.settrace(None)
         sys.setprofile(None)
         while not self._closed:
@@ -1715,14 +1817,14 @@ class _Watch:
                 run = self._next_due()
                 if run is not None:
                     self._look_at(run)
-                del run
-            except BaseException:  # its run has another turn already
+                del run  # while this thread waits, it keeps no run and nothing that leads to one
+            except BaseException:  # the run's next look is scheduled already
                 with contextlib.suppress(BaseException):
                     logger.exception("Can't interrupt a task, or give it up; trying again")
 
     def _next_due(self) -> Run | None:
-        """Wait until a run is due, and schedule its next look, whatever becomes of this one; None
-        if there is none after all."""
+        """Wait until a run is due, and return it, or None to be called again. Its next look is
+        scheduled first: it takes place even if this one fails."""
         with self._changed:
             now = time.monotonic()
             due, _, run = self._schedule[0] if self._schedule else (math.inf, 0, None)
@@ -1735,7 +1837,10 @@ class _Watch:
             if not self._closed:
                 is_hunted = run is not None and run._cause is not None and not run._hit
                 is_near = due - now <= _LOOK_AGAIN
-                del run  # while this thread waits, nothing of it is kept
+                del run  # as in `_loop`
+                # Short switches cost all threads of the process, and looks of a task in C code grow
+                # rare. So the thread sleeps until a millisecond before a look, and only the rest of
+                # the wait is with short switches: that is when the task's thread is to be stopped.
                 self._wakes_at = due - _LOOK_AGAIN if is_hunted and not is_near else due
                 with _short_switches if is_hunted and is_near else contextlib.nullcontext():
                     self._changed.wait(_left(self._wakes_at))
@@ -1743,11 +1848,12 @@ class _Watch:
             return None
 
     def _next_look(self, run: Run, now: float) -> float:
-        """When to look at an interrupted run after this time: soon, until it is hit; and when its
-        grace is over."""
+        """Return the time.monotonic() of the next look at an interrupted run: soon, until it is
+        hit; and when its grace is over."""
         since = now - run._interrupted_at
         pauses = [math.inf]
         if not run._hit:
+            # The longer it takes, the rarer are the looks: many stuck tasks cost little.
             pauses.append(max(_LOOK_AGAIN, since / 1000))
         if not run._given_up:
             left = self._grace - since
@@ -1755,6 +1861,7 @@ class _Watch:
         return now + min(pauses)
 
     def _look_at(self, run: Run) -> None:
+        """Interrupt a run that is due, and give it up when its grace is over."""
         run._interrupt()
         if not run._given_up and time.monotonic() >= run._interrupted_at + self._grace:
             self._give_up(run)
@@ -1764,7 +1871,7 @@ class _Watch:
 
 
 def _warn_of_stuck(run: Run) -> None:
-    """Log that a task that was applied here goes on beyond its limit."""
+    """Log that a task goes on beyond its limit: what giving up is for `Task.apply`."""
     text = (
         "Task %s goes on although it was interrupted (%s): it can't be cut where it is, and here it"
         " can't be given up as in a worker. Timeout is raised when it can be. It is at\n%s"
@@ -1774,17 +1881,23 @@ def _warn_of_stuck(run: Run) -> None:
 
 
 def _left(deadline: float) -> float:
-    """Seconds until `deadline`, as waits take them."""
+    """Return the seconds until a time.monotonic(), as waits take them: neither below 0 nor so many
+    that the system can't count them."""
     return min(max(0.0, deadline - time.monotonic()), 1e6)
 
 
 def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | None:
-    """Wait in code of ours. An interruption of the task in this thread calls `wake`, perhaps
-    several times, which must make `wait` return; then the interruption is raised."""
+    """Wait, in code of this module, which isn't a safe point: a task that is interrupted must leave
+    it by itself. Return what `wait` returns, or raise the interruption of the task in this thread.
+
+    wake: makes `wait` return. It is called when the task is interrupted, perhaps several times.
+    """
     run = current_task()
-    if run is None or run._hit or run._is_over:  # once interrupted, its clean-up may send and wait
+    # A task that was interrupted already may send and wait while it cleans up.
+    if run is None or run._hit or run._is_over:
         return wait()
     result = None
+    # First the waker, then the look: whoever interrupts notes the cause first and then wakes.
     run._waker = wake
     try:
         if run._cause is None:
@@ -1797,9 +1910,9 @@ def _interruptible(wait: Callable[[], T], wake: Callable[[], object]) -> T | Non
 
 # --- AMQP: the frames that every message takes ---------------------------------------------------
 
-# pamqp decodes and encodes everything else. For these, and those of each call, its code, which
-# takes any frame there is, costs several times as much: with it, no-op tasks run at two thirds of
-# the rate.
+# pamqp decodes and encodes all other frames. Its code takes any frame there is; for those that each
+# message and each call needs, it costs several times as much: no-op tasks would run at two thirds
+# of the rate.
 _FRAME_HEADER = struct.Struct(">BHI")  # type, channel, size
 _CONTENT_HEADER = struct.Struct(">HHQ")  # class, weight, size of the body
 _ACK_FRAME = struct.Struct(">BHIIQBB")
@@ -1809,18 +1922,22 @@ _CANCEL_START = struct.pack(">I", commands.Basic.Cancel.index)
 _REPLY_TO = b"amq.rabbitmq.reply-to"
 _CONSUME_START = struct.pack(">IHB", commands.Basic.Consume.index, 0, len(_REPLY_TO)) + _REPLY_TO
 _DELIVER_START = struct.pack(">I", commands.Basic.Deliver.index)
+# Of the flags that say which properties a message has: it has headers; a second word follows.
 _HEADERS, _MORE_FLAGS = 0x2000, 0x0001
 
 
 def _marshal(channel: int, *frames: Any) -> bytes:
+    """Return pamqp's frames as bytes, for a channel by its number."""
     return b"".join([amqp_frame.marshal(frame, channel) for frame in frames])
 
 
 def _frame(kind: int, channel: int, payload: bytes) -> bytes:
+    """Return a frame. kind: 1, a method; 2, a message's header; 3, a part of its body."""
     return _FRAME_HEADER.pack(kind, channel, len(payload)) + payload + b"\xce"
 
 
 def _ack_frame(channel: int, tag: int) -> bytes:
+    """Return Basic.Ack of one delivery."""
     return _ACK_FRAME.pack(1, channel, 13, commands.Basic.Ack.index, tag, 0, 0xCE)
 
 
@@ -1832,7 +1949,7 @@ def _content_frames(
     publish = b"%b%b%c" % (_PUBLISH_START, _short_string(queue), mandatory)
     header = _CONTENT_HEADER.pack(60, 0, len(body)) + properties
     frames = [_frame(1, channel, publish), _frame(2, channel, header)]
-    step = frame_max - 8
+    step = frame_max - 8  # without a frame's header and its end
     for start in range(0, len(body), step):
         frames.append(_frame(3, channel, body[start : start + step]))
     return b"".join(frames)
@@ -1848,12 +1965,11 @@ def _renew_frames(channel: int, number: int) -> bytes:
     return _frame(1, channel, cancel) + _frame(1, channel, consume)
 
 
+# Bounded: other producers decide which properties there are.
 @functools.lru_cache(1000)
 def _layout(flags: int) -> list[tuple[str, int]] | None:
-    """Return the properties that these flags announce, with their sizes (0: a short string).
-
-    None if it takes more than that to read them.
-    """
+    """Return the properties that these flags announce, with their sizes in bytes (0: a short
+    string). None if this isn't enough to read them: that is pamqp's then."""
     if flags & (_HEADERS | _MORE_FLAGS):
         return None
     sizes = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
@@ -1862,12 +1978,13 @@ def _layout(flags: int) -> list[tuple[str, int]] | None:
 
 
 def _short_string(value: str) -> bytes:
-    """Raise ValueError for what has more than 255 bytes."""
+    """Return a short string of AMQP. Raises ValueError for one of more than 255 bytes."""
     data = value.encode()
     return _octet(len(data)) + data
 
 
 def _octet(value: int) -> bytes:
+    """Return one byte. Raises ValueError for a number that it can't hold."""
     return bytes((value,))
 
 
@@ -1889,14 +2006,16 @@ def _order_of(given: tuple[str, ...]) -> tuple[bytes, list[tuple[str, Callable[[
 
 
 def _encode_properties(properties: Mapping[str, Any]) -> bytes:
-    """Raise ValueError, and whatever pamqp raises, for what can't be encoded."""
+    """Return properties as a content header has them. Raises ValueError, and whatever pamqp raises,
+    for a value that can't be encoded."""
     given = tuple([name for name, value in properties.items() if value not in (None, "")])
     flags, encoders = _order_of(given)
     return flags + b"".join([encode_one(properties[name]) for name, encode_one in encoders])
 
 
 def _decode_properties(payload: bytes) -> Any:
-    """Return the properties in a content header. Raise anything if they can't be decoded."""
+    """Return the properties in a content header: pamqp's Basic.Properties. Raises any Exception if
+    they can't be decoded."""
     layout = _layout(payload[12] << 8 | payload[13])
     if layout is None:
         header = amqp_header.ContentHeader()
@@ -1923,7 +2042,7 @@ class _Deliver(NamedTuple):
 
 
 def _decode_method(payload: bytes) -> Any:
-    """Raise OSError if it can't be decoded."""
+    """Return pamqp's frame, or a `_Deliver`. Raises OSError if it can't be decoded."""
     try:
         if payload.startswith(_DELIVER_START):
             end = 5 + payload[4]
@@ -1954,43 +2073,50 @@ class _Consume(commands.Basic.Consume):
 
 
 class _Event:
-    """A `threading.Event` for one thread that waits. It may be set in a signal handler, and is
-    cheaper."""
+    """A `threading.Event` for one thread that waits. Unlike that one it may be set in a signal
+    handler, even while the same thread sets it, and it is cheaper."""
 
     def __init__(self) -> None:
         self._is_set = False
-        self._until_set = threading.Lock()
+        self._until_set = threading.Lock()  # taken until it is set: the thread waits for this lock
         self._until_set.acquire()
 
     def set(self) -> None:
+        """Set it, from any thread. May be called again."""
+        # In this order: a thread that has found the flag not set waits for the lock.
         self._is_set = True
         try:
             self._until_set.release()
-        except RuntimeError:  # another has set it, too
+        except RuntimeError:  # it is set already
             pass
 
     def clear(self) -> None:
-        """Clear it. The thread that waits, before it looks at what there is to do."""
+        """Clear it. For the thread that waits, before it looks at what there is to do."""
+        # 1. This thread: clears the flag. 2. Another: sets it, and releases the lock. 3. This
+        # thread: takes the lock. The flag is set all the same, and `wait` looks at that first.
         self._is_set = False
         self._until_set.acquire(blocking=False)
 
     def wait(self, until: float) -> None:
-        """Wait until it is set, or until a time.monotonic(). It may also return for no reason."""
+        """Wait until it is set, or until a time.monotonic(). May also return for no reason: look
+        for yourself."""
         if not self._is_set and self._until_set.acquire(timeout=_left(until)):
             self.set()  # another may set it right now, so the lock may be free already
 
 
 def _wait(event: _Event, until: float) -> None:
-    """Wait for an event. An interruption of the task in this thread ends that, and is raised."""
+    """Wait for an event, until a time.monotonic() at the latest. An interruption of the task in
+    this thread ends the wait, and is raised."""
     _interruptible(lambda: event.wait(until), event.set)
 
 
 class _Changes:
-    """A condition without a lock: threads wait for a change of what others do.
+    """A condition without a lock: threads wait until something that others change is as they want.
 
-    Who waits looks after it has registered, and who changes something notifies afterwards; so no
-    change is missed, nobody waits for a lock that another thread holds, and a signal handler may do
-    either.
+    A thread that waits registers first and looks then; one that changes something changes it first
+    and notifies then. In whatever order these four steps come, the look sees the change or the
+    notification wakes the thread. Nobody waits for a lock that another thread holds, and a signal
+    handler may do either.
     """
 
     def __init__(self) -> None:
@@ -2005,16 +2131,20 @@ class _Changes:
         self._waiting.add(event)
 
     def unsubscribe(self, event: _Event) -> None:
+        """Have it set no longer."""
         self._waiting.discard(event)
 
     def notify(self) -> None:
+        """Have all who wait look again."""
+        # A copy, which is made without letting other threads run: they may register meanwhile.
         for event in tuple(self._waiting):
             event.set()
 
     def wait_for(self, look: Callable[[], T], until: float, event: _Event | None = None) -> T:
-        """Return what `look` returns as soon as that is true, or else what it returns at `until`.
+        """Return what `look` returns, as soon as that is true; at `until` (time.monotonic()), what
+        it returns then. An interruption of the task in this thread is raised.
 
-        event: what others set when only this thread is to look.
+        event: one that others also set when only this thread is to look.
         """
         found = look()
         if found:
@@ -2031,12 +2161,13 @@ class _Changes:
 
 
 class _Wakeup:
-    """Wakes the thread that waits for it and for a socket; from any thread or signal handler.
+    """Wakes the thread, its owner, that waits for this and for a socket at once. It may be set in
+    any thread and in a signal handler.
 
     1. Thread A: `set` notes that it is set. 2. The owner: `clear` finds no byte, and leaves it set.
-    3. Thread A: writes its byte. 4. The owner wakes once more, in vain, and clears it. So a byte is
-    never left behind while it is not set, and `set` in between isn't missed: the owner looks after
-    `clear`.
+    3. Thread A: writes its byte. 4. The owner: wakes once more, in vain, and clears it.
+    So no byte is left behind when it isn't set. Nor is a `set` missed that writes no byte because
+    another has just done that: the owner looks at what there is to do after `clear`.
     """
 
     def __init__(self) -> None:
@@ -2046,33 +2177,40 @@ class _Wakeup:
         self._is_set = False
 
     def set(self) -> None:
+        """Wake the owner. Does nothing if it has ended."""
         if not self._is_set:
             self._is_set = True
-            with contextlib.suppress(OSError):  # its owner has ended
+            with contextlib.suppress(OSError):
                 self._writer.send(b"!")
 
     def clear(self) -> None:
-        """Clear it, before looking at what there is to do."""
+        """Clear it. For the owner, before it looks at what there is to do."""
         with contextlib.suppress(OSError):
             self._reader.recv(4096)
             self._is_set = False
 
     def fileno(self) -> int:
+        """Return what a selector waits for."""
         return self._reader.fileno()
 
     def close(self) -> None:
+        """Release both descriptors."""
         self._reader.close()
         self._writer.close()
 
 
-#: The idents of threads that read a connection: they must not wait for what they would read.
+#: The idents of threads that read a connection. What needs an answer is refused in them: they would
+#: wait for what only they can read.
 _readers: set[int] = set()
 
 
 def _is_reader() -> bool:
+    """Whether this thread reads a connection."""
     return threading.get_ident() in _readers
 
 
+# amqpstorm logs in the thread that reads. Where that is ours, a handler must not block it; what is
+# worth it we log ourselves (`_Connection._on_frame`).
 logging.getLogger("amqpstorm.channel0").addFilter(lambda record: not _is_reader())
 
 
@@ -2091,8 +2229,8 @@ logging.getLogger("amqpstorm.channel0").addFilter(lambda record: not _is_reader(
 class _Channel0(Channel0):
     """amqpstorm's, which prefers EXTERNAL when a broker offers that beside PLAIN.
 
-    A client without a certificate can't be known by it. One that has both a certificate and a user
-    of its own means the user.
+    EXTERNAL means that the broker knows a client by its certificate. That is impossible without
+    one, and a client that has both a certificate and a user of its own means the user.
     """
 
     def __init__(self, connection: Any, client_properties: dict[str, Any]) -> None:
@@ -2101,10 +2239,12 @@ class _Channel0(Channel0):
 
     def on_frame(self, frame_in: Any) -> None:
         if frame_in.name == "Connection.Start" and self._means_user():
+            # Where nothing else is offered it is tried all the same: the broker knows best.
             frame_in.mechanisms = frame_in.mechanisms.replace("EXTERNAL", "").strip() or "EXTERNAL"
         super().on_frame(frame_in)
 
     def _means_user(self) -> bool:
+        """Whether the broker is to know us by RABBIT_USER."""
         options = self._options
         has_certificate = {"certfile", "context"} & {
             k for k, v in options["ssl_options"].items() if v
@@ -2113,8 +2253,8 @@ class _Channel0(Channel0):
 
 
 class _PlainConnection(Connection):
-    """amqpstorm's, for the user. It waits no longer than RABBIT_CONNECT_TIMEOUT, and says why it
-    failed."""
+    """amqpstorm's, for the user (`Kuyruk.connection`). Opening it takes no longer than
+    RABBIT_CONNECT_TIMEOUT, and fails with the reason."""
 
     def __init__(self, host: str, port: int, options: dict[str, Any]) -> None:
         super().__init__(host, port=port, lazy=True, **options)
@@ -2144,39 +2284,46 @@ _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSL
 
 
 def _as_lost(error: BaseException) -> AMQPError:
+    """Return why a connection is lost, for one that has ended with this error."""
     return error if isinstance(error, AMQPError) else AMQPConnectionError(str(error) or repr(error))
 
 
 def _again(error: AMQPError) -> AMQPError:
-    """Return a copy, for another thread: each raising adds to an exception's traceback."""
+    """Return a copy, to be raised: each raise adds frames to an exception's traceback, and what is
+    kept must not keep those."""
     return type(error)(str(error), reply_code=error.error_code)
 
 
 class _Interrupted(AMQPConnectionError):
-    """A connection is given up because of this process: another can be opened at once."""
+    """A connection is given up because of this process, not of the broker: the next attempt to
+    connect needs no pause."""
 
 
 class _Connection(Stateful):
     """A connection to RabbitMQ: a socket, one lock, and one thread that reads.
 
     Any thread appends frames, and then writes what the socket takes, together with what others have
-    appended meanwhile. Whoever writes has the lock; nobody waits for it (but the reader, with TLS:
-    OpenSSL can't read beside a write). What the socket doesn't take is left to the reader.
+    appended meanwhile. The thread that writes has the lock; nobody waits for it, except the reader
+    with TLS: OpenSSL can't read beside a write. The reader writes what the socket didn't take.
 
-    The reader opens it and calls `step` again and again. It alone reads: it hands each frame to its
-    channel, answers heartbeats, and notices that the broker is silent or takes nothing. Nothing
-    that it calls may wait for an answer.
+    The reader opens the connection and calls `step` again and again. It alone reads: it hands each
+    frame to its channel, answers heartbeats, and notices when the broker is silent or takes no
+    data. Nothing that it calls may wait for an answer.
 
-    It is lost when `lost` says why, from that instant on. Whoever waits for something registers in
-    its channel's `waiting`, appends, and then looks at `lost`; whoever sets `lost` afterwards
-    notifies all that are registered. An exception in the locked part gives the connection up, since
-    nobody knows then how much of a frame was written; who waits on it sends again.
+    The connection is lost from the instant in which `lost` says why. A thread that waits for
+    something registers in its channel's `waiting`, appends, and then looks at `lost`; `give_up`
+    sets `lost`, and then notifies all that are registered. An exception in the locked part gives
+    the connection up, since nobody knows then how much of a frame was written.
+
+    How it ends: `give_up`, by any thread, says that it is lost, and wakes the reader, whose `step`
+    raises that. `close`, by the reader, takes leave of the broker first. `hang_up` closes the
+    socket, and `forget` counts the messages that are lost with it.
     """
 
     def __init__(self, host: str, port: int, config: Config) -> None:
         super().__init__()
         self.address = f"{host}:{port}"
-        # Nothing is opened: amqpstorm checks the options.
+        # A lazy connection isn't opened: it is made for its parameters, which amqpstorm checks.
         self.parameters = Connection(
             host, port=port, lazy=True, **config._connection_options()
         ).parameters
@@ -2193,36 +2340,43 @@ class _Connection(Stateful):
         #: may append.
         self._frames: collections.deque[tuple[_Channel | None, bytes]] = collections.deque()
         self.outbox: collections.deque[_Outgoing] = collections.deque()
-        #: Held by the thread that takes from these and writes. It is reentrant because such a lock
-        #: knows whose it is: an exception of a signal handler may come before or after it was
-        #: acquired.
+        #: Held by the thread that takes from these and writes, which must not block meanwhile. It
+        #: is an RLock, though never taken twice, because that knows whose it is: `_write` can
+        #: release it without knowing whether a signal handler's exception came before or after it
+        #: was acquired.
         self._lock = threading.RLock()
-        self._rest = memoryview(b"")  # what the socket hasn't taken of what was taken from these
-        self._is_full = False  # the socket, when it was written to last
-        self._awake = True  # the reader is, and looks at these before it sleeps
-        self._buffer = b""
-        # to be set right before the reader sleeps: sooner they wait for the GIL
+        self._rest = memoryview(b"")  # taken from these, and not taken by the socket yet
+        self._is_full = False  # the socket took less than it was given, when it was written to last
+        self._awake = True  # the reader isn't in `select`: it writes what there is before it is
+        self._buffer = b""  # the beginning of a frame that isn't read whole
+        # The reader sets these events right before it sleeps. The threads that wait for them need
+        # the GIL: woken sooner, they would only wait for it.
         self._notices: list[_Event] = []
-        self._heartbeat = config.RABBIT_HEARTBEAT or math.inf
-        self._timeout = config.RABBIT_PUBLISH_TIMEOUT
+        self._heartbeat = config.RABBIT_HEARTBEAT or math.inf  # seconds
+        self._timeout = config.RABBIT_PUBLISH_TIMEOUT  # seconds
+        # Seconds between two looks whether the broker lives: few enough for each of these times.
         self._tick = min(
             TICK, self._timeout / 16, self._heartbeat / 4, config.RABBIT_IDLE_DURATION / 2
         )
-        self.used_at = time.monotonic()
+        self.used_at = time.monotonic()  #: When something was sent on it last.
         #: time.monotonic() when a queue was seen.
         self.queues: dict[str, float] = {}
         #: What became of messages that nobody waits for: by queue and reason, how many are lost.
         self.failures: collections.Counter[tuple[str, str]] = collections.Counter()
-        #: The channel that all publish on, which the reader replaces; those of calls that are free.
+        #: The channel that all publish on, which the reader replaces when it is lost; and channels
+        #: for calls that no call uses.
         self.confirms: _ConfirmChannel | None = None
         self.replies: collections.deque[_ReplyChannel] = collections.deque()
         #: Channels that nobody is to use any more, for the reader to close.
         self.retired: collections.deque[_Channel] = collections.deque()
-        self._look_at = self.stepped_at = self.read_at = self.wrote_at = self.moved_at = (
+        # These are time.monotonic(): when to look next whether the broker lives; when the reader
+        # was awake, data was read, and a write was tried; when a full socket took some data, or got
+        # full; since when the broker has owed an answer (inf: it owes none).
+        self._check_at = self.stepped_at = self.read_at = self.wrote_at = self.moved_at = (
             time.monotonic()
         )
-        self._owes_since = math.inf  # the broker an answer
-        self._has_pinged = False
+        self._owes_since = math.inf
+        self._has_pinged = False  # since data was read last
         self._wakeup = _Wakeup()
         self._selector = selectors.DefaultSelector()  # select() fails for descriptors from 1024 on
         self._socket: socket.socket | None = None
@@ -2242,29 +2396,32 @@ class _Connection(Stateful):
 
     @property
     def frame_max(self) -> int:
+        """The most bytes that a frame may have, as agreed with the broker."""
         return self._channel0.max_frame_size
 
     # -- for any thread
 
     def post(self, channel: _Channel | None, data: bytes) -> None:
-        """Have frames written."""
-        self._frames.append((channel, data))
+        """Have frames written, by this thread if it can. None: see `enqueue`."""
+        self.enqueue(channel, data)
         self.flush()
 
     def flush(self) -> None:
-        """Write what is appended, unless another does, or the socket is full."""
+        """Write what is appended, unless another thread does, or the socket is full."""
+        # 1. The reader: has just written all that it saw. 2. This thread: appends, and sees that
+        # the reader is awake. 3. The reader: notes that it isn't, and looks once more (`step`).
         if not (self._awake or self._rest):
             self._write()
 
     def enqueue(self, channel: _Channel | None, data: bytes) -> None:
-        """Have frames written together with what follows. None: even if their channel is lost by
-        then."""
+        """Have frames written together with what follows. channel: the one that they are for; they
+        aren't written if that is lost by then. None: they are in any case."""
         self._frames.append((channel, data))
 
     def post_soon(self, channel: _Channel, data: bytes) -> None:
-        """Have frames written by the reader, which may have more: cheaper where nobody waits for
-        it."""
-        self._frames.append((channel, data))
+        """Have frames written by the reader. That is cheaper where nobody waits for an answer: it
+        writes what several threads have appended at once."""
+        self.enqueue(channel, data)
         self.flush_soon()
 
     def flush_soon(self) -> None:
@@ -2273,11 +2430,11 @@ class _Connection(Stateful):
             self._wakeup.set()
 
     def write_frame(self, channel_id: int, frame: Any) -> None:
-        """Have a frame written. For amqpstorm's Channel0."""
+        """Have a frame written: what amqpstorm's Channel0 calls."""
         self.post(None, _marshal(channel_id, frame))
 
     def give_up(self, error: AMQPError) -> None:
-        """Note that it is lost, and tell those that wait. The reader then ends it."""
+        """Note that it is lost, and notify all who wait on it. The reader then ends it."""
         if self.lost is None:
             self.lost = _again(error)  # without a traceback, whose frames would lead back to here
         for channel in tuple(self.channels.values()):
@@ -2319,19 +2476,21 @@ class _Connection(Stateful):
         return _new_channel(self, _ReplyChannel)
 
     def _raise_if_lost(self) -> None:
+        """Raise AMQPError if the connection is lost."""
         if self.lost is not None:
             raise _again(self.lost)
 
     # -- writing
 
     def _has_output(self) -> bool:
+        """Whether something can be written. (A broker with an alarm takes no messages.)"""
         return bool(self._rest or self._frames or (self.outbox and not self.is_blocked))
 
     def _write(self) -> None:
         """Write until nothing is left, or the socket is full, or another thread does it.
 
-        1. This thread: takes all there is. 2. Another appends, and can't have the lock. 3. This
-        thread: lets go of the lock, and then looks again. So nothing is left behind.
+        1. This thread: takes all there is. 2. Another: appends, and can't have the lock. 3. This
+        thread: releases the lock, and then looks again. So nothing is left behind.
         """
         while self._has_output() and self.lost is None:
             try:
@@ -2345,7 +2504,8 @@ class _Connection(Stateful):
                 self.give_up(_Interrupted(f"a thread was interrupted by {error!r} while it wrote"))
                 raise
             finally:
-                # Nothing may be called before the release: it would be interrupted in its place.
+                # Nothing may be called before the release: a signal handler that raises in there
+                # would leave the lock taken for ever.
                 try:
                     self._lock.release()
                 except RuntimeError:  # it is another thread's
@@ -2360,19 +2520,25 @@ class _Connection(Stateful):
                 sent = 0
             self._rest = memoryview(data)[sent:]
             self.wrote_at = time.monotonic()
+            # For the stall that `_check_broker` looks for: the time counts from when the socket got
+            # full, or from when it took something last.
             if self._rest or self._is_full:
                 if sent or not self._is_full:
                     self.moved_at = self.wrote_at
                 self._is_full = bool(self._rest)
             if self._rest:
+                # The reader has to wait for the socket to take more, and sleeps without that.
                 if not self._awake:
                     self._wakeup.set()
                 return False
         return True
 
     def _take(self) -> bytes:
-        """Return what is to be written next. With the lock: in the order of numbers is the order of
-        bytes."""
+        """Return what is to be written next; empty: nothing. With the lock: so the messages are
+        written in the order of their numbers, as the broker counts them.
+
+        Frames come before messages: those that open a channel, before what is published on it.
+        """
         chunks, size = [], 0
         while size < JOINED_WRITES:
             try:
@@ -2390,7 +2556,7 @@ class _Connection(Stateful):
                     data = outgoing.channel.encode(outgoing)
                 else:
                     break
-            except IndexError:  # the only one was withdrawn
+            except IndexError:  # its sender has withdrawn the only message meanwhile
                 continue
             chunks.append(data)
             size += len(data)
@@ -2399,8 +2565,8 @@ class _Connection(Stateful):
     # -- the reader
 
     def _open(self) -> _Connection:
-        """Connect and shake hands. In the thread that is to be its reader, or hands it over to
-        that."""
+        """Connect and shake hands. In the thread that is to be its reader, or in one that hands it
+        over to that. Returns itself. Raises AMQPError, OSError and ValueError."""
         try:
             self._socket = self._connect()
             self._selector.register(self._socket, selectors.EVENT_READ)
@@ -2420,8 +2586,11 @@ class _Connection(Stateful):
             raise
 
     def _connect(self) -> socket.socket:
-        """As amqpstorm's, but it closes what failed, says why in each case, and doesn't delay small
-        frames."""
+        """Return a socket to the first of the host's addresses that can be connected to. Raises
+        AMQPConnectionError with each one's reason.
+
+        amqpstorm's own way leaves sockets open that have failed, and names the last reason only.
+        """
         host, port, reasons = self.parameters["hostname"], self.parameters["port"], []
         # Of bytes: a string makes Python import a codec, and in a child that is forked meanwhile
         # that import never ends.
@@ -2438,16 +2607,19 @@ class _Connection(Stateful):
         raise AMQPConnectionError("; ".join(dict.fromkeys(reasons)))
 
     def _set_options(self, sock: socket.socket) -> None:
+        """Set the options of a connected socket, as far as this system has them."""
         stall = min(math.ceil(self._timeout * 1000), 0x7FFFFFFF)
         for level, name, value in [
+            # A small frame isn't delayed until the one before has been acknowledged.
             (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
-            # A peer that has vanished is noticed, without heartbeats, too, where the system can.
+            # Without heartbeats, too, a peer that has vanished is noticed: after two minutes.
             (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
             (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),
             (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
             (socket.IPPROTO_TCP, "TCP_KEEPCNT", 6),
             (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", stall),
-            # What the system has taken can't be withdrawn when its time is up.
+            # A message that the system has taken can't be withdrawn when its time is up: so the
+            # system takes little more than it can send.
             (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", 2 * JOINED_WRITES),
         ]:
             if hasattr(socket, name):
@@ -2455,13 +2627,13 @@ class _Connection(Stateful):
         sock.setblocking(False)
 
     def step(self, until: float) -> None:
-        """Wait for the socket, or to be woken, and do what there is to do, once. Raise
-        AMQPConnectionError."""
+        """Wait for the socket, or to be woken, or until a time.monotonic(), and do once what there
+        is to do. Raise AMQPError if the connection is lost."""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._is_full else 0)
         sock = cast(socket.socket, self._socket)
         if self._selector.get_key(sock).events != events:
             self._selector.modify(sock, events)
-        ready = self._selector.select(_left(min(until, self._look_at)))
+        ready = self._selector.select(_left(min(until, self._check_at)))
         self._awake = True
         try:
             for key, event in ready:
@@ -2470,7 +2642,7 @@ class _Connection(Stateful):
                 elif event & selectors.EVENT_READ:
                     self._read(self._receive(sock))
             self._write()
-            self._look_around()
+            self._maintain()
         except AMQPError:
             raise
         except OSError as error:
@@ -2478,8 +2650,8 @@ class _Connection(Stateful):
         finally:
             self._notify()
         self._raise_if_lost()
+        # In this order: see `flush`.
         self._awake = False
-        # appended by one who saw that the reader is awake
         if self._has_output() and not self._rest:
             self._write()
 
@@ -2488,11 +2660,13 @@ class _Connection(Stateful):
         self._notices.append(event)
 
     def _notify(self) -> None:
+        """Set the events that have come together in this step."""
         notices, self._notices = self._notices, []
         for event in notices:
             event.set()
 
     def _receive(self, sock: socket.socket) -> bytes:
+        """Return what has arrived, perhaps nothing. Raises OSError at the end of the stream."""
         try:
             with self._lock if self._is_tls else contextlib.nullcontext():
                 data = sock.recv(0x20000)
@@ -2519,6 +2693,8 @@ class _Connection(Stateful):
         self._buffer = data[offset:]
 
     def _on_frame(self, kind: int, number: int, payload: bytes) -> None:
+        """Hand a frame to its channel. Frames of channels that are closed here are dropped, and so
+        are heartbeats (kind 8): that they were read is all that counts."""
         channel = self.channels.get(number)
         if channel is not None and kind == 3:
             channel.on_body(payload)
@@ -2544,10 +2720,12 @@ class _Connection(Stateful):
         if self.channels.pop(channel.id, None) is channel:
             self._free_ids.append(channel.id)
 
-    def _look_around(self) -> None:
+    def _maintain(self) -> None:
+        """Do what is due at the end of a step: check the broker, log lost messages, replace the
+        channel for publishing, close retired channels."""
         self.stepped_at = time.monotonic()
-        if self.stepped_at >= self._look_at:
-            self._raise_if_dead(self.stepped_at)
+        if self.stepped_at >= self._check_at:
+            self._check_broker(self.stepped_at)
         if self.failures:
             self._log_failures()
         confirms = self.confirms
@@ -2557,6 +2735,7 @@ class _Connection(Stateful):
                 confirms.retire()
         for _ in range(len(self.retired)):
             channel = self.retired.popleft()
+            # The broker's answers for messages in flight, and those in the outbox, would be lost.
             if channel.waits or any(o.channel is channel for o in tuple(self.outbox)):
                 self.retired.append(channel)
             else:
@@ -2564,9 +2743,12 @@ class _Connection(Stateful):
         if self.changes:
             self.changes.notify()
 
-    def _raise_if_dead(self, now: float) -> None:
-        """Raise OSError if the broker gives no sign of life, and keep the heartbeats."""
-        self._look_at = now + self._tick
+    def _check_broker(self, now: float) -> None:
+        """Send a heartbeat if one is due. Raise OSError if the broker has given no sign of life for
+        two heartbeats, or has taken no data for the publish timeout. Ask one that owes an answer
+        for a sign of life, after a quarter of that; the keeper looks at `is_silent`."""
+        self._check_at = now + self._tick
+        # Any data is a heartbeat. One goes out before half of the time has passed without.
         if now - self.wrote_at >= self._heartbeat / 2 - self._tick:
             self._channel0.send_heartbeat()
         silence, beats = now - self.read_at, 2 * self._heartbeat
@@ -2585,12 +2767,14 @@ class _Connection(Stateful):
             next(c for c in self.channels.values() if c.waits).ping()
 
     def silence(self) -> float:
-        """Return for how many seconds the broker has owed an answer and given no sign of life."""
+        """Return for how many seconds the broker has owed an answer and given no sign of life: it
+        has sent nothing, and (on a slow way) taken nothing either. Below 0: it owes none."""
         return self.stepped_at - max(self.read_at, self.moved_at, self._owes_since)
 
     @property
     def is_silent(self) -> bool:
-        """Whether that has lasted for half of the time-out: another connection is tried then."""
+        """Whether that has lasted for half of the publish timeout. Another connection is tried
+        then, so that half of the time is left for sending again."""
         return self.silence() > self._timeout / 2
 
     @property
@@ -2609,8 +2793,8 @@ class _Connection(Stateful):
         return written + [o for o in tuple(self.outbox) if o.fate == LEFT]
 
     def forget(self) -> None:
-        """Log what is lost with it of what nobody waits for. Keep nothing: a cycle would live on
-        for a while."""
+        """Count and log the messages that are lost with it and that nobody waits for. Drop all that
+        it holds: it is in cycles, and would keep that until the garbage collector comes."""
         for outgoing in self.unattended:
             self.failures[outgoing.message.queue, str(self.lost)] += 1
         self._log_failures()
@@ -2622,17 +2806,20 @@ class _Connection(Stateful):
         self.channels.clear()
 
     def _log_failures(self) -> None:
+        """Log the messages that are lost and that nobody waits for, once for each queue."""
         failures, self.failures = self.failures, collections.Counter()
         for (queue, why), count in failures.items():
             text = "Lost: %s for queue %r, for which nobody waits (RABBIT_CONFIRM): %s"
             _log_aside(logging.ERROR, text, _count(count, "message"), queue, why)
 
     def wake(self) -> None:
-        """Have the reader look around."""
+        """Have the reader do a step. (`flush_soon` isn't enough: a reader that is awake may be past
+        the place where it looks at what has changed.)"""
         self._wakeup.set()
 
     def close(self) -> None:
-        """Take leave of the broker, within CLOSE_TIMEOUT seconds. By the reader. Doesn't raise."""
+        """Take leave of the broker, within CLOSE_TIMEOUT seconds, and end the connection. By the
+        reader. A broker that doesn't answer is no error."""
         deadline = time.monotonic() + CLOSE_TIMEOUT
         self.set_state(self.CLOSING)
         with contextlib.suppress(OSError):
@@ -2643,8 +2830,10 @@ class _Connection(Stateful):
         self.hang_up()
 
     def hang_up(self) -> None:
-        """End it without a word to the broker. By the reader."""
-        with self._lock:  # nobody writes to a descriptor that may be another's by now
+        """Close the socket, without a word to the broker. By the reader. May be called again."""
+        # With the lock: a thread that is writing would go on with a descriptor that may be somebody
+        # else's file by then. Nobody holds the lock for long, and after this nobody writes.
+        with self._lock:
             sock, self._socket = self._socket, None
             if sock is not None:
                 sock.close()
@@ -2653,19 +2842,22 @@ class _Connection(Stateful):
         self.set_state(self.CLOSED)
 
     def abandon(self) -> None:
-        """Leave it to the parent: in a forked child, whose copy of the socket it is."""
+        """Close a forked child's copy of the socket, and leave the connection to the parent."""
+        # A thread of the parent's may have held the lock at the fork. It isn't here to release it.
         self._lock = threading.RLock()
         self.lost = AMQPConnectionError("it is the parent process's")
         self.hang_up()
 
 
+#: All that there are, for a forked child to leave them to its parent.
 _connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
 
 C = TypeVar("C")
 
 
 def _first_that_answers(config: Config, connect: Callable[[str, int], C]) -> C:
-    """Try each address in turn. Raise AMQPConnectionError with all reasons."""
+    """Return what `connect` returns for the first address with which it doesn't raise. Raise
+    AMQPConnectionError with each address's reason, and the first reply code of a broker."""
     reasons, code = [], None
     for host, port in config._addresses():
         try:
@@ -2686,17 +2878,20 @@ CH = TypeVar("CH", bound="_Channel")
 
 
 def _new_channel(connection: _Connection, kind: type[CH], *arguments: Any) -> CH | None:
-    """Return a new channel, or None if none is free: look again when the connection changes."""
+    """Return a new channel, or None if none is free: to be called again when the connection
+    changes (`_Connection.changes`)."""
     try:
         return kind(connection, *arguments)
     except _ChannelsExhausted:
-        with contextlib.suppress(IndexError):  # calls need none of the idle ones now
+        # An idle channel of calls is closed, so that its number gets free.
+        with contextlib.suppress(IndexError):
             connection.replies.pop().retire()
         return None
 
 
 class _Channel:
-    """A channel. One thread uses it; the reader of its connection calls what begins with `on_`."""
+    """A channel of a connection. One thread at a time makes requests on it; the connection's reader
+    calls the methods that begin with `on_`. A channel that isn't used any more is retired."""
 
     def __init__(self, connection: _Connection) -> None:
         self.connection = connection
@@ -2704,8 +2899,10 @@ class _Channel:
         self.lost: AMQPError | None = None
         #: Notified when this channel or its connection is lost.
         self.waiting = _Changes()
-        self._awaited: Sequence[str] = ()
+        self._awaited: Sequence[str] = ()  # names of frames, one of which is to answer a request
         self._answer: Any = None
+        # The message that is arriving: its Basic.Deliver or Basic.Return, its properties, the parts
+        # of its body, and the bytes of it that haven't arrived.
         self._method: Any = None
         self._properties: Any = None
         self._parts: list[bytes] = []
@@ -2714,11 +2911,13 @@ class _Channel:
         self.begin()
 
     def begin(self) -> None:
-        """Open it. Its answer isn't waited for: what follows leaves in one write with it."""
+        """Have it opened. The answer isn't waited for, so that the next frames leave in one write
+        with this one: RabbitMQ works them off in their order."""
         self.connection.enqueue(None, _marshal(self.id, commands.Channel.Open()))
 
     @property
     def why_lost(self) -> AMQPError | None:
+        """Why nothing can be done on this channel any more; None: it is usable."""
         return self.lost or self.connection.lost
 
     @property
@@ -2727,28 +2926,31 @@ class _Channel:
         return bool(self._awaited)
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
-        """A whole message has arrived."""
+        """Take a message that has arrived as a whole. properties: None, they can't be decoded."""
 
     def on_method(self, frame: Any) -> None:
-        """A method has arrived that isn't the answer to a request."""
+        """Take a method that isn't the answer to a request."""
 
     def on_lost(self) -> None:
-        """The broker has closed this channel."""
+        """Note that the broker has closed this channel."""
 
     def forget(self) -> None:
-        """Its connection has ended: keep no messages."""
+        """Drop the messages that it holds: its connection has ended."""
         self._parts.clear()
 
     def post(self, *frames: Any) -> None:
+        """Have frames of pamqp's written."""
         self.connection.post(self, _marshal(self.id, *frames))
 
     def ping(self) -> None:
-        """Ask for a sign of life. By the reader."""
-        self.post(commands.Basic.Qos())
+        """Ask the broker for a sign of life. By the reader."""
+        # A method with an answer that changes nothing: the flow is on already. (A Basic.Qos would
+        # come between that of a consumer and its Basic.Consume, which then has no prefetch.)
+        self.post(commands.Channel.Flow(active=True))
 
     def request(self, frame: Any, until: float) -> Any:
-        """Send a method and wait for its answer. Raise AMQPError: it was lost, or the time is
-        up."""
+        """Send a method and return its answer. Raise AMQPError if the channel is lost, or if none
+        has come by the time.monotonic() `until`."""
         self._awaited, self._answer = frame.valid_responses, None
         try:
             self.post(frame)
@@ -2760,22 +2962,24 @@ class _Channel:
         return self._answer
 
     def retire(self) -> None:
-        """Have the reader close it, as soon as no answer is to come. Others may still append."""
+        """Have the reader close it, as soon as no answer is to come. Until then, other threads that
+        have got it may still publish on it."""
         self.connection.retired.append(self)
         self.connection.wake()
 
     def close(self) -> None:
-        """Close it. By the reader alone: so this can't cross with what the broker's own Close
-        does."""
+        """Close it. Only by the reader: while it does this, it can't do what the broker's own Close
+        asks for."""
         if self.lost is None:
-            # first: nothing is written to it after that
+            # In this order: frames that others append from here on are dropped, so none follows the
+            # Close.
             self.lost = AMQPChannelError("it was closed")
             self.connection.enqueue(None, _marshal(self.id, commands.Channel.Close(200, "", 0, 0)))
             self.waiting.notify()
 
     def on_header(self, payload: bytes) -> None:
-        """Properties that can't be decoded must not end the connection: it is delivered, with
-        None."""
+        """Take a message's header. Properties that can't be decoded are None: one odd message must
+        not end the connection."""
         self._missing = _CONTENT_HEADER.unpack_from(payload)[2]
         try:
             self._properties = _decode_properties(payload)
@@ -2784,11 +2988,13 @@ class _Channel:
         self._end_content()
 
     def on_body(self, payload: bytes) -> None:
+        """Take a part of a message's body."""
         self._parts.append(payload)
         self._missing -= len(payload)
         self._end_content()
 
     def on_frame(self, frame: Any) -> None:
+        """Take a method."""
         name = frame.name
         if name in ("Basic.Deliver", "Basic.Return"):
             self._method = frame
@@ -2799,7 +3005,9 @@ class _Channel:
             self.connection.remove(self)
         elif name == "Channel.Close":
             self.connection.enqueue(None, _marshal(self.id, commands.Channel.CloseOk()))
-            if self.lost is None:  # else both sides close it, and the broker answers ours, too
+            # If we close it as well, the broker still answers our Close, and the number isn't free
+            # before that.
+            if self.lost is None:
                 self.connection.remove(self)
                 self.lost = AMQPChannelError(str(frame.reply_text), reply_code=frame.reply_code)
                 self.on_lost()
@@ -2808,6 +3016,7 @@ class _Channel:
             self.on_method(frame)
 
     def _end_content(self) -> None:
+        """Hand the message on if it is whole."""
         if self._missing <= 0:
             parts, self._parts = self._parts, []
             self.on_content(
@@ -2816,8 +3025,11 @@ class _Channel:
 
 
 def _declare(connection: _Connection, until: float, **options: Any) -> None:
-    """Declare a queue, or look for it, on a channel of its own, which a failure closes. Raise
-    amqpstorm's errors."""
+    """Declare a queue, or look whether it exists (passive=True), within a time.monotonic(). Raise
+    AMQPChannelError with RabbitMQ's reason, and AMQPConnectionError.
+
+    This takes a channel of its own, since RabbitMQ closes the channel of what fails.
+    """
     channel = connection.changes.wait_for(lambda: _new_channel(connection, _Channel), until)
     if channel is None:
         queue = options["queue"]
@@ -2833,13 +3045,17 @@ def _declare(connection: _Connection, until: float, **options: Any) -> None:
 def _ensure_queue(
     connection: _Connection, queue: str, arguments: dict[str, Any], until: float
 ) -> None:
-    """Look first, declare only when it is absent: a queue that exists is used as it is. Raise
-    amqpstorm's errors."""
+    """Declare a queue only if it doesn't exist: one that does is used as it is. Raise as `_declare`
+    does.
+
+    It is looked for, and declared if it is missing (404). If the declaration differs from what
+    there is (406), another program has declared it meanwhile, and it is looked for once more.
+    """
     failure: tuple[str, int | None] | None = None
     # Classic queues of RabbitMQ 4.3 have no such timeout, and can't be declared with one.
     timeless = {key: value for key, value in arguments.items() if key != "x-consumer-timeout"}
     declarations = [arguments] if timeless == arguments else [arguments, timeless]
-    # None: look. The last: another declared it meanwhile, differently
+    # None stands for a look.
     for wanted in (None, *declarations, None):
         look = wanted is None
         try:
@@ -2847,8 +3063,9 @@ def _ensure_queue(
                 connection, until, queue=queue, passive=look, durable=not look, arguments=wanted
             )
         except AMQPChannelError as error:
-            if failure is None or error.error_code != 404:  # that there is none says less than why
-                # not the error: its frames would lead back to here
+            # "There is no such queue" says less than why it couldn't be declared. The error itself
+            # isn't kept: its traceback leads to this frame.
+            if failure is None or error.error_code != 404:
                 failure = str(error), error.error_code
             if error.error_code != (404 if look else 406):
                 break
@@ -2857,8 +3074,8 @@ def _ensure_queue(
 
 
 def _pauses(longest: float) -> Iterator[float]:
-    """Return growing pauses, with jitter: so that many clients of a broker don't come back as
-    one."""
+    """Yield growing pauses in seconds, up to `longest`. Each is taken times 0.5 to 1, by chance, so
+    that many clients of a broker don't come back at the same time."""
     for n in itertools.count():
         yield min(FIRST_RECONNECT * 2 ** min(n, 20), longest) * (0.5 + os.urandom(1)[0] / 512)
 
@@ -2889,22 +3106,25 @@ def _keep_running(step: Callable[[], bool]) -> None:
 def _refuses_us(error: BaseException) -> bool:
     """Whether trying again is of no use: a wrong password, or no such virtual host."""
     code = getattr(error, "error_code", None)
-    # a limit of connections: for the moment
+    # RabbitMQ says 530 as well when it has too many connections at the moment.
     return code == 403 or (code == 530 and "limit" not in str(error))
 
 
 class _Keeper:
-    """The thread that connects, and then reads the connection: for one publisher, or for one
-    worker.
+    """Has a thread that connects, and then reads the connection: for one publisher (publishes=True)
+    or for one worker.
 
-    It connects as long as somebody waits for a connection; who does, waits no longer than it wants
-    to, whatever an attempt takes. It ends when the connection is idle, or is closed.
+    For a publisher it connects as long as another thread wants a connection, and ends after
+    RABBIT_IDLE_DURATION without use; for a worker it always connects. In both cases it ends when it
+    is closed. A thread that wants a connection waits only as long as it wants to, however long an
+    attempt to connect takes.
     """
 
     def __init__(self, config: Config, publishes: bool) -> None:
         self._config = config
         self._publishes = publishes
         self._idle = config.RABBIT_IDLE_DURATION if publishes else math.inf  #: Seconds.
+        #: Seconds between two attempts, at most.
         self._longest_pause = LONGEST_PAUSE if publishes else config.WORKER_RECONNECT_INTERVAL
         self._pauses = _pauses(self._longest_pause)  #: Between the attempts that are to come.
         #: Notified when there is another connection, or another reason why there is none.
@@ -2916,11 +3136,14 @@ class _Keeper:
         #: Its thread has ended: it is of no use any more.
         self.ended = False
         self.closing = False
-        self._wakeup = _Event()
+        self._wakeup = _Event()  # ends the pauses of its thread, while there is no connection
+        #: A connection that a probe has opened, to take the place of one that is silent.
         self._successor: _Connection | None = None
-        self._is_probing = False
-        self._is_asked = self._was_idle = self._was_connected = False
-        self._logged, self._logged_at = "", -math.inf  # the last trouble
+        self._is_probing = False  # a probe is under way: one at a time
+        self._is_asked = False  # a thread has asked for a connection, and may have gone by now
+        self._was_idle = False  # the last connection was closed because nobody used it
+        self._was_connected = False  # there was a connection since the last trouble
+        self._logged, self._logged_at = "", -math.inf  # the last trouble, and time.monotonic()
         self._thread = threading.Thread(target=self._run, name="kuyruk-connection", daemon=True)
 
     def start(self) -> _Keeper:
@@ -2928,19 +3151,22 @@ class _Keeper:
         self._thread.start()
         return self
 
-    # -- for those who want a connection
+    # -- for threads that want a connection
 
     @property
     def usable(self) -> _Connection | None:
+        """The connection, if there is one that isn't lost."""
         connection = self.connection
         return connection if connection and connection.lost is None and connection.is_open else None
 
     def connect(self, until: float) -> _Connection:
-        """Wait for a connection. Raise AMQPConnectionError at `until`, or when RabbitMQ refuses us.
+        """Wait for a connection. Raise AMQPConnectionError at the time.monotonic() `until`, or when
+        RabbitMQ refuses us.
 
-        1. This thread: registers as waiting. 2. It looks whether the keeper has ended. The keeper:
-        1. notes that it has ended. 2. It looks whether somebody waits, and takes that back. One
-        sees the other.
+        The keeper may be about to end. 1. This thread: registers as waiting (`wait_for`). 2. The
+        keeper: notes that it has ended. 3. This thread: looks whether it has, and waits no longer.
+        4. The keeper: looks whether somebody waits, and takes it back. Each notes first and looks
+        then, so at least one sees the other. (If both do, as here, the caller tries again.)
         """
         connection = self.usable or self.changes.wait_for(self._ask, until)
         if isinstance(connection, _Connection):
@@ -2950,7 +3176,8 @@ class _Keeper:
         )
 
     def _ask(self) -> Any:
-        """Have it connect, unless it is connected. Return what ends the wait for that."""
+        """Have it connect, unless it is connected. Return something true if there is no more to
+        wait for: the connection, a refusal, or its end."""
         if self.usable is None:
             self._is_asked = True
             self._wakeup.set()
@@ -2962,6 +3189,7 @@ class _Keeper:
         self.closing = True
         self._wakeup.set()
         connection = self.connection
+        # An attempt to connect isn't waited for: it may take long, and nothing depends on it.
         if connection is not None and not _is_reader():
             connection.wake()
             self._thread.join(CLOSE_TIMEOUT)
@@ -2980,7 +3208,7 @@ class _Keeper:
     def _connect_and_read(self) -> bool:
         """Wait until a connection is wanted, and read it until it is lost. Return whether there is
         to be no other."""
-        if self._may_end():
+        if not self._wait_until_wanted():
             return True
         self.refusal, self._is_asked, self._was_idle = None, False, False
         try:
@@ -2988,12 +3216,13 @@ class _Keeper:
             self._pauses = _pauses(self._longest_pause)
             self._read(connection)
         except BaseException as error:
-            if not isinstance(error, OSError | ValueError | AMQPError):
+            if not isinstance(error, OSError | ValueError):  # amqpstorm's are OSErrors
                 _log_aside(logging.ERROR, "Defect in a connection: it is given up", error=error)
             self._on_trouble(error, next(self._pauses))
         return False
 
     def _open(self) -> _Connection:
+        """Return the connection that a probe has opened, or open one."""
         successor, self._successor = self._successor, None
         return successor or _Connection.open_first(self._config)
 
@@ -3001,12 +3230,13 @@ class _Keeper:
         """Read until it is to be closed. Raise AMQPConnectionError when it is lost."""
         try:
             connection.used_at = time.monotonic()
-            if self._publishes:  # now: calls may take all channels later
+            # Now, because calls may have taken all channels when the first message is to be sent.
+            if self._publishes:
                 connection.confirms = _ConfirmChannel(connection)
             self.connection, self.trouble, self._was_connected = connection, None, True
             self._is_asked = False
             self.changes.notify()
-            while not self._is_over(connection):
+            while not self._may_close(connection):
                 connection.step(math.inf)
                 if connection.is_silent:
                     self._probe(connection)
@@ -3020,31 +3250,36 @@ class _Keeper:
             connection.hang_up()
             connection.forget()
 
-    def _is_over(self, connection: _Connection) -> bool:
+    def _may_close(self, connection: _Connection) -> bool:
+        """Whether a connection is to be closed, or has been idle for long, and nothing is on its
+        way."""
         return (
             self.closing or connection.stepped_at >= connection.used_at + self._idle
         ) and connection.is_quiet
 
-    def _may_end(self) -> bool:
-        """Wait until a connection is wanted. Return True if it was closed, or none was wanted for
-        long."""
+    def _wait_until_wanted(self) -> bool:
+        """Wait until a connection is wanted. Return False if the keeper ends instead: it was
+        closed, or none was wanted for long."""
         until = time.monotonic() + self._idle
         while not self._is_wanted():
             if not (self.closing or self._was_idle) and time.monotonic() < until:
                 self._wakeup.wait(until)
                 self._wakeup.clear()
                 continue
+            # In this order: see `connect`.
             self.ended = True
             if not self.changes:
-                return True
+                return False
             self.ended = False
-        return False
+        return True
 
     def _is_wanted(self) -> bool:
+        """Whether to connect: a worker always wants that, a publisher's threads at times."""
         always = not (self._publishes or self.closing)
         return bool(always or self.changes or self._is_asked or self._successor)
 
     def _on_trouble(self, error: BaseException, pause: float) -> None:
+        """Note why there is no connection, log it, and wait before the next attempt (seconds)."""
         was_connected, self._was_connected = self._was_connected, False
         self.trouble = _again(_as_lost(error))
         if _refuses_us(self.trouble):
@@ -3063,11 +3298,9 @@ class _Keeper:
     # -- a connection that may have vanished
 
     def _probe(self, connection: _Connection) -> None:
-        """Try whether another can be opened: then the broker lives, and this one's way has
-        vanished.
-
-        If none can be opened, the broker stands still, and all may go on when it does.
-        """
+        """Look in another thread whether a second connection can be opened. If so the broker lives,
+        and the way of the first has vanished. If not the broker stands still, and the first may go
+        on when it does: nothing is lost, and nothing is sent twice."""
         if not self._is_probing:
             self._is_probing = True
             try:
@@ -3080,9 +3313,12 @@ class _Keeper:
                 _log_aside(logging.WARNING, "Can't look for another connection: %s", error)
 
     def _open_successor(self, silent: _Connection) -> None:
+        """Replace a connection that is silent, if another can be opened. In the probe's thread."""
+        # It reads the handshake, like a keeper.
         _readers.add(threading.get_ident())
         try:
             successor = _Connection.open_first(self._config)
+            # First the successor: the keeper looks for it as soon as the silent one is lost.
             if silent.lost is None and silent.is_silent:
                 self._successor = successor
                 why = f"no answer for {silent.silence():.1f} seconds, but from a new connection"

@@ -660,6 +660,26 @@ def test_a_rejection_carries_its_delay():
             kuyruk.Reject(delay=wrong)
 
 
+# --- Logging -----------------------------------------------------------------
+
+
+def test_a_record_that_comes_as_the_log_thread_is_about_to_end_is_written(monkeypatch, caplog):
+    """It looks once more after it has released the token that the other couldn't have."""
+
+    class Records(collections.deque):
+        def __bool__(self):
+            is_empty = len(self) == 0
+            if is_empty and late:
+                kuyruk._log_aside(logging.WARNING, late.pop())
+            return not is_empty
+
+    late = ["late"]
+    monkeypatch.setattr(kuyruk, "_records", Records())
+    kuyruk._log_aside(logging.WARNING, "first")
+    wait_until(lambda: caplog.messages == ["first", "late"])
+    wait_until(lambda: not kuyruk._log_token.locked())
+
+
 # --- Signals -----------------------------------------------------------------
 
 #: The 14, each with the keyword arguments that it is sent with, but for those of `RUN`.
@@ -7627,6 +7647,33 @@ def test_nothing_is_lost_whatever_fails():
         cwd=HERE, capture_output=True, text=True, timeout=TEST_TIMEOUT,
     )  # fmt: skip
     assert ended.returncode == 0 and "No violations" in ended.stdout, ended.stdout + ended.stderr
+
+
+def test_a_broker_that_answers_late_delivers_no_more_than_the_prefetch(
+    app, queue, broker, start, monkeypatch
+):
+    """The reader asks for a sign of life on the channel whose answer is late: that changes nothing
+    of what the consumer that begins next may have."""
+    request, take, answers = kuyruk._ConsumerChannel.request, kuyruk._Channel.on_frame, []
+
+    def on_frame(channel, frame):
+        answers.append(frame.name)
+        take(channel, frame)
+
+    def request_late(channel, frame, until):
+        answer = request(channel, frame, until)
+        if frame.name == "Basic.Qos":
+            channel.ping()
+        return answer
+
+    monkeypatch.setattr(kuyruk._ConsumerChannel, "request", request_late)
+    monkeypatch.setattr(kuyruk._Channel, "on_frame", on_frame)
+    task = app.task(queue)(hold)
+    app.send_tasks_to_queue(task.subtask() for _ in range(5))
+    worker = start(app, threads=1, prefetch=1)
+    wait_until(lambda: ran and worker.healthy)
+    assert (worker.stats["received"], broker.count(queue)) == (1, 4)
+    wait_until(lambda: "Channel.FlowOk" in answers)  # it is a sign of life
 
 
 # --- The command line (kuyruk_worker.py) -------------------------------------

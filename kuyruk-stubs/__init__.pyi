@@ -159,6 +159,23 @@ def _make_module(name: str, is_member: Callable[[Any], bool]) -> types.ModuleTyp
     ...
 exceptions = _make_module('exceptions', lambda v: isinstance(v, type) and issubclass(v, BaseException) and (v.__module__ == __name__))
 
+def _is_for_program(error: BaseException) -> bool:
+    ...
+
+def _log(level: int, text: str, *args: Any, **options: Any) -> None:
+    ...
+_records: collections.deque[logging.LogRecord] = collections.deque(maxlen=1000)
+_log_token = threading.Lock()
+
+def _log_aside(level: int, text: str, *args: Any, error: BaseException | None=None, extra: dict[str, Any] | None=None) -> None:
+    ...
+
+def _write_records() -> None:
+    ...
+
+def _wait_for_log() -> None:
+    ...
+
 class _Receiver(NamedTuple):
     function: Callable[[], Callable[..., Any] | None]
     sender: Callable[[], Any] | None
@@ -253,6 +270,16 @@ def _shown(name: str, value: Any) -> str:
 _KUBERNETES = '(?s)(.*_)?(SERVICE_HOST|SERVICE_PORT(_\\w+)?|PORT_\\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|(.*_)?PORT=(tcp|udp|sctp)://.*'
 _UNREAD_KEYS = {'RABBIT_READ_TIMEOUT': 'RABBIT_PUBLISH_TIMEOUT', 'RABBIT_WRITE_TIMEOUT': 'RABBIT_PUBLISH_TIMEOUT', 'TCP_USER_TIMEOUT': 'RABBIT_HEARTBEAT'}
 
+@functools.cache
+def _warn_of_unread_key(key: str) -> None:
+    ...
+
+def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
+    ...
+
+def _check_names(function: str, options: Iterable[str], known: Sequence[str]) -> None:
+    ...
+
 class Config:
     RABBIT_HOST: str = 'localhost'
     RABBIT_PORT: int = 5672
@@ -324,33 +351,6 @@ class Config:
     def _connection_options(self) -> dict[str, Any]:
         ...
 
-def _log(level: int, text: str, *args: Any, **options: Any) -> None:
-    ...
-_records: collections.deque[logging.LogRecord] = collections.deque(maxlen=1000)
-_log_token = threading.Lock()
-
-def _log_aside(level: int, text: str, *args: Any, error: BaseException | None=None, extra: dict[str, Any] | None=None) -> None:
-    ...
-
-def _write_records() -> None:
-    ...
-
-def _wait_for_log() -> None:
-    ...
-
-@functools.cache
-def _warn_of_unread_key(key: str) -> None:
-    ...
-
-def _count(number: int, noun: str) -> str:
-    ...
-
-def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
-    ...
-
-def _check_names(function: str, options: Iterable[str], known: Sequence[str]) -> None:
-    ...
-
 class _Message(NamedTuple):
     queue: str
     body: bytes
@@ -419,12 +419,15 @@ def _task_traceback(error: BaseException) -> types.TracebackType | None:
 def _format_traceback(error: BaseException, limit: int) -> str:
     ...
 
-class _NoCollection:
+class _Setting(Generic[T]):
 
-    def __init__(self) -> None:
-        self.begin()
+    def __init__(self, change: Callable[[], T], restore: Callable[[T], object]) -> None:
+        self._change, self._restore = (change, restore)
+        self._begin()
+        if hasattr(os, 'register_at_fork'):
+            os.register_at_fork(after_in_child=self._begin_in_child)
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         ...
 
     def __enter__(self) -> None:
@@ -433,11 +436,15 @@ class _NoCollection:
     def __exit__(self, *exc_info: object) -> None:
         ...
 
-    def begin_in_child(self) -> None:
+    def _begin_in_child(self) -> None:
         ...
-_no_collection = _NoCollection()
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_no_collection.begin_in_child)
+
+def _disable_collection() -> bool:
+    ...
+
+def _restore_collection(was_enabled: bool) -> None:
+    ...
+_no_collection = _Setting(_disable_collection, _restore_collection)
 
 def _current_frames() -> dict[int, types.FrameType]:
     ...
@@ -446,6 +453,9 @@ def _format_stack(thread: int) -> str:
     ...
 
 def _bounded(text: str, limit: int) -> str:
+    ...
+
+def _count(number: int, noun: str) -> str:
     ...
 
 def _milliseconds(seconds: float) -> str:
@@ -498,7 +508,7 @@ def _name_of(f: Callable[..., Any]) -> str:
 def _is_safe(frame: types.FrameType | None) -> bool:
     ...
 
-def _guards_a_lock(frame: types.FrameType) -> bool:
+def _must_not_be_cut(frame: types.FrameType) -> bool:
     ...
 
 def _fresh(value: Any) -> Any:
@@ -555,9 +565,6 @@ class Run:
     def _raise_if_safe(self) -> None:
         ...
 
-    def _look_and_raise(self) -> None:
-        ...
-
     def _unmask(self) -> None:
         ...
 
@@ -576,24 +583,12 @@ class Run:
 def current_task() -> Run | None:
     ...
 
-class _ShortSwitches:
+def _shorten_switches() -> float:
+    ...
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._usual = 0.0
-
-    def __enter__(self) -> None:
-        ...
-
-    def __exit__(self, *exc_info: object) -> None:
-        ...
-
-    def begin_in_child(self) -> None:
-        ...
-_short_switches = _ShortSwitches()
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_short_switches.begin_in_child)
+def _restore_switches(usual: float) -> None:
+    ...
+_short_switches = _Setting(_shorten_switches, _restore_switches)
 
 class _Watch:
 
@@ -849,7 +844,7 @@ class _Connection(Stateful):
         self.confirms: _ConfirmChannel | None = None
         self.replies: collections.deque[_ReplyChannel] = collections.deque()
         self.retired: collections.deque[_Channel] = collections.deque()
-        self._look_at = self.stepped_at = self.read_at = self.wrote_at = self.moved_at = time.monotonic()
+        self._check_at = self.stepped_at = self.read_at = self.wrote_at = self.moved_at = time.monotonic()
         self._owes_since = math.inf
         self._has_pinged = False
         self._wakeup = _Wakeup()
@@ -945,10 +940,10 @@ class _Connection(Stateful):
     def remove(self, channel: _Channel) -> None:
         ...
 
-    def _look_around(self) -> None:
+    def _maintain(self) -> None:
         ...
 
-    def _raise_if_dead(self, now: float) -> None:
+    def _check_broker(self, now: float) -> None:
         ...
 
     def silence(self) -> float:
@@ -1093,7 +1088,9 @@ class _Keeper:
         self._wakeup = _Event()
         self._successor: _Connection | None = None
         self._is_probing = False
-        self._is_asked = self._was_idle = self._was_connected = False
+        self._is_asked = False
+        self._was_idle = False
+        self._was_connected = False
         self._logged, self._logged_at = ('', -math.inf)
         self._thread = threading.Thread(target=self._run, name='kuyruk-connection', daemon=True)
 
@@ -1125,10 +1122,10 @@ class _Keeper:
     def _read(self, connection: _Connection) -> None:
         ...
 
-    def _is_over(self, connection: _Connection) -> bool:
+    def _may_close(self, connection: _Connection) -> bool:
         ...
 
-    def _may_end(self) -> bool:
+    def _wait_until_wanted(self) -> bool:
         ...
 
     def _is_wanted(self) -> bool:
