@@ -715,8 +715,8 @@ _RULES = {
         ("RABBIT_USER RABBIT_PASSWORD RABBIT_VIRTUAL_HOST", "text"),
         ("RABBIT_SSL RABBIT_CONFIRM EAGER", "flag"),
         ("RABBIT_SSL_OPTIONS", "ssl"),
-        ("RABBIT_CONNECT_TIMEOUT RABBIT_PUBLISH_TIMEOUT RABBIT_IDLE_DURATION", "seconds", 0.001),
-        ("WORKER_RECONNECT_INTERVAL", "seconds", 0.001),
+        ("RABBIT_CONNECT_TIMEOUT RABBIT_PUBLISH_TIMEOUT", "seconds", 0.001, _MOST),  # of sockets
+        ("RABBIT_IDLE_DURATION WORKER_RECONNECT_INTERVAL", "seconds", 0.001),
         ("QUEUE_ARGUMENTS", "table"),
         ("WORKER_THREADS", "whole", 1, 10_000),  # a machine stands still that starts millions
         ("WORKER_MAX_CRASHES", "whole", 1, _MOST),
@@ -997,7 +997,8 @@ class Config:
             "heartbeat": self.RABBIT_HEARTBEAT,
             "timeout": self.RABBIT_CONNECT_TIMEOUT,
         }
-        return options | (_parse_url(self.RABBIT_URL)[1] if self.RABBIT_URL is not None else {})
+        options |= _parse_url(self.RABBIT_URL)[1] if self.RABBIT_URL is not None else {}
+        return options | {"ssl": options["ssl"] or self.RABBIT_SSL}  # amqp:// takes nothing back
 
 
 # --- Messages ------------------------------------------------------------------------------------
@@ -4055,7 +4056,9 @@ def _module_of(f: Callable[..., Any]) -> str:
     as that module, which is `__main__` then, it is the name that it has in other programs. Raises
     TypeError if it has none."""
     if f.__module__ not in _MAIN:
-        return f.__module__
+        if all(map(str.isidentifier, f.__module__.split("."))):
+            return f.__module__
+        raise TypeError(_no_module(f, repr(f.__module__)))  # runpy's "<run_path>", say
     import inspect
 
     namespace = getattr(inspect.unwrap(f), "__globals__", {})
@@ -4068,8 +4071,11 @@ def _module_of(f: Callable[..., Any]) -> str:
     # A folder and a zip application are started by their __main__.py: that is no name, either.
     if name not in ("", *_MAIN) and "." not in name and suffix in (".py", ".pyc"):
         return name
-    where = repr(file) if file else "an interactive session"
-    raise TypeError(
+    raise TypeError(_no_module(f, repr(file) if file else "an interactive session"))
+
+
+def _no_module(f: Callable[..., Any], where: str) -> str:
+    return (
         f"function {f.__qualname__!r} is in {where}, which is no module that a worker could import:"
         " move it to one (tasks.py), and import it from there"
     )
@@ -4098,13 +4104,20 @@ def _check_function(f: Any) -> None:
 
 
 #: Types of results that still have to be run by somebody: the task has done nothing then.
-_NOT_RUN: tuple[type, ...] = (map, filter, functools.partial, contextlib._GeneratorContextManager)
+_NOT_RUN: tuple[type, ...] = (functools.partial, contextlib._GeneratorContextManagerBase)
 _NOT_RUN += (collections.abc.Generator, collections.abc.Awaitable, collections.abc.AsyncGenerator)
 
 
+@functools.lru_cache(100)
+def _is_yet_to_run(kind: type) -> bool:
+    # Python's own iterators: map, filter, zip, starmap... A database's cursor has run.
+    is_lazy = kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
+    return is_lazy or issubclass(kind, _NOT_RUN)
+
+
 def _require_result(task: Task[..., Any], result: T) -> T:
-    """Return what a task has returned. Raises TypeError if that is one of `_NOT_RUN`."""
-    if issubclass(type(result), _NOT_RUN):
+    """Return what a task has returned. Raises TypeError if that has yet to be run by somebody."""
+    if _is_yet_to_run(cast(Any, type(result))):
         if isinstance(result, types.CoroutineType) and result.cr_frame is not None:
             result.close()  # Python would warn that nobody has waited for it
         raise TypeError(

@@ -62,10 +62,16 @@ TYPE_CHECKING = False  # typing's; each module more costs the supervisor memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import FrameType
-    from typing import Any, NoReturn
+    from typing import Any, NoReturn, TypeVar
 
     # In a vendored copy it is another module.
-    from kuyruk import FailedMessage, Kuyruk, Worker  # type: ignore[import-not-found, unused-ignore]
+    from kuyruk import (  # type: ignore[import-not-found, unused-ignore]
+        FailedMessage,
+        Kuyruk,
+        Worker,
+    )
+
+    T = TypeVar("T")
 
 logger = logging.getLogger("kuyruk")
 
@@ -206,11 +212,12 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{' '.join(message.splitlines())} (--help explains)")
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def _did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else ""
+    names = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.casefold(), names, n=1)
+    return f": did you mean {before + names[close[0]]!r}?" if close else ""
 
 
 class _Version(argparse.Action):
@@ -232,8 +239,8 @@ def _program() -> str:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = _Parser(
         prog=_program(),
-        description="Run the tasks of an application, as messages from RabbitMQ ask for them."
-        " In brackets: the key of the application's configuration that an option wins over.",
+        description="Run the tasks of an application, as messages from RabbitMQ ask for them.\n"
+        "In brackets: the key of the application's configuration that an option wins over.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -281,13 +288,20 @@ def _check_combination(parser: _Parser, args: argparse.Namespace) -> None:
     if args.json and args.failed != "list" and not args.status:
         parser.error("--json goes with --failed list and with --status")
     if args.max_memory is not None and not (
-        isinstance(args.max_memory, int | float) and args.max_memory > 0
+        isinstance(args.max_memory, int | float) and 0 < args.max_memory < math.inf
     ):
         parser.error(f"--max-memory takes megabytes, more than 0: not {args.max_memory!r}")
     given = {"--state": args.state, "--health": args.health, "--max-memory": args.max_memory}
-    given["-p/--processes"] = None if args.WORKER_PROCESSES == 1 else args.WORKER_PROCESSES
-    for option, value in given.items():
-        if value is not None and not hasattr(os, "fork"):
+    flags = {key: "/".join(option[0]) for key, option in _OPTIONS.items()}
+    if args.failed is not None or args.status:
+        flags.pop("WORKER_LOGGING_LEVEL")
+        given |= {flags[key]: getattr(args, key) for key in flags}
+        for option in (option for option, value in given.items() if value is not None):
+            parser.error(f"{option} is for running tasks: --failed and --status don't")
+    elif not hasattr(os, "fork"):
+        processes = args.WORKER_PROCESSES
+        given[flags["WORKER_PROCESSES"]] = None if processes == 1 else processes
+        for option in (option for option, value in given.items() if value is not None):
             parser.error(
                 f"{option} needs a process that watches over others, which this system can't fork"
             )
@@ -309,12 +323,14 @@ def _check(args: argparse.Namespace) -> None:
             if getattr(args, key) is not None:
                 setattr(config, key, getattr(args, key))
         except ValueError as error:
-            raise UsageError(str(error).replace(key, "/".join(flags))) from None
+            text = str(error).replace(key, "/".join(flags)).replace(", or None", "")
+            raise UsageError(text) from None
     if args.broker is not None:
         try:
             config.RABBIT_URL = args.broker
         except ValueError as error:
-            raise UsageError(str(error).replace("RABBIT_URL", "--broker")) from None
+            text = str(error).replace("RABBIT_URL", "--broker").replace(", or None", "")
+            raise UsageError(text) from None
 
 
 # --- Finding the application ---------------------------------------------------
@@ -435,9 +451,8 @@ def _import(name: str) -> ModuleType | None:
         if isinstance(error, ModuleNotFoundError) and trace is None:
             return None
         shown = "".join(traceback.format_exception(type(error), error, trace))
-        raise UsageError(
-            f"module {name!r} can't be imported (see above): {error!r}", shown
-        ) from None
+        why = f"{type(error).__name__}: {_shown(error)}".removesuffix(": ")
+        raise UsageError(f"module {name!r} can't be imported (see above): {why}", shown) from None
 
 
 def _is_ours(file: str) -> bool:
@@ -448,8 +463,6 @@ def _is_ours(file: str) -> bool:
 
 def _no_module(path: str) -> str:
     """Which part of the path is wrong, where it was looked for, and what was meant, perhaps."""
-    import difflib
-
     *parents, name = path.split(".")
     while parents and ".".join(parents) not in sys.modules:
         name = parents.pop()
@@ -462,8 +475,7 @@ def _no_module(path: str) -> str:
     known = [
         entry.removesuffix(".py") for f in folders if os.path.isdir(f) for entry in os.listdir(f)
     ]
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"{text}: did you mean {'.'.join([*parents, *close])!r}?" if close else text
+    return text + _did_you_mean(name, known, "".join(f"{parent}." for parent in parents))
 
 
 # --- Signals -------------------------------------------------------------------
@@ -1109,6 +1121,13 @@ def _load(args: argparse.Namespace, supervised: bool) -> tuple[Worker, dict[str,
     del options["logging_level"], options["processes"]
     if supervised:
         options["max_run_time"] = 0  # the supervisor sees to it
+    for queue in args.queue or ():
+        of = queue.removesuffix(".failed")
+        if of in app._queues and queue not in app._queues and of != queue:
+            raise UsageError(
+                f"-q/--queue: {queue!r} holds the messages of {of!r} that have failed: name"
+                f" {of!r}, as in: {_program()} {args.modules[0]} --failed requeue -q {of}"
+            )
     try:
         worker = app.worker(args.queue, **options)
     except ValueError as error:
@@ -1178,6 +1197,13 @@ def _unread_variables(app: Kuyruk, args: argparse.Namespace) -> Iterator[str]:
             f"{names} set in the environment, but the configuration has another value:"
             " config.from_env_vars() isn't called, or not last"
         )
+    in_url = ("HOST", "PORT", "USER", "PASSWORD", "VIRTUAL_HOST")
+    beaten = [f"KUYRUK_RABBIT_{key}" for key in in_url if f"RABBIT_{key}" in keys]
+    if beaten and app.config.RABBIT_URL is not None and "RABBIT_URL" not in (*keys, *given):
+        yield (
+            f"what the environment says by {', '.join(beaten)} has no effect: the configuration has"
+            " a RABBIT_URL, which wins"
+        )
 
 
 def _names_that_lead_nowhere(app: Kuyruk, where: str, queues: Iterable[str]) -> Iterator[str]:
@@ -1198,7 +1224,8 @@ def _names_that_lead_nowhere(app: Kuyruk, where: str, queues: Iterable[str]) -> 
 
 def _complain(error: UsageError, code: int = USAGE) -> int:
     text = _without_password(str(error.args[0]))
-    print(*error.args[1:], f"{_program()}: error: {text}", sep="", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(*error.args[1:], f"{_program()}: error: {text}", sep="", file=sys.stderr)
     return code
 
 
@@ -1249,6 +1276,30 @@ _FACTS = ["id", "task", "args", "kwargs", "failed_at", "failed_on", "failures", 
 _FACTS += ["exception", "value", "traceback"]
 
 
+def _to_its_end(act: Callable[[], T]) -> T:
+    """Call what prints on stdout, and see to it that all of it is written. Ends the program if that
+    can't be, or without a broker: in silence if nobody reads it any more (| head)."""
+    try:
+        try:
+            return act()
+        finally:
+            _flush()
+    except OSError as error:  # amqpstorm's, too
+        if not isinstance(error, BrokenPipeError):
+            _complain(UsageError(str(error)))
+        sys.exit(FAILED)
+    finally:
+        try:
+            _flush()
+        except OSError:  # the interpreter would try it once more, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # it may be closed
+        sys.stdout.flush()
+
+
 def _do_without_worker(args: argparse.Namespace) -> int:
     """`--failed list`, `requeue` or `purge`, or `--status`. Returns the exit code."""
     args.WORKER_LOGGING_LEVEL = args.WORKER_LOGGING_LEVEL or "WARNING"
@@ -1266,7 +1317,7 @@ def _do_without_worker(args: argparse.Namespace) -> int:
         counts = [_do_with_failed(worker.app, queue, args) for queue in worker.queues]
     except UsageError as error:
         return _complain(error)
-    except (OSError, ValueError) as error:  # amqpstorm's, too
+    except ValueError as error:
         return _complain(UsageError(str(error)), FAILED)
     except KeyboardInterrupt:
         print("Interrupted: what wasn't dealt with is still there", file=sys.stderr)
@@ -1760,13 +1811,13 @@ def _make_log(level: str | None) -> logging.Logger:
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code, but ends the process itself if a task is stuck."""
     try:
-        args = _parse(argv)
+        args = _to_its_end(lambda: _parse(argv))
     except UsageError as error:
         return _complain(error)
     if args.broker is not None:  # what the tasks send says by which command: not with the password
         sys.argv[1:] = [_without_password(word) for word in sys.argv[1:]]
     if args.failed is not None or args.status:
-        return _do_without_worker(args)
+        return _to_its_end(lambda: _do_without_worker(args))
     if not hasattr(os, "fork"):
         return _be_worker(args, _Signals())
     try:

@@ -1029,8 +1029,8 @@ KEYS = {
         [{"ca_file": "x"}, {"verify_mode": "on"}, *TABLE[1]],
     ),
     "RABBIT_HEARTBEAT": (60, [0, 1, 65535], [-1, 65536, 1.5, "5", None]),
-    "RABBIT_CONNECT_TIMEOUT": (5, [0.1, 5], [0, None, *NO_SECONDS]),
-    "RABBIT_PUBLISH_TIMEOUT": (10, [0.1, 5], [0, None, *NO_SECONDS]),
+    "RABBIT_CONNECT_TIMEOUT": (5, [0.1, 5, 2**31 - 1], [0, None, 1e10, *NO_SECONDS]),
+    "RABBIT_PUBLISH_TIMEOUT": (10, [0.1, 5, 2**31 - 1], [0, None, 1e10, *NO_SECONDS]),
     "RABBIT_CONFIRM": (True, *FLAG),
     "RABBIT_IDLE_DURATION": (60, [0.1, 5], [0, None, *NO_SECONDS]),
     "QUEUE_ARGUMENTS": ({}, *TABLE),
@@ -1284,7 +1284,7 @@ def test_an_app_takes_only_a_config():
         ({"RABBIT_SSL_OPTIONS": {"verify_mode": "requird"}}, "verify_mode is 'required'"),
         ({"WORKER_LOGGING_LEVEL": "loud"}, "there are .*WARNING"),
         ({"RABBIT_PORT": 70000}, "to 65535: not 70000"),
-        ({"RABBIT_CONNECT_TIMEOUT": 0}, "0.001 or more: not 0"),
+        ({"RABBIT_CONNECT_TIMEOUT": 0}, "seconds from 0.001 to 2147483647: not 0"),
     ],
     ids=str,
 )  # fmt: skip
@@ -1528,6 +1528,13 @@ def test_an_application_may_get_another_configuration(offline, make_app, url, qu
     assert task.send_to_queue((3,), wait_result=1) == 3
 
 
+@pytest.mark.parametrize("url", [None, "amqp://h", "amqps://h", "amqp://h:5671,h2"])
+def test_a_url_takes_no_encryption_back(url):
+    config = kuyruk.Config()
+    config.RABBIT_URL, config.RABBIT_SSL = url, True
+    assert config._connection_options()["ssl"] is True
+
+
 # --- Importing, and messages before they are sent ----------------------------
 
 
@@ -1750,8 +1757,11 @@ def forgets_to_wait():
         lambda: map(ran.append, [1]), lambda: filter(ran.append, [1]),
         lambda: functools.partial(echo, 1),
         contextlib.contextmanager(yield_one),
+        contextlib.asynccontextmanager(yield_one), lambda: itertools.starmap(ran.append, [(1,)]),
+        lambda: zip(map(ran.append, [1]), strict=True), lambda: enumerate(map(ran.append, [1])),
+        functools.lru_cache(yield_one),
     ],
-    ids=range(8),
+    ids=range(13),
 )  # fmt: skip
 def test_a_function_that_returns_what_is_yet_to_run_has_failed(function, eager, offline):
     offline.config.EAGER = eager
@@ -2332,6 +2342,24 @@ def test_a_wrong_call_is_named_as_the_user_knows_the_function(args, says, tmp_pa
     with pytest.raises(TypeError) as info:
         task.apply(*args)
     assert str(info.value) == says
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import runpy; f = runpy.run_path('script.py')['f']",
+        "space = {'__name__': 'cell [1]'}; exec(CODE, space); f = space['f']",
+        "import kuyruk\n@kuyruk.Kuyruk().task\ndef f(): pass",
+    ],
+    ids=["run_path", "exec", "-c"],
+)
+def test_a_function_of_no_module_can_be_applied_and_not_sent(code, tmp_path):
+    (tmp_path / "script.py").write_text("import kuyruk\n@kuyruk.Kuyruk().task\ndef f(): return 5\n")
+    code = code.replace("CODE", repr((tmp_path / "script.py").read_text())) + (
+        "\nprint(f.apply())\ntry: f()\n"
+        "except TypeError as error: print('a worker could import' in str(error))"
+    )
+    assert run_python("-c", code, cwd=tmp_path).split() in (["5", "True"], ["None", "True"])
 
 
 # --- Interrupting a running task ---------------------------------------------
@@ -4927,6 +4955,16 @@ def test_sends_work_again_after(fail, broker_is, make_app, proxy, queue, broker,
     asked = background(task.send_to_queue, ("asked",), wait_result=PATIENCE)
     broker.publish(broker.take(queue).reply_to, b'{"result": "answered"}')
     assert asked.result(SOON) == "answered"
+
+
+@pytest.mark.parametrize("key", ["RABBIT_CONNECT_TIMEOUT", "RABBIT_PUBLISH_TIMEOUT"])
+def test_the_longest_timeout_that_is_taken_works(key, make_app, url, queue, start):
+    app = make_app(url, **{key: 2**31 - 1})
+    task = app.task(queue)(echo)
+    start(app)
+    assert task.send_to_queue((1,), wait_result=PATIENCE) == 1
+    with app.channel() as channel:
+        assert channel.is_open
 
 
 def test_a_send_beside_a_close_finds_another_keeper(offline):
@@ -10002,6 +10040,114 @@ def test_a_broker_that_does_not_answer_is_named_once_with_the_reason(call, make_
     assert all(text.count(str(port)) == 1 for port in ports)
     assert f"127.0.0.1:{ports[1]} (Connection refused)" in text and "None" not in text
     gc.collect()  # what amqpstorm has left open warns here
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("--max-memory inf", "--max-memory takes megabytes, more than 0: not inf"),
+        ("--max-memory nan", "--max-memory takes megabytes, more than 0: not nan"),
+        ("--status -t 4", "-t/--threads is for running tasks: --failed and --status don't"),
+        ("--failed list -p 1", "-p/--processes is for running tasks: --failed and --status don't"),
+        ("--failed purge --state x", "--state is for running tasks: --failed and --status don't"),
+        ("--status --health x --json", "--health is for running tasks: --failed and --status don't"),
+        ("--status --max-memory 5", "--max-memory is for running tasks: --failed and --status don't"),
+        ("--prefetch x", "--prefetch takes a whole number from 1 to 65535: not 'x'"),
+        ("--shutdown-timeout x", "--shutdown-timeout takes seconds, 0 or more: not 'x'"),
+        ("-t 99999999", "-t/--threads takes a whole number from 1 to 10000: not 99999999"),
+    ],
+)  # fmt: skip
+def test_a_command_line_that_would_have_no_effect_is_explained_in_one_line(args, says, tmp_path):
+    ended = run_cli(tmp_path, "tasks", *args.split())
+    assert ended.returncode == 2 and not ended.stdout
+    assert ended.stderr.removesuffix(" (--help explains)\n").removesuffix("\n") == (
+        f"python -m kuyruk_worker: error: {says}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("x = (", "SyntaxError: '(' was never closed (broken.py, line 1)"),
+        ("raise SystemExit", "SystemExit"),
+        ("import sys; sys.exit('no DATABASE')", "SystemExit: no DATABASE"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise ValueError('a\\nb')", r"ValueError: a\nb"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named_with_the_last_line(code, says, tmp_path):
+    (tmp_path / "broken.py").write_text(code)
+    ended = run_cli(tmp_path, "broken")
+    error = "python -m kuyruk_worker: error: module 'broken' can't be imported (see above)"
+    assert ended.returncode == 2 and ended.stderr.splitlines()[-1] == f"{error}: {says}"
+
+
+@pytest.mark.parametrize("unbuffered", [(), ("-u",)], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("to", ["nobody", "a full disk"])
+def test_output_that_cannot_be_written_is_an_error_of_one_line_or_none(
+    to, unbuffered, project, broker
+):
+    fail_by_hand(project, broker, 3)
+    reader, writer = os.pipe()
+    os.close(reader)
+    if to == "a full disk":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), writer)
+    env = {**cli_environment(project.url), "PYTHONUNBUFFERED": ""}
+    for args in (["--failed", "list"], ["--status"], ["--status", "--json"], ["--version"]):
+        ended = subprocess.run(
+            [sys.executable, *unbuffered, *CLI, project.name, *args],
+            cwd=project.folder, env=env, stdout=writer,
+            stderr=subprocess.PIPE, text=True, timeout=PATIENCE,
+        )  # fmt: skip
+        says = "" if to == "nobody" else f"error: [Errno {errno.ENOSPC}] No space left on device\n"
+        assert ended.returncode == 1, (args, ended.stderr)
+        assert ended.stderr in (says, f"python -m kuyruk_worker: {says}"), args
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("args", "meant"),
+    [
+        ("ONE", "one"), ("PKG.Tasks", "pkg"), ("pkg.TASKS", "pkg.tasks"), ("one --THREADS 4", "--threads"),
+        ("one -T 4", "-t"), ("one -q ONES --max-run-time 0.1", "ones"),
+    ],
+)  # fmt: skip
+def test_what_is_written_in_other_letters_is_named(args, meant, modules):
+    ended = run_cli(modules, *args.split())
+    assert f": did you mean {meant!r}?" in ended.stderr, ended.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["--status"], ["--failed", "list"]], ids=" ".join)
+def test_a_queue_of_failed_messages_is_named_by_its_own(command, modules):
+    ended = run_cli(modules, "one", *command, "-q", "ones.failed")
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+    assert "'ones.failed' holds the messages of 'ones' that have failed" in ended.stderr
+    assert "python -m kuyruk_worker one --failed requeue -q ones" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("of_config", "args", "warns"),
+    [
+        (None, [], False),
+        ("amqp://127.0.0.1:1/", [], True),
+        ("amqp://127.0.0.1:1/", ["--broker", "amqp://127.0.0.1:1/"], False),
+    ],
+)
+def test_an_address_of_the_environment_that_a_url_beats_is_warned_of(
+    of_config, args, warns, tmp_path, monkeypatch
+):
+    (tmp_path / "tasks.py").write_text(
+        "import kuyruk\nconfig = kuyruk.Config()\nconfig.from_env_vars()\n"
+        f"config.RABBIT_URL = {of_config!r}\napp = kuyruk.Kuyruk(config)\n@app.task\ndef f(): pass\n"
+    )
+    monkeypatch.setenv("KUYRUK_RABBIT_HOST", "rabbit.invalid")
+    monkeypatch.setenv("KUYRUK_RABBIT_PASSWORD", "hunter2")
+    ended = run_cli(tmp_path, "tasks", *args, "--max-run-time", "0.1", url=None)
+    says = (
+        "KUYRUK_RABBIT_HOST, KUYRUK_RABBIT_PASSWORD has no effect: the configuration has a RABBIT"
+    )
+    assert ended.returncode == 0 and (says in ended.stderr) == warns, ended.stderr
+    assert "hunter2" not in ended.stderr
 
 
 def test_a_process_whose_first_pulse_comes_while_it_is_looked_at_is_not_frozen():

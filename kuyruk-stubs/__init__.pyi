@@ -257,7 +257,7 @@ class _Rule(NamedTuple):
     least: float = -math.inf
     most: float = math.inf
 _MOST = 2147483647
-_RULES = {name: _Rule(*rule) for names, *rule in (('RABBIT_HOST', 'hosts'), ('RABBIT_URL', 'url?'), ('RABBIT_PORT', 'whole', 1, 65535), ('RABBIT_HEARTBEAT', 'whole', 0, 65535), ('RABBIT_USER RABBIT_PASSWORD RABBIT_VIRTUAL_HOST', 'text'), ('RABBIT_SSL RABBIT_CONFIRM EAGER', 'flag'), ('RABBIT_SSL_OPTIONS', 'ssl'), ('RABBIT_CONNECT_TIMEOUT RABBIT_PUBLISH_TIMEOUT RABBIT_IDLE_DURATION', 'seconds', 0.001), ('WORKER_RECONNECT_INTERVAL', 'seconds', 0.001), ('QUEUE_ARGUMENTS', 'table'), ('WORKER_THREADS', 'whole', 1, 10000), ('WORKER_MAX_CRASHES', 'whole', 1, _MOST), ('WORKER_PROCESSES', 'whole', 1, 1000), ('WORKER_PREFETCH', 'whole?', 1, 65535), ('WORKER_MAX_LOAD', 'load?'), ('WORKER_GRACE timeout', 'seconds', 0), ('WORKER_MAX_RUN_TIME WORKER_SHUTDOWN_TIMEOUT max_run_time wait_result', 'seconds?', 0), ('WORKER_PRIORITY', 'whole?', -_MOST - 1, _MOST), ('WORKER_LOGGING_LEVEL', 'level'), ('retry', 'whole', 0, _MOST), ('max_failures', 'whole?', 1, _MOST), ('fail_delay reject_delay', 'seconds', 0, MAX_TTL // 1000), ('FAILED_TTL max_fail_delay message_ttl delay', 'seconds?', 0, MAX_TTL // 1000), ('host id', 'text?'), ('priority', 'whole?', 0, 255), ('headers', 'table?')) for name in names.split()}
+_RULES = {name: _Rule(*rule) for names, *rule in (('RABBIT_HOST', 'hosts'), ('RABBIT_URL', 'url?'), ('RABBIT_PORT', 'whole', 1, 65535), ('RABBIT_HEARTBEAT', 'whole', 0, 65535), ('RABBIT_USER RABBIT_PASSWORD RABBIT_VIRTUAL_HOST', 'text'), ('RABBIT_SSL RABBIT_CONFIRM EAGER', 'flag'), ('RABBIT_SSL_OPTIONS', 'ssl'), ('RABBIT_CONNECT_TIMEOUT RABBIT_PUBLISH_TIMEOUT', 'seconds', 0.001, _MOST), ('RABBIT_IDLE_DURATION WORKER_RECONNECT_INTERVAL', 'seconds', 0.001), ('QUEUE_ARGUMENTS', 'table'), ('WORKER_THREADS', 'whole', 1, 10000), ('WORKER_MAX_CRASHES', 'whole', 1, _MOST), ('WORKER_PROCESSES', 'whole', 1, 1000), ('WORKER_PREFETCH', 'whole?', 1, 65535), ('WORKER_MAX_LOAD', 'load?'), ('WORKER_GRACE timeout', 'seconds', 0), ('WORKER_MAX_RUN_TIME WORKER_SHUTDOWN_TIMEOUT max_run_time wait_result', 'seconds?', 0), ('WORKER_PRIORITY', 'whole?', -_MOST - 1, _MOST), ('WORKER_LOGGING_LEVEL', 'level'), ('retry', 'whole', 0, _MOST), ('max_failures', 'whole?', 1, _MOST), ('fail_delay reject_delay', 'seconds', 0, MAX_TTL // 1000), ('FAILED_TTL max_fail_delay message_ttl delay', 'seconds?', 0, MAX_TTL // 1000), ('host id', 'text?'), ('priority', 'whole?', 0, 255), ('headers', 'table?')) for name in names.split()}
 _SECRETS = ('RABBIT_PASSWORD', 'RABBIT_URL', 'RABBIT_SSL_OPTIONS')
 
 def _require(name: str, value: Any, kind: type, how: str='') -> None:
@@ -1340,10 +1340,17 @@ class SubTask(NamedTuple):
 def _module_of(f: Callable[..., Any]) -> str:
     ...
 
+def _no_module(f: Callable[..., Any], where: str) -> str:
+    ...
+
 def _check_function(f: Any) -> None:
     ...
-_NOT_RUN: tuple[type, ...] = (map, filter, functools.partial, contextlib._GeneratorContextManager)
+_NOT_RUN: tuple[type, ...] = (functools.partial, contextlib._GeneratorContextManagerBase)
 _NOT_RUN += (collections.abc.Generator, collections.abc.Awaitable, collections.abc.AsyncGenerator)
+
+@functools.lru_cache(100)
+def _is_yet_to_run(kind: type) -> bool:
+    ...
 
 def _require_result(task: Task[..., Any], result: T) -> T:
     ...
