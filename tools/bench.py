@@ -51,8 +51,9 @@ from bench_measure import (
     Bench,
     Contender,
     Measurement,
+    stolen_since,
+    stolen_time,
 )
-from bench_process import stolen_since, stolen_time
 from bench_report import ROWS, Figure, Results, report
 from lab import ROOT, say
 from rabbitmq_node import RabbitmqNode

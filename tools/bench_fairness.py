@@ -11,17 +11,23 @@ Each peer is configured for tasks that take long: it holds no more messages than
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
-import os
 import random
 import time
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bench_broker import PATIENCE, Marks, Options
-from bench_measure import CONTENDERS, Bench, Contender
-from bench_process import Worker, stolen_since, stolen_time
+from bench_broker import PATIENCE, Options
+from bench_measure import (
+    CONTENDERS,
+    Bench,
+    Contender,
+    Worker,
+    prefetching,
+    report,
+    stolen_since,
+    stolen_time,
+)
 from lab import Failure, say
 
 THREADS = 8  #: Of each worker.
@@ -30,11 +36,7 @@ LONG, SHORT = 1000, 1  #: Milliseconds.
 BUSY = 0.6  #: Part of the threads' time.
 SHORT_RATE = 100.0  #: Per second.
 #: No more messages than threads, in each peer's way. Ours does that by itself.
-SETTINGS = {
-    "BENCH_MODE": "fair",
-    "BENCH_PREFETCH": str(THREADS),
-    "dramatiq_queue_prefetch": str(THREADS),
-}
+SETTINGS = {"BENCH_MODE": "fair"} | prefetching(THREADS)
 CHOSEN = ("kuyruk", "dramatiq", "celery", "amqpstorm-pool")
 
 
@@ -79,9 +81,7 @@ class FreeTime:
     """How long, since long ago, a thread was free."""
 
     def __init__(self, times: Iterable[tuple[float, float]]) -> None:
-        changes = sorted(
-            itertools.chain.from_iterable(((began, 1), (end, -1)) for began, end in times)
-        )
+        changes = sorted(itertools.chain(*(((began, 1), (end, -1)) for began, end in times)))
         self._moments, self._sums, self._free = [0.0], [0.0], [True]
         busy = 0
         for at, change in changes:
@@ -97,22 +97,15 @@ class FreeTime:
 
 def run(bench: Bench, contender: Contender, messages: Sequence[Message]) -> Waits:
     bench.sample(contender)
-    with contextlib.ExitStack() as stack:
-        marks = stack.enter_context(contextlib.closing(Marks(len(messages), bench.folder)))
-        settings = SETTINGS | ({"BENCH_MODE": contender.mode} if contender.mode else {})
-        workers = [
-            stack.enter_context(bench.worker(contender, marks, THREADS, **settings))
-            for _ in range(WORKERS)
-        ]
+    options: dict[str, Any] = SETTINGS | ({"BENCH_MODE": contender.mode} if contender.mode else {})
+    count = len(messages)
+    with bench.working(contender, count, WORKERS, threads=THREADS, **options) as (marks, workers):
         wait_for_consumers(bench, contender, workers)
         sent = send(bench, contender, messages)
-        marks.wait_for(len(messages), workers[0])
+        marks.wait_for(count, workers[0])
         for worker in workers:
             worker.check()
-            bench.kill(worker)
-        marks.check()
         times = marks.times()
-    bench.broker.expect(contender.queue, 0)
     return waits(sent, times)
 
 
@@ -156,7 +149,4 @@ def measure(bench: Bench, contenders: Sequence[str], folder: str) -> None:
                 stolen = stolen_since(before)
                 rows.append(f"| {name} | {figures}{found.total:.2f} | {stolen:.0%} |")
                 say(f"  {stream}: {name}: longest {found.longest:.1f} ms")
-    text = "\n".join([*rows, ""])
-    with open(os.path.join(folder, "fairness.md"), "w", encoding="utf-8") as file:
-        file.write(text)
-    say(f"\n{text}")
+    report(folder, "fairness.md", "\n".join([*rows, ""]))

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bench_broker import Marks, Options
-from bench_measure import CONTENDERS, Bench, Drained, drained_by
+from bench_broker import Options
+from bench_measure import CONTENDERS, Bench, Drained, drained_by, report
 from lab import say
 
 PARK = 600_000  #: Milliseconds of a task that does nothing but hold a thread and a deadline.
@@ -62,22 +61,19 @@ def run(bench: Bench, point: Point) -> Drained:
     total = first + point.tasks + point.waiting
     bench.sample(contender)
     with contextlib.ExitStack() as stack:
-        marks = stack.enter_context(contextlib.closing(Marks(total, bench.folder)))
         stack.callback(bench.broker.purge, contender.queue)
         if first:
             bench.broker.fill(contender.queue, "nap", range(first), Options(PARK))
         task = "pad" if point.size else "noop"
         bench.broker.fill(contender.queue, task, range(first, total), Options(size=point.size))
         arguments = [] if point.prefetch is None else ["--prefetch", str(point.prefetch)]
+        options: dict[str, Any] = {"threads": point.threads, "arguments": arguments}
         mode = "deadlines" if first else ""
-        worker = stack.enter_context(
-            bench.worker(contender, marks, point.threads, arguments, BENCH_MODE=mode)
-        )
-        drained = drained_by(worker, marks, point.tasks // 10, point.tasks)
-        bench.kill(worker)
-        marks.check(complete=False)
-        bench.broker.expect(contender.queue, None)  # then the rest can be purged
-    return drained
+        with bench.working(contender, total, left=None, BENCH_MODE=mode, **options) as (
+            marks,
+            [worker],
+        ):
+            return drained_by(worker, marks, point.tasks // 10, point.tasks)
 
 
 def growth(values: Sequence[tuple[int, float]]) -> Iterator[str]:
@@ -93,17 +89,12 @@ def growth(values: Sequence[tuple[int, float]]) -> Iterator[str]:
 
 
 def lines(name: str, points: Sequence[tuple[Point, list[Drained]]]) -> Iterator[str]:
-    costs = [
-        (point.at, statistics.median(each.cpu for each in found))
-        for point, found in points
-        if found
-    ]
+    measured = [(point, found) for point, found in points if found]
+    costs = [statistics.median(each.cpu for each in found) for _, found in measured]
+    powers = growth([(point.at, cost) for (point, _), cost in zip(measured, costs, strict=True)])
     yield f"| **{name}** | | | | |"
-    for (point, found), power in zip(
-        [pair for pair in points if pair[1]], growth(costs), strict=True
-    ):
+    for (point, found), cost, power in zip(measured, costs, powers, strict=True):
         rate = statistics.median(each.rate for each in found)
-        cost = statistics.median(each.cpu for each in found)
         memory = max(each.peak for each in found)
         yield f"| {point.at:,} | {cost:.3g} | {rate:,.0f} | {memory:.1f} | {power} |"
 
@@ -120,10 +111,8 @@ def measure(bench: Bench, rounds: int, folder: str) -> None:
                     found.append(drained)
                     text = f"{drained.cpu:.3g} ms CPU a task, {drained.rate:,.0f}/s"
                     say(f"  {number + 1} {name} {point.at:,}: {text}")
-    text = ABOUT + "\n".join([*body(results), ""])
-    with open(os.path.join(folder, "growth.md"), "w", encoding="utf-8") as file:
-        file.write(text)
-    say(f"\n{text}")
+    rows = [line for name, points in results.items() for line in lines(name, points)]
+    report(folder, "growth.md", ABOUT + "\n".join([*rows, ""]))
 
 
 ABOUT = """\
@@ -134,7 +123,3 @@ Power: how its CPU time has grown since where it was least; 0: not at all; 1: li
 | | CPU ms a task | tasks per second | peak MiB | power |
 |--:|--:|--:|--:|--:|
 """
-
-
-def body(results: dict[str, list[tuple[Point, list[Drained]]]]) -> list[str]:
-    return [line for name, points in results.items() for line in lines(name, points)]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import glob
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from amqpstorm.exception import AMQPError
 from bench_broker import PATIENCE, Broker, Marks, Options
-from bench_process import Worker, run_load
-from lab import ROOT, TOOLS, Failure, say
+from lab import ROOT, TOOLS, Failure, Process, kilobytes, say
 from rabbitmq_node import RabbitmqNode
 
 VENV = os.path.join(ROOT, "build", "bench-venv")
@@ -27,6 +28,12 @@ NAPPING_THREADS = 64
 
 
 # --- The contenders ------------------------------------------------------------
+
+
+def prefetching(count: int | None) -> dict[str, str]:
+    """Return the variables that make a contender hold so many messages; ours does that itself."""
+    names = ("BENCH_PREFETCH", "dramatiq_queue_prefetch")
+    return {} if count is None else dict.fromkeys(names, str(count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,21 +58,11 @@ class Contender:
     def environment(self, url: str, ours: str, threads: int | None = None) -> dict[str, str]:
         """ours: the folder that our files are in."""
         path = TOOLS if self.module != "ours" else f"{ours}{os.pathsep}{TOOLS}"
-        own = {
-            "BENCH_URL": url,
-            "BENCH_QUEUE": self.queue,
-            "BENCH_MODE": self.mode,
-            "PYTHONPATH": path,
-        }
-        own |= {"BENCH_THREADS": str(threads or self.threads), "PYTHONUNBUFFERED": "1"}
-        if self.prefetch is not None:
-            own |= {
-                "BENCH_PREFETCH": str(self.prefetch),
-                "dramatiq_queue_prefetch": str(self.prefetch),
-            }
-        return {
-            k: v for k, v in os.environ.items() if not k.startswith(("KUYRUK_", "BENCH_", "PYTHON"))
-        } | own
+        foreign = ("KUYRUK_", "BENCH_", "PYTHON")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+        own = {"BENCH_URL": url, "BENCH_QUEUE": self.queue, "BENCH_MODE": self.mode}
+        own |= {"BENCH_THREADS": str(threads or self.threads), "PYTHONPATH": path}
+        return kept | own | prefetching(self.prefetch) | {"PYTHONUNBUFFERED": "1"}
 
     def worker(self, threads: int | None = None) -> list[str]:
         command = self.command or f"-m bench_contenders.{self.module}"
@@ -151,6 +148,44 @@ _NO_CALLERS = ("kuyruk-2", "kuyruk-embedded", "dramatiq", "dramatiq-128", "celer
 CALLERS = tuple(name for name in CONTENDERS if name not in (*_NO_CALLERS, "amqpstorm-pool"))
 
 
+# --- Processes -----------------------------------------------------------------
+
+
+class Worker(Process):
+    """A contender's worker. Ends with the `with` block, with all of its processes."""
+
+    def idle_cpu(self) -> float:
+        """Return the seconds that its threads have taken: finer than `cpu`, but without what has
+        ended."""
+        nanoseconds = 0
+        for pid in self.session():
+            for path in glob.glob(f"/proc/{pid}/task/*/schedstat"):
+                with contextlib.suppress(OSError), open(path) as file:
+                    nanoseconds += int(file.read().split()[0])
+        return nanoseconds / 1e9
+
+    def peak_memory(self) -> float:
+        """Return the MiB of the process that took most."""
+        return max(kilobytes(pid, "status", "VmHWM") for pid in self.session()) / 1024
+
+    def memory(self) -> float:
+        """Return the MiB of all of its processes; what they share counts once."""
+        return sum(kilobytes(pid, "smaps_rollup", "Pss") for pid in self.session()) / 1024
+
+
+def stolen_time() -> tuple[int, int]:
+    """Ticks that the hypervisor gave to others, and all, since the machine started."""
+    with open("/proc/stat") as file:
+        fields = [int(field) for field in file.readline().split()[1:9]]
+    return fields[7], sum(fields)
+
+
+def stolen_since(before: tuple[int, int]) -> float:
+    """As a part of all."""
+    now = stolen_time()
+    return (now[0] - before[0]) / max(1, now[1] - before[1])
+
+
 # --- Measurements --------------------------------------------------------------
 
 
@@ -177,8 +212,23 @@ class Bench:
         self.version = digest.hexdigest()[:12]
 
     def load(self, contender: Contender, what: str, **options: Any) -> dict[str, float]:
+        """Run bench_contenders/load.py to its end, and return what it prints."""
+        command = [
+            PYTHON,
+            "-m",
+            "bench_contenders.load",
+            contender.module,
+            what,
+            json.dumps(options),
+        ]
         environment = contender.environment(self._node.url, self.ours)
-        return run_load(PYTHON, contender.module, what, options, environment, self.folder)
+        run = functools.partial(subprocess.run, env=environment, cwd=self.folder, text=True)
+        done = run(command, capture_output=True, timeout=PATIENCE + 60)
+        try:
+            facts: dict[str, float] = json.loads(done.stdout)
+        except ValueError:
+            raise Failure(f"{what}: {done.stderr.strip().rpartition(chr(10))[2]:.500}") from None
+        return facts
 
     def worker(
         self,
@@ -207,13 +257,12 @@ class Bench:
         self._sampled.add(contender.name)
 
     def send(
-        self, contender: Contender, row: str, threads: int = 1, **options: Any
+        self, contender: Contender, row: str, cost: str = "", threads: int = 1, **options: Any
     ) -> dict[str, float]:
         facts = self.load(contender, "send", threads=threads, seconds=self.seconds, **options)
         self._check_sent(contender, facts)
-        cost = {"send": "send_cpu", "send_confirmed": "send_confirmed_cpu"}
         figures = {row: facts["count"] / facts["seconds"]}
-        return figures | ({cost[row]: facts["cpu"] * 1000 / facts["count"]} if row in cost else {})
+        return figures | ({cost: facts["cpu"] * 1000 / facts["count"]} if cost else {})
 
     def batch(self, contender: Contender) -> dict[str, float]:
         size = 500 if self.is_quick else 2000
@@ -235,16 +284,34 @@ class Bench:
         threads: int | None = None,
         milliseconds: int = 0,
     ) -> Drained:
-        with contextlib.ExitStack() as stack:
-            marks = stack.enter_context(contextlib.closing(Marks(count, self.folder)))
-            self.broker.fill(contender.queue, task, range(count), Options(milliseconds))
-            worker = stack.enter_context(self.worker(contender, marks, threads))
+        self.broker.fill(contender.queue, task, range(count), Options(milliseconds))
+        with self.working(contender, count, threads=threads) as (marks, [worker]):
             first = marks.wait_for(1, worker)
             drained = drained_by(worker, marks, count // 10, count)
-            self.kill(worker)
-            marks.check()
-        self.broker.expect(contender.queue, 0)
-        return dataclasses.replace(drained, start=first - worker.began)
+        return drained._replace(start=first - worker.began)
+
+    @contextlib.contextmanager
+    def working(
+        self,
+        contender: Contender,
+        count: int,
+        workers: int = 1,
+        left: int | None = 0,
+        **options: Any,
+    ) -> Iterator[tuple[Marks, list[Worker]]]:
+        """Have it work on so many messages. Afterwards each must have run once, and so many must be
+        left in the queue (None: of what is left, none must have run twice)."""
+        with contextlib.ExitStack() as stack:
+            marks = stack.enter_context(contextlib.closing(Marks(count, self.folder)))
+            started = [
+                stack.enter_context(self.worker(contender, marks, **options))
+                for _ in range(workers)
+            ]
+            yield marks, started
+            for worker in started:
+                self.kill(worker)
+            marks.check(complete=left is not None)
+        self.broker.expect(contender.queue, left)
 
     @contextlib.contextmanager
     def attempt(self, what: str) -> Iterator[None]:
@@ -326,8 +393,13 @@ class Bench:
             return figures
 
 
-@dataclasses.dataclass(frozen=True)
-class Drained:
+def report(folder: str, name: str, text: str) -> None:
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+        file.write(text)
+    say(f"\n{text}")
+
+
+class Drained(NamedTuple):
     """What a worker did with a queue full of tasks."""
 
     rate: float  #: Tasks per second.
@@ -351,28 +423,24 @@ def drained_by(worker: Worker, marks: Marks, first: int, last: int) -> Drained:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     rows: tuple[str, ...]  #: The figures that it gives.
     contenders: tuple[str, ...]
     measure: Callable[[Bench, Contender], dict[str, float]]
     rounds: int = 1_000_000  #: At most.
 
 
+def sending(row: str, contenders: tuple[str, ...], **options: Any) -> Measurement:
+    cost = (f"{row}_cpu",) if row in ("send", "send_confirmed") else ()
+    return Measurement((row, *cost), contenders, lambda b, c: b.send(c, row, *cost, **options))
+
+
 MEASUREMENTS = (
-    Measurement(("send", "send_cpu"), SENDERS, lambda b, c: b.send(c, "send", confirm=False)),
-    Measurement(
-        ("send_confirmed", "send_confirmed_cpu"),
-        CONFIRMING,
-        lambda b, c: b.send(c, "send_confirmed", confirm=True),
-    ),
-    Measurement(
-        ("send_16",), CONFIRMING, lambda b, c: b.send(c, "send_16", threads=16, confirm=True)
-    ),
+    sending("send", SENDERS, confirm=False),
+    sending("send_confirmed", CONFIRMING, confirm=True),
+    sending("send_16", CONFIRMING, confirm=True, threads=16),
     Measurement(("batch",), ("kuyruk", "kuyruk10"), Bench.batch),
-    Measurement(
-        ("send_large",), CONFIRMING, lambda b, c: b.send(c, "send_large", confirm=True, large=True)
-    ),
+    sending("send_large", CONFIRMING, confirm=True, large=True),
     Measurement(("drain", "drain_cpu", "start", "memory", "memory_all"), DRAINING, Bench.no_ops),
     Measurement(("drain_large",), DRAINING, Bench.large),
     Measurement(("nap_10",), NAPPING, lambda b, c: b.naps(c, "nap_10", SHORT_NAPS)),

@@ -102,13 +102,12 @@ class Results:
         values = self.values(row, contender)
         return statistics.median(values) if values else None
 
-    def ratio(self, row: str, contender: str, other: str, other_row: str = "") -> float | None:
-        """The median of the ratios in each round: the machine's speed changes between rounds."""
-        own, others = self.rounds(row, contender), self.rounds(other_row or row, other)
-        ratios = [
-            own[n].value / others[n].value for n in own.keys() & others.keys() if others[n].value
-        ]
-        return statistics.median(ratios) if ratios else None
+    def ratio(self, row: str, contender: str, other: str, other_row: str) -> float | None:
+        """Return the median of the ratios in each round: the machine's speed changes between
+        rounds."""
+        own, others = self.rounds(row, contender), self.rounds(other_row, other)
+        both = [n for n in own.keys() & others.keys() if others[n].value]
+        return statistics.median(own[n].value / others[n].value for n in both) if both else None
 
 
 # --- Targets -------------------------------------------------------------------
@@ -131,56 +130,29 @@ class Target:
     contender: str = OURS
     other_row: str = ""
     is_aim: bool = False  #: Worth aiming at, and not promised.
+    is_difference: bool = False  #: Not a ratio: amqpstorm's own import is part of ours.
 
     def judge(self, results: Results) -> Verdict | None:
-        """None if it wasn't measured."""
-        more = ROWS[self.row].more_is_better
-        values = {
-            n: v
-            for n in self.others
-            if (v := results.median(self.other_row or self.row, n)) is not None
-        }
-        if self.others and not values:
+        """Return None if it wasn't measured."""
+        title, more = ROWS[self.row]
+        row = self.other_row or self.row
+        values = {name: v for name in self.others if (v := results.median(row, name)) is not None}
+        own = results.median(self.row, self.contender)
+        if own is None or (self.others and not values):
             return None
-        best = (max if more else min)(values, key=lambda name: values[name], default="")
-        measured = self._measure(results, best)
-        if measured is None:
-            return None
-        text = f"{ROWS[self.row].title}: {self.contender}"
-        if best:
+        text, measured = f"{title}: {self.contender}", own
+        if self.is_difference:
+            text, measured = "import: ms over amqpstorm's own", own - min(values.values())
+        elif self.others:
+            best = (max if more else min)(values, key=lambda name: values[name])
+            ratio = results.ratio(self.row, self.contender, best, row)
+            if ratio is None:
+                return None
             of = f" ({ROWS[self.other_row].title})" if self.other_row else ""
-            text += f" / {best}{of}"
+            text, measured = f"{text} / {best}{of}", ratio
         wanted = f"{'≥' if more else '≤'} {self.limit:g}{' (aim)' if self.is_aim else ''}"
-        return Verdict(
-            text,
-            wanted,
-            f"{measured:.3g}",
-            measured >= self.limit if more else measured <= self.limit,
-        )
-
-    def _measure(self, results: Results, best: str) -> float | None:
-        if not best:
-            return results.median(self.row, self.contender)
-        return results.ratio(self.row, self.contender, best, self.other_row)
-
-
-class ImportTarget(Target):
-    """Not a ratio, but a difference: amqpstorm's own import is part of ours."""
-
-    def judge(self, results: Results) -> Verdict | None:
-        own, theirs = (
-            results.median(self.row, self.contender),
-            results.median(self.row, "amqpstorm"),
-        )
-        if own is None or theirs is None:
-            return None
-        more = own - theirs
-        return Verdict(
-            "import: ms over amqpstorm's own",
-            f"≤ {self.limit:g}",
-            f"{more:.3g}",
-            more <= self.limit,
-        )
+        is_met = measured >= self.limit if more else measured <= self.limit
+        return Verdict(text, wanted, f"{measured:.3g}", is_met)
 
 
 PEERS = tuple(name for name, (kind, _) in NAMES.items() if kind == "peer")
@@ -208,7 +180,7 @@ TARGETS = (
     Target("memory_long", 1.15, ("amqpstorm",), contender="kuyruk-embedded"),
     Target("idle", 0.2, ()),
     Target("idle", 0.2, (), contender="kuyruk-embedded"),
-    ImportTarget("import", 25, ("amqpstorm",)),
+    Target("import", 25, ("amqpstorm",), is_difference=True),
 )
 
 
@@ -229,10 +201,8 @@ def rows_of(results: Results, contenders: Iterable[str]) -> Iterator[str]:
             yield f"| **{title}** ({'more' if more else 'less'} is better) | | | | |"
         for name in present:
             values = results.values(row, name)
-            stolen = statistics.median(
-                figure.stolen for figure in results.rounds(row, name).values()
-            )
-            ratio = results.ratio(row, name, OURS)
+            stolen = statistics.median(each.stolen for each in results.rounds(row, name).values())
+            ratio = results.ratio(row, name, OURS, row)
             extremes = f"{number(min(values))} to {number(max(values))}"
             part = "" if ratio is None else f"{ratio:.2f}"
             yield f"| {name} | **{number(statistics.median(values))}** | {extremes} | {part} | {stolen:.0%} |"
@@ -241,24 +211,17 @@ def rows_of(results: Results, contenders: Iterable[str]) -> Iterator[str]:
 def table(results: Results, facts: Mapping[str, str], contenders: Mapping[str, Any]) -> str:
     """As Markdown."""
     rounds = 1 + max((figure.round for figure in results.figures), default=0)
+    facts_of = ", ".join(f"{name} {version}" for name, version in facts.items())
+    about = '"Of ours": the median of the ratios to `kuyruk` in each round. '
     lines = [f"# Benchmark: medians of {rounds} interleaved rounds", ""]
-    lines += [
-        ", ".join(f"{name} {version}" for name, version in facts.items())
-        + f"; {os.cpu_count()} CPUs.",
-        "",
-    ]
-    lines += [
-        '"Of ours": the median of the ratios to `kuyruk` in each round. "Stolen": by the hypervisor.',
-        "",
-    ]
+    lines += [f"{facts_of}; {os.cpu_count()} CPUs.", "", f'{about}"Stolen": by the hypervisor.', ""]
     lines += [*rows_of(results, contenders), ""]
     verdicts = [verdict for target in TARGETS if (verdict := target.judge(results)) is not None]
     if verdicts:
         lines += ["## Targets", "", "| | wanted | measured | |", "|---|--:|--:|---|"]
-        lines += [
-            f"| {v.text} | {v.wanted} | {v.measured} | {'met' if v.is_met else '**missed**'} |"
-            for v in verdicts
-        ]
+        for text, wanted, measured, is_met in verdicts:
+            met = "met" if is_met else "**missed**"
+            lines += [f"| {text} | {wanted} | {measured} | {met} |"]
         lines += [""]
     lines += ["## Configurations", "", "| | |", "|---|---|"]
     for name, contender in contenders.items():
@@ -428,11 +391,8 @@ def report(
     if not results.figures:
         return
     text = table(results, facts, contenders)
-    data = {
-        "facts": dict(facts),
-        "failures": results.failures,
-        "figures": [f._asdict() for f in results.figures],
-    }
+    figures = [figure._asdict() for figure in results.figures]
+    data = {"facts": dict(facts), "failures": results.failures, "figures": figures}
     files = {"table.md": text, "results.json": json.dumps(data, indent=1)}
     files |= {name: draw(results, picture) for name, picture in PICTURES.items()}
     for name, content in files.items():

@@ -57,14 +57,15 @@ from typing import Any, NamedTuple, cast
 import lab
 from amqpstorm.exception import AMQPChannelError
 from amqpstorm.uri_connection import UriConnection
-from chaos_tasks import DELAY, PLANNED
 from lab import PATIENCE, RETURNED, Failure, Sent, say
+from lab_tasks import DELAY, REJECT, VALUE_ERROR
 from rabbitmq_node import RabbitmqCluster, RabbitmqNode
 from tcp_proxy import TcpProxy
 
 #: Where everything is until the next run: notes and logs. Git ignores it.
 FOLDER = os.path.join(lab.ROOT, "build", "chaos")
 
+PLANNED = (VALUE_ERROR, REJECT)  #: What a task raises on purpose.
 PROCESSES = 2  #: Of a worker,
 THREADS = 4  #: and of each of these.
 TICK = 0.1  #: Seconds between two looks.
@@ -149,7 +150,6 @@ class Lane(lab.Run):
         settings: dict[str, object] = {
             "KUYRUK_RABBIT_HEARTBEAT": pace.heartbeat,
             "KUYRUK_RABBIT_PUBLISH_TIMEOUT": pace.publish_timeout,
-            "CHAOS_QUEUE": queue,
         }
         if cluster:
             settings["KUYRUK_QUEUE_ARGUMENTS"] = {"x-queue-type": "quorum"}
@@ -199,7 +199,7 @@ class Lane(lab.Run):
         return 1 if self.fault.embedded else PROCESSES
 
     def renew_worker(self) -> None:
-        self.start_worker("chaos_tasks", self.near, PROCESSES, THREADS)
+        self.start_worker(self.near, PROCESSES, THREADS)
 
     def consumers(self) -> list[int]:
         """Return the processes that run tasks."""
@@ -566,7 +566,7 @@ class Account:
         """Yield what has failed, and is none of those that fail on purpose."""
         for number, exceptions in self._ledger.failed.items():
             outcomes = {call.outcome for call in self._ledger.calls.get(number, ())}
-            if set(exceptions) - {PLANNED[0]} or outcomes - {PLANNED[0], None}:
+            if set(exceptions) - {VALUE_ERROR} or outcomes - {VALUE_ERROR, None}:
                 yield number
 
     def delays(self) -> str:
@@ -681,10 +681,9 @@ class Chaos:
         self._prepare([*lanes, *([mixed] if mixed else [])])
         say(Row.head())
         try:
-            self._run_at_once([lane for lane in lanes if not lane.fault.broker])
-            for lane in lanes:
-                if lane.fault.broker:
-                    self._run_lane(lane, self._strike_once)
+            for is_alone in (False, True):
+                group = [lane for lane in lanes if lane.fault.broker == is_alone]
+                self._run_at_once(group, 1 if is_alone else self._pace.at_once)
             for fault in faults:
                 if fault.cluster:
                     self._run_on_cluster(fault)
@@ -719,8 +718,8 @@ class Chaos:
         )
         self._node.flush()
 
-    def _run_at_once(self, lanes: list[Lane]) -> None:
-        with concurrent.futures.ThreadPoolExecutor(self._pace.at_once) as executor:
+    def _run_at_once(self, lanes: list[Lane], count: int) -> None:
+        with concurrent.futures.ThreadPoolExecutor(count) as executor:
             futures = [executor.submit(self._run_lane, lane, self._strike_once) for lane in lanes]
             try:
                 for future in futures:

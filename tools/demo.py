@@ -80,8 +80,7 @@ class Selection:
                 room -= size
             else:
                 self.unreadable.append(path)
-            show_progress(f"files read: {len(self.facts)}")
-        show_progress("")
+            lab.say_progress(f"    files read: {len(self.facts)}")
 
     def _walk(self, folder: str) -> Iterator[tuple[str, int]]:
         """Regular files only: no symbolic links, which may lead anywhere, and no devices."""
@@ -107,7 +106,6 @@ class Selection:
     def compare(self, results: Mapping[str, object], seconds: float) -> Comparison:
         """Compare what was found out here with what the worker has found out. A file that has
         changed meanwhile, or is gone, proves nothing."""
-        show_progress("")
         wrong = [path for path, here in self.facts.items() if results.get(path) != here]
         changed = {path for path in wrong if examine(path) != self.facts[path]}
         mismatches = [
@@ -130,11 +128,6 @@ def examine(path: str) -> tasks.Facts | None:
     return None
 
 
-def show_progress(text: str) -> None:
-    if sys.stdout.isatty():
-        lab.say_progress(f"    {text}" if text else "")
-
-
 # --- The two ways to send ------------------------------------------------------
 
 
@@ -150,7 +143,7 @@ def wait_for_each(selection: Selection, worker: lab.Process) -> Comparison:
         waiting = set(futures.values())
         while waiting:
             waiting = concurrent.futures.wait(waiting, timeout=0.2).not_done
-            show_progress(f"results: {len(futures) - len(waiting)}")
+            lab.say_progress(f"    results: {len(futures) - len(waiting)}")
             worker.check()
         seconds = time.monotonic() - began
     except BaseException:
@@ -185,7 +178,7 @@ def send_as_batch(selection: Selection, worker: lab.Process, report: str) -> Com
         for line in tail.lines():
             facts = json.loads(line)
             results[facts["path"]] = facts
-        show_progress(f"results: {len(results)}")
+        lab.say_progress(f"    results: {len(results)}")
         seconds = quiet.seconds(len(results))
         # Of files that were deleted meanwhile nothing is reported.
         if seconds > PATIENCE or (seconds > 1 and not any(map(os.path.exists, missing))):

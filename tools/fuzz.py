@@ -648,7 +648,7 @@ def run(arguments: argparse.Namespace) -> list[str]:
             fuzz.check()
             say_progress(fuzz, count, began)
         violations = fuzz.check()
-    say(f"\n\nIn {time.monotonic() - began:.0f} seconds:")
+    say(f"\nIn {time.monotonic() - began:.0f} seconds:")
     for name, number in sorted(fuzz.figures.items(), key=lambda item: (-item[1], item[0])):
         say(f"{number:8} {name}")
     return violations[: lab.SHOWN]

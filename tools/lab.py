@@ -36,6 +36,7 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 PATIENCE = 30.0  #: Seconds that a process gets to end, before it is killed.
+OFTEN = 30.0  #: Seconds between two lines about the progress, where there is no terminal.
 SHOWN = 10  #: Violations of one sort that are printed.
 RETURNED = "returned"  #: The outcome of a call that has returned.
 CONFIRMED = "confirmed"  #: The outcome of a send that has returned.
@@ -122,15 +123,25 @@ def main(name: str, run: Callable[[], Sequence[str] | None]) -> int:
     return 1 if violations else 0
 
 
-def say(text: str = "", end: str = "\n") -> None:
-    print(text, end=end, flush=True)
+class _Progress:
+    said = time.monotonic()  #: When it was said last, where the output is no terminal.
+    is_open = False  #: Its line is to be written over.
+
+
+def say(text: str = "") -> None:
+    if _Progress.is_open:
+        text, _Progress.is_open = f"\r\033[K{text}", False
+    print(text, flush=True)
 
 
 def say_progress(text: str) -> None:
-    """Say it on a line that is written over, if the output is a terminal."""
+    """Say it on a line that is written over; if the output is no terminal, on a line of its own,
+    but not often."""
     if sys.stdout.isatty():
-        say(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", end="")
-    else:
+        print(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+        _Progress.is_open = True
+    elif time.monotonic() > _Progress.said + OFTEN:
+        _Progress.said = time.monotonic()
         say(text)
 
 
@@ -497,7 +508,7 @@ class Run:
         os.makedirs(folder)
         self.ledger = Ledger(folder)
         self.violations: list[str] = []
-        self._settings = settings | {"LAB_FOLDER": folder}
+        self._settings = settings | {"LAB_FOLDER": folder, "LAB_QUEUE": queue}
         self._processes: list[Process] = []  # all that were ever started
 
     def __enter__(self) -> Self:
@@ -507,9 +518,9 @@ class Run:
         for process in self._processes:
             process.kill()
 
-    def start_worker(self, module: str, url: str, processes: int, threads: int) -> None:
+    def start_worker(self, url: str, processes: int, threads: int) -> None:
         log = os.path.join(self.folder, "worker.log")
-        self.worker = worker(module, url, log, processes, threads, **self._settings)
+        self.worker = worker("lab_tasks", url, log, processes, threads, **self._settings)
         self._processes.append(self.worker)
 
     def start_sender(self, url: str, program: str, *options: str) -> Process:

@@ -4,8 +4,8 @@ went.
     python tools/soak.py [--minutes M] [--rate N] [--seed N] [--processes N] [--threads N]
     [--without KIND]
 
-Starts a private RabbitMQ and `python -m kuyruk_worker soak_tasks -p 2 -t 8`, and sends it, from
-several threads, what soak_tasks.py has: tasks that return, raise, recover, reject, exceed their
+Starts a private RabbitMQ and `python -m kuyruk_worker lab_tasks -p 2 -t 8`, and sends it, from
+several threads, what lab_tasks.py has: tasks that return, raise, recover, reject, exceed their
 time limit, hang in C code, bring their process down. Of a part the result is waited for. What is
 checked in the end:
 
@@ -41,10 +41,10 @@ import time
 from collections.abc import Iterable
 
 import lab
-import soak_tasks
+import lab_tasks
 from lab import CONFIRMED, RETURNED, Call, Sample, Sent, say
+from lab_tasks import CRASHED, DIES, KINDS, QUEUE, answer, app
 from rabbitmq_node import RabbitmqNode
-from soak_tasks import CRASHED, DIES, KINDS, QUEUE, answer, app
 
 import kuyruk
 
@@ -61,7 +61,6 @@ QUIET = 3.0  #: Seconds without news after which all may be done: no task takes 
 #: Seconds before a process's death in which it may not have settled yet what has ended.
 SETTLING = 1.0
 PARENT_MEMORY = 15.0  #: MiB that the process that watches over the others may take.
-TOLD = 30.0  #: Seconds between two lines about the progress, where there is no terminal.
 
 
 # --- The account of every message ----------------------------------------------
@@ -166,7 +165,7 @@ class Run(lab.Run):
         super().__init__(node, QUEUE, FOLDER, KUYRUK_WORKER_GRACE=1)
         self.ledger: Ledger = Ledger(FOLDER)
         self.options = options
-        self.began = self._told = time.monotonic()
+        self.began = time.monotonic()
         self.samples: list[Sample] = []
         self.children: set[int] = set()  # that are there now
         self.gone: dict[int, float] = {}  # children, and when they were first missed
@@ -175,7 +174,7 @@ class Run(lab.Run):
 
     def run(self) -> None:
         options = self.options
-        self.start_worker("soak_tasks", self.node.url, options.processes, options.threads)
+        self.start_worker(self.node.url, options.processes, options.threads)
         self.clients = Clients(self.ledger, options.rate, options.seed, options.without)
         try:
             while time.monotonic() < self.began + options.minutes * 60 and self._works():
@@ -194,7 +193,6 @@ class Run(lab.Run):
             self.violations.append("the worker has ended by itself")
         self.stop_worker()
         self.account()
-        say()
 
     def _works(self) -> bool:
         return self.worker.code is None
@@ -211,12 +209,9 @@ class Run(lab.Run):
         ends = self.ledger.ends
         returned, raised = ends[RETURNED], ends.total() - ends[RETURNED]
         self.progress.append((now, len(self.ledger.sent), returned, raised))
-        if sys.stdout.isatty() or now > self._told + TOLD:
-            self._told = now
-            text = f"{now - self.began:4.0f} s  sent {len(self.ledger.sent)}  calls returned "
-            text += f"{returned}, raised {raised}  processes gone {len(self.gone)}  MiB "
-            text += " ".join(f"{sample.memory:.0f}" for sample in samples)
-            lab.say_progress(text)
+        text = f"{now - self.began:4.0f} s  sent {len(self.ledger.sent)}  calls returned "
+        text += f"{returned}, raised {raised}  processes gone {len(self.gone)}  MiB "
+        lab.say_progress(text + " ".join(f"{sample.memory:.0f}" for sample in samples))
 
     def _is_done(self, seconds: float) -> bool:
         """Whether the broker has no message any more, but for those that have failed."""
@@ -364,7 +359,7 @@ def soak(arguments: argparse.Namespace) -> list[str]:
     shutil.rmtree(FOLDER, ignore_errors=True)
     with contextlib.ExitStack() as stack:
         node = stack.enter_context(RabbitmqNode())
-        soak_tasks.config.RABBIT_URL = node.url
+        lab_tasks.config.RABBIT_URL = node.url
         stack.callback(app.close)
         run = stack.enter_context(Run(node, arguments))
         run.run()

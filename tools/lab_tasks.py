@@ -1,5 +1,8 @@
-"""The tasks of `make soak`, one for each kind of thing that a task can do, and what has to become
-of it. Each message has a number; lab.py notes the begin and the end of each call."""
+"""The tasks of `make soak` and `make chaos`, one for each kind of thing that a task can do, and what
+has to become of it. Each message has a number; lab.py notes the begin and the end of each call.
+
+Settings come from the environment: KUYRUK_*, LAB_QUEUE and LAB_FOLDER.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from lab import FOLDER, RETURNED, is_first, note, noted
 
 import kuyruk
 
-QUEUE = "soak"
+QUEUE = os.environ.get("LAB_QUEUE", "soak")
+DELAY = 0.5  #: Seconds that a task which comes back is away.
+WORK = 0.02  #: Seconds that `work` takes: so that some run when a fault comes.
+SLICE = 0.05  #: Seconds between two moments in which it can be interrupted.
 DIES = "dies"  #: The outcome of a call that brings its process down.
 VALUE_ERROR = "builtins.ValueError"
 REJECT, DISCARD, TIMEOUT, CRASHED = (
@@ -30,10 +36,13 @@ if FOLDER:
 running = threading.local()  #: Its `call` is that of the thread.
 
 
+Number = int | str
+
+
 class Kind(NamedTuple):
     """What tasks of a kind do, and where their messages have to end."""
 
-    task: kuyruk.Task[[int, float], object]
+    task: kuyruk.Task[[Number, float], object]
     weight: float  #: How often, compared to the other kinds;
     per_minute: float  #: or, for a rare kind, whatever the rate.
     #: How its calls end, in their order. None: not at all, or with their process.
@@ -43,7 +52,7 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[str, Kind] = {}
-Function = Callable[[int, float], None]
+Function = Callable[[Number, float], None]
 
 
 def kind(
@@ -67,9 +76,9 @@ def kind(
     return decorate
 
 
-def _noted(f: Function) -> Callable[[int, float], object]:
+def _noted(f: Function) -> Callable[[Number, float], object]:
     @functools.wraps(f)
-    def call(number: int, chance: float) -> object:
+    def call(number: Number, chance: float) -> object:
         with noted(number) as running.call:
             f(number, chance)
         return answer(number, chance)
@@ -77,74 +86,84 @@ def _noted(f: Function) -> Callable[[int, float], object]:
     return call
 
 
-def answer(number: int, chance: float) -> object:
+def answer(number: Number, chance: float) -> object:
     """What every task returns that returns: mostly short, sometimes 100 kB."""
     return {"number": number, "nothing": None, "text": "ğ" * int(chance**20 * 50_000)}
 
 
+@app.task(queue=QUEUE)
+def work(number: str, hold: float = 0.0) -> str:
+    """Take a moment, or the first time `hold` seconds. Only chaos.py sends it."""
+    with noted(number):
+        until = time.monotonic() + (hold if hold and is_first(number) else WORK)
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, SLICE))
+    return number
+
+
 @kind(weight=40)
-def quick(number: int, chance: float) -> None:
+def quick(number: Number, chance: float) -> None:
     pass
 
 
 @kind(weight=20)
-def nap(number: int, chance: float) -> None:
+def nap(number: Number, chance: float) -> None:
     time.sleep(0.001 + chance * 0.199)
 
 
 @kind(weight=12)
-def compute(number: int, chance: float) -> None:
+def compute(number: Number, chance: float) -> None:
     until = time.thread_time() + chance * 0.005
     while time.thread_time() < until:
         pass
 
 
 @kind(weight=4, calls=(VALUE_ERROR,), failed=VALUE_ERROR)
-def fail(number: int, chance: float) -> None:
+def fail(number: Number, chance: float) -> None:
     raise ValueError(number)
 
 
 @kind(weight=2, retry=2, calls=(VALUE_ERROR,) * 3, failed=VALUE_ERROR)
-def fail_thrice(number: int, chance: float) -> None:
+def fail_thrice(number: Number, chance: float) -> None:
     raise ValueError(number)
 
 
 @kind(weight=3, retry=2, calls=(VALUE_ERROR, RETURNED))
-def recover(number: int, chance: float) -> None:
+def recover(number: Number, chance: float) -> None:
     if is_first(number):
         raise ValueError(number)
 
 
-@kind(weight=3, fail_delay=1, calls=(VALUE_ERROR, RETURNED), replies=(VALUE_ERROR, RETURNED))
-def come_back(number: int, chance: float) -> None:
+@kind(weight=3, fail_delay=DELAY, calls=(VALUE_ERROR, RETURNED), replies=(VALUE_ERROR, RETURNED))
+def come_back(number: Number, chance: float) -> None:
     if is_first(number):
         raise ValueError(number)
 
 
-@kind(weight=3, reject_delay=0.5, calls=(REJECT, RETURNED))
-def reject(number: int, chance: float) -> None:
+@kind(weight=3, reject_delay=DELAY, calls=(REJECT, RETURNED))
+def reject(number: Number, chance: float) -> None:
     if is_first(number):
         raise kuyruk.Reject
 
 
 @kind(weight=3, calls=(DISCARD,), replies=(DISCARD,))
-def discard(number: int, chance: float) -> None:
+def discard(number: Number, chance: float) -> None:
     raise kuyruk.Discard
 
 
 @kind(per_minute=20, max_run_time=0.3, calls=(TIMEOUT,), failed=TIMEOUT)
-def loop(number: int, chance: float) -> None:
+def loop(number: Number, chance: float) -> None:
     while True:
         pass
 
 
 @kind(per_minute=4, max_run_time=1, calls=(None,), failed=TIMEOUT)
-def hang(number: int, chance: float) -> None:
+def hang(number: Number, chance: float) -> None:
     time.sleep(600)
 
 
 @kind(per_minute=3, calls=(DIES,) * 3, failed=CRASHED)
-def crash(number: int, chance: float) -> None:
+def crash(number: Number, chance: float) -> None:
     time.sleep(chance * 0.1)
     running.call.ended, running.call.outcome = time.monotonic(), DIES
     note(running.call)
