@@ -173,17 +173,21 @@ class Worker(Process):
         return sum(kilobytes(pid, "smaps_rollup", "Pss") for pid in self.session()) / 1024
 
 
-def stolen_time() -> tuple[int, int]:
-    """Ticks that the hypervisor gave to others, and all, since the machine started."""
-    with open("/proc/stat") as file:
-        fields = [int(field) for field in file.readline().split()[1:9]]
-    return fields[7], sum(fields)
+def stolen_clock() -> Callable[[], float]:
+    """Return a function that tells which part of the machine's time since now the hypervisor has
+    given to others."""
 
+    def read() -> tuple[int, int]:
+        with open("/proc/stat") as file:
+            fields = [int(field) for field in file.readline().split()[1:9]]
+        return fields[7], sum(fields)
 
-def stolen_since(before: tuple[int, int]) -> float:
-    """As a part of all."""
-    now = stolen_time()
-    return (now[0] - before[0]) / max(1, now[1] - before[1])
+    def stolen() -> float:
+        now = read()
+        return (now[0] - before[0]) / max(1, now[1] - before[1])
+
+    before = read()
+    return stolen
 
 
 # --- Measurements --------------------------------------------------------------

@@ -328,7 +328,7 @@ class Fault:
     """`cause` returns when it is over: when the broker runs again, and so on."""
 
     name: str
-    cause: Callable[[Lane], None]
+    cause: Callable[[Lane], object]
     broker: bool = False  #: Concerns all connections of the broker.
     proxied: bool = False  #: Needs the proxy.
     embedded: bool = False  #: Needs a service with a worker in it.
@@ -342,90 +342,47 @@ class Fault:
         return "-".join(self.name.replace(",", " ").split())
 
 
-FAULTS: dict[str, Fault] = {}
-
-
-def fault(name: str, **options: bool) -> Callable[[Callable[[Lane], None]], Callable[[Lane], None]]:
-    def decorate(cause: Callable[[Lane], None]) -> Callable[[Lane], None]:
-        FAULTS[name] = Fault(name, cause, **options)
-        return cause
-
-    return decorate
-
-
-@fault("child killed")
 def kill_child(lane: Lane) -> None:
     os.kill(lane.dice.choice(lane.worker.children()), signal.SIGKILL)
 
 
-@fault("worker killed")
 def kill_worker(lane: Lane) -> None:
     lane.worker.kill()
     lane.renew_worker()
 
 
-@fault("worker stopped", cuts=False)
 def restart_worker(lane: Lane) -> None:
     lane.stop_worker()
     lane.renew_worker()
 
 
-@fault("broker killed", broker=True)
 def kill_broker(lane: Lane) -> None:
     # It would forget a queue that was declared a moment ago, as after a deletion.
     lane.node.flush()
+    restart_broker(lane, RabbitmqNode.kill)
+
+
+def restart_broker(lane: Lane, end: Callable[[RabbitmqNode], None] = RabbitmqNode.halt) -> None:
     with lane.outage():
-        lane.node.kill()
+        end(lane.node)
         lane.nap(lane.pace.outage)
         lane.node.start()
 
 
-@fault("broker stopped", broker=True)
-def restart_broker(lane: Lane) -> None:
-    with lane.outage():
-        lane.node.halt()
-        lane.nap(lane.pace.outage)
-        lane.node.start()
-
-
-@fault("broker frozen", broker=True)
 def freeze_broker(lane: Lane) -> None:
     with lane.outage():
         lane.hurt(lane.node.pause, lane.pace.freeze, lane.node.resume)
 
 
-@fault("connections closed", broker=True)
-def close_connections(lane: Lane) -> None:
-    lane.node.ctl("close_all_connections", "chaos")
-
-
-@fault("memory alarm", broker=True, cuts=False)
 def raise_alarm(lane: Lane) -> None:
     limit = functools.partial(lane.node.ctl, "set_vm_memory_high_watermark")
     lane.hurt(lambda: limit(ALARM), lane.pace.alarm, lambda: limit(NO_ALARM))
 
 
-@fault("TCP reset", proxied=True)
-def reset(lane: Lane) -> None:
-    lane.proxy.cut()
+def stall(lane: Lane, direction: str) -> None:
+    lane.hurt(lambda: lane.proxy.stall(direction), lane.pace.stall, lane.proxy.resume)
 
 
-@fault("TCP stall up", proxied=True)
-def stall_up(lane: Lane) -> None:
-    lane.hurt(lambda: lane.proxy.stall("up"), lane.pace.stall, lane.proxy.resume)
-
-
-@fault("TCP stall down", proxied=True)
-def stall_down(lane: Lane) -> None:
-    lane.hurt(lambda: lane.proxy.stall("down"), lane.pace.stall, lane.proxy.resume)
-
-
-@fault("half-open", proxied=True, silent=True)
-def half_open(lane: Lane) -> None:
-    lane.proxy.swallow()
-
-
-@fault("queue deleted")
 def delete_queue(lane: Lane) -> None:
     """With messages in it, and the worker on it."""
     lane.worker.signal(signal.SIGSTOP)
@@ -436,7 +393,6 @@ def delete_queue(lane: Lane) -> None:
         lane.worker.signal(signal.SIGCONT)
 
 
-@fault("queue deleted, cached")
 def delete_cached_queue(lane: Lane) -> None:
     """Without a worker that would declare it anew: only senders that believe it to be there."""
     lane.stop_worker()
@@ -446,15 +402,12 @@ def delete_cached_queue(lane: Lane) -> None:
     lane.renew_worker()
 
 
-@fault("consumer_timeout")
 def exceed_consumer_timeout(lane: Lane) -> None:
     """The broker closes the channel of a process. Mixed, other faults may be faster."""
-    seconds = 2 * lane.pace.consumer_timeout
-    cuts = count_cuts(lane.ledger)
+    seconds, cuts = 2 * lane.pace.consumer_timeout, count_cuts(lane.ledger)
     lane.senders[1].tell(f"hold {seconds}")
-    if lane.fault is not MIXED and not lane.wait_until(
-        lambda: count_cuts(lane.ledger) > cuts, seconds
-    ):
+    has_closed = functools.partial(lane.wait_until, lambda: count_cuts(lane.ledger) > cuts, seconds)
+    if lane.fault is not MIXED and not has_closed():
         lane.violations.append("the broker hasn't closed the channel")
 
 
@@ -467,18 +420,40 @@ def is_cut(outcome: str | None) -> bool:
     return outcome not in (None, RETURNED, *PLANNED)
 
 
-@fault("fork", cuts=False)
-@fault("fork, embedded", embedded=True, cuts=False, mixes=False)
 def fork_sender(lane: Lane) -> None:
     lane.senders[0].tell("fork")
 
 
-@fault("leading node killed", broker=True, cluster=True, mixes=False)
 def kill_leading_node(lane: Lane) -> None:
     assert lane.cluster is not None
     lane.cluster.leader_of(lane.queue).kill()
 
 
+_ALL = (
+    Fault("child killed", kill_child),
+    Fault("worker killed", kill_worker),
+    Fault("worker stopped", restart_worker, cuts=False),
+    Fault("broker killed", kill_broker, broker=True),
+    Fault("broker stopped", restart_broker, broker=True),
+    Fault("broker frozen", freeze_broker, broker=True),
+    Fault(
+        "connections closed",
+        lambda lane: lane.node.ctl("close_all_connections", "chaos"),
+        broker=True,
+    ),
+    Fault("memory alarm", raise_alarm, broker=True, cuts=False),
+    Fault("TCP reset", lambda lane: lane.proxy.cut(), proxied=True),
+    Fault("TCP stall up", lambda lane: stall(lane, "up"), proxied=True),
+    Fault("TCP stall down", lambda lane: stall(lane, "down"), proxied=True),
+    Fault("half-open", lambda lane: lane.proxy.swallow(), proxied=True, silent=True),
+    Fault("queue deleted", delete_queue),
+    Fault("queue deleted, cached", delete_cached_queue),
+    Fault("consumer_timeout", exceed_consumer_timeout),
+    Fault("fork", fork_sender, cuts=False),
+    Fault("fork, embedded", fork_sender, embedded=True, cuts=False, mixes=False),
+    Fault("leading node killed", kill_leading_node, broker=True, cluster=True, mixes=False),
+)
+FAULTS = {fault.name: fault for fault in _ALL}
 #: Not a fault: the lane of all of them.
 MIXED = Fault("mixed", lambda lane: None, broker=True, proxied=True, mixes=False)
 
