@@ -140,8 +140,7 @@ ADDRESSES = [b"no such queue", b"", b"x" * 255, b"\xff\xfe"]
 ADDRESSES += [b"amq.rabbitmq.reply-to.x", b"amq.rabbitmq.reply-to.g.x"]
 #: In the order of the wire: the first has the highest flag.
 FIELDS: dict[str, st.SearchStrategy[bytes]] = {
-    "content_type": texts.map(short),
-    "content_encoding": texts.map(short),
+    **dict.fromkeys(("content_type", "content_encoding"), texts.map(short)),
     "headers": headers.map(long),
     "delivery_mode": st.sampled_from([b"\1", b"\2"] * 9 + [b"\0", b"\3"]),
     "priority": st.binary(min_size=1, max_size=1),
@@ -152,8 +151,7 @@ FIELDS: dict[str, st.SearchStrategy[bytes]] = {
     "timestamp": st.one_of(st.just(bytes(8)), st.binary(min_size=8, max_size=8)),
     "type": texts.map(short),
     "user_id": st.sampled_from([b"guest", b"admin"]).map(short),
-    "app_id": texts.map(short),
-    "cluster_id": texts.map(short),
+    **dict.fromkeys(("app_id", "cluster_id"), texts.map(short)),
 }
 #: More often some than all, because one that the broker refuses hides the others.
 RARE = ("expiration", "user_id", "cluster_id")
@@ -230,7 +228,7 @@ VALID: dict[str, st.SearchStrategy[str]] = {
 @st.composite
 def descriptions(draw: st.DrawFn) -> bytes:
     """A task's message, of which some part may be missing, or wrong."""
-    wrong = draw(st.sets(st.sampled_from([*VALID, "more"]), max_size=2))
+    wrong = draw(st.just(set()) | st.sets(st.sampled_from([*VALID, "more"]), max_size=2))
     parts = {}
     for key, strategy in VALID.items():
         if key not in wrong:
@@ -397,9 +395,8 @@ class LogWatch(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
         self.losses += text.startswith("Waiting for RabbitMQ, trying again")
-        if record.levelno >= logging.WARNING and any(
-            words in text.partition("\n")[0] for words in BAD_NEWS
-        ):
+        first = text.partition("\n")[0]
+        if record.levelno >= logging.WARNING and any(words in first for words in BAD_NEWS):
             self.bad.append(f"{text[:200]} ... {text[-200:]}")
 
 
@@ -485,7 +482,7 @@ class Fuzz:
         self._journal.close()
         logger = logging.getLogger("kuyruk")
         logger.removeHandler(self._log)
-        logger.propagate, logger.level = self._logging
+        logger.propagate = self._logging[0]
         logger.setLevel(self._logging[1])
         del sys.modules[MODULE]
 
@@ -531,7 +528,9 @@ class Fuzz:
             if not self._account():
                 time.sleep(0.02)
         for body, count in self._open.items():
-            self._violate(f"lost, or not settled: {count} of {body[:200]!r} ({len(body)} bytes)")
+            self.violations.append(
+                f"lost, or not settled: {count} of {body[:200]!r} ({len(body)} bytes)"
+            )
         self._open.clear()
         self._check_worker()
         self.figures["violations"] = len(self.violations)
@@ -544,14 +543,10 @@ class Fuzz:
         while (message := self._wire.get(f"{self.queue}.failed")) is not None:
             self._enter(*message)
         with self._lock:
-            ran = self._ran.copy()
-        for body in list(self._open) if ran else ():
-            function, call = self._call_of(body)
-            count = min(self._open[body], ran[call])
-            if count:
-                self._tick_off(body, f"ran ({function})", count)
-                ran[call] -= count
-                with self._lock:
+            for body in list(self._open) if self._ran else ():
+                function, call = self._call_of(body)
+                if count := min(self._open[body], self._ran[call]):
+                    self._tick_off(body, f"ran ({function})", count)
                     self._ran[call] -= count
         return before - self._open.total()
 
@@ -561,13 +556,9 @@ class Fuzz:
         # what the worker could just read must not be too deep here
         sys.setrecursionlimit(5 * limit)
         try:
-            description = json.loads(body.decode())
-            function, args, kwargs = (
-                description["function"],
-                description["args"] or [],
-                description["kwargs"] or {},
-            )
-            return function, digest_of_call(function, args, kwargs)
+            what = json.loads(body.decode())
+            function = what["function"]
+            return function, digest_of_call(function, what["args"] or [], what["kwargs"] or {})
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return "", b""
         finally:
@@ -588,36 +579,32 @@ class Fuzz:
         elif self._log.losses:
             self.figures[AGAIN] += 1
         else:
-            self._violate(f"failed twice, or with another body: {body[:200]!r}")
+            self.violations.append(f"failed twice, or with another body: {body[:200]!r}")
         if not (exception and facts.get("x-kuyruk-value") and facts.get("x-kuyruk-failed-at")):
-            self._violate(f"failed without a reason: {body[:200]!r}: {facts!r}")
+            self.violations.append(f"failed without a reason: {body[:200]!r}: {facts!r}")
 
     def _check_worker(self) -> None:
         try:
             answer = self._sane_task.send_to_queue(wait_result=PATIENCE)
         except kuyruk.KuyrukError as error:
             answer = error
-        if answer != "sane":
-            self._violate(f"a sane task doesn't work: its caller got {answer!r}")
-        if not self._worker.healthy:
-            self._violate("the worker isn't healthy")
-        if self.called:
-            self._violate(f"called although no task: {self.called}")
-        imported = sys.modules.keys() & set(FORBIDDEN)
-        if imported:
-            self._violate(f"imported for a message: {imported}")
         with self._lock:
             again, self._ran = self._ran.total(), collections.Counter()
-        if again and self._log.losses:
+        if self._log.losses:
             self.figures[AGAIN] += again
-        elif again:
-            self._violate(f"{again} tasks ran that no message had asked for, or once too often")
-        while self._log.bad:
-            self._violate(f"in the log: {self._log.bad.pop()}")
-
-    def _violate(self, text: str) -> None:
-        self.violations.append(text)
-        self.figures["violations"] += 1
+            again = 0
+        log, self._log.bad = self._log.bad, []
+        facts = {
+            "a sane task doesn't work: its caller got": answer != "sane" and repr(answer),
+            "the worker isn't healthy": not self._worker.healthy,
+            "called although no task:": self.called,
+            "imported for a message:": sys.modules.keys() & set(FORBIDDEN),
+            "tasks ran that no message had asked for, or once too often:": again,
+            "in the log:": log,
+        }
+        for text, fact in facts.items():
+            if fact:
+                self.violations.append(f"{text} {fact}")
 
 
 def generate(count: int, seed: int | None, use: Callable[[Message], object]) -> None:

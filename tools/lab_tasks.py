@@ -35,7 +35,6 @@ if FOLDER:
     config.from_env_vars()
 running = threading.local()  #: Its `call` is that of the thread.
 
-
 Number = int | str
 
 
@@ -43,34 +42,28 @@ class Kind(NamedTuple):
     """What tasks of a kind do, and where their messages have to end."""
 
     task: kuyruk.Task[[Number, float], object]
-    weight: float  #: How often, compared to the other kinds;
-    per_minute: float  #: or, for a rare kind, whatever the rate.
+    weight: float = 0  #: How often, compared to the other kinds;
+    per_minute: float = 0  #: or, for a rare kind, whatever the rate.
     #: How its calls end, in their order. None: not at all, or with their process.
-    calls: tuple[str | None, ...]
-    failed: str | None  #: With which exception it is in "soak.failed" in the end. None: it isn't.
-    replies: tuple[str, ...]  #: What its caller may get.
+    calls: tuple[str | None, ...] = (RETURNED,)
+    #: With which exception it is in ".failed" in the end. None: it isn't.
+    failed: str | None = None
+    replies: tuple[str, ...] = (RETURNED,)  #: What its caller may get.
 
 
 KINDS: dict[str, Kind] = {}
 Function = Callable[[Number, float], None]
 
 
-def kind(
-    weight: float = 0,
-    per_minute: float = 0,
-    calls: tuple[str | None, ...] = (RETURNED,),
-    failed: str | None = None,
-    replies: tuple[str, ...] = (),
-    **options: Any,
-) -> Callable[[Function], Kind]:
-    """Makes a function the task of a kind. It gets its message's number, and a random number from 0
-    to 1."""
+def kind(options: dict[str, Any] | None = None, **facts: Any) -> Callable[[Function], Kind]:
+    """Make a function the task of a kind, with these options. It gets its message's number, and a
+    random number from 0 to 1."""
 
     def decorate(f: Function) -> Kind:
-        task = app.task(queue=QUEUE, **options)(_noted(f))
-        KINDS[f.__name__] = Kind(
-            task, weight, per_minute, calls, failed, replies or (failed or RETURNED,)
-        )
+        task = app.task(queue=QUEUE, **(options or {}))(_noted(f))
+        if failed := facts.get("failed"):
+            facts.setdefault("replies", (failed,))
+        KINDS[f.__name__] = Kind(task, **facts)
         return KINDS[f.__name__]
 
     return decorate
@@ -123,24 +116,26 @@ def fail(number: Number, chance: float) -> None:
     raise ValueError(number)
 
 
-@kind(weight=2, retry=2, calls=(VALUE_ERROR,) * 3, failed=VALUE_ERROR)
+@kind({"retry": 2}, weight=2, calls=(VALUE_ERROR,) * 3, failed=VALUE_ERROR)
 def fail_thrice(number: Number, chance: float) -> None:
     raise ValueError(number)
 
 
-@kind(weight=3, retry=2, calls=(VALUE_ERROR, RETURNED))
+@kind({"retry": 2}, weight=3, calls=(VALUE_ERROR, RETURNED))
 def recover(number: Number, chance: float) -> None:
     if is_first(number):
         raise ValueError(number)
 
 
-@kind(weight=3, fail_delay=DELAY, calls=(VALUE_ERROR, RETURNED), replies=(VALUE_ERROR, RETURNED))
+@kind(
+    {"fail_delay": DELAY}, weight=3, calls=(VALUE_ERROR, RETURNED), replies=(VALUE_ERROR, RETURNED)
+)
 def come_back(number: Number, chance: float) -> None:
     if is_first(number):
         raise ValueError(number)
 
 
-@kind(weight=3, reject_delay=DELAY, calls=(REJECT, RETURNED))
+@kind({"reject_delay": DELAY}, weight=3, calls=(REJECT, RETURNED))
 def reject(number: Number, chance: float) -> None:
     if is_first(number):
         raise kuyruk.Reject
@@ -151,13 +146,13 @@ def discard(number: Number, chance: float) -> None:
     raise kuyruk.Discard
 
 
-@kind(per_minute=20, max_run_time=0.3, calls=(TIMEOUT,), failed=TIMEOUT)
+@kind({"max_run_time": 0.3}, per_minute=20, calls=(TIMEOUT,), failed=TIMEOUT)
 def loop(number: Number, chance: float) -> None:
     while True:
         pass
 
 
-@kind(per_minute=4, max_run_time=1, calls=(None,), failed=TIMEOUT)
+@kind({"max_run_time": 1}, per_minute=4, calls=(None,), failed=TIMEOUT)
 def hang(number: Number, chance: float) -> None:
     time.sleep(600)
 
