@@ -7,7 +7,6 @@ draws the pictures anew, beside such a table and from its medians.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -113,15 +112,7 @@ class Results:
 # --- Targets -------------------------------------------------------------------
 
 
-class Verdict(NamedTuple):
-    text: str
-    wanted: str
-    measured: str
-    is_met: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A figure of ours, as a ratio to that of the best of some others in the same rounds."""
 
     row: str
@@ -132,14 +123,14 @@ class Target:
     is_aim: bool = False  #: Worth aiming at, and not promised.
     is_difference: bool = False  #: Not a ratio: amqpstorm's own import is part of ours.
 
-    def judge(self, results: Results) -> Verdict | None:
-        """Return None if it wasn't measured."""
+    def judge(self, results: Results) -> Iterator[str]:
+        """Yield a line of the table; none if it wasn't measured."""
         title, more = ROWS[self.row]
         row = self.other_row or self.row
         values = {name: v for name in self.others if (v := results.median(row, name)) is not None}
         own = results.median(self.row, self.contender)
         if own is None or (self.others and not values):
-            return None
+            return
         text, measured = f"{title}: {self.contender}", own
         if self.is_difference:
             text, measured = "import: ms over amqpstorm's own", own - min(values.values())
@@ -147,12 +138,13 @@ class Target:
             best = (max if more else min)(values, key=lambda name: values[name])
             ratio = results.ratio(self.row, self.contender, best, row)
             if ratio is None:
-                return None
+                return
             of = f" ({ROWS[self.other_row].title})" if self.other_row else ""
             text, measured = f"{text} / {best}{of}", ratio
         wanted = f"{'≥' if more else '≤'} {self.limit:g}{' (aim)' if self.is_aim else ''}"
         is_met = measured >= self.limit if more else measured <= self.limit
-        return Verdict(text, wanted, f"{measured:.3g}", is_met)
+        met = "met" if is_met else "**missed**"
+        yield f"| {text} | {wanted} | {measured:.3g} | {met} |"
 
 
 PEERS = tuple(name for name, (kind, _) in NAMES.items() if kind == "peer")
@@ -216,13 +208,9 @@ def table(results: Results, facts: Mapping[str, str], contenders: Mapping[str, A
     lines = [f"# Benchmark: medians of {rounds} interleaved rounds", ""]
     lines += [f"{facts_of}; {os.cpu_count()} CPUs.", "", f'{about}"Stolen": by the hypervisor.', ""]
     lines += [*rows_of(results, contenders), ""]
-    verdicts = [verdict for target in TARGETS if (verdict := target.judge(results)) is not None]
+    verdicts = [line for target in TARGETS for line in target.judge(results)]
     if verdicts:
-        lines += ["## Targets", "", "| | wanted | measured | |", "|---|--:|--:|---|"]
-        for text, wanted, measured, is_met in verdicts:
-            met = "met" if is_met else "**missed**"
-            lines += [f"| {text} | {wanted} | {measured} | {met} |"]
-        lines += [""]
+        lines += ["## Targets", "", "| | wanted | measured | |", "|---|--:|--:|---|", *verdicts, ""]
     lines += ["## Configurations", "", "| | |", "|---|---|"]
     for name, contender in contenders.items():
         threads = f"{contender.threads} {'thread' if contender.threads == 1 else 'threads'}"
