@@ -212,7 +212,7 @@ def compare(bench: Bench, arguments: argparse.Namespace, facts: dict[str, str]) 
     try:
         run.run()
     finally:  # after a Ctrl-C, what there is
-        report(run.results, arguments.out, facts, CONTENDERS, say)
+        report(run.results, arguments.out, facts)
 
 
 def not_durable(node: RabbitmqNode) -> list[str]:

@@ -41,6 +41,7 @@ class Contender:
     """What takes part, in one way of working."""
 
     name: str
+    summary: str  #: For those who see only the pictures.
     module: str  #: In tools/bench_contenders.
     rate: float  #: No-op tasks per second, about: how many it gets.
     about: str  #: Its configuration, for the table.
@@ -50,6 +51,11 @@ class Contender:
     threads: int = 8  #: That its worker runs tasks in: 1 if it can't have more.
     is_persistent: bool = True
     prefetch: int | None = None  #: None: as it comes; for the loops and Celery, see tasks.py.
+
+    @property
+    def kind(self) -> str:
+        """Whether it is ours, a peer (another task queue), or raw: a loop on a client library."""
+        return {"ours": "ours", "raw": "raw"}.get(self.module.partition("_")[0], "peer")
 
     @property
     def queue(self) -> str:
@@ -81,59 +87,68 @@ _KUYRUK10 = "-m kuyruk --app bench_contenders.kuyruk10.app worker -q {queue}"
 
 _ALL = (
     Contender(
-        "kuyruk", "ours", 9000, "python -m kuyruk_worker -p 1 -t 8", "import kuyruk", _OURS + "1"
+        "kuyruk", "this project: one process, 8 threads", "ours", 9000,
+        "python -m kuyruk_worker -p 1 -t 8", "import kuyruk", _OURS + "1",
     ),
     Contender(
-        "kuyruk-2", "ours", 12000, "python -m kuyruk_worker -p 2 -t 8", command=_OURS + "2"
+        "kuyruk-2", "this project: two processes, 8 threads each", "ours", 12000,
+        "python -m kuyruk_worker -p 2 -t 8", command=_OURS + "2",
     ),
-    Contender("kuyruk-embedded", "ours", 9000, "app.worker(threads=8) in a program"),
     Contender(
-        "kuyruk10", "kuyruk10", 700,
+        "kuyruk-embedded", "this project: a worker inside of a program", "ours", 9000,
+        "app.worker(threads=8) in a program",
+    ),
+    Contender(
+        "kuyruk10", "Kuyruk 10: one task at a time, no confirms", "kuyruk10", 700,
         "as it comes: one task at a time, messages not persistent, sends not confirmed",
         "import kuyruk", _KUYRUK10, threads=1, is_persistent=False,
     ),
     Contender(
-        "dramatiq", "dramatiq_peer", 4000,
+        "dramatiq", "task queue: 8 threads, its own prefetch", "dramatiq_peer", 4000,
         "dramatiq -p 1 -t 8, default middleware (without Prometheus, as it comes) and prefetch",
         "import dramatiq, dramatiq.brokers.rabbitmq", _DRAMATIQ,
     ),
     Contender(
-        "dramatiq-128", "dramatiq_peer", 4000, "likewise, with dramatiq_queue_prefetch=128",
+        "dramatiq-128", "task queue: 8 threads, prefetch 128", "dramatiq_peer", 4000,
+        "likewise, with dramatiq_queue_prefetch=128",
         command=_DRAMATIQ, prefetch=128,
     ),
     Contender(
-        "celery", "celery_peer", 2200, "-P threads -c 8; " + _CELERY_ABOUT,
+        "celery", "task queue: 8 threads, prefetch 128", "celery_peer", 2200,
+        "-P threads -c 8; " + _CELERY_ABOUT,
         "import celery; celery.Celery().amqp", _CELERY + "threads",
     ),
     Contender(
-        "celery-prefork", "celery_peer", 2200, "-P prefork -c 2; " + _CELERY_ABOUT,
+        "celery-prefork", "task queue: two processes, prefetch 128", "celery_peer", 2200,
+        "-P prefork -c 2; " + _CELERY_ABOUT,
         command=_CELERY + "prefork", threads=2,
     ),
     Contender(
-        "amqpstorm", "raw_amqpstorm", 1400,
+        "amqpstorm", "bare loop, as its documentation has it", "raw_amqpstorm", 1400,
         "a loop, as its documentation has it (basic.consume, start_consuming), prefetch 128",
         "import amqpstorm", mode="stock", threads=1,
     ),
     Contender(
-        "amqpstorm-event", "raw_amqpstorm", 10000,
+        "amqpstorm-event", "bare loop in the library's reading thread", "raw_amqpstorm", 10000,
         "tasks run in amqpstorm's own reading thread, TCP_NODELAY, prefetch 128",
         mode="event", threads=1,
     ),
     Contender(
-        "amqpstorm-pool", "raw_amqpstorm", 8000,
+        "amqpstorm-pool", "bare loop with a pool of 8 threads", "raw_amqpstorm", 8000,
         "likewise, with a ThreadPoolExecutor(8), and one thread that acknowledges", mode="pool",
     ),
     Contender(
-        "py-amqp", "raw_pyamqp", 8000, "a loop of drain_events, prefetch 128",
+        "py-amqp", "bare loop", "raw_pyamqp", 8000,
+        "a loop of drain_events, prefetch 128",
         "import amqp", threads=1,
     ),
     Contender(
-        "pika", "raw_pika", 11000,
+        "pika", "bare loop", "raw_pika", 11000,
         "a loop of a SelectConnection, prefetch 128; sending: a BlockingConnection",
         "import pika", mode="select", threads=1,
     ),
     Contender(
-        "pika-confirmed", "raw_pika", 11000,
+        "pika-confirmed", "bare loop, requests and replies confirmed", "raw_pika", 11000,
         "likewise; requests are confirmed, and each reply before its task is acknowledged",
         mode="confirmed", threads=1,
     ),

@@ -1,5 +1,6 @@
-"""The tasks of `make soak` and `make chaos`, one for each kind of thing that a task can do, and what
-has to become of it. Each message has a number; lab.py notes the begin and the end of each call.
+"""The tasks of `make soak` and `make chaos`, one for each kind of thing that a task can do, and
+what has to become of it. Each message has a number; lab.py notes the begin and the end of each
+call.
 
 Settings come from the environment: KUYRUK_*, LAB_QUEUE and LAB_FOLDER.
 """

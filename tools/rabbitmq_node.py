@@ -739,8 +739,8 @@ class RabbitmqCluster(_Started):
 def main(arguments: list[str] | None = None) -> int:
     """Runs a node, or a cluster, until Ctrl-C or SIGTERM. Exit codes: 0 so ended, 1 RabbitMQ's
     fault."""
-    text = "Runs a private RabbitMQ node, or a cluster, until Ctrl-C or SIGTERM and prints its URL (for"
-    parser = argparse.ArgumentParser(description=f"{text} Kuyruk: all addresses are in it).")
+    text = "Runs a private RabbitMQ node, or a cluster, until Ctrl-C or SIGTERM and prints its URL"
+    parser = argparse.ArgumentParser(description=f"{text} (for Kuyruk: all addresses are in it).")
     add = parser.add_argument
     add("-c", "--config", metavar="LINE", action="append", default=[], help="for rabbitmq.conf")
     add("-n", "--nodes", metavar="N", type=int, default=1, help="as a cluster of so many")
