@@ -313,10 +313,9 @@ class Results:
         figure = importlib.import_module("matplotlib.figure").Figure((14, 11), layout="constrained")
         panels = figure.subplots(4, 1, sharex=True)
         began, progress = self._run.began, self._run.progress
-        for panel, name in zip(panels, ("memory", "threads", "files"), strict=False):
-            panel.set(
-                ylabel={"memory": "resident memory, MiB", "files": "open files"}.get(name, name)
-            )
+        names = {"memory": "resident memory, MiB", "threads": "threads", "files": "open files"}
+        for panel, (name, label) in zip(panels, names.items(), strict=False):
+            panel.set(ylabel=label)
             for pid, own in self._samples.items():
                 times, values = [s.at - began for s in own], [getattr(s, name) for s in own]
                 panel.plot(times, values, lw=1, color="black" if pid == self._parent_pid else None)
