@@ -11432,7 +11432,7 @@ def results_of(row, **values):
 def test_a_table_of_the_benchmark_is_read_as_it_was_written():
     results = results_of("drain", kuyruk=29240.0, pika_confirmed=0.0167)
     results.figures += results_of("idle", kuyruk=0.0, celery=0.00001).figures
-    text = "\n".join(bench_report.rows_of(results, bench_report.NAMES))
+    text = "\n".join(bench_report.rows_of(results))
     assert bench_report.read_table(text).figures == results.figures
 
 
@@ -11456,14 +11456,8 @@ def test_a_picture_explains_each_name_and_cuts_a_bar_that_would_dwarf_the_others
     assert [text for text in texts if text and "is cut" in text]
     assert len(list(picture.iter(f"{svg}path"))) == 2  # the gap in one of the four
     known = {"kuyruk", "celery", "pika", "amqpstorm"}
-    assert {bench_report.NAMES[name].about for name in known} <= set(texts)
+    assert {bench_report.CONTENDERS[name].summary for name in known} <= set(texts)
     assert sorted(name for name in texts if name in known) == sorted([*known, *known])
-
-
-def test_the_pictures_know_all_that_the_benchmark_compares():
-    source = (HERE / "tools" / "bench_measure.py").read_text()
-    names = re.findall(r'\bContender\(\s*"([\w-]+)"', source)
-    assert names and names == list(bench_report.NAMES)
 
 
 def luminance(colour):

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -39,8 +40,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 
-import bench_fairness
-import bench_growth
+import bench_special
 import lab
 from bench_measure import (
     CONTENDERS,
@@ -51,8 +51,8 @@ from bench_measure import (
     Bench,
     Contender,
     Measurement,
+    stolen_clock,
 )
-from bench_process import stolen_since, stolen_time
 from bench_report import ROWS, Figure, Results, report
 from lab import ROOT, say
 from rabbitmq_node import RabbitmqNode
@@ -109,17 +109,17 @@ class Run:
     def _noting(self, number: int, what: str) -> Iterator[Callable[[str, dict[str, float]], None]]:
         """Notes figures together with the time that was stolen; or why there are none, and goes
         on."""
-        before = stolen_time()
+        stolen = stolen_clock()
         found: dict[str, dict[str, float]] = {}
         with self.bench.attempt(f"{what}, round {number + 1}"):
             yield found.__setitem__
-        stolen = stolen_since(before)
+        part = stolen()
         for name, figures in found.items():
             self.results.figures += [
-                Figure(row, name, number, value, stolen) for row, value in figures.items()
+                Figure(row, name, number, value, part) for row, value in figures.items()
             ]
             text = "  ".join(f"{row} {value:.4g}" for row, value in figures.items())
-            say(f"  {number + 1} {name:16} {text}  (stolen {stolen:.0%})")
+            say(f"  {number + 1} {name:16} {text}  (stolen {part:.0%})")
 
 
 # --- The command ---------------------------------------------------------------
@@ -143,26 +143,17 @@ def make_environment() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    text = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {LIBRARIES!r}}}))"
-    done = subprocess.run(
-        [PYTHON, "-c", text], check=True, timeout=60, capture_output=True, text=True
-    )
-    found: dict[str, str] = json.loads(done.stdout)
-    return {"python": platform.python_version(), **found}
+    command = [PYTHON, "-m", "pip", "list", "--disable-pip-version-check", "--format", "json"]
+    done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
+    installed = {row["name"].lower(): row["version"] for row in json.loads(done.stdout)}
+    return {"python": platform.python_version(), **{name: installed[name] for name in LIBRARIES}}
 
 
-def names(known: Iterable[str]) -> Callable[[str], list[str]]:
-    known = list(known)
-
-    def parse(text: str) -> list[str]:
-        chosen = text.split(",")
-        if unknown := set(chosen) - set(known):
-            raise argparse.ArgumentTypeError(
-                f"unknown: {', '.join(unknown)}; there are {', '.join(known)}"
-            )
-        return chosen
-
-    return parse
+def names(known: Iterable[str], text: str) -> list[str]:
+    chosen, known = text.split(","), list(known)
+    if unknown := ", ".join(set(chosen) - set(known)):
+        raise argparse.ArgumentTypeError(f"unknown: {unknown}; there are {', '.join(known)}")
+    return chosen
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -175,10 +166,16 @@ def parse_arguments() -> argparse.Namespace:
     text = "that a measurement takes, about (default: 2; with --quick: 0.25)"
     add("--seconds", type=float, help=text)
     text = f"these rows: {', '.join(ROWS)}"
-    add("--only", type=names(ROWS), default=[], metavar="ROW,...", help=text)
+    add("--only", type=functools.partial(names, ROWS), default=[], metavar="ROW,...", help=text)
     everyone = list(CONTENDERS)
     text = ", ".join(everyone)
-    add("--contenders", type=names(everyone), default=everyone, metavar="NAME,...", help=text)
+    add(
+        "--contenders",
+        type=functools.partial(names, everyone),
+        default=everyone,
+        metavar="NAME,...",
+        help=text,
+    )
     folder = os.path.join(ROOT, "build", "bench")
     add("--out", default=folder, metavar="FOLDER", help="default: %(default)s")
     add("--growth", action="store_true", help="instead, how the cost of a task grows")
@@ -202,9 +199,9 @@ def bench(arguments: argparse.Namespace) -> list[str]:
         stack.callback(bench.broker.close)
         say(", ".join(f"{name} {version}" for name, version in facts.items()))
         if arguments.growth:
-            bench_growth.measure(bench, arguments.rounds, arguments.out)
+            bench_special.measure_growth(bench, arguments.rounds, arguments.out)
         elif arguments.fairness:
-            bench_fairness.measure(bench, arguments.contenders, arguments.out)
+            bench_special.measure_fairness(bench, arguments.contenders, arguments.out)
         else:
             compare(bench, arguments, facts)
         return bench.failures + not_durable(node)
@@ -215,7 +212,7 @@ def compare(bench: Bench, arguments: argparse.Namespace, facts: dict[str, str]) 
     try:
         run.run()
     finally:  # after a Ctrl-C, what there is
-        report(run.results, arguments.out, facts, CONTENDERS, say)
+        report(run.results, arguments.out, facts)
 
 
 def not_durable(node: RabbitmqNode) -> list[str]:

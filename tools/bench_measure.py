@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import glob
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from amqpstorm.exception import AMQPError
 from bench_broker import PATIENCE, Broker, Marks, Options
-from bench_process import Worker, run_load
-from lab import ROOT, TOOLS, Failure, say
+from lab import ROOT, TOOLS, Failure, Process, kilobytes, say
 from rabbitmq_node import RabbitmqNode
 
 VENV = os.path.join(ROOT, "build", "bench-venv")
@@ -29,11 +30,18 @@ NAPPING_THREADS = 64
 # --- The contenders ------------------------------------------------------------
 
 
+def prefetching(count: int | None) -> dict[str, str]:
+    """Return the variables that make a contender hold so many messages; ours does that itself."""
+    names = ("BENCH_PREFETCH", "dramatiq_queue_prefetch")
+    return {} if count is None else dict.fromkeys(names, str(count))
+
+
 @dataclasses.dataclass(frozen=True)
 class Contender:
     """What takes part, in one way of working."""
 
     name: str
+    summary: str  #: For those who see only the pictures.
     module: str  #: In tools/bench_contenders.
     rate: float  #: No-op tasks per second, about: how many it gets.
     about: str  #: Its configuration, for the table.
@@ -45,27 +53,22 @@ class Contender:
     prefetch: int | None = None  #: None: as it comes; for the loops and Celery, see tasks.py.
 
     @property
+    def kind(self) -> str:
+        """Whether it is ours, a peer (another task queue), or raw: a loop on a client library."""
+        return {"ours": "ours", "raw": "raw"}.get(self.module.partition("_")[0], "peer")
+
+    @property
     def queue(self) -> str:
         return f"bench.{self.name}"
 
     def environment(self, url: str, ours: str, threads: int | None = None) -> dict[str, str]:
         """ours: the folder that our files are in."""
         path = TOOLS if self.module != "ours" else f"{ours}{os.pathsep}{TOOLS}"
-        own = {
-            "BENCH_URL": url,
-            "BENCH_QUEUE": self.queue,
-            "BENCH_MODE": self.mode,
-            "PYTHONPATH": path,
-        }
-        own |= {"BENCH_THREADS": str(threads or self.threads), "PYTHONUNBUFFERED": "1"}
-        if self.prefetch is not None:
-            own |= {
-                "BENCH_PREFETCH": str(self.prefetch),
-                "dramatiq_queue_prefetch": str(self.prefetch),
-            }
-        return {
-            k: v for k, v in os.environ.items() if not k.startswith(("KUYRUK_", "BENCH_", "PYTHON"))
-        } | own
+        foreign = ("KUYRUK_", "BENCH_", "PYTHON")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+        own = {"BENCH_URL": url, "BENCH_QUEUE": self.queue, "BENCH_MODE": self.mode}
+        own |= {"BENCH_THREADS": str(threads or self.threads), "PYTHONPATH": path}
+        return kept | own | prefetching(self.prefetch) | {"PYTHONUNBUFFERED": "1"}
 
     def worker(self, threads: int | None = None) -> list[str]:
         command = self.command or f"-m bench_contenders.{self.module}"
@@ -84,59 +87,68 @@ _KUYRUK10 = "-m kuyruk --app bench_contenders.kuyruk10.app worker -q {queue}"
 
 _ALL = (
     Contender(
-        "kuyruk", "ours", 9000, "python -m kuyruk_worker -p 1 -t 8", "import kuyruk", _OURS + "1"
+        "kuyruk", "this project: one process, 8 threads", "ours", 9000,
+        "python -m kuyruk_worker -p 1 -t 8", "import kuyruk", _OURS + "1",
     ),
     Contender(
-        "kuyruk-2", "ours", 12000, "python -m kuyruk_worker -p 2 -t 8", command=_OURS + "2"
+        "kuyruk-2", "this project: two processes, 8 threads each", "ours", 12000,
+        "python -m kuyruk_worker -p 2 -t 8", command=_OURS + "2",
     ),
-    Contender("kuyruk-embedded", "ours", 9000, "app.worker(threads=8) in a program"),
     Contender(
-        "kuyruk10", "kuyruk10", 700,
+        "kuyruk-embedded", "this project: a worker inside of a program", "ours", 9000,
+        "app.worker(threads=8) in a program",
+    ),
+    Contender(
+        "kuyruk10", "Kuyruk 10: one task at a time, no confirms", "kuyruk10", 700,
         "as it comes: one task at a time, messages not persistent, sends not confirmed",
         "import kuyruk", _KUYRUK10, threads=1, is_persistent=False,
     ),
     Contender(
-        "dramatiq", "dramatiq_peer", 4000,
+        "dramatiq", "task queue: 8 threads, its own prefetch", "dramatiq_peer", 4000,
         "dramatiq -p 1 -t 8, default middleware (without Prometheus, as it comes) and prefetch",
         "import dramatiq, dramatiq.brokers.rabbitmq", _DRAMATIQ,
     ),
     Contender(
-        "dramatiq-128", "dramatiq_peer", 4000, "likewise, with dramatiq_queue_prefetch=128",
+        "dramatiq-128", "task queue: 8 threads, prefetch 128", "dramatiq_peer", 4000,
+        "likewise, with dramatiq_queue_prefetch=128",
         command=_DRAMATIQ, prefetch=128,
     ),
     Contender(
-        "celery", "celery_peer", 2200, "-P threads -c 8; " + _CELERY_ABOUT,
+        "celery", "task queue: 8 threads, prefetch 128", "celery_peer", 2200,
+        "-P threads -c 8; " + _CELERY_ABOUT,
         "import celery; celery.Celery().amqp", _CELERY + "threads",
     ),
     Contender(
-        "celery-prefork", "celery_peer", 2200, "-P prefork -c 2; " + _CELERY_ABOUT,
+        "celery-prefork", "task queue: two processes, prefetch 128", "celery_peer", 2200,
+        "-P prefork -c 2; " + _CELERY_ABOUT,
         command=_CELERY + "prefork", threads=2,
     ),
     Contender(
-        "amqpstorm", "raw_amqpstorm", 1400,
+        "amqpstorm", "bare loop, as its documentation has it", "raw_amqpstorm", 1400,
         "a loop, as its documentation has it (basic.consume, start_consuming), prefetch 128",
         "import amqpstorm", mode="stock", threads=1,
     ),
     Contender(
-        "amqpstorm-event", "raw_amqpstorm", 10000,
+        "amqpstorm-event", "bare loop in the library's reading thread", "raw_amqpstorm", 10000,
         "tasks run in amqpstorm's own reading thread, TCP_NODELAY, prefetch 128",
         mode="event", threads=1,
     ),
     Contender(
-        "amqpstorm-pool", "raw_amqpstorm", 8000,
+        "amqpstorm-pool", "bare loop with a pool of 8 threads", "raw_amqpstorm", 8000,
         "likewise, with a ThreadPoolExecutor(8), and one thread that acknowledges", mode="pool",
     ),
     Contender(
-        "py-amqp", "raw_pyamqp", 8000, "a loop of drain_events, prefetch 128",
+        "py-amqp", "bare loop", "raw_pyamqp", 8000,
+        "a loop of drain_events, prefetch 128",
         "import amqp", threads=1,
     ),
     Contender(
-        "pika", "raw_pika", 11000,
+        "pika", "bare loop", "raw_pika", 11000,
         "a loop of a SelectConnection, prefetch 128; sending: a BlockingConnection",
         "import pika", mode="select", threads=1,
     ),
     Contender(
-        "pika-confirmed", "raw_pika", 11000,
+        "pika-confirmed", "bare loop, requests and replies confirmed", "raw_pika", 11000,
         "likewise; requests are confirmed, and each reply before its task is acknowledged",
         mode="confirmed", threads=1,
     ),
@@ -149,6 +161,48 @@ CONFIRMING = tuple(name for name in SENDERS if name != "kuyruk10")
 NAPPING = ("kuyruk", "kuyruk10", "dramatiq", "celery", "amqpstorm-pool")
 _NO_CALLERS = ("kuyruk-2", "kuyruk-embedded", "dramatiq", "dramatiq-128", "celery-prefork")
 CALLERS = tuple(name for name in CONTENDERS if name not in (*_NO_CALLERS, "amqpstorm-pool"))
+
+
+# --- Processes -----------------------------------------------------------------
+
+
+class Worker(Process):
+    """A contender's worker. Ends with the `with` block, with all of its processes."""
+
+    def idle_cpu(self) -> float:
+        """Return the seconds that its threads have taken: finer than `cpu`, but without what has
+        ended."""
+        nanoseconds = 0
+        for pid in self.session():
+            for path in glob.glob(f"/proc/{pid}/task/*/schedstat"):
+                with contextlib.suppress(OSError), open(path) as file:
+                    nanoseconds += int(file.read().split()[0])
+        return nanoseconds / 1e9
+
+    def peak_memory(self) -> float:
+        """Return the MiB of the process that took most."""
+        return max(kilobytes(pid, "status", "VmHWM") for pid in self.session()) / 1024
+
+    def memory(self) -> float:
+        """Return the MiB of all of its processes; what they share counts once."""
+        return sum(kilobytes(pid, "smaps_rollup", "Pss") for pid in self.session()) / 1024
+
+
+def stolen_clock() -> Callable[[], float]:
+    """Return a function that tells which part of the machine's time since now the hypervisor has
+    given to others."""
+
+    def read() -> tuple[int, int]:
+        with open("/proc/stat") as file:
+            fields = [int(field) for field in file.readline().split()[1:9]]
+        return fields[7], sum(fields)
+
+    def stolen() -> float:
+        now = read()
+        return (now[0] - before[0]) / max(1, now[1] - before[1])
+
+    before = read()
+    return stolen
 
 
 # --- Measurements --------------------------------------------------------------
@@ -177,8 +231,23 @@ class Bench:
         self.version = digest.hexdigest()[:12]
 
     def load(self, contender: Contender, what: str, **options: Any) -> dict[str, float]:
+        """Run bench_contenders/load.py to its end, and return what it prints."""
+        command = [
+            PYTHON,
+            "-m",
+            "bench_contenders.load",
+            contender.module,
+            what,
+            json.dumps(options),
+        ]
         environment = contender.environment(self._node.url, self.ours)
-        return run_load(PYTHON, contender.module, what, options, environment, self.folder)
+        run = functools.partial(subprocess.run, env=environment, cwd=self.folder, text=True)
+        done = run(command, capture_output=True, timeout=PATIENCE + 60)
+        try:
+            facts: dict[str, float] = json.loads(done.stdout)
+        except ValueError:
+            raise Failure(f"{what}: {done.stderr.strip().rpartition(chr(10))[2]:.500}") from None
+        return facts
 
     def worker(
         self,
@@ -207,13 +276,12 @@ class Bench:
         self._sampled.add(contender.name)
 
     def send(
-        self, contender: Contender, row: str, threads: int = 1, **options: Any
+        self, contender: Contender, row: str, cost: str = "", threads: int = 1, **options: Any
     ) -> dict[str, float]:
         facts = self.load(contender, "send", threads=threads, seconds=self.seconds, **options)
         self._check_sent(contender, facts)
-        cost = {"send": "send_cpu", "send_confirmed": "send_confirmed_cpu"}
         figures = {row: facts["count"] / facts["seconds"]}
-        return figures | ({cost[row]: facts["cpu"] * 1000 / facts["count"]} if row in cost else {})
+        return figures | ({cost: facts["cpu"] * 1000 / facts["count"]} if cost else {})
 
     def batch(self, contender: Contender) -> dict[str, float]:
         size = 500 if self.is_quick else 2000
@@ -235,16 +303,34 @@ class Bench:
         threads: int | None = None,
         milliseconds: int = 0,
     ) -> Drained:
-        with contextlib.ExitStack() as stack:
-            marks = stack.enter_context(contextlib.closing(Marks(count, self.folder)))
-            self.broker.fill(contender.queue, task, range(count), Options(milliseconds))
-            worker = stack.enter_context(self.worker(contender, marks, threads))
+        self.broker.fill(contender.queue, task, range(count), Options(milliseconds))
+        with self.working(contender, count, threads=threads) as (marks, [worker]):
             first = marks.wait_for(1, worker)
             drained = drained_by(worker, marks, count // 10, count)
-            self.kill(worker)
-            marks.check()
-        self.broker.expect(contender.queue, 0)
-        return dataclasses.replace(drained, start=first - worker.began)
+        return drained._replace(start=first - worker.began)
+
+    @contextlib.contextmanager
+    def working(
+        self,
+        contender: Contender,
+        count: int,
+        workers: int = 1,
+        left: int | None = 0,
+        **options: Any,
+    ) -> Iterator[tuple[Marks, list[Worker]]]:
+        """Have it work on so many messages. Afterwards each must have run once, and so many must be
+        left in the queue (None: of what is left, none must have run twice)."""
+        with contextlib.ExitStack() as stack:
+            marks = stack.enter_context(contextlib.closing(Marks(count, self.folder)))
+            started = [
+                stack.enter_context(self.worker(contender, marks, **options))
+                for _ in range(workers)
+            ]
+            yield marks, started
+            for worker in started:
+                self.kill(worker)
+            marks.check(complete=left is not None)
+        self.broker.expect(contender.queue, left)
 
     @contextlib.contextmanager
     def attempt(self, what: str) -> Iterator[None]:
@@ -326,8 +412,13 @@ class Bench:
             return figures
 
 
-@dataclasses.dataclass(frozen=True)
-class Drained:
+def report(folder: str, name: str, text: str) -> None:
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+        file.write(text)
+    say(f"\n{text}")
+
+
+class Drained(NamedTuple):
     """What a worker did with a queue full of tasks."""
 
     rate: float  #: Tasks per second.
@@ -351,28 +442,24 @@ def drained_by(worker: Worker, marks: Marks, first: int, last: int) -> Drained:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     rows: tuple[str, ...]  #: The figures that it gives.
     contenders: tuple[str, ...]
     measure: Callable[[Bench, Contender], dict[str, float]]
     rounds: int = 1_000_000  #: At most.
 
 
+def sending(row: str, contenders: tuple[str, ...], **options: Any) -> Measurement:
+    cost = (f"{row}_cpu",) if row in ("send", "send_confirmed") else ()
+    return Measurement((row, *cost), contenders, lambda b, c: b.send(c, row, *cost, **options))
+
+
 MEASUREMENTS = (
-    Measurement(("send", "send_cpu"), SENDERS, lambda b, c: b.send(c, "send", confirm=False)),
-    Measurement(
-        ("send_confirmed", "send_confirmed_cpu"),
-        CONFIRMING,
-        lambda b, c: b.send(c, "send_confirmed", confirm=True),
-    ),
-    Measurement(
-        ("send_16",), CONFIRMING, lambda b, c: b.send(c, "send_16", threads=16, confirm=True)
-    ),
+    sending("send", SENDERS, confirm=False),
+    sending("send_confirmed", CONFIRMING, confirm=True),
+    sending("send_16", CONFIRMING, confirm=True, threads=16),
     Measurement(("batch",), ("kuyruk", "kuyruk10"), Bench.batch),
-    Measurement(
-        ("send_large",), CONFIRMING, lambda b, c: b.send(c, "send_large", confirm=True, large=True)
-    ),
+    sending("send_large", CONFIRMING, confirm=True, large=True),
     Measurement(("drain", "drain_cpu", "start", "memory", "memory_all"), DRAINING, Bench.no_ops),
     Measurement(("drain_large",), DRAINING, Bench.large),
     Measurement(("nap_10",), NAPPING, lambda b, c: b.naps(c, "nap_10", SHORT_NAPS)),

@@ -7,16 +7,18 @@ draws the pictures anew, beside such a table and from its medians.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from xml.sax.saxutils import escape
+
+from bench_measure import CONTENDERS
+from lab import say
 
 
 class Row(NamedTuple):
@@ -51,29 +53,6 @@ ROWS = {
 }
 
 
-class Name(NamedTuple):
-    """What a name of the table stands for."""
-
-    kind: str  #: "ours", "peer" (another task queue) or "raw" (a loop on a client library).
-    about: str  #: For those who see only the pictures. CONTENDERS has it in full.
-
-
-NAMES = {
-    "kuyruk": Name("ours", "this project: one process, 8 threads"),
-    "kuyruk-2": Name("ours", "this project: two processes, 8 threads each"),
-    "kuyruk-embedded": Name("ours", "this project: a worker inside of a program"),
-    "kuyruk10": Name("peer", "Kuyruk 10: one task at a time, no confirms"),
-    "dramatiq": Name("peer", "task queue: 8 threads, its own prefetch"),
-    "dramatiq-128": Name("peer", "task queue: 8 threads, prefetch 128"),
-    "celery": Name("peer", "task queue: 8 threads, prefetch 128"),
-    "celery-prefork": Name("peer", "task queue: two processes, prefetch 128"),
-    "amqpstorm": Name("raw", "bare loop, as its documentation has it"),
-    "amqpstorm-event": Name("raw", "bare loop in the library's reading thread"),
-    "amqpstorm-pool": Name("raw", "bare loop with a pool of 8 threads"),
-    "py-amqp": Name("raw", "bare loop"),
-    "pika": Name("raw", "bare loop"),
-    "pika-confirmed": Name("raw", "bare loop, requests and replies confirmed"),
-}
 OURS = "kuyruk"
 
 
@@ -102,27 +81,18 @@ class Results:
         values = self.values(row, contender)
         return statistics.median(values) if values else None
 
-    def ratio(self, row: str, contender: str, other: str, other_row: str = "") -> float | None:
-        """The median of the ratios in each round: the machine's speed changes between rounds."""
-        own, others = self.rounds(row, contender), self.rounds(other_row or row, other)
-        ratios = [
-            own[n].value / others[n].value for n in own.keys() & others.keys() if others[n].value
-        ]
-        return statistics.median(ratios) if ratios else None
+    def ratio(self, row: str, contender: str, other: str, other_row: str) -> float | None:
+        """Return the median of the ratios in each round: the machine's speed changes between
+        rounds."""
+        own, others = self.rounds(row, contender), self.rounds(other_row, other)
+        both = [n for n in own.keys() & others.keys() if others[n].value]
+        return statistics.median(own[n].value / others[n].value for n in both) if both else None
 
 
 # --- Targets -------------------------------------------------------------------
 
 
-class Verdict(NamedTuple):
-    text: str
-    wanted: str
-    measured: str
-    is_met: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A figure of ours, as a ratio to that of the best of some others in the same rounds."""
 
     row: str
@@ -131,59 +101,33 @@ class Target:
     contender: str = OURS
     other_row: str = ""
     is_aim: bool = False  #: Worth aiming at, and not promised.
+    is_difference: bool = False  #: Not a ratio: amqpstorm's own import is part of ours.
 
-    def judge(self, results: Results) -> Verdict | None:
-        """None if it wasn't measured."""
-        more = ROWS[self.row].more_is_better
-        values = {
-            n: v
-            for n in self.others
-            if (v := results.median(self.other_row or self.row, n)) is not None
-        }
-        if self.others and not values:
-            return None
-        best = (max if more else min)(values, key=lambda name: values[name], default="")
-        measured = self._measure(results, best)
-        if measured is None:
-            return None
-        text = f"{ROWS[self.row].title}: {self.contender}"
-        if best:
+    def judge(self, results: Results) -> Iterator[str]:
+        """Yield a line of the table; none if it wasn't measured."""
+        title, more = ROWS[self.row]
+        row = self.other_row or self.row
+        values = {name: v for name in self.others if (v := results.median(row, name)) is not None}
+        own = results.median(self.row, self.contender)
+        if own is None or (self.others and not values):
+            return
+        text, measured = f"{title}: {self.contender}", own
+        if self.is_difference:
+            text, measured = "import: ms over amqpstorm's own", own - min(values.values())
+        elif self.others:
+            best = (max if more else min)(values, key=lambda name: values[name])
+            ratio = results.ratio(self.row, self.contender, best, row)
+            if ratio is None:
+                return
             of = f" ({ROWS[self.other_row].title})" if self.other_row else ""
-            text += f" / {best}{of}"
+            text, measured = f"{text} / {best}{of}", ratio
         wanted = f"{'≥' if more else '≤'} {self.limit:g}{' (aim)' if self.is_aim else ''}"
-        return Verdict(
-            text,
-            wanted,
-            f"{measured:.3g}",
-            measured >= self.limit if more else measured <= self.limit,
-        )
-
-    def _measure(self, results: Results, best: str) -> float | None:
-        if not best:
-            return results.median(self.row, self.contender)
-        return results.ratio(self.row, self.contender, best, self.other_row)
+        is_met = measured >= self.limit if more else measured <= self.limit
+        met = "met" if is_met else "**missed**"
+        yield f"| {text} | {wanted} | {measured:.3g} | {met} |"
 
 
-class ImportTarget(Target):
-    """Not a ratio, but a difference: amqpstorm's own import is part of ours."""
-
-    def judge(self, results: Results) -> Verdict | None:
-        own, theirs = (
-            results.median(self.row, self.contender),
-            results.median(self.row, "amqpstorm"),
-        )
-        if own is None or theirs is None:
-            return None
-        more = own - theirs
-        return Verdict(
-            "import: ms over amqpstorm's own",
-            f"≤ {self.limit:g}",
-            f"{more:.3g}",
-            more <= self.limit,
-        )
-
-
-PEERS = tuple(name for name, (kind, _) in NAMES.items() if kind == "peer")
+PEERS = tuple(name for name, each in CONTENDERS.items() if each.kind == "peer")
 TARGETS = (
     Target("send", 2, ("dramatiq",)),
     Target("send", 0.6, ("amqpstorm",)),
@@ -208,7 +152,7 @@ TARGETS = (
     Target("memory_long", 1.15, ("amqpstorm",), contender="kuyruk-embedded"),
     Target("idle", 0.2, ()),
     Target("idle", 0.2, (), contender="kuyruk-embedded"),
-    ImportTarget("import", 25, ("amqpstorm",)),
+    Target("import", 25, ("amqpstorm",), is_difference=True),
 )
 
 
@@ -220,48 +164,36 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def rows_of(results: Results, contenders: Iterable[str]) -> Iterator[str]:
+def rows_of(results: Results) -> Iterator[str]:
     yield "| | median | min to max | of ours | stolen |"
     yield "|---|--:|--:|--:|--:|"
     for row, (title, more) in ROWS.items():
-        present = [name for name in contenders if results.rounds(row, name)]
+        present = [name for name in CONTENDERS if results.rounds(row, name)]
         if present:
             yield f"| **{title}** ({'more' if more else 'less'} is better) | | | | |"
         for name in present:
             values = results.values(row, name)
-            stolen = statistics.median(
-                figure.stolen for figure in results.rounds(row, name).values()
-            )
-            ratio = results.ratio(row, name, OURS)
+            stolen = statistics.median(each.stolen for each in results.rounds(row, name).values())
+            ratio = results.ratio(row, name, OURS, row)
             extremes = f"{number(min(values))} to {number(max(values))}"
             part = "" if ratio is None else f"{ratio:.2f}"
-            yield f"| {name} | **{number(statistics.median(values))}** | {extremes} | {part} | {stolen:.0%} |"
+            median = number(statistics.median(values))
+            yield f"| {name} | **{median}** | {extremes} | {part} | {stolen:.0%} |"
 
 
-def table(results: Results, facts: Mapping[str, str], contenders: Mapping[str, Any]) -> str:
+def table(results: Results, facts: Mapping[str, str]) -> str:
     """As Markdown."""
     rounds = 1 + max((figure.round for figure in results.figures), default=0)
+    facts_of = ", ".join(f"{name} {version}" for name, version in facts.items())
+    about = '"Of ours": the median of the ratios to `kuyruk` in each round. '
     lines = [f"# Benchmark: medians of {rounds} interleaved rounds", ""]
-    lines += [
-        ", ".join(f"{name} {version}" for name, version in facts.items())
-        + f"; {os.cpu_count()} CPUs.",
-        "",
-    ]
-    lines += [
-        '"Of ours": the median of the ratios to `kuyruk` in each round. "Stolen": by the hypervisor.',
-        "",
-    ]
-    lines += [*rows_of(results, contenders), ""]
-    verdicts = [verdict for target in TARGETS if (verdict := target.judge(results)) is not None]
+    lines += [f"{facts_of}; {os.cpu_count()} CPUs.", "", f'{about}"Stolen": by the hypervisor.', ""]
+    lines += [*rows_of(results), ""]
+    verdicts = [line for target in TARGETS for line in target.judge(results)]
     if verdicts:
-        lines += ["## Targets", "", "| | wanted | measured | |", "|---|--:|--:|---|"]
-        lines += [
-            f"| {v.text} | {v.wanted} | {v.measured} | {'met' if v.is_met else '**missed**'} |"
-            for v in verdicts
-        ]
-        lines += [""]
+        lines += ["## Targets", "", "| | wanted | measured | |", "|---|--:|--:|---|", *verdicts, ""]
     lines += ["## Configurations", "", "| | |", "|---|---|"]
-    for name, contender in contenders.items():
+    for name, contender in CONTENDERS.items():
         threads = f"{contender.threads} {'thread' if contender.threads == 1 else 'threads'}"
         lines += [f"| {name} | {contender.about} ({threads}) |"]
     if results.failures:
@@ -341,7 +273,7 @@ def parts_of_bar(name: str, value: float, longest: float) -> list[str]:
     """Return a line of a panel, which begins at 0, 0."""
     is_cut = value > longest
     width = BAR if is_cut else max(1, round(BAR * value / longest))
-    kind = NAMES[name].kind
+    kind = CONTENDERS[name].kind
     style = ' class="title"' if kind == "ours" else ""
     parts = [
         f'<text{style} x="{LABEL - 6}" y="13" text-anchor="end">{escape(name)}</text>',
@@ -365,7 +297,7 @@ def moved(x: int, y: int, parts: Iterable[str]) -> str:
 
 def panel(results: Results, row: str, title: str) -> list[str]:
     """Return the lines of a panel, the best bar first; none if its row wasn't measured."""
-    values = {name: v for name in NAMES if (v := results.median(row, name)) is not None}
+    values = {name: v for name in CONTENDERS if (v := results.median(row, name)) is not None}
     if not values:
         return []
     longest = longest_whole(values.values())
@@ -382,11 +314,11 @@ def key(names: Iterable[str]) -> list[str]:
     """Return the lines that say what the names stand for."""
     lines = []
     for name in names:
-        kind, about = NAMES[name]
+        contender = CONTENDERS[name]
         lines.append(
-            f'<rect class="{kind}" y="2" width="14" height="14" rx="2"/>'
+            f'<rect class="{contender.kind}" y="2" width="14" height="14" rx="2"/>'
             f'<text x="22" y="14">{escape(name)}</text>'
-            f'<text class="small" x="{LABEL + 16}" y="14">{escape(about)}</text>'
+            f'<text class="small" x="{LABEL + 16}" y="14">{escape(contender.summary)}</text>'
         )
     return lines
 
@@ -395,7 +327,7 @@ def draw(results: Results, picture: Picture) -> str:
     """Return a picture as SVG: panels of bars, two beside each other, and what the names mean."""
     panels = [lines for item in picture.panels.items() if (lines := panel(results, *item))]
     shown = {f.contender for f in results.figures if f.row in picture.panels}
-    known = key(name for name in NAMES if name in shown)
+    known = key(name for name in CONTENDERS if name in shown)
     half = (len(known) + 1) // 2
     panels += [*([[]] if len(panels) % 2 else []), known[:half], known[half:]]
     parts, y = [], 2 * GAP
@@ -417,22 +349,13 @@ def draw(results: Results, picture: Picture) -> str:
     return "\n".join([*begin, *parts, "</svg>\n"])
 
 
-def report(
-    results: Results,
-    folder: str,
-    facts: Mapping[str, str],
-    contenders: Mapping[str, Any],
-    say: Callable[[str], None],
-) -> None:
+def report(results: Results, folder: str, facts: Mapping[str, str]) -> None:
     """Writes table.md, results.json and the pictures, and shows the table."""
     if not results.figures:
         return
-    text = table(results, facts, contenders)
-    data = {
-        "facts": dict(facts),
-        "failures": results.failures,
-        "figures": [f._asdict() for f in results.figures],
-    }
+    text = table(results, facts)
+    figures = [figure._asdict() for figure in results.figures]
+    data = {"facts": dict(facts), "failures": results.failures, "figures": figures}
     files = {"table.md": text, "results.json": json.dumps(data, indent=1)}
     files |= {name: draw(results, picture) for name, picture in PICTURES.items()}
     for name, content in files.items():

@@ -26,8 +26,7 @@ import lab
 from lab import Failure
 from rabbitmq_node import RabbitmqNode
 
-HERE = Path(__file__).resolve().parent.parent
-PICTURE = HERE / "docs" / "dashboard.png"
+PICTURE = Path(lab.ROOT) / "docs" / "dashboard.png"
 PATIENCE = 30.0  #: Seconds that something that must happen may take.
 
 
@@ -42,13 +41,11 @@ class Browser:
             f'exec "$0" --headless --no-sandbox --disable-gpu --disable-dev-shm-usage'
             f' --user-data-dir="$1" --remote-debugging-pipe about:blank 3<&{reads} 4>&{writes}'
         )
+        null = subprocess.DEVNULL
         self._process = subprocess.Popen(
             ["bash", "-c", command, program, str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(reads, writes),
-        )
+            stdin=null, stdout=null, stderr=null, pass_fds=(reads, writes),
+        )  # fmt: skip
         os.close(reads)
         os.close(writes)
         self._number, self._buffer = 0, b""
@@ -159,7 +156,7 @@ def run(program: str) -> None:
         check(browser, address, folder)
 
 
-def main() -> None:
+def check_all() -> None:
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         raise Failure("There is no Chromium: as root, apt-get install chromium")
@@ -168,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(lab.main("browser_check", main))
+    sys.exit(lab.main("browser_check", check_all))

@@ -57,19 +57,18 @@ from typing import Any, NamedTuple, cast
 import lab
 from amqpstorm.exception import AMQPChannelError
 from amqpstorm.uri_connection import UriConnection
-from chaos_tasks import DELAY, PLANNED
-from lab import RETURNED, Call, Failure, Sent, say
+from lab import PATIENCE, RETURNED, Failure, Sent, say
+from lab_tasks import DELAY, REJECT, VALUE_ERROR
 from rabbitmq_node import RabbitmqCluster, RabbitmqNode
 from tcp_proxy import TcpProxy
 
 #: Where everything is until the next run: notes and logs. Git ignores it.
 FOLDER = os.path.join(lab.ROOT, "build", "chaos")
 
+PLANNED = (VALUE_ERROR, REJECT)  #: What a task raises on purpose.
 PROCESSES = 2  #: Of a worker,
 THREADS = 4  #: and of each of these.
 TICK = 0.1  #: Seconds between two looks.
-#: Seconds that a process gets to start or to end, and in which something must happen at the end.
-PATIENCE = 30.0
 BACK_LIMIT = 10.0  #: Seconds in which a worker is to be back.
 SEND_MARGIN = 1.0  #: Seconds that a send may take beyond RABBIT_PUBLISH_TIMEOUT.
 #: Seconds before a fault in which the broker may not have on record yet that a task has ended;
@@ -138,93 +137,72 @@ class Deletion(NamedTuple):
 # --- A fault's own world -----------------------------------------------------------
 
 
-class Lane:
+class Lane(lab.Run):
     """A queue, a worker for it, two processes that send, and the proxy that the worker and one of
     those use."""
 
     def __init__(
-        self,
-        node: RabbitmqNode,
-        fault: Fault,
-        pace: Pace,
-        seed: int,
-        rate: float,
-        cluster: RabbitmqCluster | None = None,
-        folder: str = FOLDER,
-        patience: float = PATIENCE,
-    ) -> None:
-        #: node: one of the cluster's, if there is one.
-        self.node, self.cluster, self.fault, self.pace = node, cluster, fault, pace
+        self, node: RabbitmqNode, fault: Fault, pace: Pace, seed: int, rate: float,
+        cluster: RabbitmqCluster | None = None, folder: str = FOLDER, patience: float = PATIENCE,
+    ) -> None:  # fmt: skip
+        """node: one of the cluster's, if there is one."""
+        queue = f"chaos.{fault.slug}"
+        settings: dict[str, object] = {
+            "KUYRUK_RABBIT_HEARTBEAT": pace.heartbeat,
+            "KUYRUK_RABBIT_PUBLISH_TIMEOUT": pace.publish_timeout,
+        }
+        if cluster:
+            settings["KUYRUK_QUEUE_ARGUMENTS"] = {"x-queue-type": "quorum"}
+        super().__init__(node, queue, os.path.join(folder, fault.slug), **settings)
+        self.cluster, self.fault, self.pace = cluster, fault, pace
         self._url = cluster.url if cluster else node.url
         self.dice = random.Random(f"{seed} {fault.name}")
-        self.queue = f"chaos.{fault.slug}"
-        self.folder = os.path.join(folder, fault.slug)
-        os.makedirs(self.folder)
-        self.ledger = lab.Ledger(self.folder)
         self.forgotten = 0  #: Delayed tasks that came back only when somebody looked.
-        self.violations: list[str] = []
         self.strikes: list[Strike] = []
         #: Times in which the broker didn't run.
         self.outages: list[tuple[float, float]] = []
         self.deletions: list[Deletion] = []
         self.over = threading.Event()  # by Ctrl-C
-        self._rate, self._patience = rate, patience
-        self._processes: list[lab.Process] = []  # all that were ever started
+        self._rate, self._patience = str(rate / 2), patience
 
     def __enter__(self) -> Lane:
         self.proxy = TcpProxy(self.node.url)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for process in self._processes:
-            process.kill()
+        super().__exit__()
         self.proxy.close()
 
     # -- its processes
 
     def start(self) -> None:
-        near = self.proxy.url if self.fault.proxied else self._url
         options = ["--embed"] * self.fault.embedded + ["--various"] * self.fault.cluster
-        self.senders = [self._start_sender(near, *options), self._start_sender(self._url)]
+        self.senders = [
+            self.start_sender(self.near, "chaos_sender.py", "--rate", self._rate, *options),
+            self.start_sender(self._url, "chaos_sender.py", "--rate", self._rate),
+        ]
         self.worker = self.senders[0]
         if not self.fault.embedded:
-            self.start_worker()
-        self._wait_for_first_runs()
+            self.renew_worker()
+        if not self.wait_until(lambda: len(self.ledger.last_begin) >= self.processes, PATIENCE):
+            raise Failure(f"{self.fault.name}: the worker doesn't begin, see {self.folder}")
         self.nap(self.pace.before)
 
-    def start_worker(self) -> None:
-        url = self.proxy.url if self.fault.proxied else self._url
-        log, env = self._log("worker"), self._environment()
-        self.worker = lab.worker("chaos_tasks", url, log, PROCESSES, THREADS, **env)
-        self._processes.append(self.worker)
+    @property
+    def near(self) -> str:
+        """The URL that the worker and one sender use."""
+        return self.proxy.url if self.fault.proxied else self._url
 
-    def stop_worker(self) -> None:
-        code = self.worker.stop(PATIENCE)
-        if code != 0:
-            self.violations.append(f"a worker ended on SIGTERM with exit code {code}")
+    @property
+    def processes(self) -> int:
+        """How many there are to be that run tasks."""
+        return 1 if self.fault.embedded else PROCESSES
 
-    def _start_sender(self, url: str, *options: str) -> lab.Process:
-        program = os.path.join(lab.TOOLS, "chaos_sender.py")
-        command = [sys.executable, program, "--rate", str(self._rate / 2), *options]
-        env = lab.environment(KUYRUK_RABBIT_URL=url, **self._environment())
-        self._processes.append(lab.Process(command, self._log("sender"), env))
-        return self._processes[-1]
-
-    def _log(self, name: str) -> str:
-        return os.path.join(self.folder, f"{name}.log")
-
-    def _environment(self) -> dict[str, object]:
-        settings = {
-            "KUYRUK_RABBIT_HEARTBEAT": self.pace.heartbeat,
-            "KUYRUK_RABBIT_PUBLISH_TIMEOUT": self.pace.publish_timeout,
-            "CHAOS_QUEUE": self.queue,
-            "LAB_FOLDER": self.folder,
-        }
-        quorum = {"KUYRUK_QUEUE_ARGUMENTS": {"x-queue-type": "quorum"}}
-        return settings | (quorum if self.cluster else {})
+    def renew_worker(self) -> None:
+        self.start_worker(self.near, PROCESSES, THREADS)
 
     def consumers(self) -> list[int]:
-        """Processes that run tasks."""
+        """Return the processes that run tasks."""
         return [self.worker.pid] if self.fault.embedded else self.worker.children()
 
     # -- time
@@ -242,10 +220,13 @@ class Lane:
             self.nap(TICK)
         return False
 
-    def _wait_for_first_runs(self) -> None:
-        wanted = 1 if self.fault.embedded else PROCESSES
-        if not self.wait_until(lambda: len(self.ledger.last_begin) >= wanted, PATIENCE):
-            raise Failure(f"{self.fault.name}: the worker doesn't begin, see {self.folder}")
+    def hurt(self, begin: Callable[[], object], seconds: float, end: Callable[[], object]) -> None:
+        """Do the one, and after a while the other, whatever happens."""
+        begin()
+        try:
+            self.nap(seconds)
+        finally:
+            end()
 
     # -- the fault
 
@@ -278,58 +259,46 @@ class Lane:
         limit = BACK_LIMIT + strike.unnoticed
 
         def missing() -> list[int]:
-            return [
-                pid
-                for pid in self.consumers()
-                if self.ledger.last_begin.get(pid, 0) <= strike.ended
-            ]
+            begins = self.ledger.last_begin
+            return [pid for pid in self.consumers() if begins.get(pid, 0) <= strike.ended]
 
         def are_all_back() -> bool:
-            return (
-                len(self.consumers()) == (1 if self.fault.embedded else PROCESSES) and not missing()
-            )
+            return len(self.consumers()) == self.processes and not missing()
 
         if self.wait_until(are_all_back, limit + SEND_MARGIN):
             strike.back = time.monotonic() - strike.ended
         else:
             strike.late = True
-            self.violations.append(
-                f"not back in {limit:g} s: {missing() or 'a process is missing'}"
-            )
+            text = f"not back in {limit:g} s: {missing() or 'a process is missing'}"
+            self.violations.append(text)
 
     # -- the end
 
     def finish(self) -> None:
         for sender in self.senders:
             sender.tell("stop")
-        self._drain()
+        self.drain(self._follow, self._is_done, self._patience)
         if not self.fault.embedded:
             self.stop_worker()
         for sender in self.senders:
-            code = sender.close_input(PATIENCE)
-            if code != 0:
-                self.violations.append(f"a sender ended with exit code {code}")
-        self.ledger.follow()
-        left = [pid for process in self._processes for pid in process.session(zombies=True)]
-        if left:
-            self.violations.append(f"processes were left behind: {left}")
-        self.ledger.read_failed(self.node.url, self.queue)
+            self.expect_code("a sender", sender.close_input())
+        self.account()
 
-    def _drain(self) -> None:
-        """Wait until all that was confirmed has run, or nothing happens any more."""
-        quiet = lab.Quiet()
-        while True:
-            self.nap(2 * TICK)
-            self.ledger.follow()
-            if self.fault.cluster:
-                self.ledger.read_failed(self.node.url, self.queue)
-            seconds = quiet.seconds(self.ledger.news())
-            owed = sum(map(self.is_owed, self.ledger.open())) if seconds > SETTLING else 1
-            if not owed or seconds > self._patience:
-                return
-            if self.fault.cluster and seconds > self._patience / 2:
-                self.forgotten = max(self.forgotten, owed)
-                self._look_at(f"{self.queue}.delay.{DELAY * 1000:.0f}")
+    def _follow(self) -> None:
+        self.nap(2 * TICK)
+        self.ledger.follow()
+        if self.fault.cluster:
+            self.ledger.read_failed(self.node.url, self.queue)
+
+    def _is_done(self, seconds: float) -> bool:
+        """Whether all that was confirmed has run."""
+        if seconds <= SETTLING:
+            return False
+        owed = sum(map(self.is_owed, self.ledger.unfinished()))
+        if owed and self.fault.cluster and seconds > self._patience / 2:
+            self.forgotten = max(self.forgotten, owed)
+            self._look_at(f"{self.queue}.delay.{DELAY * 1000:.0f}")
+        return not owed
 
     def _look_at(self, queue: str) -> None:
         """Ask for a message, and have it go where its time was to send it.
@@ -359,7 +328,7 @@ class Fault:
     """`cause` returns when it is over: when the broker runs again, and so on."""
 
     name: str
-    cause: Callable[[Lane], None]
+    cause: Callable[[Lane], object]
     broker: bool = False  #: Concerns all connections of the broker.
     proxied: bool = False  #: Needs the proxy.
     embedded: bool = False  #: Needs a service with a worker in it.
@@ -373,105 +342,47 @@ class Fault:
         return "-".join(self.name.replace(",", " ").split())
 
 
-FAULTS: dict[str, Fault] = {}
-
-
-def fault(name: str, **options: bool) -> Callable[[Callable[[Lane], None]], Callable[[Lane], None]]:
-    def decorate(cause: Callable[[Lane], None]) -> Callable[[Lane], None]:
-        FAULTS[name] = Fault(name, cause, **options)
-        return cause
-
-    return decorate
-
-
-@fault("child killed")
 def kill_child(lane: Lane) -> None:
     os.kill(lane.dice.choice(lane.worker.children()), signal.SIGKILL)
 
 
-@fault("worker killed")
 def kill_worker(lane: Lane) -> None:
     lane.worker.kill()
-    lane.start_worker()
+    lane.renew_worker()
 
 
-@fault("worker stopped", cuts=False)
 def restart_worker(lane: Lane) -> None:
     lane.stop_worker()
-    lane.start_worker()
+    lane.renew_worker()
 
 
-@fault("broker killed", broker=True)
 def kill_broker(lane: Lane) -> None:
     # It would forget a queue that was declared a moment ago, as after a deletion.
     lane.node.flush()
+    restart_broker(lane, RabbitmqNode.kill)
+
+
+def restart_broker(lane: Lane, end: Callable[[RabbitmqNode], None] = RabbitmqNode.halt) -> None:
     with lane.outage():
-        lane.node.kill()
+        end(lane.node)
         lane.nap(lane.pace.outage)
         lane.node.start()
 
 
-@fault("broker stopped", broker=True)
-def restart_broker(lane: Lane) -> None:
-    with lane.outage():
-        lane.node.halt()
-        lane.nap(lane.pace.outage)
-        lane.node.start()
-
-
-@fault("broker frozen", broker=True)
 def freeze_broker(lane: Lane) -> None:
     with lane.outage():
-        lane.node.pause()
-        try:
-            lane.nap(lane.pace.freeze)
-        finally:
-            lane.node.resume()
+        lane.hurt(lane.node.pause, lane.pace.freeze, lane.node.resume)
 
 
-@fault("connections closed", broker=True)
-def close_connections(lane: Lane) -> None:
-    lane.node.ctl("close_all_connections", "chaos")
-
-
-@fault("memory alarm", broker=True, cuts=False)
 def raise_alarm(lane: Lane) -> None:
-    lane.node.ctl("set_vm_memory_high_watermark", ALARM)
-    try:
-        lane.nap(lane.pace.alarm)
-    finally:
-        lane.node.ctl("set_vm_memory_high_watermark", NO_ALARM)
+    limit = functools.partial(lane.node.ctl, "set_vm_memory_high_watermark")
+    lane.hurt(lambda: limit(ALARM), lane.pace.alarm, lambda: limit(NO_ALARM))
 
 
-@fault("TCP reset", proxied=True)
-def reset(lane: Lane) -> None:
-    lane.proxy.cut()
+def stall(lane: Lane, direction: str) -> None:
+    lane.hurt(lambda: lane.proxy.stall(direction), lane.pace.stall, lane.proxy.resume)
 
 
-@fault("TCP stall up", proxied=True)
-def stall_up(lane: Lane) -> None:
-    _stall(lane, "up")
-
-
-@fault("TCP stall down", proxied=True)
-def stall_down(lane: Lane) -> None:
-    _stall(lane, "down")
-
-
-def _stall(lane: Lane, direction: str) -> None:
-    lane.proxy.stall(direction)
-    try:
-        lane.nap(lane.pace.stall)
-    finally:
-        lane.proxy.resume()
-
-
-@fault("half-open", proxied=True, silent=True)
-def half_open(lane: Lane) -> None:
-    lane.proxy.swallow()
-
-
-@fault("queue deleted")
 def delete_queue(lane: Lane) -> None:
     """With messages in it, and the worker on it."""
     lane.worker.signal(signal.SIGSTOP)
@@ -482,25 +393,21 @@ def delete_queue(lane: Lane) -> None:
         lane.worker.signal(signal.SIGCONT)
 
 
-@fault("queue deleted, cached")
 def delete_cached_queue(lane: Lane) -> None:
     """Without a worker that would declare it anew: only senders that believe it to be there."""
     lane.stop_worker()
     lane.nap(BACKLOG)
     lane.delete_queue()
     lane.nap(BACKLOG)
-    lane.start_worker()
+    lane.renew_worker()
 
 
-@fault("consumer_timeout")
 def exceed_consumer_timeout(lane: Lane) -> None:
     """The broker closes the channel of a process. Mixed, other faults may be faster."""
-    seconds = 2 * lane.pace.consumer_timeout
-    cuts = count_cuts(lane.ledger)
+    seconds, cuts = 2 * lane.pace.consumer_timeout, count_cuts(lane.ledger)
     lane.senders[1].tell(f"hold {seconds}")
-    if lane.fault is not MIXED and not lane.wait_until(
-        lambda: count_cuts(lane.ledger) > cuts, seconds
-    ):
+    has_closed = functools.partial(lane.wait_until, lambda: count_cuts(lane.ledger) > cuts, seconds)
+    if lane.fault is not MIXED and not has_closed():
         lane.violations.append("the broker hasn't closed the channel")
 
 
@@ -513,22 +420,40 @@ def is_cut(outcome: str | None) -> bool:
     return outcome not in (None, RETURNED, *PLANNED)
 
 
-@fault("fork", cuts=False)
 def fork_sender(lane: Lane) -> None:
     lane.senders[0].tell("fork")
 
 
-@fault("fork, embedded", embedded=True, cuts=False, mixes=False)
-def fork_service(lane: Lane) -> None:
-    lane.senders[0].tell("fork")
-
-
-@fault("leading node killed", broker=True, cluster=True, mixes=False)
 def kill_leading_node(lane: Lane) -> None:
     assert lane.cluster is not None
     lane.cluster.leader_of(lane.queue).kill()
 
 
+_ALL = (
+    Fault("child killed", kill_child),
+    Fault("worker killed", kill_worker),
+    Fault("worker stopped", restart_worker, cuts=False),
+    Fault("broker killed", kill_broker, broker=True),
+    Fault("broker stopped", restart_broker, broker=True),
+    Fault("broker frozen", freeze_broker, broker=True),
+    Fault(
+        "connections closed",
+        lambda lane: lane.node.ctl("close_all_connections", "chaos"),
+        broker=True,
+    ),
+    Fault("memory alarm", raise_alarm, broker=True, cuts=False),
+    Fault("TCP reset", lambda lane: lane.proxy.cut(), proxied=True),
+    Fault("TCP stall up", lambda lane: stall(lane, "up"), proxied=True),
+    Fault("TCP stall down", lambda lane: stall(lane, "down"), proxied=True),
+    Fault("half-open", lambda lane: lane.proxy.swallow(), proxied=True, silent=True),
+    Fault("queue deleted", delete_queue),
+    Fault("queue deleted, cached", delete_cached_queue),
+    Fault("consumer_timeout", exceed_consumer_timeout),
+    Fault("fork", fork_sender, cuts=False),
+    Fault("fork, embedded", fork_sender, embedded=True, cuts=False, mixes=False),
+    Fault("leading node killed", kill_leading_node, broker=True, cluster=True, mixes=False),
+)
+FAULTS = {fault.name: fault for fault in _ALL}
 #: Not a fault: the lane of all of them.
 MIXED = Fault("mixed", lambda lane: None, broker=True, proxied=True, mixes=False)
 
@@ -565,8 +490,7 @@ class Account:
 
     def __init__(self, lane: Lane) -> None:
         self._lane, self._ledger, self._pace = lane, lane.ledger, lane.pace
-        self.violations = lane.violations
-        missing = self._ledger.open()
+        missing = self._ledger.unfinished()
         self._deleted = [sent for sent in missing if not lane.is_owed(sent)]
         # More than there were in a queue aren't gone with it: the oldest must have been lost
         # before.
@@ -577,27 +501,28 @@ class Account:
         self._again = self._ledger.again()
 
     def _most_deleted(self) -> int:
-        """What the queues held, and what was just about to come."""
-        spans = [(deletion.began, deletion.ended) for deletion in self._lane.deletions]
+        """Return how many the queues held, and how many were just about to come."""
+        deletions = self._lane.deletions
         coming = sum(
-            any(_overlap((sent.began, sent.ended), span) for span in spans)
+            any(_overlap((sent.began, sent.ended), (each.began, each.ended)) for each in deletions)
             for sent in self._deleted
         )
-        return coming + sum(deletion.messages for deletion in self._lane.deletions)
+        return coming + sum(deletion.messages for deletion in deletions)
 
     def row(self) -> Row:
-        ledger = self._ledger
+        ledger, add = self._ledger, self._lane.add
         sent, runs = ledger.sent, [number for number in ledger.calls if ledger.runs(number)]
         unexplained = itertools.filterfalse(self._explains, self._again)
-        self._add("lost", map(str, self.lost))
-        self._add("ran again without a reason", map(self._describe, unexplained))
-        self._add("wrong", [str(each) for each in sent.values() if "WRONG" in each.outcome])
-        self._add("ran and was never sent", ledger.calls.keys() - sent.keys())
-        self._add("failed", [f"{number}: {ledger.failed[number]}" for number in self._misplaced()])
-        self._check_embedded()
+        add("lost", map(str, self.lost))
+        add("ran again without a reason", map(self._describe, unexplained))
+        add("wrong", [str(each) for each in sent.values() if "WRONG" in each.outcome])
+        add("failed", [f"{number}: {ledger.failed[number]}" for number in self._misplaced()])
+        if self._lane.fault.embedded:
+            others = ledger.last_begin.keys() - {self._lane.worker.pid}
+            add("a fork of the service has run tasks", map(str, others))
         confirmed = len(ledger.confirmed)
         if not confirmed:
-            self.violations.append("no send was confirmed at all")
+            self._lane.violations.append("no send was confirmed at all")
         return Row(
             fault=self._lane.fault.name,
             sent=len(sent),
@@ -612,43 +537,29 @@ class Account:
             back=self._longest_back(),
         )
 
-    def _add(self, what: str, found: Iterable[str]) -> None:
-        self.violations += lab.some(what, found)
-
     def _misplaced(self) -> Iterator[str]:
         """Yield what has failed, and is none of those that fail on purpose."""
         for number, exceptions in self._ledger.failed.items():
             outcomes = {call.outcome for call in self._ledger.calls.get(number, ())}
-            if set(exceptions) - {PLANNED[0]} or outcomes - {PLANNED[0], None}:
+            if set(exceptions) - {VALUE_ERROR} or outcomes - {VALUE_ERROR, None}:
                 yield number
 
     def delays(self) -> str:
         """Return how late the tasks were that came back from a delay."""
         late = []
-        for number in self._ledger.calls:
-            planned = [call for call in self._ledger.calls[number] if call.outcome in PLANNED]
+        for number, calls in self._ledger.calls.items():
+            planned = [call for call in calls if call.outcome in PLANNED]
             if planned and (runs := self._ledger.runs(number)):
                 late.append(runs[0].began - planned[0].ended - DELAY)
         text = f"{len(late)} came back from a delay, the latest {max(late, default=0):.1f} s late"
         return f"{text}; RabbitMQ forgot {self._lane.forgotten}, till somebody looked"
 
-    def _describe(self, number: str) -> str:
-        first, *more = self._again[number]
-        strike = next((s for s in reversed(self._lane.strikes) if s.began < first.ended), None)
-        before = (
-            f"{strike.name}, {strike.began:.2f} to {strike.ended:.2f}" if strike else "no fault"
-        )
-        runs = ", ".join(
-            f"{run.began:.2f} to {run.ended:.2f} in {run.pid}" for run in (first, *more)
-        )
-        return f"{number}, sent {self._ledger.sent.get(number)}, ran {runs}; before that: {before}"
-
-    def _check_embedded(self) -> None:
-        if self._lane.fault.embedded:
-            others = self._ledger.last_begin.keys() - {self._lane.worker.pid}
-            self._add("a fork of the service has run tasks", map(str, others))
-
     # -- messages that ran again
+
+    def _describe(self, number: str) -> str:
+        runs = self._again[number]
+        before = [strike for strike in self._lane.strikes if strike.began < runs[0].ended]
+        return f"{self._ledger.sent.get(number)}, ran {runs}; before that: {before[-1:]}"
 
     def _explains(self, number: str) -> bool:
         """A fault found it on its way: while it was sent, or before the broker had its
@@ -658,7 +569,7 @@ class Account:
             on_its_way.append((sent.began, sent.ended))
         return any(_overlap(span, hit) for span in on_its_way for hit in self._hits())
 
-    def _hits(self) -> Iterator[tuple[float, float]]:
+    def _hits(self) -> Iterator[Span]:
         for strike in self._lane.strikes:
             if strike.until is not None and strike.name != "consumer_timeout":
                 yield strike.began, strike.until
@@ -672,56 +583,49 @@ class Account:
         longest = max(self._ledger.sent.values(), key=lambda sent: sent.ended - sent.began)
         seconds = longest.ended - longest.began
         if seconds > self._pace.publish_timeout + SEND_MARGIN:
-            self.violations.append(f"a send took {seconds:.1f} s: {longest}")
+            self._lane.violations.append(f"a send took {seconds:.1f} s: {longest}")
         return seconds
 
     def _longest_silence(self) -> float:
         """See the top of this file."""
-        end = max(sent.ended for sent in self._ledger.sent.values())
-        waits = []
-        for sent in self._ledger.confirmed:
-            calls = [call for call in self._ledger.calls.get(sent.number, ()) if has_ended(call)]
-            begin = calls[0].began if calls else self._deleted_at(sent, end)
-            waits.append((sent.ended, begin))
-        begins = self._ledger.begins()
-        longest = 0.0
-        for start, stop in _subtract(_merge(waits), self._lane.outages):
-            marks = [
-                start,
-                *begins[bisect.bisect(begins, start) : bisect.bisect_left(begins, stop)],
-                stop,
-            ]
-            longest = max(longest, *(b - a for a, b in itertools.pairwise(marks)))
+        #: What becomes of the number of messages that wait while the broker runs; 0: a task begins.
+        changes = [(at, 0) for at in self._ledger.begins()]
+        for start, stop in self._waits():
+            changes += [(start, 1), (stop, -1)] if start < stop else []
+        everything = len(changes)
+        for start, stop in self._lane.outages:
+            changes += [(start, -everything), (stop, everything)]
+        longest, since, waiting = 0.0, 0.0, 0
+        for at, change in sorted(changes):
+            longest = max(longest, at - since if waiting > 0 else 0.0)
+            if change == 0 or waiting <= 0:
+                since = at
+            waiting += change
         return longest
 
-    def _deleted_at(self, sent: Sent, end: float) -> float:
-        return min(
-            (each.began for each in self._lane.deletions if sent.began <= each.ended), default=end
-        )
+    def _waits(self) -> Iterator[Span]:
+        """Yield from when each message was there until its first call that has ended by itself."""
+        end = max(sent.ended for sent in self._ledger.sent.values())
+        for sent in self._ledger.confirmed:
+            calls = self._ledger.calls.get(sent.number, ())
+            begins = [call.began for call in calls if call.outcome in (RETURNED, *PLANNED)]
+            gone = [each.began for each in self._lane.deletions if sent.began <= each.ended]
+            yield sent.ended, next(iter(begins or gone), end)
 
     def _longest_back(self) -> float:
         """If not each process was waited for: until the next task began, unless another fault came
         in between."""
-        begins, strikes, longest = self._ledger.begins(), self._lane.strikes, 0.0
+        begins, strikes = self._ledger.begins(), self._lane.strikes
         for strike, following in itertools.zip_longest(strikes, strikes[1:]):
-            seconds = strike.back
-            if seconds is None:
-                place = bisect.bisect(begins, strike.ended)
-                begin = begins[place] if place < len(begins) else strike.ended
-                seconds = min(begin, following.began if following else begin) - strike.ended
+            if strike.back is None:
+                later = begins[bisect.bisect(begins, strike.ended) :][:1] or [strike.ended]
+                begin = min(later[0], following.began) if following else later[0]
+                strike.back = begin - strike.ended
                 limit = BACK_LIMIT + strike.unnoticed
-                strike.back = seconds
-                if seconds > limit and not strike.late:
-                    self.violations.append(
-                        f"{strike.name}: not back in {limit:g} s, but after {seconds:.1f} s"
-                    )
-            longest = max(longest, seconds)
-        return longest
-
-
-def has_ended(call: Call) -> bool:
-    """Whether it has, by itself."""
-    return call.outcome == RETURNED or call.outcome in PLANNED
+                if strike.back > limit and not strike.late:
+                    text = f"not back in {limit:g} s, but after {strike.back:.1f} s"
+                    self._lane.violations.append(f"{strike.name}: {text}")
+        return max(strike.back or 0.0 for strike in strikes)
 
 
 Span = tuple[float, float]
@@ -729,24 +633,6 @@ Span = tuple[float, float]
 
 def _overlap(a: Span, b: Span) -> bool:
     return a[0] <= b[1] and b[0] <= a[1]
-
-
-def _merge(spans: Iterable[Span]) -> list[Span]:
-    merged: list[Span] = []
-    for start, stop in sorted(span for span in spans if span[0] < span[1]):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = merged[-1][0], max(stop, merged[-1][1])
-        else:
-            merged.append((start, stop))
-    return merged
-
-
-def _subtract(spans: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
-    left = list(spans)
-    for start, stop in holes:
-        parts = [part for a, b in left for part in ((a, min(b, start)), (max(a, stop), b))]
-        left = [(a, b) for a, b in parts if a < b]
-    return left
 
 
 # --- The run -----------------------------------------------------------------------
@@ -770,10 +656,9 @@ class Chaos:
         self._prepare([*lanes, *([mixed] if mixed else [])])
         say(Row.head())
         try:
-            self._run_at_once([lane for lane in lanes if not lane.fault.broker])
-            for lane in lanes:
-                if lane.fault.broker:
-                    self._run_lane(lane, self._strike_once)
+            for is_alone in (False, True):
+                group = [lane for lane in lanes if lane.fault.broker == is_alone]
+                self._run_at_once(group, 1 if is_alone else self._pace.at_once)
             for fault in faults:
                 if fault.cluster:
                     self._run_on_cluster(fault)
@@ -808,8 +693,8 @@ class Chaos:
         )
         self._node.flush()
 
-    def _run_at_once(self, lanes: list[Lane]) -> None:
-        with concurrent.futures.ThreadPoolExecutor(self._pace.at_once) as executor:
+    def _run_at_once(self, lanes: list[Lane], count: int) -> None:
+        with concurrent.futures.ThreadPoolExecutor(count) as executor:
             futures = [executor.submit(self._run_lane, lane, self._strike_once) for lane in lanes]
             try:
                 for future in futures:

@@ -10,7 +10,7 @@ there:
     hold SECONDS    send a task that takes so long
 
 With --embed it is a service with a worker in threads of its own. With --various it also sends tasks
-that come back from a delay, or fail. Settings come from the environment, see chaos_tasks.py.
+that come back from a delay, or fail. Settings come from the environment, see lab_tasks.py.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import time
 from collections.abc import Callable
 
 import lab
-from chaos_tasks import app, come_back, config, fail, note, reject
 from lab import CONFIRMED, Sent
+from lab_tasks import KINDS, app, config, work
 
 import kuyruk
 
@@ -39,16 +39,16 @@ EMBEDDED_THREADS = 4
 Outcomes = dict[str, str]
 
 
-def send_one(numbers: list[str]) -> Outcomes:
+def send_one(numbers: list[str], hold: float = 0.0) -> Outcomes:
     [number] = numbers
-    note(number)
+    work(number, hold)
     return {number: CONFIRMED}
 
 
 def send_batch(numbers: list[str]) -> Outcomes:
     outcomes = dict.fromkeys(numbers, CONFIRMED)
     try:
-        app.send_tasks_to_queue([note.subtask((number,)) for number in numbers])
+        app.send_tasks_to_queue([work.subtask((number,)) for number in numbers])
     except kuyruk.BrokerError as error:
         outcomes |= {subtask.args[0]: repr(error) for subtask in error.unconfirmed}
     return outcomes
@@ -57,16 +57,16 @@ def send_batch(numbers: list[str]) -> Outcomes:
 def send_and_wait(numbers: list[str]) -> Outcomes:
     """A call that is answered has been confirmed, too. Without an answer nobody knows."""
     [number] = numbers
-    answer = note.send_to_queue((number,), wait_result=config.RABBIT_PUBLISH_TIMEOUT)
+    answer = work.send_to_queue((number,), wait_result=config.RABBIT_PUBLISH_TIMEOUT)
     return {number: CONFIRMED if answer == number else f"WRONG ANSWER {answer!r}"}
 
 
-_various = itertools.cycle((come_back, reject, fail))
+_various = itertools.cycle([KINDS[name].task for name in ("come_back", "reject", "fail")])
 
 
 def send_various(numbers: list[str]) -> Outcomes:
     [number] = numbers
-    next(_various)(number)
+    next(_various)(number, 0.0)
     return {number: CONFIRMED}
 
 
@@ -102,23 +102,17 @@ class Sender(lab.Senders):
         return f"{os.getpid()}.{next(self._numbers)}"
 
     def _send(self, way: Way, numbers: list[str]) -> None:
-        began = time.monotonic()
+        name, began = getattr(way, "__name__", "held"), time.monotonic()
         try:
             outcomes = way(numbers)
         except kuyruk.KuyrukError as error:  # anything else is a defect, and ends this thread
             outcomes = dict.fromkeys(numbers, repr(error))
         ended = time.monotonic()
         for number, outcome in outcomes.items():
-            lab.note(Sent(number, way.__name__, began, ended, outcome))
+            lab.note(Sent(number, name, began, ended, outcome))
 
     def hold(self, seconds: float) -> None:
-        number, began = f"{self._next()}.held", time.monotonic()
-        try:
-            note(number, seconds)
-            outcome = CONFIRMED
-        except kuyruk.BrokerError as error:
-            outcome = repr(error)
-        lab.note(Sent(number, "send_one", began, time.monotonic(), outcome))
+        self._send(functools.partial(send_one, hold=seconds), [self._next()])
 
 
 def obey(sender: Sender, make: Callable[[], Sender]) -> None:

@@ -25,6 +25,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import lab
 from amqpstorm.exception import AMQPChannelError, AMQPError
@@ -59,25 +60,6 @@ LOG_LINES = (
 )
 
 
-# --- What the user sees --------------------------------------------------------
-
-
-class Progress:
-    """A line that is written over, if the output is a terminal."""
-
-    def __init__(self, what: str) -> None:
-        self._what, self._next = what, 0.0
-
-    def show(self, done: int) -> None:
-        if sys.stdout.isatty() and time.monotonic() >= self._next:
-            self._next = time.monotonic() + 0.1
-            lab.say_progress(f"    {self._what}: {done} ")
-
-    def clear(self) -> None:
-        if sys.stdout.isatty():
-            lab.say_progress("")
-
-
 # --- The files -----------------------------------------------------------------
 
 
@@ -89,15 +71,16 @@ class Selection:
         self.left_out = 0
         self.unreadable: list[str] = []
         self._skip = frozenset(skip)
-        progress = Progress("files read")
         room = MAX_BYTES
         for path, size in self._walk(folder):
             if len(self.facts) >= MAX_FILES or size > room:
                 self.left_out += 1
-            elif self._add(path):
+            elif facts := examine(path):
+                self.facts[path] = facts
                 room -= size
-            progress.show(len(self.facts))
-        progress.clear()
+            else:
+                self.unreadable.append(path)
+            lab.say_progress(f"    files read: {len(self.facts)}")
 
     def _walk(self, folder: str) -> Iterator[tuple[str, int]]:
         """Regular files only: no symbolic links, which may lead anywhere, and no devices."""
@@ -112,13 +95,6 @@ class Selection:
     def _on_error(self, error: OSError) -> None:
         self.unreadable.append(str(error.filename))
 
-    def _add(self, path: str) -> bool:
-        try:
-            self.facts[path] = tasks.examine(path)
-        except OSError:
-            self.unreadable.append(path)
-        return path in self.facts
-
     def describe(self) -> str:
         text = f"{len(self.facts)} files"
         if self.left_out:
@@ -127,27 +103,29 @@ class Selection:
             text += f"; {len(self.unreadable)} can't be read, as {self.unreadable[0]!r}"
         return text
 
+    def compare(self, results: Mapping[str, object], seconds: float) -> Comparison:
+        """Compare what was found out here with what the worker has found out. A file that has
+        changed meanwhile, or is gone, proves nothing."""
+        wrong = [path for path, here in self.facts.items() if results.get(path) != here]
+        changed = {path for path in wrong if examine(path) != self.facts[path]}
+        mismatches = [
+            f"{path!r}: {results.get(path, 'no result')}" for path in wrong if path not in changed
+        ]
+        return Comparison(mismatches, changed, seconds)
 
-class Comparison:
+
+class Comparison(NamedTuple):
     """Of what was found out here with what the worker has found out."""
 
-    def __init__(self, selection: Selection, results: Mapping[str, object], seconds: float) -> None:
-        self.seconds = seconds
-        self.mismatches: list[str] = []
-        self.changed: set[str] = set()
-        for path, here in selection.facts.items():
-            there = results.get(path, "no result")
-            if there != here and self._is_still(path, here):
-                self.mismatches.append(f"{path!r}: {there}")
-            elif there != here:
-                self.changed.add(path)
+    mismatches: list[str]
+    changed: set[str]
+    seconds: float
 
-    def _is_still(self, path: str, here: tasks.Facts) -> bool:
-        """False if the file has changed meanwhile, or is gone."""
-        try:
-            return tasks.examine(path) == here
-        except OSError:
-            return False
+
+def examine(path: str) -> tasks.Facts | None:
+    with contextlib.suppress(OSError):
+        return tasks.examine(path)
+    return None
 
 
 # --- The two ways to send ------------------------------------------------------
@@ -155,7 +133,6 @@ class Comparison:
 
 def wait_for_each(selection: Selection, worker: lab.Process) -> Comparison:
     """Each result is waited for by the thread that has sent the task."""
-    progress = Progress("results")
     pool = concurrent.futures.ThreadPoolExecutor(THREADS)
     began = time.monotonic()
     futures: dict[str, concurrent.futures.Future[object]] = {}
@@ -166,7 +143,7 @@ def wait_for_each(selection: Selection, worker: lab.Process) -> Comparison:
         waiting = set(futures.values())
         while waiting:
             waiting = concurrent.futures.wait(waiting, timeout=0.2).not_done
-            progress.show(len(futures) - len(waiting))
+            lab.say_progress(f"    results: {len(futures) - len(waiting)}")
             worker.check()
         seconds = time.monotonic() - began
     except BaseException:
@@ -179,14 +156,11 @@ def wait_for_each(selection: Selection, worker: lab.Process) -> Comparison:
         raise
     finally:
         pool.shutdown()
-        progress.clear()
-    return Comparison(
-        selection, {path: future.result() for path, future in futures.items()}, seconds
-    )
+    return selection.compare({path: future.result() for path, future in futures.items()}, seconds)
 
 
 def ask(path: str) -> object:
-    """The result, or what was raised instead."""
+    """Return the result, or what was raised instead."""
     try:
         return tasks.checksum.send_to_queue(args=(path,), wait_result=PATIENCE)
     except kuyruk.KuyrukError as error:
@@ -195,42 +169,23 @@ def ask(path: str) -> object:
 
 def send_as_batch(selection: Selection, worker: lab.Process, report: str) -> Comparison:
     """All are sent at once. The tasks append their results to a file, which is read here."""
-    progress = Progress("results")
     results: dict[str, object] = {}
-    began = time.monotonic()
+    tail, quiet, began = lab.Tail(report), lab.Quiet(), time.monotonic()
     tasks.app.send_tasks_to_queue(
         [tasks.checksum_into.subtask((path, report)) for path in selection.facts]
     )
-    try:
-        for facts in follow(report, worker):
-            if facts is not None:
-                results[facts["path"]] = facts
-            progress.show(len(results))
-            missing = selection.facts.keys() - results.keys() if facts is None else None
-            if len(results) == len(selection.facts) or (
-                missing and not any(map(os.path.exists, missing))
-            ):
-                break  # of files that were deleted meanwhile nothing is reported
-        seconds = time.monotonic() - began
-    finally:
-        progress.clear()
-    return Comparison(selection, results, seconds)
-
-
-def follow(report: str, worker: lab.Process) -> Iterator[tasks.Facts | None]:
-    """The file's lines as they come; None for each second in which none came."""
-    tail, quiet, told = lab.Tail(report), lab.Quiet(), 1.0
-    lines = 0
-    while (seconds := quiet.seconds(lines)) < PATIENCE:
-        told = min(told, seconds + 1)
+    while missing := selection.facts.keys() - results.keys():
         for line in tail.lines():
-            lines += 1
-            yield json.loads(line)
+            facts = json.loads(line)
+            results[facts["path"]] = facts
+        lab.say_progress(f"    results: {len(results)}")
+        seconds = quiet.seconds(len(results))
+        # Of files that were deleted meanwhile nothing is reported.
+        if seconds > PATIENCE or (seconds > 1 and not any(map(os.path.exists, missing))):
+            break
         worker.check()
         time.sleep(0.01)
-        if seconds >= told:
-            told = seconds + 1
-            yield None
+    return selection.compare(results, time.monotonic() - began)
 
 
 # --- The demo ------------------------------------------------------------------
@@ -242,27 +197,24 @@ def start_broker(stack: contextlib.ExitStack) -> str:
     if url:
         say("RabbitMQ: the one of KUYRUK_TEST_URL")
         return url
-    began = time.monotonic()
-    node = RabbitmqNode()
-    stack.callback(node.stop)
-    node.start()
+    began, node = time.monotonic(), stack.enter_context(RabbitmqNode())
     say(f"RabbitMQ: a private one, started in {time.monotonic() - began:.1f} s")
     return node.url
 
 
-def claim_queues(stack: contextlib.ExitStack) -> None:
+@contextlib.contextmanager
+def claimed_queues() -> Iterator[None]:
     """Ours until the end. Raises Failure when there are such queues already."""
     for queue in QUEUES:
         with contextlib.suppress(AMQPChannelError), tasks.app.channel() as channel:
             channel.queue.declare(queue, passive=True)
             raise Failure(f"there is a queue {queue!r} on this broker already: not touched")
-    stack.callback(delete_queues)
-
-
-def delete_queues() -> None:
-    with contextlib.suppress(AMQPError), tasks.app.channel() as channel:
-        for queue in QUEUES:
-            channel.queue.delete(queue)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(AMQPError), tasks.app.channel() as channel:
+            for queue in QUEUES:
+                channel.queue.delete(queue)
 
 
 def start_worker(stack: contextlib.ExitStack, url: str, log: str) -> lab.Process:
@@ -306,17 +258,14 @@ def show_log(log: str) -> None:
 
 
 def show_table(selection: Selection, each: Comparison, batch: Comparison) -> None:
-    files = len(selection.facts)
-    size = sum(facts["bytes"] for facts in selection.facts.values())
-    lines = sum(facts["lines"] for facts in selection.facts.values())
-    mismatches = [*each.mismatches, *batch.mismatches]
-    say(f"\n    files: {files}   bytes: {size}   lines: {lines}   mismatches: {len(mismatches)}")
+    files, facts = len(selection.facts), selection.facts.values()
+    size, lines = sum(fact["bytes"] for fact in facts), sum(fact["lines"] for fact in facts)
+    wrong = len(each.mismatches) + len(batch.mismatches)
+    say(f"\n    files: {files}   bytes: {size}   lines: {lines}   mismatches: {wrong}")
     ways = ((f"each waited for, {THREADS} threads", each), ("one batch, results in a file", batch))
-    for way, comparison in ways:
-        rate = files / comparison.seconds
-        say(f"    {way:32}{files:>8} tasks  {comparison.seconds:6.2f} s {rate:8.0f} tasks/s")
-    changed = each.changed | batch.changed
-    if changed:
+    for way, (_, _, seconds) in ways:
+        say(f"    {way:32}{files:>8} tasks  {seconds:6.2f} s {files / seconds:8.0f} tasks/s")
+    if changed := each.changed | batch.changed:
         say(f"    not counted, because they changed meanwhile: {len(changed)}")
     say()
 
@@ -367,7 +316,7 @@ def _demonstrate(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> 
     except ValueError as error:
         raise Failure(f"KUYRUK_TEST_URL: {error}") from None
     stack.callback(tasks.app.close)
-    claim_queues(stack)
+    stack.enter_context(claimed_queues())
     made = stack.enter_context(tempfile.TemporaryDirectory(prefix="kuyruk-demo-"))
     worker = start_worker(stack, url, os.path.join(made, "log"))
     each = wait_for_each(selection, worker)

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import hashlib
 import json
 import logging
@@ -89,45 +88,27 @@ def nested(kind: bytes, depth: int) -> bytes:
     return value
 
 
-def packed(kind: bytes, form: str, numbers: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
-    return numbers.map(lambda number: kind + struct.pack(form, number))
-
-
-def whole(bits: int, signed: bool) -> st.SearchStrategy[int]:
-    low = -(2 ** (bits - 1)) if signed else 0
-    return st.integers(low, low + 2**bits - 1)
-
-
 texts = st.one_of(
     st.text(max_size=20).map(lambda text: text.encode("utf-8", "replace")), st.binary(max_size=20)
 )
+#: The types of a field's value that have a fixed size, and their sizes in bytes.
+SIZES = {b"b": 1, b"B": 1, b"s": 2, b"u": 2, b"I": 4, b"i": 4, b"l": 8, b"T": 8, b"f": 4, b"d": 8}
+SIZES |= {b"D": 5, b"V": 0, b"Z": 0, b"\0": 0}
 #: A field's value, of each type that RabbitMQ takes, and of some that it doesn't.
 scalars = st.one_of(
-    st.sampled_from([b"V", b"t\x00", b"t\x01", b"t\x07", b"\x00", b"Z"]),
-    packed(b"b", ">b", whole(8, True)),
-    packed(b"B", ">B", whole(8, False)),
-    packed(b"s", ">h", whole(16, True)),
-    packed(b"u", ">H", whole(16, False)),
-    packed(b"I", ">i", whole(32, True)),
-    packed(b"i", ">I", whole(32, False)),
-    packed(b"l", ">q", whole(64, True)),
-    packed(b"T", ">Q", whole(64, False)),
-    packed(b"f", ">f", st.floats(width=32)),
-    packed(b"d", ">d", st.floats()),
-    st.tuples(whole(8, False), whole(32, False)).map(lambda pair: b"D" + struct.pack(">BI", *pair)),
-    texts.map(lambda data: b"S" + long(data)),
-    texts.map(lambda data: b"x" + long(data)),
+    st.sampled_from([b"V", b"t\x00", b"t\x01", b"t\x07"]),
+    *(st.binary(min_size=n, max_size=n).map(kind.__add__) for kind, n in SIZES.items()),
+    st.builds(lambda kind, data: kind + long(data), st.sampled_from([b"S", b"x"]), texts),
 )
 #: How deep: also about as deep as Python can read it, and just not write it any more.
 depths = st.one_of(st.integers(0, 30), st.integers(300, 520), st.integers(470, 500))
 deep_fields = st.builds(nested, st.sampled_from([b"F", b"A"]), depths)
-FIRST_NAMES = "BCC x-death x-delivery-count x-first-death-queue x-last-death-reason"
-OUR_NAMES = [f"x-kuyruk-{n}" for n in ("failures", "queue", "exception", "value", "expiration")]
+KNOWN_NAMES = ["BCC", "x-death", "x-delivery-count", "x-first-death-queue", "x-last-death-reason"]
+KNOWN_NAMES += [f"x-kuyruk-{n}" for n in ("failures", "queue", "exception", "value", "expiration")]
 names = st.one_of(
     texts,
     st.binary(min_size=120, max_size=255),
-    st.sampled_from([*map(str.encode, FIRST_NAMES.split())]),
-    st.sampled_from([*map(str.encode, OUR_NAMES)]),
+    st.sampled_from([name.encode() for name in KNOWN_NAMES]),
 )
 
 
@@ -146,9 +127,7 @@ big_sizes = st.one_of(st.integers(1000, 125_000), st.integers(100_000, 125_000))
 big_tables = big_sizes.map(lambda size: b"\x03bigS" + long(b"x" * size))
 many_fields = st.integers(100, 20_000).map(lambda count: b"\x04manyA" + long(b"V" * count))
 headers = st.one_of(
-    tables(st.recursive(scalars, containers, max_leaves=8)),
-    tables(st.recursive(scalars, containers, max_leaves=8)),
-    tables(st.recursive(scalars, containers, max_leaves=8)),
+    *(tables(st.recursive(scalars, containers, max_leaves=8)) for _ in range(3)),
     deep_fields.map(lambda value: b"\x04deep" + value),
     big_tables,
     many_fields,
@@ -161,8 +140,7 @@ ADDRESSES = [b"no such queue", b"", b"x" * 255, b"\xff\xfe"]
 ADDRESSES += [b"amq.rabbitmq.reply-to.x", b"amq.rabbitmq.reply-to.g.x"]
 #: In the order of the wire: the first has the highest flag.
 FIELDS: dict[str, st.SearchStrategy[bytes]] = {
-    "content_type": texts.map(short),
-    "content_encoding": texts.map(short),
+    **dict.fromkeys(("content_type", "content_encoding"), texts.map(short)),
     "headers": headers.map(long),
     "delivery_mode": st.sampled_from([b"\1", b"\2"] * 9 + [b"\0", b"\3"]),
     "priority": st.binary(min_size=1, max_size=1),
@@ -173,8 +151,7 @@ FIELDS: dict[str, st.SearchStrategy[bytes]] = {
     "timestamp": st.one_of(st.just(bytes(8)), st.binary(min_size=8, max_size=8)),
     "type": texts.map(short),
     "user_id": st.sampled_from([b"guest", b"admin"]).map(short),
-    "app_id": texts.map(short),
-    "cluster_id": texts.map(short),
+    **dict.fromkeys(("app_id", "cluster_id"), texts.map(short)),
 }
 #: More often some than all, because one that the broker refuses hides the others.
 RARE = ("expiration", "user_id", "cluster_id")
@@ -213,19 +190,8 @@ shapes = st.recursive(
     ),
     max_leaves=8,
 )
-LITERALS = [
-    r"1e999",
-    r"-1e999",
-    r"NaN",
-    r"Infinity",
-    r"1E400",
-    r"-0",
-    r'"\ud800"',
-    r'"\u0000"',
-    r"{}",
-    r"[]",
-    r'""',
-]
+LITERALS = ["1e999", "-1e999", "NaN", "Infinity", "1E400", "-0", r'"\ud800"', r'"\u0000"']
+LITERALS += ["{}", "[]", '""']
 #: As JSON text, where Python's writer would refuse: too deep for it, or not a number that it knows.
 texts_of_json = st.one_of(
     shapes.map(json.dumps),
@@ -234,19 +200,17 @@ texts_of_json = st.one_of(
     st.integers(1, 1100).map(lambda depth: "[" * depth + "]" * depth),
     st.integers(1, 1100).map(lambda depth: '{"k":' * depth + "0" + "}" * depth),
 )
-NO_MODULES = ["os", "builtins", "kuyruk", "__main__", "", ".", "..", f".{MODULE}"]
-NEARLY = [f"{MODULE}{end}" for end in (".", ".x", "..x", ".note", ".\0", "/x")]
+NO_MODULES = ["os", "builtins", "kuyruk", "__main__", "", ".", "..", f".{MODULE}", *FORBIDDEN]
+NO_MODULES += [f"{MODULE}{end}" for end in (".", ".x", "..x", ".note", ".\0", "/x")]
 modules = st.one_of(
-    st.sampled_from([MODULE] * 6 + [*FORBIDDEN, *NO_MODULES]),
-    st.sampled_from(NEARLY),
+    st.sampled_from([MODULE, *NO_MODULES]),
     st.integers(1, 3000).map(lambda count: MODULE + ".a" * count),
     st.text(max_size=20),
 )
 NO_TASKS = ["other", "bomb", "os", "os.system", "system", "app", "Bomb", "note.f"]
-NO_NAMES = ["__class__", "__dict__", "__builtins__", "note.__call__", "", ".", "\ud800", "f\0"]
+NO_TASKS += ["__class__", "__dict__", "__builtins__", "note.__call__", "", ".", "\ud800", "f\0"]
 functions = st.one_of(
     st.sampled_from([*TASKS] * 3 + NO_TASKS),
-    st.sampled_from(NO_NAMES),
     st.integers(1, 20_000).map(lambda size: "x" * size),
     st.text(max_size=20),
 )
@@ -264,7 +228,7 @@ VALID: dict[str, st.SearchStrategy[str]] = {
 @st.composite
 def descriptions(draw: st.DrawFn) -> bytes:
     """A task's message, of which some part may be missing, or wrong."""
-    wrong = draw(st.sets(st.sampled_from([*VALID, "more"]), max_size=2))
+    wrong = draw(st.just(set()) | st.sets(st.sampled_from([*VALID, "more"]), max_size=2))
     parts = {}
     for key, strategy in VALID.items():
         if key not in wrong:
@@ -297,15 +261,12 @@ def big(draw: st.DrawFn) -> bytes:
     return draw(st.sampled_from(texts))
 
 
-sizes = st.integers(0, 49)
 bodies = st.one_of(
-    descriptions(),
-    descriptions(),
-    descriptions(),
+    *(descriptions() for _ in range(3)),  # the same one would count once
     texts_of_json.map(str.encode),
     damaged(),
     st.binary(max_size=200),
-    sizes.flatmap(lambda number: big() if number == 0 else descriptions()),
+    st.integers(0, 49).flatmap(lambda number: big() if number == 0 else descriptions()),
 )
 messages = st.builds(Message, bodies, properties)
 
@@ -330,14 +291,12 @@ class Wire:
         try:
             self._connect()
             head = struct.pack(">HHQ", 60, 0, len(message.body)) + message.properties
-            parts = [(2, head)]
             starts = range(0, len(message.body), self.LIMIT)
-            parts += [(3, message.body[start : start + self.LIMIT]) for start in starts]
+            parts = [(3, message.body[start : start + self.LIMIT]) for start in starts]
             data = frame.marshal(commands.Basic.Publish(routing_key=queue), 1)
-            for kind, payload in parts:
+            for kind, payload in [(2, head), *parts]:
                 data += struct.pack(">BHI", kind, 1, len(payload)) + payload + b"\xce"
-            cast(socket.socket, self._socket).sendall(data)
-            answer = self._read()
+            answer = self._ask(data)
         except OSError as error:
             self.close()
             return f"connection: {type(error).__name__}"
@@ -350,8 +309,7 @@ class Wire:
         """Take a message out of a queue: its properties (None if they can't be decoded) and its
         body."""
         self._connect()
-        self._write(1, commands.Basic.Get(queue=queue, no_ack=True))
-        answer = self._read()
+        answer = self._ask(frame.marshal(commands.Basic.Get(queue=queue, no_ack=True), 1))
         if answer.name == "Basic.GetEmpty":
             return None
         assert answer.name == "Basic.GetOk", answer.name
@@ -373,33 +331,28 @@ class Wire:
     def _connect(self) -> None:
         if self._socket is not None:
             return
-        self._socket = socket.create_connection(
-            (self._url.hostname, self._url.port or 5672), PATIENCE
-        )
+        host, port = self._url.hostname, self._url.port or 5672
+        self._socket = socket.create_connection((host, port), PATIENCE)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        user, password = (
+        login = [
             urllib.parse.unquote(part or "guest")
             for part in (self._url.username, self._url.password)
-        )
-        self._socket.sendall(header.ProtocolHeader().marshal())
-        self._read()
+        ]
         capabilities: Any = {"capabilities": {"publisher_confirms": True}}
-        self._write(
-            0, commands.Connection.StartOk(capabilities, "PLAIN", f"\0{user}\0{password}", "en_US")
-        )
-        self._read()
-        self._write(0, commands.Connection.TuneOk(10, 131_072, 0))
-        self._write(
-            0,
-            commands.Connection.Open(virtual_host=urllib.parse.unquote(self._url.path[1:]) or "/"),
-        )
-        self._read()
-        for request in (commands.Channel.Open(), commands.Confirm.Select()):
-            self._write(1, request)
-            self._read()
+        secret = "\0".join(["", *login])
+        host = urllib.parse.unquote(self._url.path[1:]) or "/"
+        start = commands.Connection.StartOk(capabilities, "PLAIN", secret, "en_US")
+        tune = frame.marshal(commands.Connection.TuneOk(10, 131_072, 0), 0)
+        self._ask(header.ProtocolHeader().marshal())
+        self._ask(frame.marshal(start, 0))
+        self._ask(tune + frame.marshal(commands.Connection.Open(virtual_host=host), 0))
+        self._ask(frame.marshal(commands.Channel.Open(), 1))
+        self._ask(frame.marshal(commands.Confirm.Select(), 1))
 
-    def _write(self, channel: int, method: Any) -> None:
-        cast(socket.socket, self._socket).sendall(frame.marshal(method, channel))
+    def _ask(self, data: bytes) -> Any:
+        """Return the next method."""
+        cast(socket.socket, self._socket).sendall(data)
+        return self._read()
 
     def _read(self) -> Any:
         """The next method."""
@@ -441,11 +394,44 @@ class LogWatch(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
-        self.losses += text.startswith("Lost the connection for sending")
-        if record.levelno >= logging.WARNING and any(
-            words in text.partition("\n")[0] for words in BAD_NEWS
-        ):
+        self.losses += text.startswith("Waiting for RabbitMQ, trying again")
+        first = text.partition("\n")[0]
+        if record.levelno >= logging.WARNING and any(words in first for words in BAD_NEWS):
             self.bad.append(f"{text[:200]} ... {text[-200:]}")
+
+
+def make_functions(ended: Callable[..., None]) -> list[Callable[..., Any]]:
+    """Return what tasks are made of: those of TASKS, and one for sane messages."""
+    lock, seen = threading.Lock(), set()
+
+    def note(*args: Any, **kwargs: Any) -> Any:
+        ended("note", args, kwargs)
+        return [args, kwargs]
+
+    def discard(*args: Any, **kwargs: Any) -> None:
+        ended("discard", args, kwargs)
+        raise kuyruk.Discard
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ValueError(args, kwargs)
+
+    def later(*args: Any, **kwargs: Any) -> None:
+        """Fails at first, and comes back."""
+        call = digest_of_call("later", list(args), kwargs)
+        with lock:
+            is_first = call not in seen
+            seen.add(call)
+        if is_first:
+            raise ValueError(args, kwargs)
+        ended("later", args, kwargs)
+
+    def no_arguments() -> None:
+        ended("no_arguments")
+
+    def sane() -> str:
+        return "sane"
+
+    return [note, discard, fail, later, no_arguments, sane]
 
 
 class Fuzz:
@@ -460,8 +446,7 @@ class Fuzz:
         self._open: collections.Counter[bytes] = collections.Counter()
         # ends of tasks not accounted for: their calls
         self._ran: collections.Counter[bytes] = collections.Counter()
-        self._lock = threading.Lock()  # guards _ran, _seen and called
-        self._seen: set[bytes] = set()
+        self._lock = threading.Lock()  # guards _ran
         self.called: list[str] = []  # what isn't a task, and was called all the same
         self._log = LogWatch()
         config = kuyruk.Config()
@@ -497,74 +482,33 @@ class Fuzz:
         self._journal.close()
         logger = logging.getLogger("kuyruk")
         logger.removeHandler(self._log)
-        logger.propagate, logger.level = self._logging
+        logger.propagate = self._logging[0]
         logger.setLevel(self._logging[1])
         del sys.modules[MODULE]
 
     def _make_module(self) -> None:
         """With tasks of this application, and with much that is none."""
-        module = sys.modules[MODULE] = types.ModuleType(MODULE)
-        for name in (*TASKS, "sane"):
-            self._add_task(module, name)
-        bomb = self._as_function("bomb", lambda *args, **kwargs: self.called.append("bomb"))
-        other = self._as_function("other", lambda *args, **kwargs: self.called.append("other"))
-        more: dict[str, Any] = {
-            "bomb": bomb,
-            "os": os,
-            "app": self.app,
-            "other": kuyruk.Kuyruk().task(other),
-        }
-        vars(module).update(more, Bomb=type("Bomb", (), {"__init__": bomb}))
 
-    def _add_task(self, module: types.ModuleType, name: str) -> None:
-        options: dict[str, Any] = {"later": {"fail_delay": 0.2}}.get(name, {})
-        run = cast(Callable[..., Any], getattr(self, f"_{name}"))
-        setattr(module, name, self.app.task(self.queue, **options)(self._as_function(name, run)))
+        def bomb(*args: Any, **kwargs: Any) -> None:
+            self.called.append("no task")
 
-    def _as_function(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        def with_any(*args: Any, **kwargs: Any) -> Any:
-            return run(*args, **kwargs)
+        functions = make_functions(self._end)
+        for function in (bomb, *functions):
+            function.__module__, function.__qualname__ = MODULE, function.__name__
+        module: Any = types.ModuleType(MODULE)
+        for function in functions:
+            delay = 0.2 if function.__name__ == "later" else 0
+            task = self.app.task(self.queue, fail_delay=delay)(function)
+            setattr(module, function.__name__, task)
+        module.bomb, module.os, module.app = bomb, os, self.app
+        module.other = kuyruk.Kuyruk().task(bomb)
+        module.Bomb = type("Bomb", (), {"__init__": bomb})
+        sys.modules[MODULE] = module
+        self._sane_task = module.sane
 
-        def with_none() -> Any:
-            return run()
-
-        function = with_none if name in ("no_arguments", "sane") else with_any
-        function.__name__ = function.__qualname__ = name
-        function.__module__ = MODULE
-        return function
-
-    # -- the tasks
-
-    def _end(self, name: str, args: Any = (), kwargs: Any = types.MappingProxyType({})) -> None:
+    def _end(self, task: str, args: Any = (), kwargs: Any = types.MappingProxyType({})) -> None:
         with self._lock:
-            self._ran[digest_of_call(name, list(args), kwargs)] += 1
-
-    def _note(self, *args: Any, **kwargs: Any) -> Any:
-        self._end("note", args, kwargs)
-        return [args, kwargs]
-
-    def _discard(self, *args: Any, **kwargs: Any) -> None:
-        self._end("discard", args, kwargs)
-        raise kuyruk.Discard
-
-    def _fail(self, *args: Any, **kwargs: Any) -> None:
-        raise ValueError(args, kwargs)
-
-    def _later(self, *args: Any, **kwargs: Any) -> None:
-        """Fails at first, and comes back."""
-        call = digest_of_call("later", list(args), kwargs)
-        with self._lock:
-            is_first = call not in self._seen
-            self._seen.add(call)
-        if is_first:
-            raise ValueError(args, kwargs)
-        self._end("later", args, kwargs)
-
-    def _no_arguments(self) -> None:
-        self._end("no_arguments")
-
-    def _sane(self) -> str:
-        return "sane"
+            self._ran[digest_of_call(task, list(args), kwargs)] += 1
 
     # -- the account
 
@@ -584,7 +528,9 @@ class Fuzz:
             if not self._account():
                 time.sleep(0.02)
         for body, count in self._open.items():
-            self._violate(f"lost, or not settled: {count} of {body[:200]!r} ({len(body)} bytes)")
+            self.violations.append(
+                f"lost, or not settled: {count} of {body[:200]!r} ({len(body)} bytes)"
+            )
         self._open.clear()
         self._check_worker()
         self.figures["violations"] = len(self.violations)
@@ -597,14 +543,10 @@ class Fuzz:
         while (message := self._wire.get(f"{self.queue}.failed")) is not None:
             self._enter(*message)
         with self._lock:
-            ran = self._ran.copy()
-        for body in list(self._open) if ran else ():
-            function, call = self._call_of(body)
-            count = min(self._open[body], ran[call])
-            if count:
-                self._tick_off(body, f"ran ({function})", count)
-                ran[call] -= count
-                with self._lock:
+            for body in list(self._open) if self._ran else ():
+                function, call = self._call_of(body)
+                if count := min(self._open[body], self._ran[call]):
+                    self._tick_off(body, f"ran ({function})", count)
                     self._ran[call] -= count
         return before - self._open.total()
 
@@ -614,13 +556,9 @@ class Fuzz:
         # what the worker could just read must not be too deep here
         sys.setrecursionlimit(5 * limit)
         try:
-            description = json.loads(body.decode())
-            function, args, kwargs = (
-                description["function"],
-                description["args"] or [],
-                description["kwargs"] or {},
-            )
-            return function, digest_of_call(function, args, kwargs)
+            what = json.loads(body.decode())
+            function = what["function"]
+            return function, digest_of_call(function, what["args"] or [], what["kwargs"] or {})
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return "", b""
         finally:
@@ -641,44 +579,32 @@ class Fuzz:
         elif self._log.losses:
             self.figures[AGAIN] += 1
         else:
-            self._violate(f"failed twice, or with another body: {body[:200]!r}")
+            self.violations.append(f"failed twice, or with another body: {body[:200]!r}")
         if not (exception and facts.get("x-kuyruk-value") and facts.get("x-kuyruk-failed-at")):
-            self._violate(f"failed without a reason: {body[:200]!r}: {facts!r}")
+            self.violations.append(f"failed without a reason: {body[:200]!r}: {facts!r}")
 
     def _check_worker(self) -> None:
-        with contextlib.suppress(AssertionError):
-            self._sane_task_works()
-        if not self._worker.healthy:
-            self._violate("the worker isn't healthy")
-        if self.called:
-            self._violate(f"called although no task: {self.called}")
-        imported = sys.modules.keys() & set(FORBIDDEN)
-        if imported:
-            self._violate(f"imported for a message: {imported}")
+        try:
+            answer = self._sane_task.send_to_queue(wait_result=PATIENCE)
+        except kuyruk.KuyrukError as error:
+            answer = error
         with self._lock:
             again, self._ran = self._ran.total(), collections.Counter()
-        if again and self._log.losses:
+        if self._log.losses:
             self.figures[AGAIN] += again
-        elif again:
-            self._violate(f"{again} tasks ran that no message had asked for, or once too often")
-        while self._log.bad:
-            self._violate(f"in the log: {self._log.bad.pop()}")
-
-    def _sane_task_works(self) -> None:
-        try:
-            answer = self._sane_task().send_to_queue(wait_result=PATIENCE)
-        except kuyruk.KuyrukError as error:
-            self._violate(f"a sane task doesn't work: {error!r}")
-        else:
-            if answer != "sane":
-                self._violate(f"a sane task's caller got {answer!r}")
-
-    def _sane_task(self) -> kuyruk.Task[..., Any]:
-        return cast("kuyruk.Task[..., Any]", getattr(sys.modules[MODULE], "sane"))  # noqa: B009
-
-    def _violate(self, text: str) -> None:
-        self.violations.append(text)
-        self.figures["violations"] += 1
+            again = 0
+        log, self._log.bad = self._log.bad, []
+        facts = {
+            "a sane task doesn't work: its caller got": answer != "sane" and repr(answer),
+            "the worker isn't healthy": not self._worker.healthy,
+            "called although no task:": self.called,
+            "imported for a message:": sys.modules.keys() & set(FORBIDDEN),
+            "tasks ran that no message had asked for, or once too often:": again,
+            "in the log:": log,
+        }
+        for text, fact in facts.items():
+            if fact:
+                self.violations.append(f"{text} {fact}")
 
 
 def generate(count: int, seed: int | None, use: Callable[[Message], object]) -> None:
@@ -709,7 +635,7 @@ def run(arguments: argparse.Namespace) -> list[str]:
             fuzz.check()
             say_progress(fuzz, count, began)
         violations = fuzz.check()
-    say(f"\n\nIn {time.monotonic() - began:.0f} seconds:")
+    say(f"\nIn {time.monotonic() - began:.0f} seconds:")
     for name, number in sorted(fuzz.figures.items(), key=lambda item: (-item[1], item[0])):
         say(f"{number:8} {name}")
     return violations[: lab.SHOWN]

@@ -95,10 +95,9 @@ class Proof:
         #: What became of each run. A list: threads that add to a counter overtake each other.
         self.outcomes: list[str] = []
         self.slowest = 0.0
-        for name in (*map(str, range(threads)), "last"):
-            for n in range(MODULES):
-                module = folder / f"interrupt_proof_{name}_{n}.py"
-                module.write_text(f"import math\nvalue = {n}\n")
+        for name, n in itertools.product((*map(str, range(threads)), "last"), range(MODULES)):
+            module = folder / f"interrupt_proof_{name}_{n}.py"
+            module.write_text(f"import math\nvalue = {n}\n")
         self.actions: list[Callable[[int], object]] = [log, use_queue, import_module, self.send]
 
     def send(self, n: int) -> None:
@@ -137,9 +136,8 @@ class Proof:
 
     def run(self, timeouts: int) -> None:
         run = functools.partial(self.run_thread, -(-timeouts // self.threads))
-        threads = [
-            threading.Thread(target=run, name=str(n), daemon=True) for n in range(self.threads)
-        ]
+        names = map(str, range(self.threads))
+        threads = [threading.Thread(target=run, name=name, daemon=True) for name in names]
         for thread in threads:
             thread.start()
         until = time.monotonic() + LATE + timeouts / 10

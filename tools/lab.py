@@ -24,12 +24,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
 from amqpstorm.exception import AMQPChannelError, AMQPError
 from amqpstorm.uri_connection import UriConnection
-from rabbitmq_node import RabbitmqError
+from rabbitmq_node import RabbitmqError, RabbitmqNode
 
 TOOLS = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(TOOLS)
@@ -37,6 +36,7 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 PATIENCE = 30.0  #: Seconds that a process gets to end, before it is killed.
+OFTEN = 30.0  #: Seconds between two lines about the progress, where there is no terminal.
 SHOWN = 10  #: Violations of one sort that are printed.
 RETURNED = "returned"  #: The outcome of a call that has returned.
 CONFIRMED = "confirmed"  #: The outcome of a send that has returned.
@@ -123,15 +123,25 @@ def main(name: str, run: Callable[[], Sequence[str] | None]) -> int:
     return 1 if violations else 0
 
 
-def say(text: str = "", end: str = "\n") -> None:
-    print(text, end=end, flush=True)
+class _Progress:
+    said = time.monotonic()  #: When it was said last, where the output is no terminal.
+    is_open = False  #: Its line is to be written over.
+
+
+def say(text: str = "") -> None:
+    if _Progress.is_open:
+        text, _Progress.is_open = f"\r\033[K{text}", False
+    print(text, flush=True)
 
 
 def say_progress(text: str) -> None:
-    """Say it on a line that is written over, if the output is a terminal."""
+    """Say it on a line that is written over; if the output is no terminal, on a line of its own,
+    but not often."""
     if sys.stdout.isatty():
-        say(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", end="")
-    else:
+        print(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+        _Progress.is_open = True
+    elif time.monotonic() > _Progress.said + OFTEN:
+        _Progress.said = time.monotonic()
         say(text)
 
 
@@ -187,12 +197,7 @@ class Process:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.kill()
 
     @property
@@ -469,7 +474,7 @@ class Ledger:
         calls = [call for call in self.calls.get(number, ()) if call.outcome == RETURNED]
         return sorted(calls, key=lambda call: call.ended)
 
-    def open(self) -> list[Sent]:
+    def unfinished(self) -> list[Sent]:
         """Return what was confirmed, and has neither run to its end nor failed for good."""
         return [
             s for s in self.confirmed if not self.runs(s.number) and s.number not in self.failed
@@ -486,6 +491,75 @@ class Ledger:
     def news(self) -> tuple[int, ...]:
         """Return what changes when anything happens."""
         return len(self.sent), len(self._by_begin), self.ends.total(), len(self.failed)
+
+
+# --- A run -------------------------------------------------------------------------
+
+
+class Run:
+    """Processes that work on a queue and send to it, the ledger that they write, and all that is
+    wrong.
+
+    As a context manager it ends all that it has started."""
+
+    def __init__(self, node: RabbitmqNode, queue: str, folder: str, **settings: object) -> None:
+        """settings: variables for all of its processes."""
+        self.node, self.queue, self.folder = node, queue, folder
+        os.makedirs(folder)
+        self.ledger = Ledger(folder)
+        self.violations: list[str] = []
+        self._settings = settings | {"LAB_FOLDER": folder, "LAB_QUEUE": queue}
+        self._processes: list[Process] = []  # all that were ever started
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for process in self._processes:
+            process.kill()
+
+    def start_worker(self, url: str, processes: int, threads: int) -> None:
+        log = os.path.join(self.folder, "worker.log")
+        self.worker = worker("lab_tasks", url, log, processes, threads, **self._settings)
+        self._processes.append(self.worker)
+
+    def start_sender(self, url: str, program: str, *options: str) -> Process:
+        command = [sys.executable, os.path.join(TOOLS, program), *options]
+        env = environment(KUYRUK_RABBIT_URL=url, **self._settings)
+        sender = Process(command, os.path.join(self.folder, "sender.log"), env)
+        self._processes.append(sender)
+        return sender
+
+    def stop_worker(self) -> None:
+        self.expect_code("a worker, on SIGTERM,", self.worker.stop())
+
+    def expect_code(self, who: str, code: int | None) -> None:
+        if code != 0:
+            self.violations.append(f"{who} ended with exit code {code}")
+
+    def drain(
+        self, tick: Callable[[], object], is_done: Callable[[float], object], patience: float
+    ) -> bool:
+        """Wait until all is done; `is_done` gets the seconds since anything has happened. Return
+        False if nothing has happened for so long."""
+        quiet = Quiet()
+        while (seconds := quiet.seconds(self.ledger.news())) < patience:
+            if is_done(seconds):
+                return True
+            tick()
+        return False
+
+    def account(self) -> None:
+        """Read what there is in the end, when all processes must have ended."""
+        self.ledger.follow()
+        self.ledger.read_failed(self.node.url, self.queue)
+        left = [pid for process in self._processes for pid in process.session(zombies=True)]
+        if left:
+            self.violations.append(f"processes were left behind: {left}")
+        self.add("ran and was never sent", self.ledger.calls.keys() - self.ledger.sent.keys())
+
+    def add(self, what: str, found: Iterable[str]) -> None:
+        self.violations += some(what, found)
 
 
 # --- Threads that send -------------------------------------------------------------

@@ -35,8 +35,7 @@ What runs for a node, and why nothing of it outlives this Python process:
 a cluster; kill() takes one of them and leaves epmd and the others alone.
 
 Another RabbitMQ than the system's: KUYRUK_TEST_RABBITMQ names the folder that holds its
-`rabbitmq-server`, or the root folder of another Debian system that has it installed (made by
-rabbitmq_root.sh; commands run in it through chroot).
+`rabbitmq-server`, or one that rabbitmq_root.sh has made.
 
 Needs nothing but the standard library, /bin/sh and RabbitMQ. Linux and macOS.
 """
@@ -58,11 +57,10 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
+from typing import Any, Self
 
 #: Names another RabbitMQ than the system's.
 SETTING = "KUYRUK_TEST_RABBITMQ"
@@ -99,6 +97,10 @@ ERLANG_ARGUMENTS = (
 )
 
 
+#: Of bytes or of text.
+Popen = subprocess.Popen[Any]
+
+
 class RabbitmqError(RuntimeError):
     """A node could not be found, started or talked to. The text says what to look at."""
 
@@ -106,72 +108,32 @@ class RabbitmqError(RuntimeError):
 # --- Finding RabbitMQ --------------------------------------------------------
 
 
-#: $0: the root folder of another system, the rest: a command in it, which keeps this process's id.
-#: The mounts are this process's own: they are gone when it ends.
-ENTER = 'mount --rbind /proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"'
+def search_path() -> str:
+    """Return the $PATH of all commands."""
+    usual = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin:/opt/homebrew/bin"
+    ours = [f for f in os.environ.get("PATH", "").split(":") if f.startswith("/")]
+    return ":".join([*ours, usual])
 
 
-@dataclass(frozen=True)
-class Installation:
-    """Where a RabbitMQ is: a folder of scripts, inside a file system's root."""
-
-    #: The root folder of its system; `/` is this one, anything else is entered by chroot.
-    root: Path
-    #: The folder that holds rabbitmq-server and rabbitmqctl, seen from outside of `root`.
-    scripts: Path
-
-    def inside(self, path: Path) -> str:
-        """How commands of this installation name a path of ours."""
-        return "/" + str(path.relative_to(self.root))
-
-    def which(self, command: str) -> Path | None:
-        """The file of a command that belongs to this installation (erl, epmd)."""
-        folders = os.pathsep.join(str(self.root / f[1:]) for f in self.search_path().split(":"))
-        found = shutil.which(command, path=folders)
-        return Path(found) if found else None
-
-    def search_path(self) -> str:
-        """$PATH for its commands."""
-        usual = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin:/opt/homebrew/bin"
-        ours = ":".join(f for f in os.environ.get("PATH", "").split(":") if f.startswith("/"))
-        return f"{ours}:{usual}" if ours and self.root == Path("/") else usual
-
-    def argv(self, command: Path | str, *arguments: str) -> list[str]:
-        """The command line that runs a command of this installation, from outside."""
-        name = command if isinstance(command, str) else self.inside(command)
-        if self.root == Path("/"):
-            return [name, *arguments]
-        user = [] if os.geteuid() == 0 else ["--map-root-user"]
-        enter = ["/bin/sh", "-c", ENTER, str(self.root), name, *arguments]
-        return ["unshare", "--mount", "--propagation", "private", *user, *enter]
-
-
-def find_rabbitmq(setting: str = "", system: Path = Path("/")) -> Installation:
-    """Where RabbitMQ is installed: as `setting` (see SETTING) says, else in `system`.
+def find_rabbitmq() -> Path:
+    """Return the folder of rabbitmq-server and rabbitmqctl: where SETTING says, else the system's.
 
     Raises RabbitmqError that names every file that was looked for.
     """
-    places: list[tuple[Path, Path]] = []  # (root, scripts)
-    if setting:
-        given = Path(setting).resolve()
-        root = next((given.parents[f.count("/")] for f in SCRIPT_FOLDERS if given.match(f)), system)
-        # A folder of scripts inside of another system runs in that system, not in ours.
-        foreign = root != system and (root / "usr/bin/erl").exists()
-        places.append((root if foreign else system, given))
-        places += [(given, given / folder) for folder in SCRIPT_FOLDERS]
-        places.append((system, given / "sbin"))  # the folder of a "generic Unix" archive
-    else:
-        places += [(system, system / folder) for folder in SCRIPT_FOLDERS]
-    for root, scripts in places:
+    setting = os.environ.get(SETTING, "")
+    root = Path(setting or "/").resolve()
+    places = [root / folder for folder in SCRIPT_FOLDERS]
+    if setting:  # the folder itself, or that of a "generic Unix" archive
+        places = [root, root / "sbin", *places]
+    for scripts in places:
         if all((scripts / name).is_file() for name in ("rabbitmq-server", "rabbitmqctl")):
-            return Installation(root, scripts)
-    sought = "\n".join(f"  {scripts / 'rabbitmq-server'}" for _, scripts in places)
+            return scripts
+    sought = "\n".join(f"  {scripts / 'rabbitmq-server'}" for scripts in places)
     where = f"{SETTING}={setting} holds no RabbitMQ server" if setting else "no RabbitMQ server"
     raise RabbitmqError(
         f"{where}. Looked for (each with rabbitmqctl beside it):\n{sought}\n"
         f"On Debian or Ubuntu: apt-get install rabbitmq-server; on macOS: brew install rabbitmq. "
-        f"Or set {SETTING} to the folder that holds rabbitmq-server, or to the root folder of "
-        f"another Debian system that has it."
+        f"Or set {SETTING} to the folder that holds rabbitmq-server."
     )
 
 
@@ -237,8 +199,8 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 class Realm:
     """What the nodes of one cluster share: a folder, an Erlang cookie, epmd and a guard."""
 
-    def __init__(self, installation: Installation | None = None) -> None:
-        self.installation = installation or find_rabbitmq(os.environ.get(SETTING, ""))
+    def __init__(self) -> None:
+        self.installed = find_rabbitmq()
         self.epmd_port = free_port()
         #: Holds everything; None while closed.
         self.folder: Path | None = None
@@ -248,9 +210,7 @@ class Realm:
         """Makes the folder, starts the guard and epmd; nothing if it did already."""
         if self.folder is not None:
             return self.folder
-        root = self.installation.root
-        parent = None if root == Path("/") else str(root / "tmp")
-        folder = Path(tempfile.mkdtemp(prefix="kuyruk-rabbitmq-", dir=parent)).resolve()
+        folder = Path(tempfile.mkdtemp(prefix="kuyruk-rabbitmq-")).resolve()
         self._owner = os.getpid()
         try:
             self._write_files(folder)
@@ -290,64 +250,33 @@ class Realm:
         assert self._guard.stdin is not None
         self._guard.stdin.close()
 
-    @property
-    def scripts(self) -> Path:
-        """The folder of rabbitmq-server to start nodes with."""
-        assert self.folder is not None
-        return self.folder / "system/sbin" if self._is_linked() else self.installation.scripts
-
-    def plugin_folders(self) -> dict[str, str]:
-        """What rabbitmq-server needs besides, to make use of the links."""
-        assert self.folder is not None
-        folders = (self.folder / "modules", self.folder / "system/plugins")
-        path = ":".join(self.installation.inside(folder) for folder in folders)
-        return {"RABBITMQ_PLUGINS_DIR": path} if self._is_linked() else {}
-
     def environment(self) -> dict[str, str]:
-        """What every command in this realm needs. Nothing of ours leaks in: not RABBITMQ_*."""
+        """Return what every command in this realm needs. Nothing of ours leaks in: not
+        RABBITMQ_*."""
         assert self.folder is not None
-        inside = self.installation.inside
-        return {
-            "PATH": self.installation.search_path(),
-            "HOME": inside(self.folder / "home"),
+        found = {
+            "PATH": search_path(),
+            "HOME": f"{self.folder}/home",
             "LANG": "C.UTF-8",
             "LC_ALL": "C.UTF-8",
-            "ERL_INETRC": inside(self.folder / "home/inetrc"),
+            "ERL_INETRC": f"{self.folder}/home/inetrc",
             "ERL_EPMD_ADDRESS": HOST,
             "ERL_EPMD_PORT": str(self.epmd_port),
             "ERL_CRASH_DUMP_SECONDS": "0",  # don't write one
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
         }
+        if self._is_linked():
+            found["RABBITMQ_PLUGINS_DIR"] = f"{self.folder}/modules:{self.folder}/system/plugins"
+        return found
 
-    def spawn(self, argv: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-        """Starts a process that ends with this realm."""
-        with log.open("ab") as output:
-            return subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=env,
-                cwd=log.parent,
-                process_group=self._epmd.pid,
-            )
-
-    def run(
-        self, argv: list[str], env: dict[str, str], timeout: float
-    ) -> subprocess.CompletedProcess[str]:
-        """Runs a command in this realm to its end."""
-        return subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            env=env,
-            cwd=self.folder,
-            process_group=self._epmd.pid,
-            timeout=timeout,
-            check=False,
-        )
+    def spawn(self, command: str, arguments: Sequence[str], **options: Any) -> Popen:
+        """Start one of RabbitMQ's scripts, which ends with this realm."""
+        assert self.folder is not None
+        scripts = self.folder / "system/sbin" if self._is_linked() else self.installed
+        return subprocess.Popen(
+            [scripts / command, *arguments],
+            stdin=subprocess.DEVNULL, cwd=self.folder, process_group=self._epmd.pid, **options,
+        )  # fmt: skip
 
     def _write_files(self, folder: Path) -> None:
         home = folder / "home"
@@ -362,7 +291,7 @@ class Realm:
         self._link_modules(folder)
 
     def _is_linked(self) -> bool:
-        return self.folder is not None and (self.folder / "system/sbin").is_symlink()
+        return self.folder is not None and (self.folder / "system/sbin").exists()
 
     def _link_modules(self, folder: Path) -> None:
         """Makes folders of links from which a node starts in a third of the time.
@@ -373,59 +302,48 @@ class Realm:
         once more, so that those with the most modules are looked into first (RabbitMQ does it in
         descending order).
         """
-        inside = self.installation.inside
-        server = (self.installation.scripts / "rabbitmq-server").resolve().parent.parent
-        erl = self.installation.which("erl")
-        if erl is None or not server.is_relative_to(self.installation.root):
+        server = (self.installed / "rabbitmq-server").resolve().parent.parent
+        erl = shutil.which("erl", path=search_path())
+        if erl is None or not (server / "plugins").is_dir():
             return  # it starts without them, too
-        otp = erl.resolve().parent.parent
+        otp = Path(erl).resolve().parent.parent
         system, modules = folder / "system", folder / "modules"
         (system / "plugins").mkdir(parents=True)
         modules.mkdir()
         for name in ("sbin", "escript"):
-            (system / name).symlink_to(inside(server / name))
+            (system / name).symlink_to(server / name)
         own, known = _folders(server / "plugins"), _folders(otp / "lib")
         known |= own
         needed = _applications(known)
         for name in needed & own.keys():
-            (system / "plugins" / own[name].name).symlink_to(inside(own[name]))
+            (system / "plugins" / own[name].name).symlink_to(own[name])
         by_size = sorted((known[n] for n in needed), key=lambda app: len(os.listdir(app / "ebin")))
         for number, app in enumerate(by_size):
-            (modules / f"{number:03}").symlink_to(inside(app))
+            (modules / f"{number:03}").symlink_to(app)
 
     def _start_epmd(self, folder: Path) -> None:
-        epmd = self.installation.which("epmd")
+        epmd = shutil.which("epmd", path=search_path())
         if epmd is None:
-            raise RabbitmqError(f"no epmd in {self.installation.search_path()}: is Erlang there?")
-        argv = self.installation.argv(epmd, "-port", str(self.epmd_port), "-address", HOST)
-        self._epmd = subprocess.Popen(
-            ["/bin/sh", "-c", START_EPMD, "epmd", *argv],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={"PATH": self.installation.search_path()},
-            cwd="/",
-            process_group=0,
-        )
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", GUARD, "guard", str(self._epmd.pid), str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            process_group=0,
-        )
+            raise RabbitmqError(f"no epmd in {search_path()}: is Erlang there?")
+        argv = [epmd, "-port", str(self.epmd_port), "-address", HOST]
+        self._epmd = self._start_shell(START_EPMD, "epmd", *argv)
+        self._guard = self._start_shell(GUARD, "guard", str(self._epmd.pid), str(folder))
         assert self._epmd.stdin is not None
         with self._epmd.stdin as line:
             line.write(b"go\n")
 
+    def _start_shell(self, script: str, *arguments: str) -> Popen:
+        """In a group of its own, with a pipe."""
+        return subprocess.Popen(
+            ["/bin/sh", "-c", script, *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={"PATH": search_path()}, cwd="/", process_group=0,
+        )  # fmt: skip
+
     def _wait_for_epmd(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline and self._epmd.poll() is None:
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection((HOST, self.epmd_port), 1.0),
-            ):
+            with contextlib.suppress(OSError), socket.create_connection((HOST, self.epmd_port), 1):
                 return
             time.sleep(POLL_INTERVAL / 10)
         raise RabbitmqError(f"epmd didn't start on port {self.epmd_port}")
@@ -473,12 +391,7 @@ class _Started:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
 
@@ -507,7 +420,7 @@ class RabbitmqNode(_Started):
         self.port = free_port()
         self._dist_port = free_port()
         self._owns_realm = realm is None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Popen | None = None
         self._is_paused = False
 
     @property
@@ -540,9 +453,10 @@ class RabbitmqNode(_Started):
             raise RabbitmqError(f"{self.name} runs already, as process {self.pid}")
         self.realm.open()
         self._write_files()
-        argv = self.realm.installation.argv(self.realm.scripts / "rabbitmq-server")
-        environment = self._environment() | self.realm.plugin_folders()
-        self._process = self.realm.spawn(argv, environment, self._log)
+        with self._log.open("ab") as output:
+            self._process = self.realm.spawn(
+                "rabbitmq-server", [], env=self._environment(), stdout=output, stderr=output
+            )
         self._is_paused = False
 
     def wait_until_it_answers(self, timeout: float = START_TIMEOUT) -> None:
@@ -612,16 +526,20 @@ class RabbitmqNode(_Started):
         """
         if self.realm.folder is None:
             raise RabbitmqError(f"{self.name} wasn't started")
-        script = self.realm.installation.scripts / "rabbitmqctl"
-        argv = self.realm.installation.argv(script, "--quiet", *arguments)
         command = f"rabbitmqctl {' '.join(arguments)}"
-        try:
-            done = self.realm.run(argv, self._environment(), timeout)
-        except subprocess.TimeoutExpired:
-            raise RabbitmqError(f"{command}: no end in {timeout} s") from None
-        if done.returncode:
-            raise RabbitmqError(f"{command}: {done.stderr.strip()}\n{done.stdout.strip()}")
-        return done.stdout
+        with self.realm.spawn(
+            "rabbitmqctl", ["--quiet", *arguments], env=self._environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
+        ) as ctl:  # fmt: skip
+            try:
+                out, err = ctl.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                raise RabbitmqError(f"{command}: no end in {timeout} s") from None
+            finally:
+                ctl.kill()  # nothing, if it has ended
+        if ctl.returncode:
+            raise RabbitmqError(f"{command}: {err.strip()}\n{out.strip()}")
+        return str(out)
 
     def queues(self, column: str) -> dict[str, str]:
         """What rabbitmqctl shows of each queue in this column, by their names."""
@@ -654,7 +572,7 @@ class RabbitmqNode(_Started):
     def _log(self) -> Path:
         return self._folder / "log"
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> Popen:
         if self._process is None or self.pid is None:
             raise RabbitmqError(f"{self.name} doesn't run")
         return self._process
@@ -670,7 +588,6 @@ class RabbitmqNode(_Started):
 
     def _environment(self) -> dict[str, str]:
         """For rabbitmq-server and rabbitmqctl, see rabbitmq.com/docs/configure."""
-        inside = self.realm.installation.inside
         folder = self._folder
         # With -sname the VM registers with epmd by itself. Without, RabbitMQ first starts a second
         # VM to see that an epmd runs: that costs 0.2 s, and it would start one that outlives us.
@@ -685,13 +602,13 @@ class RabbitmqNode(_Started):
             "RABBITMQ_NODE_IP_ADDRESS": HOST,
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self._dist_port),
-            "RABBITMQ_CONFIG_FILE": inside(folder / "rabbitmq.conf"),
-            "RABBITMQ_CONFIG_FILES": inside(folder / "conf.d"),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": inside(folder / "advanced.config"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": inside(folder / "enabled_plugins"),
-            "RABBITMQ_PID_FILE": inside(folder / "pid"),
-            "RABBITMQ_MNESIA_BASE": inside(folder / "mnesia"),
-            "RABBITMQ_LOG_BASE": inside(folder),
+            "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq.conf",
+            "RABBITMQ_CONFIG_FILES": f"{folder}/conf.d",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{folder}/advanced.config",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins",
+            "RABBITMQ_PID_FILE": f"{folder}/pid",
+            "RABBITMQ_MNESIA_BASE": f"{folder}/mnesia",
+            "RABBITMQ_LOG_BASE": str(folder),
             "RABBITMQ_LOGS": "-",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": arguments,
             # Any free port instead of one of eleven, that others may have.
@@ -822,19 +739,12 @@ class RabbitmqCluster(_Started):
 def main(arguments: list[str] | None = None) -> int:
     """Runs a node, or a cluster, until Ctrl-C or SIGTERM. Exit codes: 0 so ended, 1 RabbitMQ's
     fault."""
-    parser = argparse.ArgumentParser(
-        description="Runs a private RabbitMQ node, or a cluster, until Ctrl-C or SIGTERM and prints "
-        "its URL (for Kuyruk: all addresses are in it)."
-    )
-    parser.add_argument(
-        "-c", "--config", metavar="LINE", action="append", default=[], help="for rabbitmq.conf"
-    )
-    parser.add_argument(
-        "-n", "--nodes", metavar="N", type=int, default=1, help="as a cluster of so many"
-    )
-    parser.add_argument(
-        "--which", action="store_true", help="only print which rabbitmq-server it would run"
-    )
+    text = "Runs a private RabbitMQ node, or a cluster, until Ctrl-C or SIGTERM and prints its URL"
+    parser = argparse.ArgumentParser(description=f"{text} (for Kuyruk: all addresses are in it).")
+    add = parser.add_argument
+    add("-c", "--config", metavar="LINE", action="append", default=[], help="for rabbitmq.conf")
+    add("-n", "--nodes", metavar="N", type=int, default=1, help="as a cluster of so many")
+    add("--which", action="store_true", help="only print which rabbitmq-server it would run")
     options = parser.parse_args(arguments)
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
@@ -842,7 +752,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         if options.which:
-            print(find_rabbitmq(os.environ.get(SETTING, "")).scripts / "rabbitmq-server")
+            print(find_rabbitmq() / "rabbitmq-server")
             return 0
         for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(signum, interrupt)

@@ -33,16 +33,27 @@ mirror() {
         sed -nE 's/^(deb|URIs:)( +\[[^]]*\])? +([^ ]+\/debian\/?)( .*)?$/\3/p' | head -n 1
 }
 
-# inside COMMAND...: in the root, with /proc and /dev mounted for as long as it takes.
+# $0: the root, the rest: a command in it, which keeps its process id. Ends with the mounts that it makes.
+# shellcheck disable=SC2016 # the inner shell is to expand these
+ENTER='for each in proc dev tmp; do mount --rbind "/$each" "$0/$each" || exit; done; exec chroot "$0" "$@"'
+
+# inside COMMAND...: in the root, with /proc, /dev and /tmp mounted for as long as it takes.
 inside() {
-    # shellcheck disable=SC2016 # the inner shell is to expand these
-    unshare --mount --propagation private sh -c '
-        mount --rbind /proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"
-    ' "$ROOT" env DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@" </dev/null >&2
+    unshare --mount --propagation private sh -c "$ENTER" "$ROOT" env DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@" </dev/null >&2
+}
+
+# wrap: scripts that run RabbitMQ's own inside of the root, for tools/rabbitmq_node.py. Both sides see the same /tmp.
+wrap() {
+    for name in rabbitmq-server rabbitmqctl; do
+        printf "#!/bin/sh\nexec unshare --mount --propagation private sh -c '%s' '%s' '%s' \"\$@\"\n" \
+            "$ENTER" "$ROOT" "/usr/lib/rabbitmq/bin/$name" >"$ROOT/$name"
+        chmod 755 "$ROOT/$name"
+    done
 }
 
 if [ -f "$ROOT/$SERVER" ] && { [ -s "$MARK" ] || [ ! -e "$MARK" ]; }; then
     say "$ROOT has RabbitMQ already: $(cat "$MARK" 2>/dev/null || echo 'made by someone else')"
+    wrap
     exit 0
 fi
 if [ -e "$ROOT" ] && [ ! -e "$MARK" ] && [ -n "$(ls -A "$ROOT")" ]; then
@@ -71,5 +82,6 @@ inside apt-get -o Acquire::Check-Valid-Until=false update -qq || fail "apt-get u
 inside apt-get install -y -qq --no-install-recommends rabbitmq-server ||
     fail "apt-get install failed in $ROOT: see above"
 [ -f "$ROOT/$SERVER" ] || fail "there is no $ROOT/$SERVER after all"
+wrap
 chroot "$ROOT" dpkg-query --show --showformat='${Version}\n' rabbitmq-server >"$MARK"
 say "$ROOT has RabbitMQ $(cat "$MARK")"

@@ -7,7 +7,7 @@ installs the wheel into a fresh virtual environment, without a package index: it
 from a folder that pip has filled before. There the demo's tasks run in a worker of the wheel, with a
 private RabbitMQ, and mypy reads a program that uses the wheel. Publishes nothing.
 
-Exit code: 0 if all that holds, 1 if not.
+Exit codes: see lab.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from rabbitmq_node import RabbitmqError, RabbitmqNode
+import lab
+from lab import Failure
+from rabbitmq_node import RabbitmqNode
 
-ROOT = Path(__file__).resolve().parent.parent
-#: Seconds that one step may take.
-PATIENCE = 600.0
+ROOT = Path(lab.ROOT)
+PATIENCE = 600.0  #: Seconds that one step may take.
 
 #: Runs in the fresh environment, from a folder in which no kuyruk.py lies.
 SENDER = """
@@ -39,29 +41,18 @@ RIGHT = "import tasks\ntasks.checksum('path')\n"
 WRONG = "import tasks\ntasks.checksum(1)\n"
 
 
-class CheckError(Exception):
-    """What is wrong with the release."""
-
-
 def run(*command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> str:
-    """Return what the command has printed. Raises CheckError if it fails."""
-    process = subprocess.run(
-        command,
-        cwd=cwd,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=PATIENCE,
-    )
+    """Return what the command has printed. Raises Failure if it fails."""
+    options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "timeout": PATIENCE}
+    process = subprocess.run(command, cwd=cwd, env=env, text=True, **options)
     if process.returncode:
         text = " ".join(map(str, command))
-        raise CheckError(f"{text} ended with {process.returncode}:\n{process.stdout}")
-    return process.stdout
+        raise Failure(f"{text} ended with {process.returncode}:\n{process.stdout}")
+    return str(process.stdout)
 
 
 def say(text: str) -> None:
-    print(f"release-check: {text}", flush=True)
+    lab.say(f"release-check: {text}")
 
 
 def build(folder: Path) -> Path:
@@ -92,20 +83,14 @@ def run_tasks(python: Path, folder: Path) -> None:
     with RabbitmqNode() as node:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("KUYRUK_", "PYTHON"))}
         env["KUYRUK_RABBIT_URL"] = node.url
-        command: list[str | Path] = [python.parent / "kuyruk-worker", "tasks", "-t", "2"]
-        with (folder / "worker.log").open("w+") as log:
-            with subprocess.Popen(command, cwd=folder, env=env, stderr=log) as worker:
-                try:
-                    found = run(python, "-c", SENDER, ROOT / "LICENSE", cwd=folder, env=env)
-                finally:
-                    worker.terminate()
-            log.seek(0)
+        command = [str(python.parent / "kuyruk-worker"), "tasks", "-t", "2"]
+        with lab.Process(command, str(folder / "worker.log"), env, cwd=str(folder)) as worker:
+            found = run(python, "-c", SENDER, ROOT / "LICENSE", cwd=folder, env=env).strip()
+            code = worker.stop()
             expected = hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest()
-            if (found.strip(), worker.returncode) != (expected, 0):
-                raise CheckError(
-                    f"the checksum is {found.strip()}, not {expected}, and the worker ended with "
-                    f"{worker.returncode}:\n{log.read()}"
-                )
+            if (found, code) != (expected, 0):
+                text = f"the checksum is {found}, not {expected}, and the worker ended with {code}"
+                raise Failure(f"{text}:\n{worker.text}")
     say("a worker of the wheel has run the demo's task, and ended with 0")
 
 
@@ -117,28 +102,23 @@ def read_types(python: Path, folder: Path) -> None:
     run(*command, "right.py", cwd=folder)
     try:
         run(*command, "wrong.py", cwd=folder)
-    except CheckError as error:
+    except Failure as error:
         if 'has incompatible type "int"; expected "str"' not in str(error):
             raise
     else:
-        raise CheckError(f"mypy doesn't know the types of the wheel: it accepts\n{WRONG}")
+        raise Failure(f"mypy doesn't know the types of the wheel: it accepts\n{WRONG}")
     say("mypy knows the types of the wheel")
 
 
-def main() -> int:
-    try:
-        with tempfile.TemporaryDirectory(prefix="kuyruk-release-") as name:
-            folder = Path(name)
-            shutil.copy(ROOT / "examples" / "checksums" / "tasks.py", folder)
-            python = install(build(ROOT / "dist"), folder)
-            run_tasks(python, folder)
-            read_types(python, folder)
-    except (CheckError, RabbitmqError, OSError, subprocess.TimeoutExpired) as error:
-        say(f"FAILED: {error}")
-        return 1
+def check() -> None:
+    with tempfile.TemporaryDirectory(prefix="kuyruk-release-") as name:
+        folder = Path(name)
+        shutil.copy(ROOT / "examples" / "checksums" / "tasks.py", folder)
+        python = install(build(ROOT / "dist"), folder)
+        run_tasks(python, folder)
+        read_types(python, folder)
     say("all is well; twine upload dist/* would publish it")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(lab.main("release-check", check))

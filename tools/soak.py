@@ -4,8 +4,8 @@ went.
     python tools/soak.py [--minutes M] [--rate N] [--seed N] [--processes N] [--threads N]
     [--without KIND]
 
-Starts a private RabbitMQ and `python -m kuyruk_worker soak_tasks -p 2 -t 8`, and sends it, from
-several threads, what soak_tasks.py has: tasks that return, raise, recover, reject, exceed their
+Starts a private RabbitMQ and `python -m kuyruk_worker lab_tasks -p 2 -t 8`, and sends it, from
+several threads, what lab_tasks.py has: tasks that return, raise, recover, reject, exceed their
 time limit, hang in C code, bring their process down. Of a part the result is waited for. What is
 checked in the end:
 
@@ -38,14 +38,13 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import lab
-import soak_tasks
+import lab_tasks
 from lab import CONFIRMED, RETURNED, Call, Sample, Sent, say
+from lab_tasks import CRASHED, DIES, KINDS, QUEUE, answer, app
 from rabbitmq_node import RabbitmqNode
-from soak_tasks import CRASHED, DIES, KINDS, QUEUE, answer, app
 
 import kuyruk
 
@@ -62,7 +61,6 @@ QUIET = 3.0  #: Seconds without news after which all may be done: no task takes 
 #: Seconds before a process's death in which it may not have settled yet what has ended.
 SETTLING = 1.0
 PARENT_MEMORY = 15.0  #: MiB that the process that watches over the others may take.
-TOLD = 30.0  #: Seconds between two lines about the progress, where there is no terminal.
 
 
 # --- The account of every message ----------------------------------------------
@@ -160,28 +158,26 @@ class Clients(lab.Senders):
 # --- The run -------------------------------------------------------------------
 
 
-class Run:
+class Run(lab.Run):
     """The load, the draining and the stop. Afterwards all that the results need is there."""
 
-    def __init__(
-        self, node: RabbitmqNode, worker: lab.Process, options: argparse.Namespace
-    ) -> None:
-        self.worker, self.ledger, self.options = worker, Ledger(FOLDER), options
-        self.began = self._told = time.monotonic()
+    def __init__(self, node: RabbitmqNode, options: argparse.Namespace) -> None:
+        super().__init__(node, QUEUE, FOLDER, KUYRUK_WORKER_GRACE=1)
+        self.ledger: Ledger = Ledger(FOLDER)
+        self.options = options
+        self.began = time.monotonic()
         self.samples: list[Sample] = []
         self.children: set[int] = set()  # that are there now
         self.gone: dict[int, float] = {}  # children, and when they were first missed
         # at, sent, calls that returned, calls that raised
         self.progress: list[tuple[float, int, int, int]] = []
-        self.violations: list[str] = []
-        self._node = node
 
     def run(self) -> None:
-        self.clients = Clients(
-            self.ledger, self.options.rate, self.options.seed, self.options.without
-        )
+        options = self.options
+        self.start_worker(self.node.url, options.processes, options.threads)
+        self.clients = Clients(self.ledger, options.rate, options.seed, options.without)
         try:
-            while time.monotonic() < self.began + self.options.minutes * 60 and self._works():
+            while time.monotonic() < self.began + options.minutes * 60 and self._works():
                 self._tick()
         except KeyboardInterrupt:
             say("\nStopping early. Once more: without the results.")
@@ -190,10 +186,13 @@ class Run:
             app.close()  # whoever waits for a result is told
         while self.clients.run:
             self._tick()
-        self._drain()
-        self._stop()
-        self.ledger.follow()
-        self.ledger.read_failed(self._node.url, QUEUE)
+        if not self.drain(self._tick, self._is_done, PATIENCE):
+            text = f"messages left: {self._left()}, processes: {len(self.children)}"
+            self.violations.append(f"nothing happens any more, but it isn't in order; {text}")
+        if not self._works():
+            self.violations.append("the worker has ended by itself")
+        self.stop_worker()
+        self.account()
 
     def _works(self) -> bool:
         return self.worker.code is None
@@ -210,42 +209,18 @@ class Run:
         ends = self.ledger.ends
         returned, raised = ends[RETURNED], ends.total() - ends[RETURNED]
         self.progress.append((now, len(self.ledger.sent), returned, raised))
-        if sys.stdout.isatty() or now > self._told + TOLD:
-            self._told = now
-            text = f"{now - self.began:4.0f} s  sent {len(self.ledger.sent)}  calls returned "
-            text += f"{returned}, raised {raised}  processes gone {len(self.gone)}  MiB "
-            text += " ".join(f"{sample.memory:.0f}" for sample in samples)
-            lab.say_progress(text)
+        text = f"{now - self.began:4.0f} s  sent {len(self.ledger.sent)}  calls returned "
+        text += f"{returned}, raised {raised}  processes gone {len(self.gone)}  MiB "
+        lab.say_progress(text + " ".join(f"{sample.memory:.0f}" for sample in samples))
 
-    def _drain(self) -> None:
-        """Wait until the broker has no message any more, but for those that have failed."""
-        quiet = lab.Quiet()
-        while self._works():
-            self._tick()
-            seconds = quiet.seconds(self.ledger.news())
-            left = self._left() if seconds > QUIET else None
-            if left == {} and len(self.children) == self.options.processes:
-                return
-            if seconds > PATIENCE:
-                text = f"messages left: {left}, processes: {len(self.children)}"
-                self.violations.append(f"nothing happens any more, but it isn't in order; {text}")
-                return
+    def _is_done(self, seconds: float) -> bool:
+        """Whether the broker has no message any more, but for those that have failed."""
+        whole = len(self.children) == self.options.processes
+        return not self._works() or (seconds > QUIET and whole and not self._left())
 
     def _left(self) -> dict[str, int]:
-        counts = {name: int(count) for name, count in self._node.queues("messages").items()}
+        counts = {name: int(count) for name, count in self.node.queues("messages").items()}
         return {n: count for n, count in counts.items() if count and not n.endswith(".failed")}
-
-    def _stop(self) -> None:
-        if not self._works():
-            self.violations.append("the worker has ended by itself")
-        began = time.monotonic()
-        code = self.worker.stop(PATIENCE)
-        seconds = time.monotonic() - began
-        say(f"\n\nSIGTERM: the worker ended with exit code {code}, after {seconds:.1f} s")
-        if code != 0:
-            self.violations.append(f"the worker's exit code is {code}, not 0")
-        if left := self.worker.session(zombies=True):
-            self.violations.append(f"the worker has left processes behind: {left}")
 
 
 # --- The results ---------------------------------------------------------------
@@ -279,15 +254,13 @@ class Results:
         for name, counts in table.items():
             say(f"{name:12}" + "".join(f"{counts[column]:{len(column) + 3}}" for column in columns))
         for verdict, texts in found.items():
-            self.violations += lab.some(verdict, texts)
-        unknown = self._ledger.calls.keys() - self._ledger.sent.keys()
-        self.violations += lab.some("ran and was never sent", unknown)
+            self._run.add(verdict, texts)
 
     def replies(self) -> None:
         clients = self._run.clients
         waited, wrong = len(clients.answers), len(clients.problems)
         say(f"\nresults waited for: {waited}, wrong or missing: {wrong}")
-        self.violations += lab.some("result", clients.problems)
+        self._run.add("result", clients.problems)
 
     def crashes(self) -> None:
         """Count how many processes each `crash` has cost.
@@ -337,48 +310,30 @@ class Results:
 
     def draw(self) -> None:
         # Not an import statement: only `make soak` installs it, and the types are checked without.
-        figures = importlib.import_module("matplotlib.figure")
-        figure = figures.Figure(figsize=(14, 11), layout="constrained")
+        figure = importlib.import_module("matplotlib.figure").Figure((14, 11), layout="constrained")
         panels = figure.subplots(4, 1, sharex=True)
-        self._draw_processes(panels[:3])
-        times = self._since([at for at, *_ in self._run.progress])
-        labels = ("sent", "calls that returned", "calls that raised")
-        for index, label in enumerate(labels, start=1):
-            steps = itertools.pairwise((row[0], row[index]) for row in self._run.progress)
-            rates = [(n - m) / (t - s) for (s, m), (t, n) in steps]
-            panels[3].plot(times[1:], rates, lw=1, label=label)
-        panels[3].set(ylabel="per second", xlabel="seconds")
-        panels[3].legend(loc="upper left", ncols=3)
-        for panel in panels:
-            self._mark(panel)
-            panel.set_ylim(bottom=0)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
-        figure.suptitle("kuyruk_worker: a line for each process", x=0.01, ha="left")
-        figure.savefig(PICTURE, dpi=90)
-
-    def _draw_processes(self, panels: Sequence[Any]) -> None:
+        began, progress = self._run.began, self._run.progress
         names = {"memory": "resident memory, MiB", "threads": "threads", "files": "open files"}
-        for pid, own in self._samples.items():
-            is_parent = pid == self._parent_pid
-            style = {"color": "black", "label": "the parent"} if is_parent else {}
-            times = self._since([sample.at for sample in own])
-            for panel, (what, name) in zip(panels, names.items(), strict=True):
-                values = [getattr(sample, what) for sample in own]
-                panel.plot(times, values, ".-", ms=2, lw=1, **style)
-                panel.set_ylabel(name)
-
-    def _mark(self, panel: Any) -> None:
+        for panel, (name, label) in zip(panels, names.items(), strict=False):
+            panel.set(ylabel=label)
+            for pid, own in self._samples.items():
+                times, values = [s.at - began for s in own], [getattr(s, name) for s in own]
+                panel.plot(times, values, lw=1, color="black" if pid == self._parent_pid else None)
+        for index, label in enumerate(("sent", "returned", "raised"), start=1):
+            steps = itertools.pairwise((row[0], row[index]) for row in progress)
+            rates = [(n - m) / (t - s) for (s, m), (t, n) in steps]
+            panels[3].plot([row[0] - began for row in progress[1:]], rates, lw=1, label=label)
+        panels[3].set(ylabel="calls per second", xlabel="seconds")
+        panels[3].legend(loc="upper left", ncols=3)
         replaced = [at for pid, at in self._run.gone.items() if pid not in self._deaths]
-        marks = (
-            ("brought down", "red", list(self._deaths.values())),
-            ("replaced", "blue", replaced),
-        )
-        for label, color, moments in marks:
-            for i, at in enumerate(self._since(moments)):
-                panel.axvline(at, color=color, lw=0.6, alpha=0.5, label=label if i == 0 else None)
-
-    def _since(self, moments: Sequence[float]) -> list[float]:
-        return [at - self._run.began for at in moments]
+        for panel in panels:
+            panel.set_ylim(bottom=0)
+            for moments, color in ((self._deaths.values(), "red"), (replaced, "blue")):
+                for at in moments:
+                    panel.axvline(at - began, color=color, lw=0.6, alpha=0.5)
+        text = "kuyruk_worker: a line for each process, the parent's black; "
+        figure.suptitle(f"{text}upright: red where one was brought down, blue where replaced")
+        figure.savefig(PICTURE, dpi=90)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -401,16 +356,11 @@ def soak(arguments: argparse.Namespace) -> list[str]:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     say(f"{arguments.minutes:g} minutes, --seed {arguments.seed}")
     shutil.rmtree(FOLDER, ignore_errors=True)
-    os.makedirs(FOLDER)
-    settings = {"LAB_FOLDER": FOLDER, "KUYRUK_WORKER_GRACE": 1}
     with contextlib.ExitStack() as stack:
         node = stack.enter_context(RabbitmqNode())
-        soak_tasks.config.RABBIT_URL = node.url
+        lab_tasks.config.RABBIT_URL = node.url
         stack.callback(app.close)
-        processes, threads = arguments.processes, arguments.threads
-        worker = lab.worker("soak_tasks", node.url, LOG, processes, threads, **settings)
-        run = Run(node, stack.enter_context(worker), arguments)
-        stack.callback(worker.stop)
+        run = stack.enter_context(Run(node, arguments))
         run.run()
     results = Results(run)
     results.messages()

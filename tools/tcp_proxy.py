@@ -234,7 +234,7 @@ class TcpProxy:
             place: "before" or "after" it, or when "half" of it has passed.
             action: what happens to its connection: "rst", "fin", "swallow", "stall" (the direction
                 of the frame), "stall other" (the other one); or to all connections: "down".
-            seconds: after which a stalled connection is resumed, or the proxy is up again.
+            seconds: after which a stalled connection is resumed.
 
         Returns an event that is set when it has acted.
         """
@@ -373,16 +373,10 @@ class TcpProxy:
         elif trap.action == "down":
             self._stop_listening()
             await self._cut("rst")
-            if trap.seconds is not None:
-                self._begin(self._come_up(trap.seconds))
         else:
             connection.end(trap.action)
         trap.sprung.set()
         await asyncio.sleep(0)
-
-    async def _come_up(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        self._server = await self._listen()
 
     async def _write(self, connection: _Connection, direction: str, data: bytes) -> None:
         while data:

@@ -12,7 +12,6 @@ import json
 import queue
 import signal
 import socket
-import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -22,35 +21,17 @@ from amqpstorm.uri_connection import UriConnection
 from bench_contenders import tasks
 from pamqp import commands
 
-TASKS: dict[str, Callable[..., Any]] = {function.__name__: function for function in tasks.FUNCTIONS}
-PERSISTENT = {"delivery_mode": 2}
-REPLIES = "amq.rabbitmq.reply-to"
-
-_local = threading.local()
-_connections: list[Connection] = []
-
 
 def connect() -> Connection:
     connection = UriConnection(tasks.URL)
     if tasks.MODE != "stock":
         assert connection.socket is not None
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    _connections.append(connection)
+    tasks.connections.append(connection)
     return connection
 
 
-def close() -> None:
-    for connection in _connections:
-        connection.close()
-
-
-def encode(name: str, *args: Any) -> bytes:
-    return json.dumps((name, args)).encode()
-
-
-def perform(body: Any) -> Any:
-    name, args = json.loads(body)
-    return TASKS[name](*args)
+close = tasks.close
 
 
 # --- Sending -------------------------------------------------------------------
@@ -63,7 +44,9 @@ def sender(confirm: bool) -> Callable[..., None]:
         channel.confirm_deliveries()
 
     def send(name: str, *args: Any) -> None:
-        channel.basic.publish(encode(name, *args), tasks.QUEUE, properties=dict(PERSISTENT))
+        channel.basic.publish(
+            tasks.encode(name, *args), tasks.QUEUE, properties={"delivery_mode": 2}
+        )
 
     return send
 
@@ -75,11 +58,11 @@ def caller() -> Callable[[int], int]:
 def _stock_caller() -> Callable[[int], int]:
     channel = connect().channel()
     answers: list[bytes] = []
-    channel.basic.consume(lambda message: answers.append(message._body), REPLIES, no_ack=True)
+    channel.basic.consume(lambda message: answers.append(message._body), tasks.REPLIES, no_ack=True)
 
     def call(number: int) -> int:
-        properties = {"delivery_mode": 2, "reply_to": REPLIES}
-        channel.basic.publish(encode("echo", number), tasks.QUEUE, properties=properties)
+        properties = {"delivery_mode": 2, "reply_to": tasks.REPLIES}
+        channel.basic.publish(tasks.encode("echo", number), tasks.QUEUE, properties=properties)
         while not answers:
             channel.process_data_events()
         return int(answers.pop())
@@ -90,11 +73,11 @@ def _stock_caller() -> Callable[[int], int]:
 def _event_caller() -> Callable[[int], int]:
     answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     channel = EventChannel(connect(), lambda tag, properties, body: answers.put(body))
-    channel.raw.basic.consume(None, REPLIES, no_ack=True)
+    channel.raw.basic.consume(None, tasks.REPLIES, no_ack=True)
 
     def call(number: int) -> int:
-        properties = {"delivery_mode": 2, "reply_to": REPLIES}
-        channel.raw.basic.publish(encode("echo", number), tasks.QUEUE, properties=properties)
+        properties = {"delivery_mode": 2, "reply_to": tasks.REPLIES}
+        channel.raw.basic.publish(tasks.encode("echo", number), tasks.QUEUE, properties=properties)
         return int(answers.get(timeout=30))
 
     return call
@@ -136,7 +119,7 @@ def work_stock() -> None:
     channel.basic.qos(tasks.PREFETCH)
 
     def handle(message: Message) -> None:
-        result = perform(message._body)
+        result = tasks.perform(message._body)
         if message.reply_to:
             channel.basic.publish(json.dumps(result), message.reply_to)
         message.ack()
@@ -147,7 +130,7 @@ def work_stock() -> None:
 
 def work_event() -> None:
     def deliver(tag: int, properties: Any, body: bytes) -> None:
-        result = perform(body)
+        result = tasks.perform(body)
         if properties.reply_to:
             channel.raw.basic.publish(json.dumps(result), properties.reply_to)
         channel.raw.write_frame(commands.Basic.Ack(tag))
@@ -161,7 +144,7 @@ def work_pool() -> None:
     done: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def run(tag: int, body: bytes) -> None:
-        perform(body)
+        tasks.perform(body)
         done.put(tag)
 
     with concurrent.futures.ThreadPoolExecutor(tasks.THREADS) as pool:

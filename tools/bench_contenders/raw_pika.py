@@ -1,8 +1,7 @@
 # mypy: ignore-errors
 # (It isn't installed where the types are checked.)
-"""Loops on nothing but pika: BENCH_MODE says on which of its connections, "blocking" or "select".
-
-"confirmed" is "select" with what this project promises for calls: the request is confirmed, and
+"""Loops on nothing but pika. BENCH_MODE is "select", for its fastest connection, or "confirmed": with
+what this project promises for calls: the request is confirmed, and
 must reach a queue; the reply is confirmed before the task is acknowledged.
 """
 
@@ -15,25 +14,19 @@ from collections.abc import Callable
 import pika
 from bench_contenders import tasks
 
-TASKS = {function.__name__: function for function in tasks.FUNCTIONS}
-REPLIES = "amq.rabbitmq.reply-to"
 IS_CONFIRMED = tasks.MODE == "confirmed"
 
 _unconfirmed = collections.deque()  # tags of tasks whose replies are on their way
 _confirmed = [0]  # how many replies are
 
-_connections: list[pika.BlockingConnection] = []
-
 
 def connect() -> pika.BlockingConnection:
     connection = pika.BlockingConnection(pika.URLParameters(tasks.URL))
-    _connections.append(connection)
+    tasks.connections.append(connection)
     return connection
 
 
-def close() -> None:
-    for connection in _connections:
-        connection.close()
+close = tasks.close
 
 
 def sender(confirm: bool) -> Callable[..., None]:
@@ -43,7 +36,7 @@ def sender(confirm: bool) -> Callable[..., None]:
         channel.confirm_delivery()
     persistent = pika.BasicProperties(delivery_mode=2)
     return lambda name, *args: channel.basic_publish(
-        "", tasks.QUEUE, json.dumps((name, args)).encode(), persistent
+        "", tasks.QUEUE, tasks.encode(name, *args), persistent
     )
 
 
@@ -51,13 +44,13 @@ def caller() -> Callable[[int], int]:
     connection = connect()
     channel = connection.channel()
     answers = []
-    channel.basic_consume(REPLIES, lambda *answer: answers.append(answer[3]), auto_ack=True)
-    properties = pika.BasicProperties(delivery_mode=2, reply_to=REPLIES)
+    channel.basic_consume(tasks.REPLIES, lambda *answer: answers.append(answer[3]), auto_ack=True)
+    properties = pika.BasicProperties(delivery_mode=2, reply_to=tasks.REPLIES)
     if IS_CONFIRMED:
         channel.confirm_delivery()
 
     def call(number: int) -> int:
-        body = json.dumps(("echo", (number,))).encode()
+        body = tasks.encode("echo", number)
         channel.basic_publish("", tasks.QUEUE, body, properties, mandatory=IS_CONFIRMED)
         while not answers:
             connection.process_data_events(time_limit=30)
@@ -67,8 +60,7 @@ def caller() -> Callable[[int], int]:
 
 
 def handle(channel, method, properties, body: bytes) -> None:
-    name, args = json.loads(body)
-    result = TASKS[name](*args)
+    result = tasks.perform(body)
     if properties.reply_to:
         channel.basic_publish("", properties.reply_to, json.dumps(result).encode())
     if properties.reply_to and IS_CONFIRMED:
@@ -91,14 +83,7 @@ def consume(channel) -> None:
     channel.basic_consume(tasks.QUEUE, handle)
 
 
-def work_blocking() -> None:
-    channel = connect().channel()
-    channel.queue_declare(tasks.QUEUE, durable=True)
-    consume(channel)
-    channel.start_consuming()
-
-
-def work_select() -> None:
+def work() -> None:
     connection = pika.SelectConnection(
         pika.URLParameters(tasks.URL),
         on_open_callback=lambda connection: connection.channel(on_open_callback=consume),
@@ -107,4 +92,4 @@ def work_select() -> None:
 
 
 if __name__ == "__main__":
-    {"blocking": work_blocking, "select": work_select, "confirmed": work_select}[tasks.MODE]()
+    work()

@@ -11,48 +11,45 @@ from collections.abc import Callable
 import amqp
 from bench_contenders import tasks
 
-TASKS = {function.__name__: function for function in tasks.FUNCTIONS}
-REPLIES = "amq.rabbitmq.reply-to"
-
-_connections: list[amqp.Connection] = []
-
 
 def connect(**options) -> amqp.Connection:
     connection = amqp.Connection(
         urllib.parse.urlsplit(tasks.URL).netloc.rpartition("@")[2], **options
     )
     connection.connect()
-    _connections.append(connection)
+    tasks.connections.append(connection)
     return connection
 
 
-def close() -> None:
-    for connection in _connections:
-        connection.close()
+close = tasks.close
 
 
 def declare(channel: amqp.Channel) -> None:
     channel.queue_declare(tasks.QUEUE, durable=True, auto_delete=False)
 
 
-def message(name: str, args: tuple, **properties) -> amqp.Message:
-    return amqp.Message(json.dumps((name, args)), delivery_mode=2, **properties)
+def message(name: str, *args: object, **properties) -> amqp.Message:
+    return amqp.Message(tasks.encode(name, *args), delivery_mode=2, **properties)
 
 
 def sender(confirm: bool) -> Callable[..., None]:
     channel = connect(confirm_publish=confirm).channel()
     declare(channel)
-    return lambda name, *args: channel.basic_publish(message(name, args), routing_key=tasks.QUEUE)
+    return lambda name, *args: channel.basic_publish(message(name, *args), routing_key=tasks.QUEUE)
 
 
 def caller() -> Callable[[int], int]:
     connection = connect()
     channel = connection.channel()
     answers = []
-    channel.basic_consume(REPLIES, no_ack=True, callback=lambda answer: answers.append(answer.body))
+    channel.basic_consume(
+        tasks.REPLIES, no_ack=True, callback=lambda answer: answers.append(answer.body)
+    )
 
     def call(number: int) -> int:
-        channel.basic_publish(message("echo", (number,), reply_to=REPLIES), routing_key=tasks.QUEUE)
+        channel.basic_publish(
+            message("echo", number, reply_to=tasks.REPLIES), routing_key=tasks.QUEUE
+        )
         while not answers:
             connection.drain_events(timeout=30)
         return int(answers.pop())
@@ -66,8 +63,7 @@ def work() -> None:
     declare(channel)
 
     def handle(delivery: amqp.Message) -> None:
-        name, args = json.loads(delivery.body)
-        result = TASKS[name](*args)
+        result = tasks.perform(delivery.body)
         if "reply_to" in delivery.properties:
             channel.basic_publish(
                 amqp.Message(json.dumps(result)), routing_key=delivery.properties["reply_to"]

@@ -8,9 +8,12 @@ with two doubles for each, of `timed`. Processes that only send have neither.
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import time
+from collections.abc import Callable
+from typing import Any
 
 #: The first message's number. All have seven digits, so that the bodies are equally long.
 FIRST = 1_000_000
@@ -60,3 +63,24 @@ def echo(number: int) -> int:
 
 
 FUNCTIONS = (noop, pad, nap, timed, echo)
+
+# --- For the loops on bare client libraries: messages, and connections to close --------------
+
+_BY_NAME: dict[str, Callable[..., Any]] = {function.__name__: function for function in FUNCTIONS}
+REPLIES = "amq.rabbitmq.reply-to"
+connections: list[Any] = []
+
+
+def encode(name: str, *args: object) -> bytes:
+    return json.dumps((name, args)).encode()
+
+
+def perform(body: Any) -> Any:
+    """Run the task of a message, and return its result."""
+    name, args = json.loads(body)
+    return _BY_NAME[name](*args)
+
+
+def close() -> None:
+    for connection in connections:
+        connection.close()
