@@ -1228,8 +1228,8 @@ def _restore_collection(was_enabled: bool) -> None:
 
 
 #: Keeps the garbage collector away from an interruption that hasn't landed yet
-#: (`Run._interrupt`), and from `sys._current_frames`, which holds the interpreter's lock of its list
-#: of threads. On Python 3.11 the collector may run within it (cpython#106883): 1. The collector:
+#: (`Run._interrupt`), and from `sys._current_frames`, which holds the interpreter's lock of its
+#: list of threads. On Python 3.11 the collector may run within it (cpython#106883): 1. The collector:
 #: calls a finalizer, which lets another thread run. 2. That thread: wants to read the list, too,
 #: and waits for the lock without letting others run, for ever.
 _no_collection = _Setting(_disable_collection, _restore_collection)
@@ -1590,9 +1590,9 @@ class Run:
         # This thread: sets the exception. 3. The task's thread: collects first, and the exception
         # would land in a finalizer, or in one of `gc.callbacks`, which print it and go on.
         is_set = False
-        _no_collection.__enter__()
-        self._until_landed = [_no_collection.__exit__]
         try:
+            _no_collection.__enter__()
+            self._until_landed = [_no_collection.__exit__]
             is_set = self._raise_if_safe()
         finally:
             if not is_set:
