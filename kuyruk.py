@@ -1229,9 +1229,9 @@ def _restore_collection(was_enabled: bool) -> None:
 
 #: Keeps the garbage collector away from an interruption that hasn't landed yet
 #: (`Run._interrupt`), and from `sys._current_frames`, which holds the interpreter's lock of its
-#: list of threads. On Python 3.11 the collector may run within it (cpython#106883): 1. The collector:
-#: calls a finalizer, which lets another thread run. 2. That thread: wants to read the list, too,
-#: and waits for the lock without letting others run, for ever.
+#: list of threads. On Python 3.11 the collector may run within it (cpython#106883):
+#: 1. The collector: calls a finalizer, which lets another thread run. 2. That thread: wants to read
+#: the list, too, and waits for the lock without letting others run, for ever.
 _no_collection = _Setting(_disable_collection, _restore_collection)
 
 
