@@ -5938,11 +5938,13 @@ class _Pool:
         and another suspect runs, it waits again. Raise Crashed if it has brought too many processes
         down."""
         key, is_suspect = delivery.key, False
-        if key in self.journal.crashes:
-            # A quorum queue counts itself, and has a limit, if it isn't one of ours.
-            is_suspect = self._counts_for_quorum or "x-delivery-count" not in delivery.headers
-        if is_suspect:
+        # What nobody else has had can have brought nobody down. It need not be asked about.
+        if delivery.redelivered or key in self.journal.crashes:
             crashes, blames = self.journal.count(key)
+            # A quorum queue counts itself, and has a limit, if it isn't one of ours.
+            counts = self._counts_for_quorum or "x-delivery-count" not in delivery.headers
+            is_suspect = bool(crashes) and counts
+        if is_suspect:
             limit = self._config.WORKER_MAX_CRASHES
             # At the first death it may have been one of many messages. And to be the only suspect
             # at one more proves little: what ran beside it, not suspected yet, may be to blame.

@@ -7319,6 +7319,21 @@ def test_a_message_that_brought_processes_down(
     assert journal.told == (["clear"] if fails else ["begin", "clear", "end"])
 
 
+def test_a_redelivered_message_is_asked_about_before_it_runs(app, queue, broker, start):
+    """It may come before the news of the death that it has brought."""
+    app.task(queue)(echo), broker.declare(queue)
+    journal = Notes()
+    journal.count = lambda id: (3, 2)
+    broker.publish(queue, body(id="bad", function="echo", args=["bad"]))
+    broker.channel.basic.get(queue).nack(requeue=True)
+    broker.publish(queue, body(id="new", function="echo", args=["new"]))
+    start(app, journal=journal)
+    failed = broker.take(f"{queue}.failed")
+    assert failed.properties["headers"]["x-kuyruk-value"].startswith("3 worker processes have died")
+    wait_until(lambda: ran)
+    assert ran == [("new",)]
+
+
 def test_a_message_that_a_quorum_queue_counts_is_no_suspect(app, queue, broker, start):
     app.task(queue)(hold), app.task(queue)(echo), broker.declare(f"{queue}.2")
     worker = start(app, threads=2, journal=Notes(bad=(1, 1)))
@@ -8645,7 +8660,7 @@ def test_an_application_that_breaks_while_nothing_serves_is_given_up(project):
     os.kill(worker.pids[0], signal.SIGKILL)
     assert worker.exit_code() == 2
     assert "supervisor: Giving up: 3 processes in a row couldn't start (exit code 2)" in worker.text
-    assert worker.text.count("RuntimeError: broken\n") == 3
+    assert worker.text.count("\nRuntimeError: broken\n") == 3  # tracebacks
 
 
 @pytest.mark.parametrize(
