@@ -1442,7 +1442,7 @@ class _Supervisor:
         self._restarted_at = -RESTART_INTERVAL
         self._state = _State(args.state, self._log)
         _check_health(args.health)  # now, since it may be in the folder of the state
-        self._asks: list[tuple[_Child, str]] = []
+        self._asks: list[tuple[_Child, str, float]] = []  # of whom, about what, until when
         self._last_pause = 0.0
         self._failed_starts = 0  # in a row
         self._stops = 0
@@ -1541,15 +1541,22 @@ class _Supervisor:
                 child.serving, child.degraded = content["serving"], content["degraded"]
                 self._failed_starts = 0 if child.serving else self._failed_starts
             elif kind == "ask":
-                self._asks.append((child, content))
+                self._asks.append((child, content, time.monotonic() + ANSWER_TIMEOUT))
             elif kind == "clear":
                 self._state.clear(content)
 
     def _answer(self) -> None:
-        """After the last dead processes have been reaped."""
-        while self._asks:
-            child, id = self._asks.pop()
-            if child.pid in self._children:
+        """After the last dead processes have been reaped. While another process has the message,
+        the answer waits, as long as who asks does: 1. That process: dies, and its sockets are
+        closed. 2. RabbitMQ: delivers the message to the one that asks. 3. This process: is told of
+        the death."""
+        asks, self._asks = self._asks, []
+        running = {child: set(child.journal.running) for child in self._children.values() if asks}
+        for child, id, until in asks:
+            others = [ids for other, ids in running.items() if other is not child]
+            if time.monotonic() < until and any(id in ids for ids in others):
+                self._asks.append((child, id, until))
+            elif child in running:
                 child.pipe.send("crashes", {id: self._state.crashes.get(id, (0, 0))})
 
     def _reap(self) -> None:

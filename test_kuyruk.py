@@ -8941,6 +8941,30 @@ def worker_process(state):
     return child
 
 
+def test_whether_a_message_killed_is_answered_when_the_process_that_has_it_is_dead():
+    """Its sockets are closed before its death is told, so another may have the message sooner."""
+    supervisor = kuyruk_worker._Supervisor.__new__(kuyruk_worker._Supervisor)
+    supervisor._state, sent = kuyruk_worker._State(None, kuyruk_worker.logger), []
+    children = [worker_process("s") for _ in "ab"]
+    for child in children:
+        child.journal = kuyruk_worker._Journal({})
+        child.pipe = types.SimpleNamespace(send=lambda *args: sent.append(args))
+    dying, asking = children
+    dying.journal.begin("x")
+    supervisor._children = dict(enumerate(children))
+    supervisor._asks = [(asking, "x", time.monotonic() + PATIENCE)]
+    supervisor._answer()
+    assert not sent
+    del supervisor._children[0]
+    supervisor._state.blame(["x"])
+    supervisor._answer()
+    assert sent == [("crashes", {"x": (1, 1)})] and not supervisor._asks
+    supervisor._children[0] = dying  # it lives: its connection was lost
+    supervisor._asks = [(asking, "x", time.monotonic())]
+    supervisor._answer()
+    assert len(sent) == 2 and not supervisor._asks
+
+
 @pytest.mark.parametrize(
     ("states", "wanted", "ended", "degraded", "to_retire"),
     [
