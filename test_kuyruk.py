@@ -10383,10 +10383,8 @@ def test_generated_messages_are_each_settled_and_the_worker_goes_on(url, queue):
         fuzz.generate(350, None, run.send)
         violations = run.check()
     assert violations == [] and run.figures["confirmed"] > 200
-    assert all(
-        any(where in name for name in run.figures)
-        for where in ("ran (note)", "ran (later)", "TypeError")
-    )
+    # What is generated is another with each version of hypothesis. Some of it runs, most doesn't.
+    assert {name.partition(" (")[0] for name in run.figures} >= {"ran", "failed"}, run.figures
 
 
 def headers_of(*entries):
@@ -11347,11 +11345,11 @@ def test_the_manuals_web_service_answers_and_ends_by_ctrl_c(page_runner):
     process = page_runner.start("exec python web.py")
 
     def get(path):
-        with contextlib.suppress(OSError):
-            return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE).read()
+        with contextlib.suppress(OSError):  # it isn't there yet
+            return fetch(f"http://127.0.0.1:{port}{path}")
 
-    assert b"'received': 0" in wait_until(lambda: get("/health"))
-    assert get("/add?a=1&b=2") == b"3\n"
+    _, text = wait_until(lambda: (answer := get("/health")) and answer[0] == 200 and answer)
+    assert "'received': 0" in text and get("/add?a=1&b=2") == (200, "3\n")
     process.send_signal(signal.SIGINT)
     process.wait(PATIENCE)
     assert page_runner.output(process).endswith("KeyboardInterrupt\n")
