@@ -198,6 +198,9 @@ _OPTIONS = {
 
 
 class _Parser(argparse.ArgumentParser):
+    """Raises UsageError for what is wrong, with a hint at what was meant, instead of ending the
+    program."""
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
@@ -213,6 +216,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
+    """Return a hint at the known word that is most like this one, whatever its capitals; "" if none
+    is. before: what stands before it in the hint."""
     import difflib
 
     names = {name.casefold(): name for name in known}
@@ -227,7 +232,7 @@ class _Version(argparse.Action):
 
 
 def _program() -> str:
-    """As the user has called it."""
+    """Return the command as the user has called it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return (
         f"python -m {spec.name}"
@@ -280,7 +285,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _check_combination(parser: _Parser, args: argparse.Namespace) -> None:
-    """Raises UsageError for what can't have an effect, before anything is started or imported."""
+    """Raise UsageError for what can't have an effect, before anything is started or imported."""
     if args.failed is not None and args.status:
         parser.error("--failed and --status don't go together")
     if args.failed is None and args.id is not None:
@@ -308,7 +313,7 @@ def _check_combination(parser: _Parser, args: argparse.Namespace) -> None:
 
 
 def _number(text: str) -> object:
-    """The text itself if it is none: the configuration knows better what to say then."""
+    """Return the number, or the text itself if it is none: the configuration says what is wrong."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)
@@ -316,7 +321,7 @@ def _number(text: str) -> object:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises UsageError for values that make no sense; before the application is imported."""
+    """Raise UsageError for values that make no sense; before the application is imported."""
     config = _library().Config()
     for key, (flags, *_) in _OPTIONS.items():
         try:
@@ -337,8 +342,9 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _library() -> ModuleType:
-    """kuyruk.py: in a vendored copy, the one beside this file. Raises UsageError if it is another
-    project's, as PyPI's "kuyruk", a package, which Python finds before a module beside it."""
+    """Return kuyruk.py: in a vendored copy, the one beside this file. Raises UsageError if it is
+    another project's, as PyPI's "kuyruk", a package, which Python finds before a module beside
+    it."""
     name = f"{__package__}.kuyruk" if __package__ else "kuyruk"
     if name not in sys.modules:
         spec = importlib.util.find_spec(name)  # imports nothing but the packages that hold it
@@ -362,9 +368,9 @@ def _why_no_library(found: str | None) -> str:
 
 
 def find_app(spec: str) -> tuple[str, Kuyruk]:
-    """What "module", "module:name" or "module.name" names: as "module:name", and the object.
+    """Return what "module", "module:name" or "module.name" names: as "module:name", and the object.
 
-    Raises UsageError.
+    Raises UsageError if that is no Kuyruk object, or one of several.
     """
     module, name = _locate(spec)
     apps = _apps(module)
@@ -414,7 +420,7 @@ def _why_no_app(module: ModuleType, name: str | None) -> str:
 
 
 def _locate(spec: str) -> tuple[ModuleType, str | None]:
-    """The module, imported, and the name in it if one is given. Raises UsageError."""
+    """Return the module, imported, and the name in it if one is given. Raises UsageError."""
     if spec.endswith(".py") or os.sep in spec:
         name = os.path.relpath(spec).removesuffix(".py").replace(os.sep, ".").lstrip(".")
         raise UsageError(f"{spec!r} is a file: name the module, as {name!r}")
@@ -438,8 +444,8 @@ def _locate(spec: str) -> tuple[ModuleType, str | None]:
 
 
 def _import(name: str) -> ModuleType | None:
-    """None if there is no such module. Raises UsageError if it can't be imported: its second
-    argument is the application's part of the traceback."""
+    """Return the module; None if there is none. Raises UsageError if it can't be imported: its
+    second argument is the application's part of the traceback."""
     try:
         return importlib.import_module(name)
     except _Stopped:
@@ -462,7 +468,7 @@ def _is_ours(file: str) -> bool:
 
 
 def _no_module(path: str) -> str:
-    """Which part of the path is wrong, where it was looked for, and what was meant, perhaps."""
+    """Return which part of the path is wrong, where it was looked for, and what was meant."""
     *parents, name = path.split(".")
     while parents and ".".join(parents) not in sys.modules:
         name = parents.pop()
@@ -521,12 +527,14 @@ class _Signals:
         self.install()
 
     def install(self) -> None:
+        """Install the handlers. Again, when the application may have set some of its own."""
         if os.name != "nt":
             signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in self._numbers:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        # Between any two instructions of the main thread: only deques and flags may change here.
         name = signal.Signals(number).name
         if name == "SIGQUIT":
             self.quit()
@@ -540,8 +548,8 @@ class _Signals:
             raise _Stopped(name)
 
     def counts(self, name: str, now: float) -> bool:
-        """Whether a signal that comes now is a wish of its own (see ONE_WISH). If it is, those of
-        its kind that come soon aren't."""
+        """Return whether a signal that comes now is a wish of its own (see ONE_WISH). If it is,
+        those of its kind that come soon aren't."""
         kind = "stop" if name in self.TO_STOP else name
         if kind != "SIGCHLD" and now - self._counted_at.get(kind, -math.inf) < ONE_WISH:
             return False
@@ -549,13 +557,13 @@ class _Signals:
         return True
 
     def wake(self) -> None:
-        """From any thread: the wait ends."""
+        """End the wait. May be called by any thread."""
         with contextlib.suppress(OSError):
             os.write(self._writer, b"!")
 
     def wait(self, pipes: Iterable[_Pipe], until: float = math.inf) -> None:
-        """Until a signal comes, or `wake` is called, or a pipe can be read, or that time
-        (monotonic)."""
+        """Wait until a signal comes, or `wake` is called, or a pipe can be read, or until a
+        time.monotonic()."""
         if os.name == "nt":  # its select takes sockets only, and no handler is called during a wait
             return time.sleep(WINDOWS_TICK)
         poll = select.poll()  # not select.select: that takes no descriptor above 1023
@@ -567,8 +575,8 @@ class _Signals:
             os.read(self._reader, 4096)
 
     def block(self) -> None:
-        """None comes until `unblock`: for a fork, after which the new process has handlers of its
-        own to install."""
+        """Let none come until `unblock`: for a fork, after which the new process has handlers of
+        its own to install."""
         signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
 
     def unblock(self) -> None:
@@ -576,8 +584,8 @@ class _Signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
 
     def guard_forks(self) -> None:
-        """A process that a task forks has nothing to do with us, and loses none that comes
-        meanwhile."""
+        """Give processes that a task forks the handlers back that were there before us, without
+        losing a signal that comes meanwhile."""
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
                 before=self.block, after_in_parent=self.unblock, after_in_child=self._forked
@@ -642,12 +650,13 @@ class _Pipe:
         return self._reader
 
     def send(self, *message: Any) -> None:
-        """Doesn't wait, nor fail: a process that is gone, or stands still, needs no message."""
+        """Send, without waiting or failing: a process that is gone, or stands still, needs no
+        message."""
         with contextlib.suppress(OSError):
             os.write(self._writer, json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[list[Any]] | None:
-        """What has come, perhaps nothing. None when the other process is gone."""
+        """Return what has come, perhaps nothing; None when the other process is gone."""
         try:
             data = os.read(self._reader, 0x10000)
         except BlockingIOError:
@@ -717,6 +726,8 @@ class _Journal:
                 os.pwrite(self._file, data, at)
 
     def begin(self, id: str) -> None:
+        # A process can be killed between any two of these statements. So an id counts, by its
+        # length, only when all of it is there.
         data = id.encode("utf-8", "surrogatepass")
         slot = self._free.pop() if self._free else self._used + 1
         if slot <= self.SLOTS and len(data) <= self.SLOT - 2:
@@ -726,7 +737,7 @@ class _Journal:
                 self._used = slot
                 self._write(16, slot.to_bytes(8, "little"))
             self._memory[at + 2 : at + 2 + len(data)] = data
-            # The length last: from here on it counts.
+            # The length last.
             self._write(at, len(data).to_bytes(2, "little") + data)
 
     def end(self, id: str) -> None:
@@ -736,22 +747,26 @@ class _Journal:
             self._free.append(slot)
 
     def count(self, id: str) -> tuple[int, int]:
-        """A process that died just now may have had it: the broker can be faster than the news. So
-        ask for them."""
-        answered = self._asked[id] = threading.Event()
+        """Ask the supervisor, and wait for its answer: a process that died just now may have had
+        the message, and the broker can be faster than the news."""
+        # Two threads may ask about one message: both wait for the same answer.
+        answered = self._asked.setdefault(id, threading.Event())
         if self.pipe is not None:
             self.pipe.send("ask", id)
             answered.wait(ANSWER_TIMEOUT)
+        self._asked.pop(id, None)
         return self.crashes.get(id, (0, 0))
 
     def update(self, news: dict[str, tuple[int, int]]) -> None:
+        """Take what the supervisor tells: the counts of messages, (0, 0) for those without."""
         for id, (deaths, blames) in news.items():
             if deaths:
                 self.crashes[id] = deaths, blames
             else:
                 self.crashes.pop(id, None)
-            if id in self._asked:
-                self._asked.pop(id).set()
+            answered = self._asked.get(id)
+            if answered is not None:
+                answered.set()
 
     def clear(self, id: str) -> None:
         self.crashes.pop(id, None)
@@ -760,7 +775,7 @@ class _Journal:
 
     @property
     def exit_code(self) -> int | None:
-        """None if the process has died."""
+        """What the process ends with; None: it runs, or has died."""
         return self._memory[0] - 1 if self._memory[0] else None
 
     @exit_code.setter
@@ -769,6 +784,7 @@ class _Journal:
 
     @property
     def pulse(self) -> int:
+        """When it last showed that it runs Python code (time.monotonic()); 0: not yet."""
         return int.from_bytes(self._memory[8:16], "little")
 
     def beat(self) -> None:
@@ -776,6 +792,7 @@ class _Journal:
 
     @property
     def stopping(self) -> bool:
+        """Whether it was told to end: then what runs when it is killed is not to blame."""
         return self._memory[1] != 0
 
     @stopping.setter
@@ -784,6 +801,7 @@ class _Journal:
 
     @property
     def running(self) -> list[str]:
+        """The ids of the messages that it runs, or ran when it died."""
         used = min(int.from_bytes(self._memory[16:24], "little"), self.SLOTS)
         ids = []
         for at in range(self.SLOT, self.SLOT * (1 + used), self.SLOT):
@@ -989,6 +1007,7 @@ class _Process:
         self._report_state()
 
     def _react(self, name: str) -> None:
+        """Do what a signal asks for."""
         if name == "SIGUSR1":
             with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
                 print(_report(self._worker), file=sys.stderr, flush=True)
@@ -1011,7 +1030,7 @@ class _Process:
             )
 
     def _report_state(self) -> None:
-        """The supervisor, what has changed."""
+        """Tell the supervisor what has changed."""
         stats = self._worker.stats
         state = {
             "serving": self._worker.healthy,
@@ -1053,8 +1072,8 @@ class _Process:
 
 
 def _memory_used() -> float:
-    """Megabytes that this process has in memory; where the system doesn't tell: that it has had at
-    most."""
+    """Return the megabytes that this process has in memory; where the system doesn't tell, those
+    that it has had at most."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -1070,7 +1089,7 @@ def _describe(run: dict[str, Any]) -> str:
 
 
 def _report(worker: Worker) -> str:
-    """The counts, the running tasks, and where each thread is."""
+    """Return the counts, the running tasks, and where each thread is, as text."""
     stats = worker.stats
     running = stats.pop("running")
     counts = ", ".join(f"{count} {name}" for name, count in stats.items())
@@ -1084,8 +1103,8 @@ def _report(worker: Worker) -> str:
 
 
 def _set_up_logging(level: str | None, default: str) -> None:
-    """level: the command line's. An application that has set up logging itself keeps its
-    handlers."""
+    """Set up logging, unless the application has: then it keeps its handlers. level: the command
+    line's, which wins over the default."""
     root = logging.getLogger()
     default = default.upper()
     if not root.handlers:
@@ -1235,8 +1254,8 @@ def _be_worker(
     pipe: _Pipe | None = None,
     journal: _Journal | None = None,
 ) -> int:
-    """What a worker process does. Returns the exit code, but ends the process itself if a thread is
-    stuck."""
+    """Be a worker process. Returns the exit code, but ends the process itself if a thread is
+    stuck: Python would wait for that thread for ever."""
     try:
         try:
             signals.loading = True
@@ -1413,9 +1432,9 @@ class _Child:
 
 
 def _plan(children: Iterable[_Child], wanted: int) -> tuple[int, int, list[_Child]]:
-    """What to do so that as many processes as wanted serve, at any time: how many to start in the
-    place of such that have ended, how many in the place of such that are degraded, and which to
-    retire, because others serve in their place.
+    """Return what to do so that as many processes as wanted serve, at any time: how many to start
+    in the place of such that have ended, how many in the place of such that are degraded, and which
+    to retire, because others serve in their place.
     """
     staying = [child for child in children if not child.retiring]
     degraded = [child for child in staying if child.degraded]
@@ -1486,9 +1505,9 @@ class _Supervisor:
     # -- what happens
 
     def _react(self, name: str) -> None:
-        """To a signal. They come before the deaths that they have caused: a child that Ctrl-C ends
-        isn't replaced."""
-        if name == "SIGCHLD":
+        """Do what a signal asks for. Signals are looked at before the deaths that they have caused:
+        a child that Ctrl-C ends isn't replaced."""
+        if name == "SIGCHLD":  # it has ended the wait: `_reap` is next
             return
         if name in _Signals.TO_STOP:
             self._stops += 1
@@ -1499,6 +1518,7 @@ class _Supervisor:
             self._pass_on(name)
 
     def _pass_on(self, name: str) -> None:
+        # A child that has ended and isn't reaped yet is a zombie: its pid is nobody else's.
         for child in self._children.values():
             os.kill(child.pid, getattr(signal, name))
 
@@ -1511,6 +1531,7 @@ class _Supervisor:
             self._kill_within(timeout)
 
     def _escalate(self, name: str) -> None:
+        """Interrupt what runs: somebody has asked to stop once more."""
         for child in self._children.values():
             if child.loaded:
                 child.pipe.send("again", name)
@@ -1546,10 +1567,12 @@ class _Supervisor:
                 self._state.clear(content)
 
     def _answer(self) -> None:
-        """After the last dead processes have been reaped. While another process has the message,
-        the answer waits, as long as who asks does: 1. That process: dies, and its sockets are
-        closed. 2. RabbitMQ: delivers the message to the one that asks. 3. This process: is told of
-        the death."""
+        """Answer those that ask, after all dead processes have been reaped.
+
+        While another process has the message, the answer waits, as long as who asks does: 1. That
+        process: dies, and its sockets are closed. 2. RabbitMQ: delivers the message to the one that
+        asks. 3. This process: is told of the death.
+        """
         asks, self._asks = self._asks, []
         running = {child: set(child.journal.running) for child in self._children.values() if asks}
         for child, id, until in asks:
@@ -1560,7 +1583,8 @@ class _Supervisor:
                 child.pipe.send("crashes", {id: self._state.crashes.get(id, (0, 0))})
 
     def _reap(self) -> None:
-        """Processes that aren't ours, too: in a container this one may be their init."""
+        """Take note of the processes that have ended. Of those that aren't ours, too: in a
+        container this one may be their init."""
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -1608,6 +1632,8 @@ class _Supervisor:
         self._stop("SIGTERM")
 
     def _on_death(self, child: _Child, how: str) -> None:
+        """Note who may be to blame for the death of a process, and tell the others, which may have
+        the messages soon."""
         suspects = child.journal.running
         # Of a suspect it is to be expected, and not for long: it has a limit.
         if any(id in self._state.crashes for id in suspects):
@@ -1629,8 +1655,8 @@ class _Supervisor:
         )
 
     def _pause(self) -> float:
-        """Seconds until the next is started: more and more of them, unless all goes well for a
-        while."""
+        """Return the seconds until the next process is started: more and more of them, unless all
+        goes well for a while."""
         now = time.monotonic()
         if now - self._start_at >= PROVED:
             self._last_pause = 0
@@ -1730,6 +1756,8 @@ class _Supervisor:
                 return
 
     def _fork(self) -> None:
+        # No signal may come between the fork and the child's own handlers: it would be noted by a
+        # copy of the supervisor's, which nobody looks at.
         with contextlib.ExitStack() as undo:
             ours, theirs = _Pipe.make_pair()
             undo.callback(ours.close)
@@ -1774,7 +1802,7 @@ class _Supervisor:
 
 
 def _check_health(path: str | None) -> None:
-    """Raises UsageError if a health file can't be written there."""
+    """Raise UsageError if a health file can't be written there."""
     if path is None:
         return
     folder = os.path.dirname(os.path.abspath(path))
@@ -1785,14 +1813,14 @@ def _check_health(path: str | None) -> None:
 
 
 def _last_code(child: _Child, code: int | None) -> int:
-    """What the end of a process while all are stopping means for the exit code of the whole."""
+    """Return what the end of a process while all are stopping means for the whole's exit code."""
     if code is None:
         return STOPPED if not child.loaded else INTERRUPTED if child.killed else FAILED
     return STOPPED if code in (RESTART, QUIT) else code
 
 
 def _how(status: int) -> str:
-    """It has ended."""
+    """Return in words how a process has ended. status: negative if a signal has killed it."""
     if status >= 0:
         return f"exit code {status}"
     with contextlib.suppress(ValueError):
@@ -1802,7 +1830,7 @@ def _how(status: int) -> str:
 
 
 def _make_log(level: str | None) -> logging.Logger:
-    """The supervisor's own: the application sets up logging for its worker processes."""
+    """Return the supervisor's own logger: the application sets up logging for the workers."""
     log = logging.getLogger("kuyruk.supervisor")
     handler = logging.StreamHandler()
     handler.setFormatter(
