@@ -489,8 +489,7 @@ class Signal:
 
         sender: the `Kuyruk` whose signals it gets; None: any. weak: keep no reference to `f`: it is
         called as long as others do. Raises TypeError for what is no such sender, and for an async
-        function, whose call wouldn't
-        run it.
+        function, whose call wouldn't run it.
         """
         import inspect  # not at the top: 6 ms and a megabyte, for who has no task and no receiver
 
@@ -1674,8 +1673,9 @@ class Run:
             raise type(cause)(*cause.args) from error
         finally:
             # First this: `_Watch.interrupt` makes an entry first and then looks at it.
-            self._on_landed()  # or C code has swallowed it
             self._is_over = True
+            if self._hit:  # and C code may have swallowed what was set
+                self._on_landed()
             if watch is not None:
                 watch.discard(self)
             _set_current(outer)
@@ -1840,9 +1840,10 @@ class _Watch:
                 if run is not None:
                     self._look_at(run)
                 del run  # while this thread waits, it keeps no run and nothing that leads to one
-            except BaseException:  # the run's next look is scheduled already
+            except BaseException as error:  # the run's next look is scheduled already
                 with contextlib.suppress(BaseException):
-                    logger.exception("Can't interrupt a task, or give it up; trying again")
+                    text = "Can't interrupt a task, or give it up; trying again"
+                    _log_aside(logging.ERROR, text, error=error)
 
     def _next_due(self) -> Run | None:
         """Wait until a run is due, and return it, or None to be called again. Its next look is

@@ -301,15 +301,16 @@ def _check_combination(parser: _Parser, args: argparse.Namespace) -> None:
     if args.failed is not None or args.status:
         flags.pop("WORKER_LOGGING_LEVEL")
         given |= {flags[key]: getattr(args, key) for key in flags}
-        for option in (option for option, value in given.items() if value is not None):
-            parser.error(f"{option} is for running tasks: --failed and --status don't")
+        why = "is for running tasks: --failed and --status don't"
     elif not hasattr(os, "fork"):
         processes = args.WORKER_PROCESSES
         given[flags["WORKER_PROCESSES"]] = None if processes == 1 else processes
-        for option in (option for option, value in given.items() if value is not None):
-            parser.error(
-                f"{option} needs a process that watches over others, which this system can't fork"
-            )
+        why = "needs a process that watches over others, which this system can't fork"
+    else:
+        return
+    for option, value in given.items():
+        if value is not None:
+            parser.error(f"{option} {why}")
 
 
 def _number(text: str) -> object:
@@ -323,18 +324,14 @@ def _number(text: str) -> object:
 def _check(args: argparse.Namespace) -> None:
     """Raise UsageError for values that make no sense; before the application is imported."""
     config = _library().Config()
-    for key, (flags, *_) in _OPTIONS.items():
+    given = {key: (getattr(args, key), "/".join(flags)) for key, (flags, *_) in _OPTIONS.items()}
+    given["RABBIT_URL"] = args.broker, "--broker"
+    for key, (value, option) in given.items():
         try:
-            if getattr(args, key) is not None:
-                setattr(config, key, getattr(args, key))
+            if value is not None:
+                setattr(config, key, value)
         except ValueError as error:
-            text = str(error).replace(key, "/".join(flags)).replace(", or None", "")
-            raise UsageError(text) from None
-    if args.broker is not None:
-        try:
-            config.RABBIT_URL = args.broker
-        except ValueError as error:
-            text = str(error).replace("RABBIT_URL", "--broker").replace(", or None", "")
+            text = str(error).replace(key, option).replace(", or None", "")
             raise UsageError(text) from None
 
 

@@ -2493,6 +2493,19 @@ def run_in(watch, task, *args):
     return kuyruk.Run(task, "id", "queue", False)._call(args, {}, watch)
 
 
+@contextlib.contextmanager
+def collecting(threshold, on_collection):
+    """Have the garbage collector run after so many new objects, and call that each time."""
+    before = gc.get_threshold()
+    gc.callbacks.append(on_collection)
+    gc.set_threshold(threshold)
+    try:
+        yield
+    finally:
+        gc.callbacks.remove(on_collection)
+        gc.set_threshold(*before)
+
+
 def test_the_garbage_collector_keeps_away_while_threads_are_looked_at(offline, monkeypatch):
     """On Python 3.11 it may run within that call, and lock the interpreter up (cpython#106883)."""
     look, looking, looks, hits = sys._current_frames, set(), [], []
@@ -2516,19 +2529,14 @@ def test_the_garbage_collector_keeps_away_while_threads_are_looked_at(offline, m
     threads = [threading.Thread(target=sleep_deep_down, args=(5,)) for _ in range(20)]
     for thread in threads:
         thread.start()
-    threshold = gc.get_threshold()
     monkeypatch.setattr(sys, "_current_frames", look_slowly)
-    gc.callbacks.append(on_collection)
-    gc.set_threshold(1)
     try:
-        with a_watch() as watch:
+        with collecting(1, on_collection), a_watch() as watch:
             for _ in range(10):
                 with pytest.raises(kuyruk.Timeout):
                     run_in(watch, offline.task(max_run_time=0.01)(spin))
                 assert kuyruk._format_stack(threads[0].ident)
     finally:
-        gc.callbacks.remove(on_collection)
-        gc.set_threshold(*threshold)
         ended.set()
         for thread in threads:
             thread.join()
@@ -2945,18 +2953,11 @@ def test_no_interruption_is_lost_where_the_garbage_collector_calls(offline, monk
         sum(range(300))
 
     monkeypatch.setattr(sys, "unraisablehook", lost.append)
-    threshold = gc.get_threshold()
-    gc.callbacks.append(on_collection)
-    gc.set_threshold(100)
-    try:
-        with a_watch() as watch:
-            for _ in range(200):
-                with pytest.raises(kuyruk.Timeout):
-                    run_in(watch, offline.task(max_run_time=0.005)(make_garbage))
-                assert gc.isenabled() and not lost
-    finally:
-        gc.callbacks.remove(on_collection)
-        gc.set_threshold(*threshold)
+    with collecting(100, on_collection), a_watch() as watch:
+        for _ in range(200):
+            with pytest.raises(kuyruk.Timeout):
+                run_in(watch, offline.task(max_run_time=0.005)(make_garbage))
+            assert gc.isenabled() and not lost
 
 
 def test_the_collector_is_let_in_again_when_an_interruption_does_not_land(offline):
