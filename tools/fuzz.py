@@ -533,7 +533,6 @@ class Fuzz:
             )
         self._open.clear()
         self._check_worker()
-        self.figures["violations"] = len(self.violations)
         self.figures["connections for sending that the broker has closed"] = self._log.losses
         return self.violations
 
@@ -624,38 +623,28 @@ def generate(count: int, seed: int | None, use: Callable[[Message], object]) -> 
 # --- The command ---------------------------------------------------------------
 
 
-def run(arguments: argparse.Namespace) -> list[str]:
+def run(options: argparse.Namespace) -> list[str]:
     """Return the violations."""
-    began, count, seed = time.monotonic(), arguments.messages, arguments.seed
+    began, count, seed = time.monotonic(), options.messages, options.seed
     say(f"seed {seed}")
     with RabbitmqNode() as node, Fuzz(node.url, "fuzz") as fuzz:
         while (done := fuzz.figures["confirmed"]) < count:
             generate(min(BATCH, count - done), seed, fuzz.send)
             seed += 1
-            fuzz.check()
-            say_progress(fuzz, count, began)
-        violations = fuzz.check()
+            violations = fuzz.check()
+            seconds = time.monotonic() - began
+            text = f"{fuzz.figures['confirmed']}/{count} messages, {len(violations)} violations"
+            lab.say_progress(f"{text}, {seconds:.0f} s")
     say(f"\nIn {time.monotonic() - began:.0f} seconds:")
     for name, number in sorted(fuzz.figures.items(), key=lambda item: (-item[1], item[0])):
         say(f"{number:8} {name}")
-    return violations[: lab.SHOWN]
+    return lab.some("wrong", fuzz.violations)
 
 
-def say_progress(fuzz: Fuzz, count: int, began: float) -> None:
-    done, seconds = fuzz.figures["confirmed"], time.monotonic() - began
-    text = f"{done}/{count} messages, {fuzz.figures['violations']} violations, {seconds:.0f} s, "
-    lab.say_progress(f"{text}{seconds / done * (count - done):.0f} s to go")
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Generated messages against a live worker.")
-    add = parser.add_argument
-    add("--messages", type=int, default=20_000, metavar="N", help="default: %(default)s")
-    seed = int(time.time())
-    add("--seed", type=int, default=seed, metavar="N", help="default: another each time")
-    return parser.parse_args()
-
+OPTIONS = {
+    "--messages": lab.option(20_000, "that the broker takes"),
+    "--seed": lab.option(int(time.time()), "an earlier run's, for the same messages"),
+}
 
 if __name__ == "__main__":
-    options = parse_arguments()
-    sys.exit(lab.main("fuzz", lambda: run(options)))
+    sys.exit(lab.main(run, OPTIONS))

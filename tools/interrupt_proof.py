@@ -190,11 +190,11 @@ def prove(url: str, timeouts: int, threads: int = 8) -> tuple[dict[str, int], fl
     return collections.Counter(outcomes), proof.slowest
 
 
-def run(arguments: argparse.Namespace) -> list[str]:
+def run(options: argparse.Namespace) -> list[str]:
     """Return the violations."""
     began = time.monotonic()
     with RabbitmqNode() as node:
-        counts, slowest = prove(node.url, arguments.timeouts, arguments.threads)
+        counts, slowest = prove(node.url, options.timeouts, options.threads)
     version, seconds = sys.version.split()[0], time.monotonic() - began
     say(f"Python {version}: {seconds:.0f} s, slowest {slowest:.2f} s")
     for name, count in counts.items():
@@ -202,13 +202,10 @@ def run(arguments: argparse.Namespace) -> list[str]:
     return [f"{count} {name}" for name, count in counts.items() if count and name != "timeouts"]
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--timeouts", type=int, default=5000)
-    parser.add_argument("--threads", type=int, default=8)
-    return parser.parse_args()
-
+OPTIONS = {
+    "--timeouts": lab.option(5000, "that are to come"),
+    "--threads": lab.option(8, "that run tasks"),
+}
 
 if __name__ == "__main__":
-    options = parse_arguments()
-    sys.exit(lab.main("interrupt_proof", lambda: run(options)))
+    sys.exit(lab.main(run, OPTIONS))

@@ -1,6 +1,6 @@
 """What the tools of this folder share.
 
-- `main`: errors, signals and exit codes are the same in all of them.
+- `main`: arguments, errors, signals and exit codes are the same in all of them.
 - `Process`: a process with its log, its descendants, and their end. `worker` makes one that works.
 - What /proc knows of a process: its state, CPU time, memory, threads, open files. Linux only.
 - `Ledger`: what was sent, and what ran; from it follows what is lost, and what ran again. Senders
@@ -12,9 +12,12 @@ Who imports it can import kuyruk: the folder above is added to the path.
 
 from __future__ import annotations
 
+import argparse
 import collections
 import contextlib
+import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -38,6 +41,8 @@ if ROOT not in sys.path:
 PATIENCE = 30.0  #: Seconds that a process gets to end, before it is killed.
 OFTEN = 30.0  #: Seconds between two lines about the progress, where there is no terminal.
 SHOWN = 10  #: Violations of one sort that are printed.
+#: Seconds in which the broker may not have on record yet that a call has ended.
+SETTLING = 1.0
 RETURNED = "returned"  #: The outcome of a call that has returned.
 CONFIRMED = "confirmed"  #: The outcome of a send that has returned.
 
@@ -77,9 +82,6 @@ def _on_unraisable(unraisable: Any) -> None:
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold signals back: for what mustn't be cut in two, as starting a process and noting it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
     before, _Signals.held = _Signals.held, True
     try:
         yield
@@ -97,18 +99,36 @@ def hold_signals() -> None:
 _Signals.came = []
 
 
-def main(name: str, run: Callable[[], Sequence[str] | None]) -> int:
-    """Run a tool, and return its exit code.
+def option(default: object, text: str, **more: Any) -> dict[str, Any]:
+    """Return argparse's arguments for an option with a default; for a flag if that is False."""
+    if default is False:
+        return {"action": "store_true", "help": text}
+    shown = {"default": default, "help": f"{text} (default: {default})"}
+    return {"type": type(default)} | shown | more
 
-    `run` returns what is wrong, which is printed; None if there is no more to say. The code is 0 if
-    nothing is wrong, 1 if something is or broke (the text is on stderr), 128 + n for the signal n.
-    Wrong arguments are argparse's: 2.
+
+def main(
+    run: Callable[[argparse.Namespace], Sequence[str] | None],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> int:
+    """Run a tool with the arguments of its command line, and return its exit code.
+
+    `run` gets them, and returns what is wrong, which is printed; None if there is no more to say.
+    `options` has what argparse needs of each, see `option`. The help begins with the first line of
+    the module of `run`. The code is 0 if nothing is wrong, 1 if something is or broke (the text is
+    on stderr), 128 + n for the signal n. Wrong arguments are argparse's: 2.
     """
+    about = (sys.modules[run.__module__].__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(description=about.replace("%", "%%"))
+    for name, each in (options or {}).items():
+        parser.add_argument(name, **each)
+    arguments = parser.parse_args()
+    name = parser.prog.removesuffix(".py")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _on_signal)
     sys.unraisablehook = _on_unraisable
     try:
-        violations = run()
+        violations = run(arguments)
     except BrokenPipeError:  # nobody reads any more what is said
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -351,7 +371,7 @@ class Sent(NamedTuple):
     """A message, after its send has returned or raised."""
 
     number: str
-    way: str
+    kind: str  #: Of its task, see lab_tasks.py.
     began: float  #: time.monotonic(), which all processes of this machine share.
     ended: float
     outcome: str  #: CONFIRMED, or why not.
@@ -367,6 +387,14 @@ class Call:
     ended: float = 0.0
     #: RETURNED, or the exception's name. None: it still runs, or has ended with its process.
     outcome: str | None = None
+
+
+class Hit(NamedTuple):
+    """A time in which what was on its way may have been cut off, and so comes again."""
+
+    began: float
+    ended: float
+    pid: int | None = None  #: Of the process whose calls it concerns. None: of all, and of sends.
 
 
 def note(record: Sent | Call) -> None:
@@ -474,16 +502,30 @@ class Ledger:
         calls = [call for call in self.calls.get(number, ()) if call.outcome == RETURNED]
         return sorted(calls, key=lambda call: call.ended)
 
-    def unfinished(self) -> list[Sent]:
-        """Return what was confirmed, and has neither run to its end nor failed for good."""
-        return [
-            s for s in self.confirmed if not self.runs(s.number) and s.number not in self.failed
-        ]
+    def was_hit(self, number: str, hits: Iterable[Hit]) -> bool:
+        """Whether it was hit on its way: while it was sent, or in a call that wasn't the last, until
+        the broker had its acknowledgement on record."""
+        calls = self.calls.get(number, [])
+        ways = []
+        if sent := self.sent.get(number):
+            ways.append(Hit(sent.began, sent.ended))
+        for call, following in itertools.zip_longest(calls, calls[1:]):
+            if following is not None or len(calls) == 1:
+                # A call without an end has ended with its process, before the next one began.
+                died = following.began if following else math.inf
+                ended = died if call.outcome is None else call.ended + SETTLING
+                ways.append(Hit(call.began, ended, call.pid))
+        return any(
+            hit.began <= way.ended and way.began <= hit.ended and hit.pid in (None, way.pid)
+            for way, hit in itertools.product(ways, list(hits))
+        )
 
-    def again(self) -> dict[str, list[Call]]:
-        """Return what has run to its end more than once."""
-        found = {number: self.runs(number) for number in self.calls}
-        return {number: runs for number, runs in found.items() if len(runs) > 1}
+    def describe(self, number: str) -> str:
+        """Return what a violation says of a message."""
+        calls = self.calls.get(number, ())
+        text = ", ".join(f"{c.outcome} in {c.pid} at {c.began:.2f}-{c.ended:.2f}" for c in calls)
+        failed = self.failed.get(number, [])
+        return f"{self.sent.get(number)}; {text or 'no call'}; failed: {failed}"
 
     def begins(self) -> list[float]:
         return sorted(call.began for calls in self.calls.values() for call in calls)
@@ -523,8 +565,8 @@ class Run:
         self.worker = worker("lab_tasks", url, log, processes, threads, **self._settings)
         self._processes.append(self.worker)
 
-    def start_sender(self, url: str, program: str, *options: str) -> Process:
-        command = [sys.executable, os.path.join(TOOLS, program), *options]
+    def start_sender(self, url: str, *options: object) -> Process:
+        command = [sys.executable, os.path.join(TOOLS, "lab_sender.py"), *map(str, options)]
         env = environment(KUYRUK_RABBIT_URL=url, **self._settings)
         sender = Process(command, os.path.join(self.folder, "sender.log"), env)
         self._processes.append(sender)
@@ -560,27 +602,3 @@ class Run:
 
     def add(self, what: str, found: Iterable[str]) -> None:
         self.violations += some(what, found)
-
-
-# --- Threads that send -------------------------------------------------------------
-
-
-class Senders:
-    """Threads that each do something again and again, until they are told to stop."""
-
-    def __init__(self, jobs: Iterable[Callable[[threading.Event], object]]) -> None:
-        self.over = threading.Event()
-        self.threads = [
-            threading.Thread(target=job, args=(self.over,), daemon=True) for job in jobs
-        ]
-        for thread in self.threads:
-            thread.start()
-
-    @property
-    def run(self) -> bool:
-        return any(thread.is_alive() for thread in self.threads)
-
-    def stop(self) -> None:
-        self.over.set()
-        for thread in self.threads:
-            thread.join()

@@ -1,6 +1,6 @@
 """The tasks of `make soak` and `make chaos`, one for each kind of thing that a task can do, and
-what has to become of it. Each message has a number; lab.py notes the begin and the end of each
-call.
+whether what became of a message is what has to. Each message has a number; lab.py notes the begin
+and the end of each call.
 
 Settings come from the environment: KUYRUK_*, LAB_QUEUE and LAB_FOLDER.
 """
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lab import FOLDER, RETURNED, is_first, note, noted
+from lab import FOLDER, RETURNED, Ledger, Sent, is_first, note, noted
 
 import kuyruk
 
@@ -36,13 +36,14 @@ if FOLDER:
     config.from_env_vars()
 running = threading.local()  #: Its `call` is that of the thread.
 
-Number = int | str
+#: What `judge` returns.
+VERDICTS = EXPECTED, AGAIN, MISPLACED, LOST = "as expected", "again", "misplaced", "lost"
 
 
 class Kind(NamedTuple):
     """What tasks of a kind do, and where their messages have to end."""
 
-    task: kuyruk.Task[[Number, float], object]
+    task: kuyruk.Task[[str, float], object]
     weight: float = 0  #: How often, compared to the other kinds;
     per_minute: float = 0  #: or, for a rare kind, whatever the rate.
     #: How its calls end, in their order. None: not at all, or with their process.
@@ -53,7 +54,7 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[str, Kind] = {}
-Function = Callable[[Number, float], None]
+Function = Callable[[str, float], None]
 
 
 def kind(options: dict[str, Any] | None = None, **facts: Any) -> Callable[[Function], Kind]:
@@ -70,9 +71,9 @@ def kind(options: dict[str, Any] | None = None, **facts: Any) -> Callable[[Funct
     return decorate
 
 
-def _noted(f: Function) -> Callable[[Number, float], object]:
+def _noted(f: Function) -> Callable[[str, float], object]:
     @functools.wraps(f)
-    def call(number: Number, chance: float) -> object:
+    def call(number: str, chance: float) -> object:
         with noted(number) as running.call:
             f(number, chance)
         return answer(number, chance)
@@ -80,50 +81,70 @@ def _noted(f: Function) -> Callable[[Number, float], object]:
     return call
 
 
-def answer(number: Number, chance: float) -> object:
+def judge(sent: Sent, ledger: Ledger) -> str:
+    """Return which of the VERDICTS is that of a message: whether it ended where its kind has to."""
+    kind = KINDS[sent.kind]
+    wanted = [] if kind.failed is None else [kind.failed]
+    failed = ledger.failed.get(sent.number, [])
+    outcomes = [call.outcome for call in ledger.calls.get(sent.number, ())]
+    if set(failed) - set(wanted):
+        return MISPLACED
+    if kind.calls[-1] not in outcomes or (wanted and not failed):
+        return LOST
+    # RabbitMQ can deliver what crashes again before it is told of the last death: so how often that
+    # was called isn't compared here.
+    as_often = kind.failed == CRASHED or outcomes == list(kind.calls)
+    return EXPECTED if as_often and failed == wanted else AGAIN
+
+
+def answer(number: str, chance: float) -> object:
     """What every task returns that returns: mostly short, sometimes 100 kB."""
     return {"number": number, "nothing": None, "text": "ğ" * int(chance**20 * 50_000)}
 
 
-@app.task(queue=QUEUE)
-def work(number: str, hold: float = 0.0) -> str:
-    """Take a moment, or the first time `hold` seconds. Only chaos.py sends it."""
-    with noted(number):
-        until = time.monotonic() + (hold if hold and is_first(number) else WORK)
-        while (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, SLICE))
-    return number
+@kind()
+def work(number: str, chance: float) -> None:
+    """Take a moment. Only chaos.py sends this one and the next."""
+    time.sleep(WORK)
+
+
+@kind()
+def hold(number: str, part: float) -> None:
+    """Take that part of a minute, the first time."""
+    until = time.monotonic() + (60 * part if is_first(number) else 0.0)
+    while time.monotonic() < until:
+        time.sleep(SLICE)
 
 
 @kind(weight=40)
-def quick(number: Number, chance: float) -> None:
+def quick(number: str, chance: float) -> None:
     pass
 
 
 @kind(weight=20)
-def nap(number: Number, chance: float) -> None:
+def nap(number: str, chance: float) -> None:
     time.sleep(0.001 + chance * 0.199)
 
 
 @kind(weight=12)
-def compute(number: Number, chance: float) -> None:
+def compute(number: str, chance: float) -> None:
     until = time.thread_time() + chance * 0.005
     while time.thread_time() < until:
         pass
 
 
 @kind(weight=4, calls=(VALUE_ERROR,), failed=VALUE_ERROR)
-def fail(number: Number, chance: float) -> None:
+def fail(number: str, chance: float) -> None:
     raise ValueError(number)
 
 
 @kind({"retry": 2}, weight=2, calls=(VALUE_ERROR,) * 3, failed=VALUE_ERROR)
-def fail_thrice(number: Number, chance: float) -> None:
+def fail_thrice(number: str, chance: float) -> None:
     raise ValueError(number)
 
 
 @kind({"retry": 2}, weight=3, calls=(VALUE_ERROR, RETURNED))
-def recover(number: Number, chance: float) -> None:
+def recover(number: str, chance: float) -> None:
     if is_first(number):
         raise ValueError(number)
 
@@ -131,35 +152,35 @@ def recover(number: Number, chance: float) -> None:
 @kind(
     {"fail_delay": DELAY}, weight=3, calls=(VALUE_ERROR, RETURNED), replies=(VALUE_ERROR, RETURNED)
 )
-def come_back(number: Number, chance: float) -> None:
+def come_back(number: str, chance: float) -> None:
     if is_first(number):
         raise ValueError(number)
 
 
 @kind({"reject_delay": DELAY}, weight=3, calls=(REJECT, RETURNED))
-def reject(number: Number, chance: float) -> None:
+def reject(number: str, chance: float) -> None:
     if is_first(number):
         raise kuyruk.Reject
 
 
 @kind(weight=3, calls=(DISCARD,), replies=(DISCARD,))
-def discard(number: Number, chance: float) -> None:
+def discard(number: str, chance: float) -> None:
     raise kuyruk.Discard
 
 
 @kind({"max_run_time": 0.3}, per_minute=20, calls=(TIMEOUT,), failed=TIMEOUT)
-def loop(number: Number, chance: float) -> None:
+def loop(number: str, chance: float) -> None:
     while True:
         pass
 
 
 @kind({"max_run_time": 1}, per_minute=4, calls=(None,), failed=TIMEOUT)
-def hang(number: Number, chance: float) -> None:
+def hang(number: str, chance: float) -> None:
     time.sleep(600)
 
 
 @kind(per_minute=3, calls=(DIES,) * 3, failed=CRASHED)
-def crash(number: Number, chance: float) -> None:
+def crash(number: str, chance: float) -> None:
     time.sleep(chance * 0.1)
     running.call.ended, running.call.outcome = time.monotonic(), DIES
     note(running.call)

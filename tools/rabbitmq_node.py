@@ -10,10 +10,8 @@
 
     with RabbitmqCluster() as cluster:      # three nodes
         app.config.RABBIT_HOST = cluster.hosts      # "127.0.0.1:p1,127.0.0.1:p2,127.0.0.1:p3"
-        node = cluster.leader_of("a quorum queue")
-        node.kill()
-        node.start()
-        cluster.wait_until_whole()      # the next node may fall without a queue losing its majority
+        cluster.leader_of("a quorum queue").kill()
+        cluster.start()             # and waits: the next node may fall without a loss of majority
 
 It runs in a folder of its own, listens on 127.0.0.1 only, on free ports, and shares nothing with
 a broker that the system runs: no files, no Erlang cookie, no epmd. As a command it runs one node,
@@ -30,9 +28,8 @@ What runs for a node, and why nothing of it outlives this Python process:
            '-- pipe, close-on-exec --> guard (sh, in a group of its own):
                                        when the pipe closes: SIGKILL to G, remove the folder
 
-`Realm` owns G, the guard, the folder, the cookie and epmd; it lives from the first `start` to
-`stop`. A node owns its ports and its data inside of it. Nodes that share a Realm can be joined to
-a cluster; kill() takes one of them and leaves epmd and the others alone.
+`Realm` owns G, the guard, the folder, the cookie and epmd. The nodes of a cluster share one; kill()
+takes one node and leaves epmd and the others alone.
 
 Another RabbitMQ than the system's: KUYRUK_TEST_RABBITMQ names the folder that holds its
 `rabbitmq-server`, or one that rabbitmq_root.sh has made.
@@ -44,7 +41,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import os
 import random
 import re
@@ -56,7 +52,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -72,13 +67,10 @@ HOST = "127.0.0.1"
 #: or later, get the node's own port as its source port, connect to itself and keep the port taken.
 PORTS = range(10240, 32768)
 
-#: Seconds that a node gets to answer, and to end on SIGTERM, and a rabbitmqctl to end.
-START_TIMEOUT = 120.0
-STOP_TIMEOUT = 20.0
-CTL_TIMEOUT = 60.0
-
-#: Seconds between two looks at a starting node.
-POLL_INTERVAL = 0.01
+START_TIMEOUT = 120.0  #: Seconds that a node, or a cluster, gets to answer,
+STOP_TIMEOUT = 20.0  #: to end on SIGTERM,
+CTL_TIMEOUT = 60.0  #: and a rabbitmqctl to end.
+POLL_INTERVAL = 0.01  #: Seconds between two looks at a starting node.
 
 #: Where RabbitMQ's scripts are. Debian's /usr/sbin isn't among them: what it has there are wrappers
 #: that change the user.
@@ -95,7 +87,6 @@ ERLANG_ARGUMENTS = (
     "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none"
     " -start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
 )
-
 
 #: Of bytes or of text.
 Popen = subprocess.Popen[Any]
@@ -143,25 +134,21 @@ _given_ports: set[int] = set()
 
 
 def free_port() -> int:
-    """A loopback TCP port that nobody has bound, and that this process didn't get before."""
+    """Return a loopback TCP port that nobody has bound, and that this process didn't get before."""
     # Not the shared generator: test libraries seed it, and two test runs would get equal ports.
     for port in random.SystemRandom().sample(PORTS, 1000):
-        if port in _given_ports:
-            continue
-        with socket.socket() as probe:
-            try:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            if port not in _given_ports:
                 probe.bind((HOST, port))
-            except OSError:
-                continue
-        _given_ports.add(port)
-        return port
+                _given_ports.add(port)
+                return port
     raise RabbitmqError(f"no free port on {HOST} from {PORTS.start} to {PORTS.stop - 1}")
 
 
-def answers_amqp(port: int, timeout: float = 5.0) -> bool:
-    """Whether a broker answers on this port with a Connection.Start frame in `timeout` seconds."""
+def answers_amqp(port: int) -> bool:
+    """Whether a broker answers on this port with a Connection.Start frame within 5 seconds."""
     try:
-        with socket.create_connection((HOST, port), timeout) as client:
+        with socket.create_connection((HOST, port), 5.0) as client:
             client.sendall(b"AMQP\x00\x00\x09\x01")
             answer = client.recv(11)
     except OSError:
@@ -184,17 +171,6 @@ for attempt in 1 2 3 4 5; do rm -rf -- "$2" 2>/dev/null && break; sleep 1; done"
 #: RabbitMQ, and what it uses without naming it.
 NEEDED_APPLICATIONS = ("rabbit", "mnesia", "compiler", "syntax_tools")
 
-_open_realms: weakref.WeakSet[Realm] = weakref.WeakSet()
-
-
-def _let_go_in_child() -> None:
-    """A forked child must not keep the guards waiting after its parent is gone."""
-    for realm in list(_open_realms):
-        realm.let_go()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)
-
 
 class Realm:
     """What the nodes of one cluster share: a folder, an Erlang cookie, epmd and a guard."""
@@ -204,51 +180,39 @@ class Realm:
         self.epmd_port = free_port()
         #: Holds everything; None while closed.
         self.folder: Path | None = None
-        self._owner = os.getpid()
+        self._epmd: Popen | None = None
+        self._guard: Popen | None = None
 
-    def open(self) -> Path:
-        """Makes the folder, starts the guard and epmd; nothing if it did already."""
+    def open(self) -> None:
+        """Make the folder, start the guard and epmd; do nothing if that was done."""
         if self.folder is not None:
-            return self.folder
-        folder = Path(tempfile.mkdtemp(prefix="kuyruk-rabbitmq-")).resolve()
+            return
         self._owner = os.getpid()
+        self.folder = Path(tempfile.mkdtemp(prefix="kuyruk-rabbitmq-")).resolve()
         try:
-            self._write_files(folder)
-            self._start_epmd(folder)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        self.folder = folder
-        _open_realms.add(self)
-        try:
-            self._wait_for_epmd()
+            self._write_files(self.folder)
+            self._start_epmd(self.folder)
         except BaseException:
             self.close()
             raise
-        return folder
 
     def close(self) -> None:
-        """Ends everything at once and removes the folder. Does nothing in a forked child."""
+        """End everything at once and remove the folder. Do nothing in a forked child."""
         if self.folder is None or os.getpid() != self._owner:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._epmd.pid, signal.SIGKILL)
+        if self._epmd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._epmd.pid, signal.SIGKILL)
         # The guard ends before epmd is reaped: until then, no other group can have this number.
-        self._guard.kill()
-        self._guard.wait()
-        self.let_go()
-        self._epmd.wait()
+        for process in (self._guard, self._epmd):
+            if process is not None:
+                process.kill()
+                process.communicate()
         folder, self.folder = self.folder, None
-        _open_realms.discard(self)
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():  # a helper of the node was still at it
             time.sleep(0.5)
             shutil.rmtree(folder, ignore_errors=True)
-
-    def let_go(self) -> None:
-        """Closes this process's end of the guard's pipe."""
-        assert self._guard.stdin is not None
-        self._guard.stdin.close()
 
     def environment(self) -> dict[str, str]:
         """Return what every command in this realm needs. Nothing of ours leaks in: not
@@ -271,7 +235,7 @@ class Realm:
 
     def spawn(self, command: str, arguments: Sequence[str], **options: Any) -> Popen:
         """Start one of RabbitMQ's scripts, which ends with this realm."""
-        assert self.folder is not None
+        assert self.folder is not None and self._epmd is not None
         scripts = self.folder / "system/sbin" if self._is_linked() else self.installed
         return subprocess.Popen(
             [scripts / command, *arguments],
@@ -294,7 +258,7 @@ class Realm:
         return self.folder is not None and (self.folder / "system/sbin").exists()
 
     def _link_modules(self, folder: Path) -> None:
-        """Makes folders of links from which a node starts in a third of the time.
+        """Make folders of links from which a node starts in a third of the time.
 
         A starting node loads every module of every application that it sees, and looks for each in
         all of their folders, one after the other; that is most of the time that it takes. So
@@ -322,6 +286,7 @@ class Realm:
             (modules / f"{number:03}").symlink_to(app)
 
     def _start_epmd(self, folder: Path) -> None:
+        """Start the guard and epmd, and wait until that answers."""
         epmd = shutil.which("epmd", path=search_path())
         if epmd is None:
             raise RabbitmqError(f"no epmd in {search_path()}: is Erlang there?")
@@ -331,22 +296,20 @@ class Realm:
         assert self._epmd.stdin is not None
         with self._epmd.stdin as line:
             line.write(b"go\n")
-
-    def _start_shell(self, script: str, *arguments: str) -> Popen:
-        """In a group of its own, with a pipe."""
-        return subprocess.Popen(
-            ["/bin/sh", "-c", script, *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={"PATH": search_path()}, cwd="/", process_group=0,
-        )  # fmt: skip
-
-    def _wait_for_epmd(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline and self._epmd.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection((HOST, self.epmd_port), 1):
                 return
             time.sleep(POLL_INTERVAL / 10)
         raise RabbitmqError(f"epmd didn't start on port {self.epmd_port}")
+
+    def _start_shell(self, script: str, *arguments: str) -> Popen:
+        """Start it in a group of its own, with a pipe."""
+        return subprocess.Popen(
+            ["/bin/sh", "-c", script, *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={"PATH": search_path()}, cwd="/", process_group=0,
+        )  # fmt: skip
 
 
 def _folders(parent: Path) -> dict[str, Path]:
@@ -438,17 +401,17 @@ class RabbitmqNode(_Started):
         """Whether it runs, and isn't paused."""
         return self.pid is not None and not self._is_paused
 
-    def start(self, timeout: float = START_TIMEOUT) -> None:
-        """Starts the node, again on the same ports and data if it ran before.
+    def start(self) -> None:
+        """Start the node, again on the same ports and data if it ran before; return when it answers
+        clients.
 
-        Returns when it answers clients. Raises RabbitmqError with the end of its log when it ends
-        or doesn't answer in `timeout` seconds.
+        Raises RabbitmqError with the end of its log when it ends or doesn't answer.
         """
         self.launch()
-        self.wait_until_it_answers(timeout)
+        self.wait_until_it_answers()
 
     def launch(self) -> None:
-        """Starts the node, and doesn't wait until it answers."""
+        """Start the node, and don't wait until it answers."""
         if self.pid is not None:
             raise RabbitmqError(f"{self.name} runs already, as process {self.pid}")
         self.realm.open()
@@ -459,23 +422,21 @@ class RabbitmqNode(_Started):
             )
         self._is_paused = False
 
-    def wait_until_it_answers(self, timeout: float = START_TIMEOUT) -> None:
-        """As `start`, after `launch`."""
-        deadline = time.monotonic() + timeout
+    def wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
         try:
             while not answers_amqp(self.port):
-                if self.pid is None:
+                if self.pid is None or time.monotonic() > deadline:
                     code = self._process and self._process.returncode
-                    raise self._not_started(f"ended with exit code {code}")
-                if time.monotonic() > deadline:
-                    raise self._not_started(f"didn't answer on port {self.port} in {timeout} s")
+                    text = f"{self.name} doesn't answer on port {self.port}; its exit code: {code}"
+                    raise RabbitmqError(f"{text}. The end of its log:\n{self.log_tail()}")
                 time.sleep(POLL_INTERVAL)
         except BaseException:
             self.kill()
             raise
 
     def stop(self) -> None:
-        """Ends it gracefully, and everything that ran for it; removes its data."""
+        """End it gracefully, and everything that ran for it; remove its data."""
         try:
             self.halt()
         finally:
@@ -483,7 +444,7 @@ class RabbitmqNode(_Started):
                 self.realm.close()
 
     def halt(self) -> None:
-        """Ends it gracefully (SIGTERM, and SIGKILL after STOP_TIMEOUT); keeps its data."""
+        """End it gracefully (SIGTERM, and SIGKILL after STOP_TIMEOUT); keep its data."""
         if self._process is None or self.pid is None:
             return
         self._process.terminate()
@@ -494,14 +455,14 @@ class RabbitmqNode(_Started):
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL, at once; keeps its data. Its helper processes end by themselves, within ms."""
+        """Send SIGKILL; keep its data. Its helper processes end by themselves, within ms."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._is_paused = False
 
     def pause(self) -> None:
-        """SIGSTOP: from when this returns until resume(), connections are open and silent."""
+        """Send SIGSTOP: from when this returns until resume(), connections are open and silent."""
         process = self._running()
         self._is_paused = True
         process.send_signal(signal.SIGSTOP)
@@ -511,21 +472,15 @@ class RabbitmqNode(_Started):
             raise RabbitmqError(f"{self.name} ended\n{self.log_tail()}")
 
     def resume(self) -> None:
-        """SIGCONT: ends pause()."""
+        """End a pause."""
         self._running().send_signal(signal.SIGCONT)
         self._is_paused = False
 
-    def wait(self) -> int:
-        """Waits until the node ends; returns its exit code (negative: the signal)."""
-        return self._running().wait()
-
     def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
-        """Runs rabbitmqctl on this node and returns what it prints (without "Listing ..." lines).
+        """Run rabbitmqctl on this node and return what it prints (without "Listing ..." lines).
 
         Raises RabbitmqError with what it says when it fails or takes longer than `timeout` seconds.
         """
-        if self.realm.folder is None:
-            raise RabbitmqError(f"{self.name} wasn't started")
         command = f"rabbitmqctl {' '.join(arguments)}"
         with self.realm.spawn(
             "rabbitmqctl", ["--quiet", *arguments], env=self._environment(),
@@ -542,12 +497,12 @@ class RabbitmqNode(_Started):
         return str(out)
 
     def queues(self, column: str) -> dict[str, str]:
-        """What rabbitmqctl shows of each queue in this column, by their names."""
+        """Return what rabbitmqctl shows of each queue in this column, by their names."""
         rows = self.ctl("list_queues", "--no-table-headers", "name", column).splitlines()
         return dict(row.split("\t") for row in rows)
 
     def flush(self) -> None:
-        """Has it write down now which queues it has; by itself it does within a second.
+        """Have it write down now which queues it has; by itself it does within a second.
 
         Messages are on disk when they are confirmed, but a node that is killed right after it has
         declared a queue forgets the queue, or the node's share of a quorum queue.
@@ -555,7 +510,7 @@ class RabbitmqNode(_Started):
         self.ctl("eval", FLUSH)
 
     def log_tail(self, lines: int = 40) -> str:
-        """The end of the node's log; what a failed start printed is in it."""
+        """Return the end of the node's log; what a failed start printed is in it."""
         try:
             text = self._log.read_text(encoding="utf-8", errors="replace")
         except (OSError, RabbitmqError):
@@ -617,15 +572,14 @@ class RabbitmqNode(_Started):
             "RABBITMQ_CTL_ERL_ARGS": ERLANG_ARGUMENTS,
         }
 
-    def _not_started(self, reason: str) -> RabbitmqError:
-        return RabbitmqError(f"{self.name} {reason}. The end of its log:\n{self.log_tail()}")
-
 
 # --- Cluster -----------------------------------------------------------------
 
 #: Ends when each queue could lose the node that it is run on, or else at its timeout; in all
 #: releases, "rabbitmq-upgrade await_online_quorum_plus_one" is the same.
-AWAIT_QUORUM = "rabbit_upgrade_preparation:await_online_quorum_plus_one({milliseconds})."
+AWAIT_QUORUM = (
+    f"rabbit_upgrade_preparation:await_online_quorum_plus_one({START_TIMEOUT * 1000:.0f})."
+)
 
 
 def _formation(name: str) -> list[str]:
@@ -646,9 +600,8 @@ class RabbitmqCluster(_Started):
     """Private RabbitMQ nodes that are one cluster.
 
     `config`, `advanced`: of each node, see RabbitmqNode. `size`: how many nodes; three keep their
-    quorum queues when one falls. `nodes` can be killed, paused and started one by one; `ports` and
-    data
-    stay. What a node does alone, as `ctl`, see RabbitmqNode.
+    quorum queues when one falls. `nodes` can be killed, paused and started one by one; ports and
+    data stay.
     """
 
     def __init__(self, config: Iterable[str] = (), *, advanced: str = "", size: int = 3) -> None:
@@ -671,53 +624,51 @@ class RabbitmqCluster(_Started):
         """For RABBIT_URL: all addresses. Only for Kuyruk; others take the `url` of a node."""
         return f"amqp://guest:guest@{self.hosts}/"
 
-    def start(self, timeout: float = START_TIMEOUT) -> None:
-        """Starts those nodes that don't run, and returns when the cluster is whole.
+    def start(self) -> None:
+        """Start those nodes that don't run, and return when the cluster is whole: when all are in
+        it, and each quorum queue has all its members.
 
-        Once they have data, all at once: one that wasn't the last to end waits for the others.
+        Then, and not before, a node can be killed without taking a queue its majority: one that has
+        just answered again may still miss in some of them. Raises RabbitmqError.
         """
-        deadline = time.monotonic() + timeout
         if self.realm.folder is None:  # there is no cluster yet that others could join
-            self.nodes[0].start(timeout)
+            self.nodes[0].start()
+        # Once they have data, all at once: one that wasn't the last to end waits for the others.
         started = [node for node in self.nodes if node.pid is None]
         for node in started:
             node.launch()
         for node in started:
-            node.wait_until_it_answers(deadline - time.monotonic())
-        self.wait_until_whole(deadline - time.monotonic())
+            node.wait_until_it_answers()
+        seconds = f"{START_TIMEOUT:.0f}"
+        self.ctl("await_online_nodes", "--timeout", seconds, str(len(self.nodes)))
+        answer = self.ctl("eval", AWAIT_QUORUM)
+        if answer.strip() != "true":
+            raise RabbitmqError(f"there are queues without all of their members: {answer.strip()}")
 
     def stop(self) -> None:
-        """Ends all at once, and everything that ran for them; removes their data."""
+        """End all at once, and everything that ran for them; remove their data."""
         self.realm.close()
         for node in self.nodes:
             node.kill()  # reaps it
 
-    def wait_until_whole(self, timeout: float = START_TIMEOUT) -> None:
-        """Waits until all nodes are in the cluster, and each quorum queue has all its members.
+    def leader_of(self, queue: str) -> RabbitmqNode:
+        """Return the node that leads this quorum queue, when there is one that runs.
 
-        Then, and not before, a node can be killed without taking a queue its majority: a node that
-        has just answered again may still miss in some of them. Raises RabbitmqError.
+        Raises RabbitmqError if there is none in CTL_TIMEOUT.
         """
-        milliseconds = max(0, int(timeout * 1000))
-        seconds = str(math.ceil(milliseconds / 1000))
-        self.ctl("await_online_nodes", "--timeout", seconds, str(len(self.nodes)), timeout=timeout)
-        answer = self.ctl("eval", AWAIT_QUORUM.format(milliseconds=milliseconds), timeout=timeout)
-        if answer.strip() != "true":
-            raise RabbitmqError(f"there are queues without all of their members: {answer.strip()}")
-
-    def leader_of(self, queue: str, timeout: float = CTL_TIMEOUT) -> RabbitmqNode:
-        """The node that leads this quorum queue. Waits until there is one that runs.
-
-        Raises RabbitmqError if there is none in `timeout` seconds.
-        """
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + CTL_TIMEOUT
         while time.monotonic() < deadline:
-            asked = next((node for node in self.nodes if node.responds), self.nodes[0])
-            leader = asked.queues("leader").get(queue)
+            leader = self._responding().queues("leader").get(queue)
             for node in self.nodes:
                 if node.name == leader and node.responds:
                     return node
-        raise RabbitmqError(f"queue {queue!r} has no leader in {timeout} s")
+        raise RabbitmqError(f"queue {queue!r} has no leader in {CTL_TIMEOUT} s")
+
+    def _responding(self) -> RabbitmqNode:
+        for node in self.nodes:
+            if node.responds:
+                return node
+        raise RabbitmqError("no node of the cluster runs")
 
     def flush(self) -> None:
         """See RabbitmqNode.flush: before the majority of the nodes is killed."""
@@ -725,22 +676,19 @@ class RabbitmqCluster(_Started):
             if node.responds:
                 node.flush()
 
-    def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
-        """Runs rabbitmqctl on the first node that responds; see RabbitmqNode.ctl."""
-        for node in self.nodes:
-            if node.responds:
-                return node.ctl(*arguments, timeout=timeout)
-        raise RabbitmqError("no node of the cluster runs")
+    def ctl(self, *arguments: str) -> str:
+        """Run rabbitmqctl on the first node that responds; see RabbitmqNode.ctl."""
+        return self._responding().ctl(*arguments, timeout=START_TIMEOUT)
 
 
 # --- Command line ------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a node, or a cluster, until Ctrl-C or SIGTERM. Exit codes: 0 so ended, 1 RabbitMQ's
-    fault."""
-    text = "Runs a private RabbitMQ node, or a cluster, until Ctrl-C or SIGTERM and prints its URL"
-    parser = argparse.ArgumentParser(description=f"{text} (for Kuyruk: all addresses are in it).")
+    """Run a node, or a cluster, until Ctrl-C or SIGTERM, and print its URL. Return the exit code: 0
+    if so ended, 1 if it was RabbitMQ's fault."""
+    # Not lab.main: setup.sh runs this before there is a virtual environment.
+    parser = argparse.ArgumentParser(description=main.__doc__)
     add = parser.add_argument
     add("-c", "--config", metavar="LINE", action="append", default=[], help="for rabbitmq.conf")
     add("-n", "--nodes", metavar="N", type=int, default=1, help="as a cluster of so many")
@@ -756,15 +704,12 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(signum, interrupt)
-        if options.nodes > 1:
-            with RabbitmqCluster(options.config, size=options.nodes) as cluster:
-                print(cluster.url, flush=True)
-                while True:
-                    signal.pause()  # a node may end, and be started by no one
-        with RabbitmqNode(options.config) as node:
-            print(node.url, flush=True)
-            code = node.wait()
-            raise RabbitmqError(f"the node ended ({code}). Its log:\n{node.log_tail()}")
+        with RabbitmqCluster(options.config, size=options.nodes) as cluster:
+            print(cluster.url, flush=True)
+            # One may end, and be started by no one.
+            while any(node.pid for node in cluster.nodes):
+                time.sleep(1)
+            raise RabbitmqError(f"no node runs any more. A log:\n{cluster.nodes[0].log_tail()}")
     except KeyboardInterrupt:
         return 0
     except RabbitmqError as error:

@@ -12,6 +12,7 @@ Exit codes: see lab.py.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -110,7 +111,7 @@ def read_types(python: Path, folder: Path) -> None:
     say("mypy knows the types of the wheel")
 
 
-def check() -> None:
+def check(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="kuyruk-release-") as name:
         folder = Path(name)
         shutil.copy(ROOT / "examples" / "checksums" / "tasks.py", folder)
@@ -121,4 +122,4 @@ def check() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(lab.main("release-check", check))
+    sys.exit(lab.main(check))
