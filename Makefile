@@ -50,13 +50,16 @@ fuzz: setup
 
 browser: setup
 	@PYTHON='$(PYTHON)' sh tools/setup.sh chromium
+	$(call extra,browser,playwright)
 	$(VENV_PYTHON) -u tools/browser_check.py
 
 bench: setup
 	$(VENV_PYTHON) -u tools/bench.py $(ARGS)
 
 matrix: setup
-	$(VENV_PYTHON) -u tools/matrix.py $(ARGS)
+	$(call extra,matrix,tox)
+	$(VENV_PYTHON) -m tox run $(patsubst %,--discover %,$(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python)) \
+		-- $(ARGS)
 
 release-check: setup
 	$(call extra,release,twine)

@@ -84,7 +84,6 @@ import chaos
 import fuzz
 import interrupt_proof
 import make_stubs
-import matrix
 from rabbitmq_node import RabbitmqCluster, RabbitmqNode
 from tcp_proxy import TcpProxy
 
@@ -11911,11 +11910,15 @@ def test_the_source_distribution_has_all_that_make_test_needs(distributions):
 
 def test_each_classifier_of_a_python_is_one_that_is_supported():
     """From `requires-python` on, without a gap, each among those that `make matrix` tries."""
-    project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
+    pyproject = tomllib.loads((HERE / "pyproject.toml").read_text())
+    project, matrix = pyproject["project"], pyproject["tool"]["tox"]["legacy_tox_ini"]
     shown = re.findall(r":: 3\.(\d+)", "\n".join(project["classifiers"]))
     first = int(project["requires-python"].removeprefix(">=3."))
     assert [int(minor) for minor in shown] == list(range(first, first + len(shown)))
-    assert set(map(int, shown)) <= set(matrix.MINORS)
+    [tried] = re.findall(r"env_list = py3\{([\d,]+)\}-\{oldest,newest\}", matrix)
+    assert set(shown) <= set(tried.split(","))
+    [oldest] = re.findall(r"oldest: amqpstorm==(\S+)", matrix)
+    assert any(each.startswith(f"amqpstorm>={oldest},") for each in project["dependencies"])
 
 
 # --- Examples ----------------------------------------------------------------

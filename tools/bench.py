@@ -10,8 +10,7 @@ measurement take turns, and each round begins with another one: this kind of mac
 speed by a factor of two within minutes, so only figures of one round compare. What the hypervisor
 has stolen meanwhile is noted beside each figure.
 
-A worker's tasks are sent before it starts. They are copies of a message that the contender itself
-has sent, each with a number and an id of its own. The clock runs from when a tenth of them has run
+A worker's tasks are sent before it starts, by the contender's own means. The clock runs from when a tenth of them has run
 until all have. Then it is checked:
 
 - Each task has run once, and no message is left: it has been acknowledged.
@@ -39,6 +38,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import bench_special
 import lab
@@ -102,7 +102,7 @@ class Run:
             return
         for contender in contenders:
             with self._noting(number, contender.name) as note:
-                self.bench.sample(contender)
+                self.bench.prepare(contender)
                 note(contender.name, measurement.measure(self.bench, contender))
 
     @contextlib.contextmanager
@@ -156,38 +156,10 @@ def names(known: Iterable[str], text: str) -> list[str]:
     return chosen
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="This project beside others: see the top of tools/bench.py."
-    )
-    add = parser.add_argument
-    add("--quick", action="store_true", help="one short round, to try the tool; smaller maxima")
-    add("--rounds", type=int, help="of each measurement (default: 5; with --quick: 1)")
-    text = "that a measurement takes, about (default: 2; with --quick: 0.25)"
-    add("--seconds", type=float, help=text)
-    text = f"these rows: {', '.join(ROWS)}"
-    add("--only", type=functools.partial(names, ROWS), default=[], metavar="ROW,...", help=text)
-    everyone = list(CONTENDERS)
-    text = ", ".join(everyone)
-    add(
-        "--contenders",
-        type=functools.partial(names, everyone),
-        default=everyone,
-        metavar="NAME,...",
-        help=text,
-    )
-    folder = os.path.join(ROOT, "build", "bench")
-    add("--out", default=folder, metavar="FOLDER", help="default: %(default)s")
-    add("--growth", action="store_true", help="instead, how the cost of a task grows")
-    add("--fairness", action="store_true", help="instead, how long messages wait")
-    arguments = parser.parse_args()
+def bench(arguments: argparse.Namespace) -> list[str]:
+    """Return what failed."""
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
     arguments.seconds = arguments.seconds or (0.25 if arguments.quick else 2.0)
-    return arguments
-
-
-def bench(arguments: argparse.Namespace) -> list[str]:
-    """Returns what failed."""
     os.makedirs(arguments.out, exist_ok=True)
     facts = make_environment()
     with contextlib.ExitStack() as stack:
@@ -220,6 +192,24 @@ def not_durable(node: RabbitmqNode) -> list[str]:
     return [f"the queue {name} isn't durable" for name in durable if durable[name] == "false"]
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--quick": lab.option(False, "one short round, to try the tool; smaller maxima"),
+    "--rounds": {"type": int, "help": "of each measurement (default: 5; with --quick: 1)"},
+    "--seconds": {
+        "type": float, "help": "that a measurement takes, about (default: 2; with --quick: 0.25)",
+    },
+    "--only": {
+        "type": functools.partial(names, ROWS), "default": [], "metavar": "ROW,...",
+        "help": f"these rows: {', '.join(ROWS)}",
+    },
+    "--contenders": {
+        "type": functools.partial(names, CONTENDERS), "default": [*CONTENDERS],
+        "metavar": "NAME,...", "help": ", ".join(CONTENDERS),
+    },
+    "--out": lab.option(os.path.join(ROOT, "build", "bench"), "where its files go"),
+    "--growth": lab.option(False, "instead, how the cost of a task grows"),
+    "--fairness": lab.option(False, "instead, how long messages wait"),
+}  # fmt: skip
+
 if __name__ == "__main__":
-    options = parse_arguments()
-    sys.exit(lab.main("bench", lambda: bench(options)))
+    sys.exit(lab.main(bench, OPTIONS))

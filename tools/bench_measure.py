@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from amqpstorm.exception import AMQPError
-from bench_broker import PATIENCE, Broker, Marks, Options
+from bench_broker import PATIENCE, Broker, Marks
 from lab import ROOT, TOOLS, Failure, Process, kilobytes, say
 from rabbitmq_node import RabbitmqNode
 
@@ -25,6 +25,8 @@ PYTHON = os.path.join(VENV, "bin", "python")
 
 SHORT_NAPS, LONG_NAPS = 10, 50  #: Milliseconds.
 NAPPING_THREADS = 64
+LARGE = 100_000  #: Bytes of an argument, as load.py has it.
+LOAD_PATIENCE = 600.0  #: Seconds that a process which sends may take.
 
 
 # --- The contenders ------------------------------------------------------------
@@ -219,7 +221,7 @@ class Bench:
         self.folder = folder  #: For logs and marks.
         self.failures: list[str] = []
         self._node = node
-        self._sampled: set[str] = set()
+        self._prepared: set[str] = set()
         # A copy: whoever edits the library meanwhile doesn't mix two versions into one table.
         self.ours = os.path.join(folder, "ours")
         os.mkdir(self.ours)
@@ -230,21 +232,14 @@ class Bench:
         #: Of what is measured, whatever its version number says.
         self.version = digest.hexdigest()[:12]
 
-    def load(self, contender: Contender, what: str, **options: Any) -> dict[str, float]:
+    def load(self, contender: Contender, what: str, **options: Any) -> dict[str, Any]:
         """Run bench_contenders/load.py to its end, and return what it prints."""
-        command = [
-            PYTHON,
-            "-m",
-            "bench_contenders.load",
-            contender.module,
-            what,
-            json.dumps(options),
-        ]
+        command = [PYTHON, "-m", "bench_contenders.load", contender.module, what]
         environment = contender.environment(self._node.url, self.ours)
         run = functools.partial(subprocess.run, env=environment, cwd=self.folder, text=True)
-        done = run(command, capture_output=True, timeout=PATIENCE + 60)
+        done = run(command, input=json.dumps(options), capture_output=True, timeout=LOAD_PATIENCE)
         try:
-            facts: dict[str, float] = json.loads(done.stdout)
+            facts: dict[str, Any] = json.loads(done.stdout)
         except ValueError:
             raise Failure(f"{what}: {done.stderr.strip().rpartition(chr(10))[2]:.500}") from None
         return facts
@@ -264,16 +259,26 @@ class Bench:
         command = [*contender.worker(threads), *arguments]
         return Worker(command, log, own, cwd=self.folder)
 
-    def sample(self, contender: Contender) -> None:
-        """Have it send one message of each sort, and keep them as patterns for many."""
-        if contender.name in self._sampled:
-            self.broker.purge(contender.queue)
-            return
-        self.load(contender, "sample")
-        persistent = self.broker.take_patterns(contender.queue)
+    def prepare(self, contender: Contender) -> None:
+        """Have its queue be there, and empty."""
+        if contender.name not in self._prepared:
+            # It makes the queue itself, with the first message that it sends to it.
+            self.fill(contender, "noop", 1)
+            self._check_persistence(contender)
+            self._prepared.add(contender.name)
+        self.broker.purge(contender.queue)
+
+    def fill(
+        self, contender: Contender, task: str, count: int, first: int = 0, **options: int
+    ) -> None:
+        """Have it send the messages from `first` on, and wait until they are in the queue."""
+        self.load(contender, "fill", task=task, first=first, count=count, **options)
+        self.broker.expect(contender.queue, first + count)
+
+    def _check_persistence(self, contender: Contender) -> None:
+        persistent = self.broker.is_next_persistent(contender.queue)
         if persistent != contender.is_persistent:
             raise Failure(f"its messages are {'' if persistent else 'not '}persistent")
-        self._sampled.add(contender.name)
 
     def send(
         self, contender: Contender, row: str, cost: str = "", threads: int = 1, **options: Any
@@ -291,8 +296,7 @@ class Bench:
 
     def _check_sent(self, contender: Contender, facts: dict[str, float]) -> None:
         self.broker.expect(contender.queue, int(facts["calls"]))
-        if self.broker.is_next_persistent(contender.queue) != contender.is_persistent:
-            raise Failure("its messages are not persistent")
+        self._check_persistence(contender)
         self.broker.purge(contender.queue)
 
     def drain(
@@ -301,9 +305,9 @@ class Bench:
         task: str,
         count: int,
         threads: int | None = None,
-        milliseconds: int = 0,
+        **options: int,
     ) -> Drained:
-        self.broker.fill(contender.queue, task, range(count), Options(milliseconds))
+        self.fill(contender, task, count, **options)
         with self.working(contender, count, threads=threads) as (marks, [worker]):
             first = marks.wait_for(1, worker)
             drained = drained_by(worker, marks, count // 10, count)
@@ -355,13 +359,13 @@ class Bench:
 
     def large(self, contender: Contender) -> dict[str, float]:
         count = int(min(contender.rate / 4, 600) * self.seconds)
-        return {"drain_large": self.drain(contender, "pad", count).rate}
+        return {"drain_large": self.drain(contender, "pad", count, size=LARGE).rate}
 
     def naps(self, contender: Contender, row: str, milliseconds: int) -> dict[str, float]:
         threads = NAPPING_THREADS if contender.threads > 1 else 1
         ideal = 1000 / milliseconds * threads
         count = int(min(ideal, contender.rate) * self.seconds * 1.5)
-        return {row: self.drain(contender, "nap", count, threads, milliseconds).rate}
+        return {row: self.drain(contender, "nap", count, threads, milliseconds=milliseconds).rate}
 
     def long(self, contender: Contender) -> dict[str, float]:
         count = 1_000 if self.is_quick else 100_000
@@ -397,9 +401,9 @@ class Bench:
         with contextlib.ExitStack() as stack:
             workers = {}
             for contender in contenders:
-                self.sample(contender)
+                self.prepare(contender)
                 marks = stack.enter_context(contextlib.closing(Marks(1, self.folder)))
-                self.broker.fill(contender.queue, "noop", range(1))
+                self.fill(contender, "noop", 1)
                 workers[contender.name] = stack.enter_context(self.worker(contender, marks))
                 marks.wait_for(1, workers[contender.name])
             time.sleep(2.0)

@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bench_broker import PATIENCE, Options
+from bench_broker import PATIENCE
 from bench_measure import (
     CONTENDERS,
     Bench,
@@ -83,13 +83,13 @@ def measure_point(bench: Bench, point: Point) -> Drained:
     contender = CONTENDERS["kuyruk"]
     first = point.deadlines
     total = first + point.tasks + point.waiting
-    bench.sample(contender)
+    bench.prepare(contender)
     with contextlib.ExitStack() as stack:
         stack.callback(bench.broker.purge, contender.queue)
         if first:
-            bench.broker.fill(contender.queue, "nap", range(first), Options(PARK))
-        task = "pad" if point.size else "noop"
-        bench.broker.fill(contender.queue, task, range(first, total), Options(size=point.size))
+            bench.fill(contender, "nap", first, milliseconds=PARK)
+        task, size = ("pad", {"size": point.size}) if point.size else ("noop", {})
+        bench.fill(contender, task, total - first, first, **size)
         arguments = [] if point.prefetch is None else ["--prefetch", str(point.prefetch)]
         options: dict[str, Any] = {"threads": point.threads, "arguments": arguments}
         mode = "deadlines" if first else ""
@@ -218,12 +218,12 @@ class FreeTime:
 
 
 def measure_waits(bench: Bench, contender: Contender, messages: Sequence[Message]) -> Waits:
-    bench.sample(contender)
+    bench.prepare(contender)
     options: dict[str, Any] = SETTINGS | ({"BENCH_MODE": contender.mode} if contender.mode else {})
     count = len(messages)
     with bench.working(contender, count, WORKERS, threads=THREADS, **options) as (marks, workers):
         wait_for_consumers(bench, contender, workers)
-        sent = send(bench, contender, messages)
+        sent = bench.load(contender, "stream", messages=messages)["sent"]
         marks.wait_for(count, workers[0])
         for worker in workers:
             worker.check()
@@ -240,20 +240,6 @@ def wait_for_consumers(bench: Bench, contender: Contender, workers: Sequence[Wor
             worker.check()
         time.sleep(0.05)
     time.sleep(1.0)  # the rest of their beginning
-
-
-def send(bench: Bench, contender: Contender, messages: Sequence[Message]) -> list[float]:
-    """At their times. Returns when each was really sent."""
-    copies = [
-        next(bench.broker.copies(contender.queue, "timed", [number], Options(message.milliseconds)))
-        for number, message in enumerate(messages)
-    ]
-    sent, began = [], time.monotonic()
-    for message, copy in zip(messages, copies, strict=True):
-        time.sleep(max(0.0, began + message.due - time.monotonic()))
-        sent.append(time.monotonic())
-        bench.broker.write(iter([copy]))
-    return sent
 
 
 def measure_fairness(bench: Bench, contenders: Sequence[str], folder: str) -> None:

@@ -1,4 +1,5 @@
-"""The sending side of one measurement: `python -m bench_contenders.load MODULE WHAT JSON`.
+"""The sending side of one measurement: `python -m bench_contenders.load MODULE WHAT`, with options
+as JSON on standard input.
 
 Imports a contender's module, uses its `sender`, `batch_sender` or `caller` (each is asked for one
 in each thread that sends), and prints what came of it as a line of JSON. The clock starts when all
@@ -22,14 +23,6 @@ from bench_contenders.tasks import FIRST
 WARM_UP = 10  #: Calls of each thread before the clock starts: connections, declarations, caches.
 PATIENCE = 60.0  #: Seconds that the threads wait for each other.
 TEXT = "x" * 100_000
-#: What tools/bench.py puts other numbers in for.
-NUMBER, MILLISECONDS = 7654321, 99887
-SAMPLES: dict[str, list[Any]] = {
-    "noop": [],
-    "pad": [TEXT],
-    "nap": [MILLISECONDS],
-    "timed": [MILLISECONDS],
-}
 
 
 class Load:
@@ -133,20 +126,31 @@ def call(contender: Any, threads: int, seconds: float) -> dict[str, float]:
     return load.facts() | {"median": statistics.median(latencies), "p99": tail}
 
 
-def sample(contender: Any) -> dict[str, float]:
-    """One message of each sort, for tools/bench.py to copy."""
+def fill(contender: Any, task: str, first: int, count: int, **options: int) -> dict[str, float]:
+    """Send so many messages, each with a number; `size` or `milliseconds` of it in `options`."""
     send = contender.sender(False)
-    for name, arguments in SAMPLES.items():
-        send(name, NUMBER, *arguments)
+    own = ["x" * options["size"]] if "size" in options else [*options.values()]
+    for number in range(first, first + count):
+        send(task, FIRST + number, *own)
     return {}
 
 
+def stream(contender: Any, messages: list[tuple[float, int]]) -> dict[str, list[float]]:
+    """Send `timed` tasks at their times, in seconds from now. Return when each was really sent."""
+    send, sent, began = contender.sender(False), [], time.monotonic()
+    for number, (due, milliseconds) in enumerate(messages):
+        time.sleep(max(0.0, began + due - time.monotonic()))
+        sent.append(time.monotonic())
+        send("timed", FIRST + number, milliseconds)
+    return {"sent": sent}
+
+
 def main() -> None:
-    module, what, options = sys.argv[1:]
+    module, what = sys.argv[1:]
     contender = importlib.import_module(f"bench_contenders.{module}")
-    functions: dict[str, Callable[..., dict[str, float]]]
-    functions = {"send": send, "batch": batch, "call": call, "sample": sample}
-    facts = functions[what](contender, **json.loads(options))
+    functions: dict[str, Callable[..., Any]]
+    functions = {"send": send, "batch": batch, "call": call, "fill": fill, "stream": stream}
+    facts = functions[what](contender, **json.load(sys.stdin))
     contender.close()  # what is still on its way goes out
     print(json.dumps(facts), flush=True)
 
