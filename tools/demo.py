@@ -49,7 +49,7 @@ QUEUES = ("checksums", "checksums.failed")
 #: Threads that send and wait for results.
 THREADS = 8
 #: Seconds that one result is waited for; and that nothing at all may happen with the batch.
-PATIENCE = 90.0
+PATIENCE = 60.0
 #: What to look for in the worker's log, and what it means; in the order in which it is shown.
 LOG_LINES = (
     ("Consuming", "It is connected and ready. After a loss of the broker this line comes again."),
@@ -132,31 +132,23 @@ def examine(path: str) -> tasks.Facts | None:
 
 
 def wait_for_each(selection: Selection, worker: lab.Process) -> Comparison:
-    """Each result is waited for by the thread that has sent the task."""
-    pool = concurrent.futures.ThreadPoolExecutor(THREADS)
+    """Wait for each result in the thread that has sent the task."""
+    results: dict[str, object] = {}
     began = time.monotonic()
-    futures: dict[str, concurrent.futures.Future[object]] = {}
-    try:
-        # An exception inside `submit` would leave a thread behind that the pool doesn't know of.
-        with uninterrupted():
-            futures = {path: pool.submit(ask, path) for path in selection.facts}
-        waiting = set(futures.values())
-        while waiting:
-            waiting = concurrent.futures.wait(waiting, timeout=0.2).not_done
-            lab.say_progress(f"    results: {len(futures) - len(waiting)}")
-            worker.check()
-        seconds = time.monotonic() - began
-    except BaseException:
-        # None begins another call; and whoever waits for a result is told, as is who begins just
-        # now.
-        pool.shutdown(wait=False, cancel_futures=True)
-        while running := [future for future in futures.values() if not future.done()]:
-            tasks.app.close()
-            concurrent.futures.wait(running, timeout=0.2)
-        raise
-    finally:
-        pool.shutdown()
-    return selection.compare({path: future.result() for path, future in futures.items()}, seconds)
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        try:
+            # An exception inside of `map` would leave a thread that the pool doesn't know of.
+            with uninterrupted():
+                answers = pool.map(ask, selection.facts)
+            for path, result in zip(selection.facts, answers, strict=True):
+                results[path] = result
+                lab.say_progress(f"    results: {len(results)}")
+                worker.check()
+        except BaseException:
+            # None begins another call; those that run end soon, because the worker still works.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return selection.compare(results, time.monotonic() - began)
 
 
 def ask(path: str) -> object:
@@ -168,7 +160,7 @@ def ask(path: str) -> object:
 
 
 def send_as_batch(selection: Selection, worker: lab.Process, report: str) -> Comparison:
-    """All are sent at once. The tasks append their results to a file, which is read here."""
+    """Send all at once. The tasks append their results to a file, which is read here."""
     results: dict[str, object] = {}
     tail, quiet, began = lab.Tail(report), lab.Quiet(), time.monotonic()
     tasks.app.send_tasks_to_queue(
@@ -192,7 +184,7 @@ def send_as_batch(selection: Selection, worker: lab.Process, report: str) -> Com
 
 
 def start_broker(stack: contextlib.ExitStack) -> str:
-    """Returns its URL. Raises Failure."""
+    """Return its URL."""
     url = os.environ.get("KUYRUK_TEST_URL")
     if url:
         say("RabbitMQ: the one of KUYRUK_TEST_URL")
@@ -204,7 +196,7 @@ def start_broker(stack: contextlib.ExitStack) -> str:
 
 @contextlib.contextmanager
 def claimed_queues() -> Iterator[None]:
-    """Ours until the end. Raises Failure when there are such queues already."""
+    """Have them for ourselves until the end. Raises Failure if there are such queues already."""
     for queue in QUEUES:
         with contextlib.suppress(AMQPChannelError), tasks.app.channel() as channel:
             channel.queue.declare(queue, passive=True)
@@ -227,17 +219,16 @@ def start_worker(stack: contextlib.ExitStack, url: str, log: str) -> lab.Process
     return worker
 
 
-def show_failure(folder: str) -> None:
-    """A task that fails on purpose: what its caller gets."""
-    missing = os.path.join(folder, "there is no such file")
+def show_failure() -> None:
+    """Send a task that fails, and show what its caller gets."""
     try:
-        tasks.checksum.send_to_queue(args=(missing,), wait_result=PATIENCE)
+        tasks.checksum.send_to_queue(args=("/there is no such file",), wait_result=PATIENCE)
     except kuyruk.RemoteException as error:
         say(f"A task that fails raises in its caller:\n    kuyruk.RemoteException: {error}")
 
 
 def show_failed_message() -> None:
-    """Raises Failure if there is none."""
+    """Show the message of the task that failed. Raises Failure if there is none."""
     with tasks.app.channel() as channel:
         message = channel.basic.get("checksums.failed", no_ack=True)
     if not isinstance(message, Message):
@@ -270,46 +261,38 @@ def show_table(selection: Selection, each: Comparison, batch: Comparison) -> Non
     say()
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Real files through a real RabbitMQ.")
-    parser.add_argument("folder", nargs="?", help="default: Python's standard library")
-    arguments = parser.parse_args()
-    folder = arguments.folder
-    if folder is not None and not os.path.isdir(folder):
-        parser.error(
-            f"{'this is no' if os.path.exists(folder) else 'there is no'} folder: {folder!r}"
-        )
-    return arguments
+def existing_folder(folder: str) -> str:
+    if not os.path.isdir(folder):
+        text = "this is no" if os.path.exists(folder) else "there is no"
+        raise argparse.ArgumentTypeError(f"{text} folder: {folder!r}")
+    return os.path.abspath(folder)  # the worker has a working directory of its own
 
 
-def select(arguments: argparse.Namespace) -> tuple[str, Selection]:
-    """Raises Failure if there is nothing to send."""
+def select(folder: str | None) -> Selection:
+    """Raise Failure if there is nothing to send."""
     skip: tuple[str, ...] = ()
-    folder = arguments.folder
     if folder is None:
         folder, skip = sysconfig.get_paths()["stdlib"], NOT_STANDARD_LIBRARY
-    folder = os.path.abspath(folder)  # the worker has a working directory of its own
     say(f"folder:   {folder!r}" + (f" (without {', '.join(skip)})" if skip else ""))
     selection = Selection(folder, skip)
     say(f"          {selection.describe()}")
     if not selection.facts:
         raise Failure("no file there that could be read: nothing to do")
-    return folder, selection
+    return selection
 
 
-def demonstrate(arguments: argparse.Namespace) -> list[str] | None:
+def demonstrate(options: argparse.Namespace) -> list[str] | None:
     """Return what doesn't agree. Raises what goes wrong, after cleaning up."""
     with contextlib.ExitStack() as stack:
         try:
-            return _demonstrate(arguments, stack)
+            return _demonstrate(select(options.folder), stack)
         except kuyruk.KuyrukError as error:
             raise Failure(str(error)) from error
         finally:
             lab.hold_signals()  # until the end: what cleans up isn't interrupted
 
 
-def _demonstrate(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> list[str] | None:
-    folder, selection = select(arguments)
+def _demonstrate(selection: Selection, stack: contextlib.ExitStack) -> list[str] | None:
     url = start_broker(stack)
     try:
         tasks.config.RABBIT_URL = url
@@ -322,7 +305,7 @@ def _demonstrate(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> 
     each = wait_for_each(selection, worker)
     batch = send_as_batch(selection, worker, os.path.join(made, "report"))
     show_table(selection, each, batch)
-    show_failure(folder)
+    show_failure()
     code = worker.stop()  # it settles what it has begun: then the failed message is there
     show_failed_message()
     show_log(worker.text)
@@ -332,11 +315,17 @@ def _demonstrate(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> 
     return lab.some("mismatch", mismatches) or None
 
 
+OPTIONS = {
+    "folder": {
+        "nargs": "?", "type": existing_folder, "help": "default: Python's standard library",
+    },
+}  # fmt: skip
+
+
 def main() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names can be anything
-    arguments = parse_arguments()
-    return lab.main("demo", lambda: demonstrate(arguments))
+    return lab.main(demonstrate, OPTIONS)
 
 
 if __name__ == "__main__":
