@@ -168,15 +168,13 @@ read -r _
 kill -s KILL -- "-$1" 2>/dev/null
 for attempt in 1 2 3 4 5; do rm -rf -- "$2" 2>/dev/null && break; sleep 1; done"""
 
-#: RabbitMQ, and what it uses without naming it.
-NEEDED_APPLICATIONS = ("rabbit", "mnesia", "compiler", "syntax_tools")
-
 
 class Realm:
     """What the nodes of one cluster share: a folder, an Erlang cookie, epmd and a guard."""
 
     def __init__(self) -> None:
-        self.installed = find_rabbitmq()
+        self.installed = self._scripts = find_rabbitmq()
+        self._plugins: Path | None = None  # other ones than those of the installation
         self.epmd_port = free_port()
         #: Holds everything; None while closed.
         self.folder: Path | None = None
@@ -218,7 +216,7 @@ class Realm:
         """Return what every command in this realm needs. Nothing of ours leaks in: not
         RABBITMQ_*."""
         assert self.folder is not None
-        found = {
+        return {
             "PATH": search_path(),
             "HOME": f"{self.folder}/home",
             "LANG": "C.UTF-8",
@@ -228,17 +226,13 @@ class Realm:
             "ERL_EPMD_PORT": str(self.epmd_port),
             "ERL_CRASH_DUMP_SECONDS": "0",  # don't write one
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
-        }
-        if self._is_linked():
-            found["RABBITMQ_PLUGINS_DIR"] = f"{self.folder}/modules:{self.folder}/system/plugins"
-        return found
+        } | ({"RABBITMQ_PLUGINS_DIR": str(self._plugins)} if self._plugins else {})
 
     def spawn(self, command: str, arguments: Sequence[str], **options: Any) -> Popen:
         """Start one of RabbitMQ's scripts, which ends with this realm."""
         assert self.folder is not None and self._epmd is not None
-        scripts = self.folder / "system/sbin" if self._is_linked() else self.installed
         return subprocess.Popen(
-            [scripts / command, *arguments],
+            [self._scripts / command, *arguments],
             stdin=subprocess.DEVNULL, cwd=self.folder, process_group=self._epmd.pid, **options,
         )  # fmt: skip
 
@@ -252,38 +246,24 @@ class Realm:
         (home / "inetrc").write_text(
             '{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file, native]}.\n'
         )
-        self._link_modules(folder)
+        self._link_without_plugins(folder)
 
-    def _is_linked(self) -> bool:
-        return self.folder is not None and (self.folder / "system/sbin").exists()
-
-    def _link_modules(self, folder: Path) -> None:
-        """Make folders of links from which a node starts in a third of the time.
-
-        A starting node loads every module of every application that it sees, and looks for each in
-        all of their folders, one after the other; that is most of the time that it takes. So
-        `system` is RabbitMQ without its 40 plugins, and `modules` names the folders of what is left
-        once more, so that those with the most modules are looked into first (RabbitMQ does it in
-        descending order).
-        """
+    def _link_without_plugins(self, folder: Path) -> None:
+        """Make a folder of links: RabbitMQ without its 40 plugins. A starting node loads every module
+        that it sees, and that is most of the time that it takes."""
         server = (self.installed / "rabbitmq-server").resolve().parent.parent
-        erl = shutil.which("erl", path=search_path())
-        if erl is None or not (server / "plugins").is_dir():
-            return  # it starts without them, too
-        otp = Path(erl).resolve().parent.parent
-        system, modules = folder / "system", folder / "modules"
+        if not (server / "plugins").is_dir():
+            return  # it starts with them, too
+        system = folder / "system"
         (system / "plugins").mkdir(parents=True)
-        modules.mkdir()
         for name in ("sbin", "escript"):
             (system / name).symlink_to(server / name)
-        own, known = _folders(server / "plugins"), _folders(otp / "lib")
-        known |= own
-        needed = _applications(known)
-        for name in needed & own.keys():
-            (system / "plugins" / own[name].name).symlink_to(own[name])
-        by_size = sorted((known[n] for n in needed), key=lambda app: len(os.listdir(app / "ebin")))
-        for number, app in enumerate(by_size):
-            (modules / f"{number:03}").symlink_to(app)
+        own = [path.read_text() for path in server.glob("plugins/rabbit-*/ebin/rabbit.app")]
+        for path in (server / "plugins").iterdir():
+            name = path.name.partition("-")[0]
+            if not name.startswith("rabbitmq_") or any(name in text for text in own):
+                (system / "plugins" / path.name).symlink_to(path)
+        self._plugins, self._scripts = system / "plugins", system / "sbin"
 
     def _start_epmd(self, folder: Path) -> None:
         """Start the guard and epmd, and wait until that answers."""
@@ -310,25 +290,6 @@ class Realm:
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             env={"PATH": search_path()}, cwd="/", process_group=0,
         )  # fmt: skip
-
-
-def _folders(parent: Path) -> dict[str, Path]:
-    """The Erlang applications below `parent`, each with its folder."""
-    return {app.stem: app.parent.parent for app in parent.glob("*/ebin/*.app")}
-
-
-def _applications(known: dict[str, Path]) -> set[str]:
-    """NEEDED_APPLICATIONS and all those that they name, as far as they are known."""
-    found: set[str] = set()
-    todo = list(NEEDED_APPLICATIONS)
-    while todo:
-        name = todo.pop()
-        if name in known and name not in found:
-            found.add(name)
-            text = (known[name] / "ebin" / f"{name}.app").read_text(errors="replace")
-            for names in re.findall(r"applications\s*,\s*\[([^\]]*)\]", text):
-                todo += re.findall(r"\w+", names)
-    return found
 
 
 # --- Node --------------------------------------------------------------------
