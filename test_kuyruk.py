@@ -11823,10 +11823,10 @@ def test_a_tool_ends_though_its_signal_comes_in_a_destructor():
         "import lab, signal, sys, time\n"
         "class Ends:\n"
         "    def __del__(self): signal.raise_signal(signal.SIGTERM)\n"
-        "def run():\n"
+        "def run(options):\n"
         "    Ends()\n"
         f"    time.sleep({2 * PATIENCE})\n"
-        "sys.exit(lab.main('tool', run))\n"
+        "sys.exit(lab.main(run))\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code],

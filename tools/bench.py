@@ -37,7 +37,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import bench_special
@@ -49,7 +49,6 @@ from bench_measure import (
     PYTHON,
     VENV,
     Bench,
-    Contender,
     Measurement,
     stolen_clock,
 )
@@ -72,61 +71,50 @@ LIBRARIES = ("amqpstorm", "pamqp", "kuyruk", "dramatiq", "celery", "kombu", "amq
 # --- The run -------------------------------------------------------------------
 
 
-class Run:
-    """All rounds of all measurements that were asked for."""
+def compare(bench: Bench, options: argparse.Namespace, facts: dict[str, str]) -> None:
+    """Measure all rounds of all rows that were asked for, and write the table of them."""
+    results = Results(bench.failures)
+    try:
+        for measurement in (*MEASUREMENTS, IDLE):
+            if not options.only or set(options.only) & set(measurement.rows):
+                say(f"\n{', '.join(measurement.rows)}: {ROWS[measurement.rows[0]].title}")
+                for number in range(min(measurement.rounds, options.rounds)):
+                    measure_round(bench, measurement, options.contenders, number, results)
+    finally:  # after a Ctrl-C, what there is
+        report(results, options.out, facts)
 
-    def __init__(self, bench: Bench, arguments: argparse.Namespace) -> None:
-        self.results = Results()
-        self.results.failures = bench.failures
-        self.bench = bench
-        self._arguments = arguments
-        only, names = set(arguments.only), arguments.contenders
-        self._plan = [
-            (m, [CONTENDERS[name] for name in m.contenders if name in names])
-            for m in (*MEASUREMENTS, IDLE)
-            if not only or only & set(m.rows)
-        ]
 
-    def run(self) -> None:
-        for measurement, contenders in self._plan:
-            say(f"\n{', '.join(measurement.rows)}: {ROWS[measurement.rows[0]].title}")
-            for number in range(min(measurement.rounds, self._arguments.rounds)):
-                turn = number % max(1, len(contenders))
-                self._round(measurement, [*contenders[turn:], *contenders[:turn]], number)
-
-    def _round(self, measurement: Measurement, contenders: list[Contender], number: int) -> None:
-        if measurement is IDLE:
-            with self._noting(number, "idle") as note:
-                for name, figures in self.bench.idle(contenders).items():
-                    note(name, figures)
-            return
-        for contender in contenders:
-            with self._noting(number, contender.name) as note:
-                self.bench.prepare(contender)
-                note(contender.name, measurement.measure(self.bench, contender))
-
-    @contextlib.contextmanager
-    def _noting(self, number: int, what: str) -> Iterator[Callable[[str, dict[str, float]], None]]:
-        """Notes figures together with the time that was stolen; or why there are none, and goes
-        on."""
-        stolen = stolen_clock()
-        found: dict[str, dict[str, float]] = {}
-        with self.bench.attempt(f"{what}, round {number + 1}"):
-            yield found.__setitem__
+def measure_round(
+    bench: Bench, measurement: Measurement, names: list[str], number: int, results: Results
+) -> None:
+    """Have the contenders take turns. Each round begins with another one."""
+    contenders = [CONTENDERS[name] for name in measurement.contenders if name in names]
+    turn = number % max(1, len(contenders))
+    turns = [[each] for each in (*contenders[turn:], *contenders[:turn])]
+    # It isn't the clock that is read of those that are idle: all of them at once.
+    for group in [contenders] if measurement is IDLE else turns:
+        stolen, found = stolen_clock(), dict[str, dict[str, float]]()
+        with bench.attempt(f"{', '.join(each.name for each in group)}, round {number + 1}"):
+            for contender in group:
+                bench.prepare(contender)
+            if measurement is IDLE:
+                found = bench.idle(group)
+            else:
+                found = {each.name: measurement.measure(bench, each) for each in group}
         part = stolen()
         for name, figures in found.items():
-            self.results.figures += [
-                Figure(row, name, number, value, part) for row, value in figures.items()
-            ]
             text = "  ".join(f"{row} {value:.4g}" for row, value in figures.items())
             say(f"  {number + 1} {name:16} {text}  (stolen {part:.0%})")
+            results.figures += [
+                Figure(row, name, number, value, part) for row, value in figures.items()
+            ]
 
 
 # --- The command ---------------------------------------------------------------
 
 
 def make_environment() -> dict[str, str]:
-    """The peers' virtual environment, unless it is there already. Returns what is in it."""
+    """Make the peers' virtual environment, unless it is there. Return the versions in it."""
     wanted = "\n".join((*PEERS, *OURS, sys.version))
     note = os.path.join(VENV, "bench.txt")
     with contextlib.suppress(OSError), open(note) as file:
@@ -156,35 +144,27 @@ def names(known: Iterable[str], text: str) -> list[str]:
     return chosen
 
 
-def bench(arguments: argparse.Namespace) -> list[str]:
+def bench(options: argparse.Namespace) -> list[str]:
     """Return what failed."""
-    arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
-    arguments.seconds = arguments.seconds or (0.25 if arguments.quick else 2.0)
-    os.makedirs(arguments.out, exist_ok=True)
+    options.rounds = options.rounds or (1 if options.quick else 5)
+    options.seconds = options.seconds or (0.25 if options.quick else 2.0)
+    os.makedirs(options.out, exist_ok=True)
     facts = make_environment()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kuyruk-bench-"))
         node = stack.enter_context(RabbitmqNode())
         facts["rabbitmq"] = node.ctl("version").strip()
-        bench = Bench(node, folder, arguments.seconds, arguments.quick)
+        bench = Bench(node, folder, options.seconds, options.quick)
         facts["this project (sha256)"] = bench.version
         stack.callback(bench.broker.close)
         say(", ".join(f"{name} {version}" for name, version in facts.items()))
-        if arguments.growth:
-            bench_special.measure_growth(bench, arguments.rounds, arguments.out)
-        elif arguments.fairness:
-            bench_special.measure_fairness(bench, arguments.contenders, arguments.out)
+        if options.growth:
+            bench_special.measure_growth(bench, options.rounds, options.out)
+        elif options.fairness:
+            bench_special.measure_fairness(bench, options.contenders, options.out)
         else:
-            compare(bench, arguments, facts)
+            compare(bench, options, facts)
         return bench.failures + not_durable(node)
-
-
-def compare(bench: Bench, arguments: argparse.Namespace, facts: dict[str, str]) -> None:
-    run = Run(bench, arguments)
-    try:
-        run.run()
-    finally:  # after a Ctrl-C, what there is
-        report(run.results, arguments.out, facts)
 
 
 def not_durable(node: RabbitmqNode) -> list[str]:

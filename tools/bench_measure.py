@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from amqpstorm.exception import AMQPError
 from bench_broker import PATIENCE, Broker, Marks
-from lab import ROOT, TOOLS, Failure, Process, kilobytes, say
+from lab import ROOT, TOOLS, Failure, Process, environment, kilobytes, say
 from rabbitmq_node import RabbitmqNode
 
 VENV = os.path.join(ROOT, "build", "bench-venv")
@@ -64,13 +64,12 @@ class Contender:
         return f"bench.{self.name}"
 
     def environment(self, url: str, ours: str, threads: int | None = None) -> dict[str, str]:
-        """ours: the folder that our files are in."""
+        """Return the variables of its processes; ours: the folder that our files are in."""
         path = TOOLS if self.module != "ours" else f"{ours}{os.pathsep}{TOOLS}"
-        foreign = ("KUYRUK_", "BENCH_", "PYTHON")
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
-        own = {"BENCH_URL": url, "BENCH_QUEUE": self.queue, "BENCH_MODE": self.mode}
-        own |= {"BENCH_THREADS": str(threads or self.threads), "PYTHONPATH": path}
-        return kept | own | prefetching(self.prefetch) | {"PYTHONUNBUFFERED": "1"}
+        return environment(
+            BENCH_URL=url, BENCH_QUEUE=self.queue, BENCH_MODE=self.mode, PYTHONPATH=path,
+            BENCH_THREADS=threads or self.threads, PYTHONUNBUFFERED=1, **prefetching(self.prefetch),
+        )  # fmt: skip
 
     def worker(self, threads: int | None = None) -> list[str]:
         command = self.command or f"-m bench_contenders.{self.module}"
@@ -235,8 +234,8 @@ class Bench:
     def load(self, contender: Contender, what: str, **options: Any) -> dict[str, Any]:
         """Run bench_contenders/load.py to its end, and return what it prints."""
         command = [PYTHON, "-m", "bench_contenders.load", contender.module, what]
-        environment = contender.environment(self._node.url, self.ours)
-        run = functools.partial(subprocess.run, env=environment, cwd=self.folder, text=True)
+        env = contender.environment(self._node.url, self.ours)
+        run = functools.partial(subprocess.run, env=env, cwd=self.folder, text=True)
         done = run(command, input=json.dumps(options), capture_output=True, timeout=LOAD_PATIENCE)
         try:
             facts: dict[str, Any] = json.loads(done.stdout)
@@ -347,8 +346,8 @@ class Bench:
             self.broker.reset()
 
     def kill(self, worker: Worker) -> None:
-        """What it hasn't acknowledged by now is back in the queue, for `Broker.expect` to find. A
-        graceful end would tell the same, but takes some peers ten seconds."""
+        """End it: what it hasn't acknowledged is back in the queue, for `Broker.expect` to find."""
+        # A graceful end would tell the same, but takes some peers ten seconds.
         time.sleep(0.2)
         worker.kill()
 
@@ -381,8 +380,8 @@ class Bench:
         return figures | {"rpc_16": many["count"] / many["seconds"]}
 
     def imports(self, contender: Contender) -> dict[str, float]:
-        environment = contender.environment(self._node.url, self.ours)
-        run = functools.partial(subprocess.run, env=environment, cwd=self.folder, check=True)
+        env = contender.environment(self._node.url, self.ours)
+        run = functools.partial(subprocess.run, env=env, cwd=self.folder, check=True)
         texts = ("pass", contender.imports)
         times: dict[str, list[float]] = {text: [] for text in texts}
         for turn in range(3 if self.is_quick else 12):
@@ -396,12 +395,11 @@ class Bench:
         return {"import": own - bare}
 
     def idle(self, contenders: Sequence[Contender]) -> dict[str, dict[str, float]]:
-        """All at once: it isn't the clock that is read. Figures by contender."""
+        """Return the figures of each, which are idle all at once."""
         seconds = 3.0 if self.is_quick else 20.0
         with contextlib.ExitStack() as stack:
             workers = {}
             for contender in contenders:
-                self.prepare(contender)
                 marks = stack.enter_context(contextlib.closing(Marks(1, self.folder)))
                 self.fill(contender, "noop", 1)
                 workers[contender.name] = stack.enter_context(self.worker(contender, marks))
@@ -409,11 +407,10 @@ class Bench:
             time.sleep(2.0)
             before = {name: (each.idle_cpu(), time.monotonic()) for name, each in workers.items()}
             time.sleep(seconds)
-            figures = {}
-            for name, (cpu, since) in before.items():
-                taken = workers[name].idle_cpu() - cpu
-                figures[name] = {"idle": taken / (time.monotonic() - since) * 100}
-            return figures
+            return {
+                name: {"idle": (each.idle_cpu() - cpu) / (time.monotonic() - since) * 100}
+                for (name, each), (cpu, since) in zip(workers.items(), before.values(), strict=True)
+            }
 
 
 def report(folder: str, name: str, text: str) -> None:
@@ -433,7 +430,7 @@ class Drained(NamedTuple):
 
 
 def drained_by(worker: Worker, marks: Marks, first: int, last: int) -> Drained:
-    """From when `first` tasks have run until `last` have."""
+    """Measure from when `first` tasks have run until `last` have."""
     marks.wait_for(max(1, first), worker)
     began, cpu, done = time.monotonic(), worker.cpu(), marks.done()
     end = marks.wait_for(last, worker)

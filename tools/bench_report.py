@@ -7,6 +7,7 @@ draws the pictures anew, beside such a table and from its medians.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -67,26 +68,23 @@ class Figure(NamedTuple):
 
 
 class Results:
-    def __init__(self) -> None:
+    def __init__(self, failures: Iterable[str] = ()) -> None:
         self.figures: list[Figure] = []
-        self.failures: list[str] = []
+        self.failures = failures
 
     def rounds(self, row: str, contender: str) -> dict[int, Figure]:
         return {f.round: f for f in self.figures if f.row == row and f.contender == contender}
 
-    def values(self, row: str, contender: str) -> list[float]:
-        return [figure.value for figure in self.rounds(row, contender).values()]
-
     def median(self, row: str, contender: str) -> float | None:
-        values = self.values(row, contender)
+        values = [figure.value for figure in self.rounds(row, contender).values()]
         return statistics.median(values) if values else None
 
     def ratio(self, row: str, contender: str, other: str, other_row: str) -> float | None:
         """Return the median of the ratios in each round: the machine's speed changes between
         rounds."""
         own, others = self.rounds(row, contender), self.rounds(other_row, other)
-        both = [n for n in own.keys() & others.keys() if others[n].value]
-        return statistics.median(own[n].value / others[n].value for n in both) if both else None
+        ratios = [own[n].value / others[n].value for n in own if n in others and others[n].value]
+        return statistics.median(ratios) if ratios else None
 
 
 # --- Targets -------------------------------------------------------------------
@@ -108,23 +106,19 @@ class Target(NamedTuple):
         title, more = ROWS[self.row]
         row = self.other_row or self.row
         values = {name: v for name in self.others if (v := results.median(row, name)) is not None}
-        own = results.median(self.row, self.contender)
-        if own is None or (self.others and not values):
-            return
-        text, measured = f"{title}: {self.contender}", own
-        if self.is_difference:
-            text, measured = "import: ms over amqpstorm's own", own - min(values.values())
+        measured: float | None = results.median(self.row, self.contender)
+        text = f"{title}: {self.contender}"
+        if measured is not None and self.is_difference and values:
+            text, measured = "import: ms over amqpstorm's own", measured - min(values.values())
         elif self.others:
-            best = (max if more else min)(values, key=lambda name: values[name])
-            ratio = results.ratio(self.row, self.contender, best, row)
-            if ratio is None:
-                return
+            best = (max if more else min)(values, key=values.__getitem__, default="")
             of = f" ({ROWS[self.other_row].title})" if self.other_row else ""
-            text, measured = f"{text} / {best}{of}", ratio
-        wanted = f"{'≥' if more else '≤'} {self.limit:g}{' (aim)' if self.is_aim else ''}"
-        is_met = measured >= self.limit if more else measured <= self.limit
-        met = "met" if is_met else "**missed**"
-        yield f"| {text} | {wanted} | {measured:.3g} | {met} |"
+            text = f"{text} / {best}{of}"
+            measured = results.ratio(self.row, self.contender, best, row)
+        if measured is not None:
+            wanted = f"{'≥' if more else '≤'} {self.limit:g}{' (aim)' if self.is_aim else ''}"
+            is_met = measured >= self.limit if more else measured <= self.limit
+            yield f"| {text} | {wanted} | {measured:.3g} | {'met' if is_met else '**missed**'} |"
 
 
 PEERS = tuple(name for name, each in CONTENDERS.items() if each.kind == "peer")
@@ -172,13 +166,14 @@ def rows_of(results: Results) -> Iterator[str]:
         if present:
             yield f"| **{title}** ({'more' if more else 'less'} is better) | | | | |"
         for name in present:
-            values = results.values(row, name)
-            stolen = statistics.median(each.stolen for each in results.rounds(row, name).values())
+            rounds = results.rounds(row, name).values()
+            values = [figure.value for figure in rounds]
+            stolen = statistics.median(figure.stolen for figure in rounds)
             ratio = results.ratio(row, name, OURS, row)
-            extremes = f"{number(min(values))} to {number(max(values))}"
-            part = "" if ratio is None else f"{ratio:.2f}"
-            median = number(statistics.median(values))
-            yield f"| {name} | **{median}** | {extremes} | {part} | {stolen:.0%} |"
+            yield (
+                f"| {name} | **{number(statistics.median(values))}** | {number(min(values))} to "
+                f"{number(max(values))} | {'' if ratio is None else f'{ratio:.2f}'} | {stolen:.0%} |"
+            )
 
 
 def table(results: Results, facts: Mapping[str, str]) -> str:
@@ -230,8 +225,9 @@ text { font: 13px system-ui, sans-serif; fill: #57606a; }
   .ours { fill: #3fb97a; } .peer { fill: #6ca4e0; } .raw { fill: #7d8590; }
   .cut { stroke: #161b22; }
 }"""
-#: Pixels: the margin, the width of a name and of the longest bar, the heights.
-MARGIN, LABEL, BAR, LINE, GAP = 16, 145, 220, 19, 30
+#: Pixels: the margin, the width of a name and of the longest bar, the heights of a line
+#: and of what is above the first one.
+MARGIN, LABEL, BAR, LINE, TOP = 16, 145, 220, 19, 60
 PANEL = LABEL + BAR + 65
 WIDTH = 2 * (MARGIN + PANEL)
 #: A bar that is more than so many times as long as the middle one of its panel is cut.
@@ -269,30 +265,24 @@ PICTURES = {
 }
 
 
-def parts_of_bar(name: str, value: float, longest: float) -> list[str]:
+def text_of(text: str, x: int = 0, style: str = "", more: str = "") -> str:
+    return f'<text class="{style}" x="{x}" y="13"{more}>{escape(text)}</text>'
+
+
+def bar(name: str, value: float, longest: float) -> str:
     """Return a line of a panel, which begins at 0, 0."""
     is_cut = value > longest
     width = BAR if is_cut else max(1, round(BAR * value / longest))
     kind = CONTENDERS[name].kind
-    style = ' class="title"' if kind == "ours" else ""
+    style = "title" if kind == "ours" else ""
     parts = [
-        f'<text{style} x="{LABEL - 6}" y="13" text-anchor="end">{escape(name)}</text>',
+        text_of(name, LABEL - 6, style, ' text-anchor="end"'),
         f'<rect class="{kind}" x="{LABEL}" y="2" width="{width}" height="{LINE - 4}" rx="2"/>',
-        f'<text class="small" x="{LABEL + width + 5}" y="13">{number(value)}</text>',
+        text_of(number(value), LABEL + width + 5, "small"),
     ]
     if is_cut:
         parts += [f'<path class="cut" d="M{LABEL + BAR - x} {LINE} l8 -{LINE}"/>' for x in (35, 28)]
-    return parts
-
-
-def longest_whole(values: Iterable[float]) -> float:
-    """Return the longest bar that isn't cut."""
-    values = list(values)
-    return max(value for value in values if value <= CUT * statistics.median(values)) or 1
-
-
-def moved(x: int, y: int, parts: Iterable[str]) -> str:
-    return f'<g transform="translate({x} {y})">{"".join(parts)}</g>'
+    return "".join(parts)
 
 
 def panel(results: Results, row: str, title: str) -> list[str]:
@@ -300,51 +290,43 @@ def panel(results: Results, row: str, title: str) -> list[str]:
     values = {name: v for name in CONTENDERS if (v := results.median(row, name)) is not None}
     if not values:
         return []
-    longest = longest_whole(values.values())
+    # The longest bar that isn't cut.
+    longest = max(v for v in values.values() if v <= CUT * statistics.median(values.values())) or 1
     ranked = sorted(values.items(), key=lambda item: item[1], reverse=ROWS[row].more_is_better)
-    lines = [f'<text class="title" y="13">{escape(title)}</text>']
-    lines += ["".join(parts_of_bar(name, value, longest)) for name, value in ranked]
+    lines = [text_of(title, style="title"), *(bar(*item, longest) for item in ranked)]
     if max(values.values()) > longest:
         note = f"A bar with a gap is cut: over {CUT} times as long as the middle one"
-        lines.append(f'<text class="small" y="13">{note}</text>')
-    return lines
+        lines.append(text_of(note, style="small"))
+    return [*lines, ""]
 
 
-def key(names: Iterable[str]) -> list[str]:
-    """Return the lines that say what the names stand for."""
-    lines = []
-    for name in names:
-        contender = CONTENDERS[name]
-        lines.append(
-            f'<rect class="{contender.kind}" y="2" width="14" height="14" rx="2"/>'
-            f'<text x="22" y="14">{escape(name)}</text>'
-            f'<text class="small" x="{LABEL + 16}" y="14">{escape(contender.summary)}</text>'
-        )
-    return lines
+def key(name: str) -> str:
+    """Return the line that says what a name stands for."""
+    contender = CONTENDERS[name]
+    rect = f'<rect class="{contender.kind}" y="2" width="14" height="14" rx="2"/>'
+    return rect + text_of(name, 22) + text_of(contender.summary, LABEL + 16, "small")
 
 
 def draw(results: Results, picture: Picture) -> str:
-    """Return a picture as SVG: panels of bars, two beside each other, and what the names mean."""
+    """Return a picture as SVG: panels of bars in two columns, and below what the names mean."""
     panels = [lines for item in picture.panels.items() if (lines := panel(results, *item))]
-    shown = {f.contender for f in results.figures if f.row in picture.panels}
-    known = key(name for name in CONTENDERS if name in shown)
+    shown = {figure.contender for figure in results.figures if figure.row in picture.panels}
+    known = [key(name) for name in CONTENDERS if name in shown]
     half = (len(known) + 1) // 2
-    panels += [*([[]] if len(panels) % 2 else []), known[:half], known[half:]]
-    parts, y = [], 2 * GAP
-    for i in range(0, len(panels), 2):
-        pair = panels[i : i + 2]
-        for column, lines in enumerate(pair):
-            x = MARGIN + column * (PANEL + MARGIN)
-            parts += [moved(x, y + n * LINE, [line]) for n, line in enumerate(lines)]
-        y += max(map(len, pair)) * LINE + GAP
-    y -= GAP - MARGIN
+    columns = [list(itertools.chain(*panels[side::2])) for side in (0, 1)]
+    high = max(map(len, columns))
+    parts = [text_of(picture.title, MARGIN, "title", ' dy="17"')]
+    for side, lines in enumerate((known[:half], known[half:])):
+        x = MARGIN + side * (PANEL + MARGIN)
+        for n, line in enumerate([*columns[side], *[""] * (high - len(columns[side])), *lines]):
+            parts += [f'<g transform="translate({x} {TOP + n * LINE})">{line}</g>'] if line else []
+    height = TOP + (high + half) * LINE + MARGIN
     begin = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{WIDTH}" height="{y}" '
-        f'viewBox="0 0 {WIDTH} {y}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{WIDTH}" height="{height}" '
+        f'viewBox="0 0 {WIDTH} {height}">',
         f"<title>{escape(picture.title)}</title>",
         f"<style>{STYLE}\n</style>",
-        f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{y - 1}" rx="8"/>',
-        f'<text class="title" x="{MARGIN}" y="30">{escape(picture.title)}</text>',
+        f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>',
     ]
     return "\n".join([*begin, *parts, "</svg>\n"])
 
@@ -355,7 +337,7 @@ def report(results: Results, folder: str, facts: Mapping[str, str]) -> None:
         return
     text = table(results, facts)
     figures = [figure._asdict() for figure in results.figures]
-    data = {"facts": dict(facts), "failures": results.failures, "figures": figures}
+    data = {"facts": dict(facts), "failures": [*results.failures], "figures": figures}
     files = {"table.md": text, "results.json": json.dumps(data, indent=1)}
     files |= {name: draw(results, picture) for name, picture in PICTURES.items()}
     for name, content in files.items():

@@ -58,20 +58,20 @@ class Interrupted(KeyboardInterrupt):
     """A signal asks to end. `args[0]` is its number."""
 
 
-class _Signals:
-    held = False
-    came: list[int]  #: While they were held.
+#: The signals that came while they are held back; None: they aren't.
+_held: list[int] | None = None
 
 
 def _on_signal(number: int, frame: object) -> None:
-    if not _Signals.held:
+    if _held is None:
         raise Interrupted(number)
-    _Signals.came.append(number)
+    _held.append(number)
 
 
 def _on_unraisable(unraisable: Any) -> None:
-    """Python swallows what a signal handler raises while a destructor runs, or the callback of a
-    weak reference: so the signal is sent once more."""
+    """Send a signal once more whose exception Python has swallowed."""
+    # It does that to what a signal handler raises while a destructor runs, or the callback of a
+    # weak reference.
     if isinstance(unraisable.exc_value, Interrupted):
         number = unraisable.exc_value.args[0]
         threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
@@ -82,21 +82,23 @@ def _on_unraisable(unraisable: Any) -> None:
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold signals back: for what mustn't be cut in two, as starting a process and noting it."""
-    before, _Signals.held = _Signals.held, True
+    global _held
+    if _held is not None:
+        yield  # whoever holds them already lets them go, too
+        return
+    _held = []
     try:
         yield
     finally:
-        _Signals.held = before
-        if not before and _Signals.came:
-            raise Interrupted(_Signals.came.pop())
+        came, _held = _held, None
+        if came:
+            raise Interrupted(came[0])
 
 
 def hold_signals() -> None:
     """Hold signals back until the end of the program: for what cleans up."""
-    _Signals.held = True
-
-
-_Signals.came = []
+    global _held
+    _held = []
 
 
 def option(default: object, text: str, **more: Any) -> dict[str, Any]:

@@ -43,7 +43,6 @@ import argparse
 import contextlib
 import os
 import random
-import re
 import secrets
 import shutil
 import signal

@@ -86,17 +86,17 @@ class _Frames:
     """One direction of a connection, cut into frames."""
 
     def __init__(self) -> None:
-        self.rest = b""  # of a frame that isn't whole yet
+        self._rest = b""  # of a frame that isn't whole yet
         self._methods: dict[int, str] = {}  # by channel: what the next header and body belong to
 
     def split(self, data: bytes) -> Iterator[tuple[str, bytes]]:
         """Yield the name and the bytes of each frame that is whole by now."""
-        data, start = self.rest + data, 0
+        data, start = self._rest + data, 0
         while (size := self._size(data, start)) and start + size <= len(data):
             frame = data[start : start + size]
             start += size
             yield self._name(frame), frame
-        self.rest = data[start:]
+        self._rest = data[start:]
 
     def _size(self, data: bytes, start: int) -> int:
         """Return the size of the frame that starts there, in bytes; 0 while that isn't known."""
@@ -174,7 +174,7 @@ class TcpProxy:
         self._is_slow = rate is not None
         #: How many frames of each name have come from clients and the broker.
         self.seen: collections.Counter[str] = collections.Counter()
-        self._traps: tuple[Trap, ...] = ()
+        self._traps: list[Trap] = []  # those that haven't acted yet
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stalled: set[str] = set()  # directions, in all connections
@@ -195,7 +195,8 @@ class TcpProxy:
 
     def up(self) -> None:
         """Listen, at the port that it has always had."""
-        self._server = self._do(self._listen())
+        listen = asyncio.start_server(self._serve, sock=self._socket, ssl=self._tls)
+        self._server = self._do(listen)
         self._port = self._server.sockets[0].getsockname()[1]
 
     def down(self) -> None:
@@ -241,7 +242,7 @@ class TcpProxy:
         if place not in PLACES or action not in ACTIONS:
             raise ValueError(f"place: {place!r}, of {[*PLACES]}; action: {action!r}, of {ACTIONS}")
         trap = Trap(name, place, action, seconds, self.seen[name] + nth)
-        self._traps += (trap,)
+        self._traps.append(trap)
         return trap.sprung
 
     def close(self) -> None:
@@ -259,9 +260,6 @@ class TcpProxy:
         self._server.close()
         self._socket.close()
         self._socket = self._bind()  # so that nobody else gets the port meanwhile
-
-    async def _listen(self) -> asyncio.Server:
-        return await asyncio.start_server(self._serve, sock=self._socket, ssl=self._tls)
 
     def _bind(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
@@ -312,54 +310,41 @@ class TcpProxy:
                 while self.mute and await reader.read(CHUNK):
                     pass
                 there, connection.broker = await asyncio.open_connection(*self._target)
-                await self._write_frame(connection, "up", "TCP", b"", 0)
-                await self._pass_on(connection, reader, there, connection.broker)
+                await self._write_frame(connection, "up", "TCP", b"")
+                pumps = [
+                    self._begin(self._pump(connection, reader, "up")),
+                    self._begin(self._pump(connection, there, "down")),
+                ]
+                # One end ends the other, but for a way that has vanished.
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+                if connection.swallowed:
+                    await asyncio.wait(pumps)
         finally:
             connection.abort()
             self._connections.discard(connection)
 
-    async def _pass_on(
-        self,
-        connection: _Connection,
-        client: asyncio.StreamReader,
-        there: asyncio.StreamReader,
-        broker: asyncio.StreamWriter,
-    ) -> None:
-        """Until one end has ended; of what is swallowed, until both have."""
-        pumps = [
-            self._begin(self._pump(connection, client, "up")),
-            self._begin(self._pump(connection, there, "down")),
-        ]
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        if connection.swallowed:
-            await asyncio.wait(pumps)
-
     async def _pump(
         self, connection: _Connection, reader: asyncio.StreamReader, direction: str
     ) -> None:
-        """Pass on what comes. While there are traps a frame waits until it is whole."""
-        # bytes of a frame that isn't whole, which have been passed on
-        frames, written = _Frames(), 0
+        """Pass on what comes, frame by frame."""
+        frames = _Frames()
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK):
                 for name, frame in frames.split(data):
-                    await self._write_frame(connection, direction, name, frame, written)
-                    written = 0
-                if not self._traps:
-                    await self._write(connection, direction, frames.rest[written:])
-                    written = len(frames.rest)
+                    await self._write_frame(connection, direction, name, frame)
 
     async def _write_frame(
-        self, connection: _Connection, direction: str, name: str, frame: bytes, written: int
+        self, connection: _Connection, direction: str, name: str, frame: bytes
     ) -> None:
-        """Write what isn't written of a frame, and do what is to be done at it."""
+        """Write a frame, and do what is to be done at it."""
         self.seen[name] += 1
-        sprung = [trap for trap in self._traps if (trap.name, trap.nth) == (name, self.seen[name])]
-        for trap in sprung:
+        # Two traps may be at one frame: what is written of it for the first is not for the second.
+        written = 0
+        for trap in [t for t in self._traps if (t.name, t.nth) == (name, self.seen[name])]:
+            self._traps.remove(trap)
             place = max(written, int(len(frame) * PLACES[trap.place]))
             await self._write(connection, direction, frame[written:place])
             written = place
-            self._traps = tuple(other for other in self._traps if other is not trap)
             await self._spring(connection, direction, trap)
         await self._write(connection, direction, frame[written:])
 
