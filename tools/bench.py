@@ -156,7 +156,6 @@ def bench(options: argparse.Namespace) -> list[str]:
         facts["rabbitmq"] = node.ctl("version").strip()
         bench = Bench(node, folder, options.seconds, options.quick)
         facts["this project (sha256)"] = bench.version
-        stack.callback(bench.broker.close)
         say(", ".join(f"{name} {version}" for name, version in facts.items()))
         if options.growth:
             bench_special.measure_growth(bench, options.rounds, options.out)

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
 import glob
 import hashlib
 import json
+import mmap
 import os
 import shutil
+import struct
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from amqpstorm.exception import AMQPError
-from bench_broker import PATIENCE, Broker, Marks
-from lab import ROOT, TOOLS, Failure, Process, environment, kilobytes, say
+from amqpstorm.uri_connection import UriConnection
+from lab import ROOT, TOOLS, Failure, Process, Quiet, environment, kilobytes, say
 from rabbitmq_node import RabbitmqNode
 
 VENV = os.path.join(ROOT, "build", "bench-venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 
+PATIENCE = 60.0  #: Seconds that nothing may happen.
 SHORT_NAPS, LONG_NAPS = 10, 50  #: Milliseconds.
 NAPPING_THREADS = 64
 LARGE = 100_000  #: Bytes of an argument, as load.py has it.
@@ -162,6 +167,99 @@ CONFIRMING = tuple(name for name in SENDERS if name != "kuyruk10")
 NAPPING = ("kuyruk", "kuyruk10", "dramatiq", "celery", "amqpstorm-pool")
 _NO_CALLERS = ("kuyruk-2", "kuyruk-embedded", "dramatiq", "dramatiq-128", "celery-prefork")
 CALLERS = tuple(name for name in CONTENDERS if name not in (*_NO_CALLERS, "amqpstorm-pool"))
+
+
+# --- The broker, and what tasks leave in memory --------------------------------
+
+
+class Broker:
+    """What the broker itself says of a queue."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @contextlib.contextmanager
+    def _channel(self) -> Iterator[Any]:
+        with UriConnection(self._url) as connection, connection.channel() as channel:
+            yield channel
+
+    def purge(self, queue: str) -> None:
+        with self._channel() as channel:
+            channel.queue.purge(queue)
+
+    def expect(self, queue: str, count: int | None, consumers: int = 0) -> None:
+        """Wait until there are so many consumers and messages (None: however many).
+
+        When a consumer is gone, what it had in hand is back. Raises Failure if nothing changes
+        for some seconds.
+        """
+        quiet = Quiet()
+        with self._channel() as channel:
+            while True:
+                facts = channel.queue.declare(queue, passive=True)
+                found = facts["message_count"], facts["consumer_count"]
+                if found[1] == consumers and count in (found[0], None):
+                    return
+                if quiet.seconds(found) > PATIENCE / 3:
+                    text = f"{queue} has {found} messages and consumers, not {count, consumers}"
+                    raise Failure(text)
+                time.sleep(0.01)
+
+    def is_next_persistent(self, queue: str) -> bool:
+        with self._channel() as channel:
+            message = channel.basic.get(queue)
+            if message is None:
+                raise Failure(f"{queue} is empty")
+            message.reject(requeue=True)
+            return bool(message.properties.get("delivery_mode") == 2)
+
+
+class Marks:
+    """The other end of what bench_contenders/tasks.py writes: how often each task has run."""
+
+    def __init__(self, count: int, folder: str) -> None:
+        self.count = count
+        marks, self._memory = self._share(count, folder)
+        times, self._times = self._share(16 * count, folder)
+        self.environment = {"BENCH_MARKS": marks, "BENCH_TIMES": times}
+
+    @staticmethod
+    def _share(size: int, folder: str) -> tuple[str, mmap.mmap]:
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            file.truncate(size)
+            return file.name, mmap.mmap(file.fileno(), size)
+
+    def close(self) -> None:
+        self._memory.close()
+        self._times.close()
+        for path in self.environment.values():
+            os.unlink(path)
+
+    def times(self) -> list[tuple[float, float]]:
+        """Return when each `timed` task has begun and ended."""
+        return list(struct.iter_unpack("dd", self._times[:]))
+
+    def done(self) -> int:
+        return self.count - self._memory[:].count(b"\0")
+
+    def wait_for(self, count: int, worker: Worker, pause: float = 0.003) -> float:
+        """Wait until so many tasks have run, and return when that was seen. Raises Failure if that
+        gets nowhere."""
+        quiet = Quiet()
+        while (done := self.done()) < count:
+            if quiet.seconds(done) > PATIENCE:
+                raise Failure(f"{done} of {self.count} tasks have run, and no more in {PATIENCE} s")
+            worker.check()
+            time.sleep(pause)
+        return time.monotonic()
+
+    def check(self, complete: bool = True) -> None:
+        """Raise Failure unless each has run once; if it isn't complete, at most once."""
+        found = collections.Counter(self._memory[:])
+        wrong = {times: n for times, n in found.items() if times > 1 or (times == 0 and complete)}
+        if wrong:
+            text = ", ".join(f"{n} ran {times} times" for times, n in wrong.items())
+            raise Failure(f"of {self.count} tasks {text}")
 
 
 # --- Processes -----------------------------------------------------------------
@@ -343,7 +441,6 @@ class Bench:
         except (Failure, AMQPError, OSError, subprocess.SubprocessError) as error:
             self.failures.append(f"{what}: {error}")
             say(f"  {what}: FAILED: {error}")
-            self.broker.reset()
 
     def kill(self, worker: Worker) -> None:
         """End it: what it hasn't acknowledged is back in the queue, for `Broker.expect` to find."""

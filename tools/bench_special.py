@@ -25,19 +25,17 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bench_broker import PATIENCE
 from bench_measure import (
     CONTENDERS,
     Bench,
     Contender,
     Drained,
-    Worker,
     drained_by,
     prefetching,
     report,
     stolen_clock,
 )
-from lab import Failure, say
+from lab import say
 
 # --- Growth ----------------------------------------------------------------------
 
@@ -57,22 +55,19 @@ class Point(NamedTuple):
     deadlines: int = 0  #: Tasks with deadlines that run meanwhile.
 
 
-def powers(low: int, high: int, base: int = 10) -> list[int]:
-    return [base**n for n in range(math.ceil(math.log(low, base)), round(math.log(high, base)) + 1)]
-
-
 def growth_series(is_quick: bool) -> dict[str, list[Point]]:
     count = 1_000 if is_quick else 10_000
-    lengths = powers(10, 10_000 if is_quick else 1_000_000)
-    sizes = powers(100, 1_000_000 if is_quick else 10_000_000)
-    in_flight = powers(1, 100 if is_quick else 10_000)
+    tens = [10**n for n in range(8)]
+    lengths = tens[1 : 5 if is_quick else 7]
+    sizes = tens[2 : 7 if is_quick else 8]
+    in_flight = tens[: 3 if is_quick else 5]
     return {
         "messages that wait": [Point(n, count, waiting=n) for n in lengths],
         "bytes of an argument": [
             Point(n, max(20, min(count, 200_000_000 // n)), size=n) for n in sizes
         ],
-        "threads": [Point(n, count, threads=n) for n in powers(1, 128, 2)],
-        "prefetch": [Point(n, count, prefetch=n) for n in powers(1, 1_000)],
+        "threads": [Point(n, count, threads=n) for n in (1, 2, 4, 8, 16, 32, 64, 128)],
+        "prefetch": [Point(n, count, prefetch=n) for n in tens[:4]],
         "running tasks with deadlines": [
             Point(n, count, threads=n + 8, deadlines=n) for n in in_flight
         ],
@@ -222,24 +217,14 @@ def measure_waits(bench: Bench, contender: Contender, messages: Sequence[Message
     options: dict[str, Any] = SETTINGS | ({"BENCH_MODE": contender.mode} if contender.mode else {})
     count = len(messages)
     with bench.working(contender, count, WORKERS, threads=THREADS, **options) as (marks, workers):
-        wait_for_consumers(bench, contender, workers)
+        bench.broker.expect(contender.queue, None, consumers=WORKERS)
+        time.sleep(1.0)  # the rest of their beginning
         sent = bench.load(contender, "stream", messages=messages)["sent"]
         marks.wait_for(count, workers[0])
         for worker in workers:
             worker.check()
         times = marks.times()
     return waits(sent, times)
-
-
-def wait_for_consumers(bench: Bench, contender: Contender, workers: Sequence[Worker]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while bench.broker.consumers(contender.queue) < len(workers):
-        if time.monotonic() > deadline:
-            raise Failure("its workers don't consume")
-        for worker in workers:
-            worker.check()
-        time.sleep(0.05)
-    time.sleep(1.0)  # the rest of their beginning
 
 
 def measure_fairness(bench: Bench, contenders: Sequence[str], folder: str) -> None:
