@@ -29,7 +29,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
@@ -88,7 +88,7 @@ QUICK = Pace(2, 4, 4, before=0.5, after=0.5, outage=0.2, stall=3.5, freeze=3.5, 
 class Strike:
     """A fault that has happened."""
 
-    name: str
+    fault: Fault
     began: float
     ended: float = 0.0
     #: Until when it may have found messages on their way; None: it mustn't cost any a second call.
@@ -130,7 +130,6 @@ class Lane(lab.Run):
         self.dice = random.Random(f"{seed} {fault.name}")
         self.forgotten = 0  #: Delayed tasks that came back only when somebody looked.
         self.strikes: list[Strike] = []
-        self.outages: list[tuple[float, float]] = []  #: Times in which the broker didn't run.
         self.deletions: list[Deletion] = []
         self._rate, self._patience = rate / 2, patience
 
@@ -160,12 +159,12 @@ class Lane(lab.Run):
 
     @property
     def near(self) -> str:
-        """The URL that the worker and one sender use."""
+        """Return the URL that the worker and one sender use."""
         return self.proxy.url if self.fault.proxied else self._url
 
     @property
     def processes(self) -> int:
-        """How many there are to be that run tasks."""
+        """Return how many there are to be that run tasks."""
         return 1 if self.fault.embedded else PROCESSES
 
     def renew_worker(self) -> None:
@@ -187,7 +186,7 @@ class Lane(lab.Run):
     # -- the fault
 
     def strike(self, fault: Fault) -> None:
-        strike = Strike(fault.name, time.monotonic())
+        strike = Strike(fault, time.monotonic())
         self.strikes.append(strike)
         fault.cause(self)
         strike.ended = time.monotonic()
@@ -201,14 +200,6 @@ class Lane(lab.Run):
             time.sleep(seconds)
         finally:
             end()
-
-    @contextlib.contextmanager
-    def outage(self) -> Iterator[None]:
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.outages.append((began, time.monotonic()))
 
     def delete_queue(self) -> None:
         """Delete it while nothing consumes it: so the number of unacknowledged messages stays."""
@@ -233,7 +224,7 @@ class Lane(lab.Run):
         strike.back = time.monotonic() - strike.ended
         if not is_back and strike.ended + limit < until:
             text = f"after {limit:g} s {len(back())} of {processes} processes were back"
-            self.violations.append(f"{strike.name}: {text}")
+            self.violations.append(f"{strike.fault.name}: {text}")
 
     # -- the end
 
@@ -246,8 +237,6 @@ class Lane(lab.Run):
         for sender in self.senders:
             self.expect_code("a sender", sender.close_input())
         self.account()
-        if self.cluster:
-            self._delete_queues()
 
     def _follow(self) -> None:
         time.sleep(2 * TICK)
@@ -279,11 +268,6 @@ class Lane(lab.Run):
             if message is not None:
                 message.reject(requeue=False)  # which dead-letters it
 
-    def _delete_queues(self) -> None:
-        with UriConnection(self.node.url) as connection, connection.channel() as channel:
-            for suffix in ("", ".failed", f".delay.{DELAY * 1000:.0f}"):
-                channel.queue.delete(f"{self.queue}{suffix}")
-
     def is_owed(self, sent: Sent) -> bool:
         """Whether its queue hasn't been deleted since its send began."""
         return all(sent.began > deletion.ended for deletion in self.deletions)
@@ -301,6 +285,7 @@ class Fault:
     proxied: bool = False  #: Needs the proxy.
     embedded: bool = False  #: Needs a service with a worker in it.
     cluster: bool = False  #: Needs three nodes, whose quorum queues go on without one of them.
+    outage: bool = False  #: The broker doesn't run meanwhile.
     silent: bool = False  #: Is only noticed by missing heartbeats.
     cuts: bool = True  #: May make messages run again.
     mixes: bool = True
@@ -331,15 +316,13 @@ def kill_broker(lane: Lane) -> None:
 
 
 def restart_broker(lane: Lane, end: Callable[[RabbitmqNode], None] = RabbitmqNode.halt) -> None:
-    with lane.outage():
-        end(lane.node)
-        time.sleep(lane.pace.outage)
-        lane.node.start()
+    end(lane.node)
+    time.sleep(lane.pace.outage)
+    lane.node.start()
 
 
 def freeze_broker(lane: Lane) -> None:
-    with lane.outage():
-        lane.hurt(lane.node.pause, lane.pace.freeze, lane.node.resume)
+    lane.hurt(lane.node.pause, lane.pace.freeze, lane.node.resume)
 
 
 def raise_alarm(lane: Lane) -> None:
@@ -415,9 +398,9 @@ _ALL = (
     Fault("consumer_timeout", exceed_consumer_timeout),
     Fault("fork", fork_sender, cuts=False),
     Fault("fork, embedded", fork_sender, embedded=True, cuts=False, mixes=False),
-    Fault("broker killed", kill_broker),
-    Fault("broker stopped", restart_broker),
-    Fault("broker frozen", freeze_broker),
+    Fault("broker killed", kill_broker, outage=True),
+    Fault("broker stopped", restart_broker, outage=True),
+    Fault("broker frozen", freeze_broker, outage=True),
     Fault("connections closed", close_connections),
     Fault("memory alarm", raise_alarm, cuts=False),
     Fault("leading node killed", kill_leading_node, cluster=True, mixes=False),
@@ -460,8 +443,13 @@ def account_for(lane: Lane) -> Row:
     ledger, hits, missing = lane.ledger, list(hits_of(lane)), lane.missing()
     lost = [sent for sent in missing if lane.is_owed(sent)]
     deleted = [sent for sent in missing if not lane.is_owed(sent)]
-    # More than there were in a queue can't have gone with it.
-    excess = max(0, len(deleted) - most_deleted(lane, deleted))
+    # No more can have gone with a queue than it held, and than were just about to come.
+    held = sum(deletion.messages for deletion in lane.deletions)
+    coming = sum(
+        any(sent.began <= each.ended and each.began <= sent.ended for each in lane.deletions)
+        for sent in deleted
+    )
+    excess = max(0, len(deleted) - held - coming)
     verdicts = {number: judge(sent, ledger) for number, sent in ledger.sent.items()}
     again = [number for number, verdict in verdicts.items() if verdict == AGAIN]
     misplaced = [number for number, verdict in verdicts.items() if verdict == MISPLACED]
@@ -471,7 +459,7 @@ def account_for(lane: Lane) -> Row:
     confirmed = len(ledger.confirmed)
     runs = [len(ledger.runs(number)) for number in ledger.calls]
     lane.add("lost", [ledger.describe(sent.number) for sent in lost])
-    lane.add("gone, and wasn't in a queue that was deleted", [f"{excess} messages"] * (excess > 0))
+    lane.add("gone, and not with a queue", [f"{excess} messages"] * (excess > 0))
     lane.add("ran again without a reason", map(ledger.describe, unexplained))
     lane.add("failed", map(ledger.describe, misplaced))
     lane.add("wrong", [str(sent) for sent in ledger.sent.values() if "WRONG" in sent.outcome])
@@ -497,18 +485,9 @@ def account_for(lane: Lane) -> Row:
     )
 
 
-def most_deleted(lane: Lane, deleted: Sequence[Sent]) -> int:
-    """Return how many the queues held, and how many were just about to come."""
-    coming = sum(
-        any(sent.began <= each.ended and each.began <= sent.ended for each in lane.deletions)
-        for sent in deleted
-    )
-    return coming + sum(deletion.messages for deletion in lane.deletions)
-
-
 def hits_of(lane: Lane) -> Iterator[Hit]:
     for strike in lane.strikes:
-        if strike.until is not None and strike.name != "consumer_timeout":
+        if strike.until is not None and strike.fault.cause is not exceed_consumer_timeout:
             yield Hit(strike.began, strike.until)
     for call in itertools.chain(*lane.ledger.calls.values()):
         if is_cut(call.outcome):  # by consumer_timeout, if by nothing else
@@ -524,8 +503,9 @@ def longest_silence(lane: Lane) -> float:
     for start, stop in waits(lane):
         changes += [(start, 1), (stop, -1)] if start < stop else []
     everything = len(changes)
-    for start, stop in lane.outages:
-        changes += [(start, -everything), (stop, everything)]
+    for strike in lane.strikes:
+        if strike.fault.outage:
+            changes += [(strike.began, -everything), (strike.ended, everything)]
     longest, since, waiting = 0.0, 0.0, 0
     for at, change in sorted(changes):
         longest = max(longest, at - since if waiting > 0 else 0.0)
@@ -622,7 +602,7 @@ def describe_strikes(lane: Lane) -> None:
     say(f"\n{'':4}at     for    back   the mixed faults")
     for strike in lane.strikes:
         at, length = strike.began - lane.strikes[0].began, strike.ended - strike.began
-        say(f"{at:6.1f} {length:6.1f} {strike.back:7.1f}   {strike.name}")
+        say(f"{at:6.1f} {length:6.1f} {strike.back:7.1f}   {strike.fault.name}")
 
 
 def try_fault(
