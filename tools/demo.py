@@ -17,6 +17,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import io
+import itertools
 import json
 import os
 import stat
@@ -24,8 +25,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import lab
 from amqpstorm.exception import AMQPChannelError, AMQPError
@@ -39,9 +39,9 @@ for _name in [n for n in os.environ if n.startswith("KUYRUK_") and n[7:11] != "T
 import kuyruk
 from examples.checksums import tasks
 
-#: What is taken of a folder: so many files, and so many bytes.
+#: What is taken of a folder: so many files, each of at most so many bytes.
 MAX_FILES = 5000
-MAX_BYTES = 1_000_000_000
+MAX_BYTES = 100_000_000
 #: Folders in the standard library's that aren't the library's, or that Python writes while we read.
 NOT_STANDARD_LIBRARY = ("site-packages", "dist-packages", "__pycache__")
 #: The queues that the worker makes.
@@ -62,64 +62,19 @@ LOG_LINES = (
 
 # --- The files -----------------------------------------------------------------
 
-
-class Selection:
-    """The files of a folder that the demo takes, with what is found out here about each."""
-
-    def __init__(self, folder: str, skip: Iterable[str]) -> None:
-        self.facts: dict[str, tasks.Facts] = {}
-        self.left_out = 0
-        self.unreadable: list[str] = []
-        self._skip = frozenset(skip)
-        room = MAX_BYTES
-        for path, size in self._walk(folder):
-            if len(self.facts) >= MAX_FILES or size > room:
-                self.left_out += 1
-            elif facts := examine(path):
-                self.facts[path] = facts
-                room -= size
-            else:
-                self.unreadable.append(path)
-            lab.say_progress(f"    files read: {len(self.facts)}")
-
-    def _walk(self, folder: str) -> Iterator[tuple[str, int]]:
-        """Regular files only: no symbolic links, which may lead anywhere, and no devices."""
-        for parent, folders, names in os.walk(folder, onerror=self._on_error):
-            folders[:] = sorted(set(folders) - self._skip)
-            for path in (os.path.join(parent, name) for name in sorted(names)):
-                with contextlib.suppress(OSError):  # gone again
-                    status = os.lstat(path)
-                    if stat.S_ISREG(status.st_mode):
-                        yield path, status.st_size
-
-    def _on_error(self, error: OSError) -> None:
-        self.unreadable.append(str(error.filename))
-
-    def describe(self) -> str:
-        text = f"{len(self.facts)} files"
-        if self.left_out:
-            text += f" ({self.left_out} more are left out)"
-        if self.unreadable:
-            text += f"; {len(self.unreadable)} can't be read, as {self.unreadable[0]!r}"
-        return text
-
-    def compare(self, results: Mapping[str, object], seconds: float) -> Comparison:
-        """Compare what was found out here with what the worker has found out. A file that has
-        changed meanwhile, or is gone, proves nothing."""
-        wrong = [path for path, here in self.facts.items() if results.get(path) != here]
-        changed = {path for path in wrong if examine(path) != self.facts[path]}
-        mismatches = [
-            f"{path!r}: {results.get(path, 'no result')}" for path in wrong if path not in changed
-        ]
-        return Comparison(mismatches, changed, seconds)
+#: What is found out about files, by their paths.
+Found = dict[str, tasks.Facts]
 
 
-class Comparison(NamedTuple):
-    """Of what was found out here with what the worker has found out."""
-
-    mismatches: list[str]
-    changed: set[str]
-    seconds: float
+def regular_files(folder: str, skip: Iterable[str]) -> Iterator[str]:
+    """Yield no symbolic links, which may lead anywhere, and no devices."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(set(folders) - set(skip))
+        for path in (os.path.join(parent, name) for name in sorted(names)):
+            with contextlib.suppress(OSError):  # gone again
+                status = os.lstat(path)
+                if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
+                    yield path
 
 
 def examine(path: str) -> tasks.Facts | None:
@@ -128,19 +83,43 @@ def examine(path: str) -> tasks.Facts | None:
     return None
 
 
+def select(folder: str | None) -> Found:
+    """Return the files of a folder that the demo takes, with what is found out here about each.
+    Raises Failure if there is nothing to send."""
+    skip: tuple[str, ...] = ()
+    if folder is None:
+        folder, skip = sysconfig.get_paths()["stdlib"], NOT_STANDARD_LIBRARY
+    say(f"folder:   {folder!r}" + (f" (without {', '.join(skip)})" if skip else ""))
+    found: Found = {}
+    for path in itertools.islice(regular_files(folder, skip), MAX_FILES):
+        if facts := examine(path):
+            found[path] = facts
+            lab.say_progress(f"    files read: {len(found)}")
+    say(f"          {len(found)} files" + (", and no more are taken" * (len(found) == MAX_FILES)))
+    if not found:
+        raise Failure("no file there that could be read: nothing to do")
+    return found
+
+
+def mismatches(here: Found, there: Mapping[str, object]) -> list[str]:
+    """Compare what was found out here with what the worker has found out."""
+    wrong = [path for path in here if there.get(path) != here[path]]
+    # A file that has changed meanwhile, or is gone, proves nothing.
+    return [f"{path!r}: {there.get(path)}" for path in wrong if examine(path) == here[path]]
+
+
 # --- The two ways to send ------------------------------------------------------
 
 
-def wait_for_each(selection: Selection, worker: lab.Process) -> Comparison:
+def wait_for_each(found: Found, worker: lab.Process) -> dict[str, object]:
     """Wait for each result in the thread that has sent the task."""
     results: dict[str, object] = {}
-    began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         try:
             # An exception inside of `map` would leave a thread that the pool doesn't know of.
             with uninterrupted():
-                answers = pool.map(ask, selection.facts)
-            for path, result in zip(selection.facts, answers, strict=True):
+                answers = pool.map(ask, found)
+            for path, result in zip(found, answers, strict=True):
                 results[path] = result
                 lab.say_progress(f"    results: {len(results)}")
                 worker.check()
@@ -148,7 +127,7 @@ def wait_for_each(selection: Selection, worker: lab.Process) -> Comparison:
             # None begins another call; those that run end soon, because the worker still works.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return selection.compare(results, time.monotonic() - began)
+    return results
 
 
 def ask(path: str) -> object:
@@ -159,17 +138,13 @@ def ask(path: str) -> object:
         return error
 
 
-def send_as_batch(selection: Selection, worker: lab.Process, report: str) -> Comparison:
+def send_as_batch(found: Found, worker: lab.Process, report: str) -> dict[str, object]:
     """Send all at once. The tasks append their results to a file, which is read here."""
     results: dict[str, object] = {}
-    tail, quiet, began = lab.Tail(report), lab.Quiet(), time.monotonic()
-    tasks.app.send_tasks_to_queue(
-        [tasks.checksum_into.subtask((path, report)) for path in selection.facts]
-    )
-    while missing := selection.facts.keys() - results.keys():
-        for line in tail.lines():
-            facts = json.loads(line)
-            results[facts["path"]] = facts
+    tail, quiet = lab.Tail(report), lab.Quiet()
+    tasks.app.send_tasks_to_queue([tasks.checksum_into.subtask((path, report)) for path in found])
+    while missing := found.keys() - results.keys():
+        results |= {facts["path"]: facts for facts in map(json.loads, tail.lines())}
         lab.say_progress(f"    results: {len(results)}")
         seconds = quiet.seconds(len(results))
         # Of files that were deleted meanwhile nothing is reported.
@@ -177,7 +152,7 @@ def send_as_batch(selection: Selection, worker: lab.Process, report: str) -> Com
             break
         worker.check()
         time.sleep(0.01)
-    return selection.compare(results, time.monotonic() - began)
+    return results
 
 
 # --- The demo ------------------------------------------------------------------
@@ -248,39 +223,6 @@ def show_log(log: str) -> None:
         say(f"    {line}\n        {meaning}")
 
 
-def show_table(selection: Selection, each: Comparison, batch: Comparison) -> None:
-    files, facts = len(selection.facts), selection.facts.values()
-    size, lines = sum(fact["bytes"] for fact in facts), sum(fact["lines"] for fact in facts)
-    wrong = len(each.mismatches) + len(batch.mismatches)
-    say(f"\n    files: {files}   bytes: {size}   lines: {lines}   mismatches: {wrong}")
-    ways = ((f"each waited for, {THREADS} threads", each), ("one batch, results in a file", batch))
-    for way, (_, _, seconds) in ways:
-        say(f"    {way:32}{files:>8} tasks  {seconds:6.2f} s {files / seconds:8.0f} tasks/s")
-    if changed := each.changed | batch.changed:
-        say(f"    not counted, because they changed meanwhile: {len(changed)}")
-    say()
-
-
-def existing_folder(folder: str) -> str:
-    if not os.path.isdir(folder):
-        text = "this is no" if os.path.exists(folder) else "there is no"
-        raise argparse.ArgumentTypeError(f"{text} folder: {folder!r}")
-    return os.path.abspath(folder)  # the worker has a working directory of its own
-
-
-def select(folder: str | None) -> Selection:
-    """Raise Failure if there is nothing to send."""
-    skip: tuple[str, ...] = ()
-    if folder is None:
-        folder, skip = sysconfig.get_paths()["stdlib"], NOT_STANDARD_LIBRARY
-    say(f"folder:   {folder!r}" + (f" (without {', '.join(skip)})" if skip else ""))
-    selection = Selection(folder, skip)
-    say(f"          {selection.describe()}")
-    if not selection.facts:
-        raise Failure("no file there that could be read: nothing to do")
-    return selection
-
-
 def demonstrate(options: argparse.Namespace) -> list[str] | None:
     """Return what doesn't agree. Raises what goes wrong, after cleaning up."""
     with contextlib.ExitStack() as stack:
@@ -292,7 +234,7 @@ def demonstrate(options: argparse.Namespace) -> list[str] | None:
             lab.hold_signals()  # until the end: what cleans up isn't interrupted
 
 
-def _demonstrate(selection: Selection, stack: contextlib.ExitStack) -> list[str] | None:
+def _demonstrate(found: Found, stack: contextlib.ExitStack) -> list[str] | None:
     url = start_broker(stack)
     try:
         tasks.config.RABBIT_URL = url
@@ -302,17 +244,37 @@ def _demonstrate(selection: Selection, stack: contextlib.ExitStack) -> list[str]
     stack.enter_context(claimed_queues())
     made = stack.enter_context(tempfile.TemporaryDirectory(prefix="kuyruk-demo-"))
     worker = start_worker(stack, url, os.path.join(made, "log"))
-    each = wait_for_each(selection, worker)
-    batch = send_as_batch(selection, worker, os.path.join(made, "report"))
-    show_table(selection, each, batch)
+    ways: dict[str, Callable[[], dict[str, object]]] = {
+        f"each waited for, {THREADS} threads": lambda: wait_for_each(found, worker),
+        "one batch, results in a file": lambda: send_as_batch(found, worker, f"{made}/report"),
+    }
+    seconds, wrong = {}, []
+    for way, send in ways.items():
+        began = time.monotonic()
+        results = send()
+        seconds[way] = time.monotonic() - began
+        wrong += mismatches(found, results)
+    size = sum(facts["bytes"] for facts in found.values())
+    lines = sum(facts["lines"] for facts in found.values())
+    say(f"\n    files: {len(found)}   bytes: {size}   lines: {lines}   mismatches: {len(wrong)}")
+    for way, taken in seconds.items():
+        rate = len(found) / taken
+        say(f"    {way:32}{len(found):>8} tasks  {taken:6.2f} s {rate:8.0f} tasks/s")
+    say()
     show_failure()
     code = worker.stop()  # it settles what it has begun: then the failed message is there
     show_failed_message()
     show_log(worker.text)
     if code != 0:
         raise Failure(f"the worker ended with code {code}")
-    mismatches = [*each.mismatches, *batch.mismatches]
-    return lab.some("mismatch", mismatches) or None
+    return lab.some("mismatch", wrong) or None
+
+
+def existing_folder(folder: str) -> str:
+    if not os.path.isdir(folder):
+        text = "this is no" if os.path.exists(folder) else "there is no"
+        raise argparse.ArgumentTypeError(f"{text} folder: {folder!r}")
+    return os.path.abspath(folder)  # the worker has a working directory of its own
 
 
 OPTIONS = {
