@@ -30,6 +30,7 @@ PYTHON = os.path.join(VENV, "bin", "python")
 PATIENCE = 60.0  #: Seconds that nothing may happen.
 SHORT_NAPS, LONG_NAPS = 10, 50  #: Milliseconds.
 NAPPING_THREADS = 64
+BATCH = 2000  #: Messages of a batch.
 LARGE = 100_000  #: Bytes of an argument, as load.py has it.
 LOAD_PATIENCE = 600.0  #: Seconds that a process which sends may take.
 
@@ -378,23 +379,14 @@ class Bench:
             raise Failure(f"its messages are {'' if persistent else 'not '}persistent")
 
     def send(
-        self, contender: Contender, row: str, cost: str = "", threads: int = 1, **options: Any
+        self, contender: Contender, row: str, cost: str = "", what: str = "send", **options: Any
     ) -> dict[str, float]:
-        facts = self.load(contender, "send", threads=threads, seconds=self.seconds, **options)
-        self._check_sent(contender, facts)
-        figures = {row: facts["count"] / facts["seconds"]}
-        return figures | ({cost: facts["cpu"] * 1000 / facts["count"]} if cost else {})
-
-    def batch(self, contender: Contender) -> dict[str, float]:
-        size = 500 if self.is_quick else 2000
-        facts = self.load(contender, "batch", seconds=self.seconds, size=size)
-        self._check_sent(contender, facts)
-        return {"batch": facts["count"] / facts["seconds"]}
-
-    def _check_sent(self, contender: Contender, facts: dict[str, float]) -> None:
+        facts = self.load(contender, what, seconds=self.seconds, **options)
         self.broker.expect(contender.queue, int(facts["calls"]))
         self._check_persistence(contender)
         self.broker.purge(contender.queue)
+        figures = {row: facts["count"] / facts["seconds"]}
+        return figures | ({cost: facts["cpu"] * 1000 / facts["count"]} if cost else {})
 
     def drain(
         self,
@@ -556,7 +548,7 @@ MEASUREMENTS = (
     sending("send", SENDERS, confirm=False),
     sending("send_confirmed", CONFIRMING, confirm=True),
     sending("send_16", CONFIRMING, confirm=True, threads=16),
-    Measurement(("batch",), ("kuyruk", "kuyruk10"), Bench.batch),
+    sending("batch", ("kuyruk", "kuyruk10"), what="batch", size=BATCH),
     sending("send_large", CONFIRMING, confirm=True, large=True),
     Measurement(("drain", "drain_cpu", "start", "memory", "memory_all"), DRAINING, Bench.no_ops),
     Measurement(("drain_large",), DRAINING, Bench.large),

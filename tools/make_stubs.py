@@ -16,38 +16,29 @@ HERE = Path(__file__).resolve().parent.parent
 STUBS = HERE / "kuyruk-stubs" / "__init__.pyi"
 
 
-def _is_overload(node: ast.FunctionDef) -> bool:
-    return any(ast.unparse(each) == "typing.overload" for each in node.decorator_list)
+def _is_overload(node: ast.stmt) -> bool:
+    names = map(ast.unparse, node.decorator_list) if isinstance(node, ast.FunctionDef) else ()
+    return "typing.overload" in names
 
 
 class _Strip(ast.NodeTransformer):
-    """Takes docstrings and bodies away. Those of `__init__` stay: they tell the types of
-    attributes. Of an overloaded function the implementation goes, too."""
+    """Take docstrings and bodies away. Those of `__init__` stay: they tell the types of attributes.
+    Of an overloaded function the implementation goes, too."""
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        if node.name != "__init__":
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        if isinstance(node, ast.FunctionDef) and node.name != "__init__":
             node.body = []
-        self._strip_docstring(node)
-        return node
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
-        self._strip_docstring(node)
-        functions = [each for each in node.body if isinstance(each, ast.FunctionDef)]
-        overloaded = {each.name for each in functions if _is_overload(each)}
-        gone = [each for each in functions if each.name in overloaded and not _is_overload(each)]
-        node.body = [each for each in node.body if each not in gone]
-        self.generic_visit(node)
-        return node
-
-    def visit_Module(self, node: ast.Module) -> ast.Module:
-        self._strip_docstring(node)
-        self.generic_visit(node)
-        return node
-
-    def _strip_docstring(self, node: ast.FunctionDef | ast.ClassDef | ast.Module) -> None:
-        if ast.get_docstring(node, clean=False) is not None:
-            del node.body[0]
-        node.body = node.body or [ast.Expr(ast.Constant(...))]
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            if node.body and ast.get_docstring(node, clean=False) is not None:
+                del node.body[0]
+            overloaded = {getattr(each, "name", "") for each in node.body if _is_overload(each)}
+            node.body = [
+                each
+                for each in node.body
+                if _is_overload(each) or getattr(each, "name", None) not in overloaded
+            ]
+            node.body = node.body or [ast.Expr(ast.Constant(...))]
+        return super().generic_visit(node)
 
 
 def make_stubs(source: str) -> ast.Module:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import lab
-from lab import Failure
+from lab import Failure, say
 from rabbitmq_node import RabbitmqNode
 
 ROOT = Path(lab.ROOT)
@@ -50,10 +50,6 @@ def run(*command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = Non
         text = " ".join(map(str, command))
         raise Failure(f"{text} ended with {process.returncode}:\n{process.stdout}")
     return str(process.stdout)
-
-
-def say(text: str) -> None:
-    lab.say(f"release-check: {text}")
 
 
 def build(folder: Path) -> Path:

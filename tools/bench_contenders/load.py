@@ -85,7 +85,7 @@ class Load:
 
 
 def send(
-    contender: Any, threads: int, seconds: float, confirm: bool, large: bool = False
+    contender: Any, seconds: float, confirm: bool, threads: int = 1, large: bool = False
 ) -> dict[str, float]:
     def make() -> Callable[[int], object]:
         send = contender.sender(confirm)
