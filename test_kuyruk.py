@@ -11477,13 +11477,13 @@ def test_a_table_of_the_benchmark_is_read_as_it_was_written():
 def test_a_picture_is_that_of_the_table_beside_it(name):
     """After a change of either: python tools/bench_report.py docs/benchmark.md"""
     results = bench_report.read_table(PAGES["docs/benchmark.md"].read_text())
-    drawn = bench_report.draw(results, bench_report.PICTURES[name])
+    drawn = bench_report.draw(results, *bench_report.PICTURES[name])
     assert (HERE / "docs" / name).read_text() == drawn
 
 
 def test_a_picture_explains_each_name_and_cuts_a_bar_that_would_dwarf_the_others():
     results = results_of("rpc", kuyruk=0.5, celery=1.0, pika=0.4, amqpstorm=40.0)
-    drawn = bench_report.draw(results, bench_report.PICTURES["cost.svg"])
+    drawn = bench_report.draw(results, *bench_report.PICTURES["cost.svg"])
     picture = xml.etree.ElementTree.fromstring(drawn)
     svg = "{http://www.w3.org/2000/svg}"
     texts = [text.text for text in picture.iter(f"{svg}text")]

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import os
 import platform
@@ -37,7 +36,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
 from typing import Any
 
 import bench_special
@@ -137,13 +135,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: installed[name] for name in LIBRARIES}}
 
 
-def names(known: Iterable[str], text: str) -> list[str]:
-    chosen, known = text.split(","), list(known)
-    if unknown := ", ".join(set(chosen) - set(known)):
-        raise argparse.ArgumentTypeError(f"unknown: {unknown}; there are {', '.join(known)}")
-    return chosen
-
-
 def bench(options: argparse.Namespace) -> list[str]:
     """Return what failed."""
     options.rounds = options.rounds or (1 if options.quick else 5)
@@ -178,12 +169,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": float, "help": "that a measurement takes, about (default: 2; with --quick: 0.25)",
     },
     "--only": {
-        "type": functools.partial(names, ROWS), "default": [], "metavar": "ROW,...",
+        "nargs": "+", "choices": ROWS, "default": [], "metavar": "ROW",
         "help": f"these rows: {', '.join(ROWS)}",
     },
     "--contenders": {
-        "type": functools.partial(names, CONTENDERS), "default": [*CONTENDERS],
-        "metavar": "NAME,...", "help": ", ".join(CONTENDERS),
+        "nargs": "+", "choices": CONTENDERS, "default": [*CONTENDERS], "metavar": "NAME",
+        "help": f"these: {', '.join(CONTENDERS)}",
     },
     "--out": lab.option(os.path.join(ROOT, "build", "bench"), "where its files go"),
     "--growth": lab.option(False, "instead, how the cost of a task grows"),

@@ -234,35 +234,23 @@ WIDTH = 2 * (MARGIN + PANEL)
 CUT = 10
 
 
-class Picture(NamedTuple):
-    """What a picture shows."""
-
-    title: str
-    panels: Mapping[str, str]  #: The rows and their titles.
-
-
-PICTURES = {
-    "throughput.svg": Picture(
-        "Throughput: longer is better",
-        {
-            "drain": "No-op tasks per second",
-            "nap_10": "Tasks of 10 ms in 64 threads per second (at best 6400)",
-            "send": "Sends without confirm per second",
-            "send_confirmed": "Confirmed sends per second, one thread",
-            "send_16": "Confirmed sends per second, 16 threads",
-            "rpc_16": "Calls with results per second, 16 callers",
-        },
-    ),
-    "cost.svg": Picture(
-        "Cost: shorter is better",
-        {
-            "drain_cpu": "CPU seconds per 1000 no-op tasks",
-            "memory_all": "Memory of a worker's processes, MiB",
-            "rpc": "A call and its result, median, ms",
-            "start": "From a worker's start to its first task's end, s",
-        },
-    ),
-}
+#: What they show: their titles; their rows, and the titles of these.
+PICTURES: dict[str, tuple[str, dict[str, str]]] = {
+    "throughput.svg": ("Throughput: longer is better", {
+        "drain": "No-op tasks per second",
+        "nap_10": "Tasks of 10 ms in 64 threads per second (at best 6400)",
+        "send": "Sends without confirm per second",
+        "send_confirmed": "Confirmed sends per second, one thread",
+        "send_16": "Confirmed sends per second, 16 threads",
+        "rpc_16": "Calls with results per second, 16 callers",
+    }),
+    "cost.svg": ("Cost: shorter is better", {
+        "drain_cpu": "CPU seconds per 1000 no-op tasks",
+        "memory_all": "Memory of a worker's processes, MiB",
+        "rpc": "A call and its result, median, ms",
+        "start": "From a worker's start to its first task's end, s",
+    }),
+}  # fmt: skip
 
 
 def text_of(text: str, x: int = 0, style: str = "", more: str = "") -> str:
@@ -307,15 +295,15 @@ def key(name: str) -> str:
     return rect + text_of(name, 22) + text_of(contender.summary, LABEL + 16, "small")
 
 
-def draw(results: Results, picture: Picture) -> str:
+def draw(results: Results, title: str, rows: Mapping[str, str]) -> str:
     """Return a picture as SVG: panels of bars in two columns, and below what the names mean."""
-    panels = [lines for item in picture.panels.items() if (lines := panel(results, *item))]
-    shown = {figure.contender for figure in results.figures if figure.row in picture.panels}
+    panels = [lines for item in rows.items() if (lines := panel(results, *item))]
+    shown = {figure.contender for figure in results.figures if figure.row in rows}
     known = [key(name) for name in CONTENDERS if name in shown]
     half = (len(known) + 1) // 2
     columns = [list(itertools.chain(*panels[side::2])) for side in (0, 1)]
     high = max(map(len, columns))
-    parts = [text_of(picture.title, MARGIN, "title", ' dy="17"')]
+    parts = [text_of(title, MARGIN, "title", ' dy="17"')]
     for side, lines in enumerate((known[:half], known[half:])):
         x = MARGIN + side * (PANEL + MARGIN)
         for n, line in enumerate([*columns[side], *[""] * (high - len(columns[side])), *lines]):
@@ -324,7 +312,7 @@ def draw(results: Results, picture: Picture) -> str:
     begin = [
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{WIDTH}" height="{height}" '
         f'viewBox="0 0 {WIDTH} {height}">',
-        f"<title>{escape(picture.title)}</title>",
+        f"<title>{escape(title)}</title>",
         f"<style>{STYLE}\n</style>",
         f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>',
     ]
@@ -339,7 +327,7 @@ def report(results: Results, folder: str, facts: Mapping[str, str]) -> None:
     figures = [figure._asdict() for figure in results.figures]
     data = {"facts": dict(facts), "failures": [*results.failures], "figures": figures}
     files = {"table.md": text, "results.json": json.dumps(data, indent=1)}
-    files |= {name: draw(results, picture) for name, picture in PICTURES.items()}
+    files |= {name: draw(results, *picture) for name, picture in PICTURES.items()}
     for name, content in files.items():
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             file.write(content)
@@ -353,7 +341,7 @@ def main() -> int:
     table_file = Path(sys.argv[1])
     results = read_table(table_file.read_text(encoding="utf-8"))
     for name, picture in PICTURES.items():
-        table_file.with_name(name).write_text(draw(results, picture), encoding="utf-8")
+        table_file.with_name(name).write_text(draw(results, *picture), encoding="utf-8")
     return 0
 
 

@@ -19,7 +19,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +38,7 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 PATIENCE = 30.0  #: Seconds that a process gets to end, before it is killed.
-OFTEN = 30.0  #: Seconds between two lines about the progress, where there is no terminal.
+OFTEN = 10.0  #: Seconds between two lines about the progress.
 SHOWN = 10  #: Violations of one sort that are printed.
 #: Seconds in which the broker may not have on record yet that a call has ended.
 SETTLING = 1.0
@@ -145,25 +144,18 @@ def main(
     return 1 if violations else 0
 
 
-class _Progress:
-    said = time.monotonic()  #: When it was said last, where the output is no terminal.
-    is_open = False  #: Its line is to be written over.
-
-
 def say(text: str = "") -> None:
-    if _Progress.is_open:
-        text, _Progress.is_open = f"\r\033[K{text}", False
     print(text, flush=True)
 
 
+_said = time.monotonic()
+
+
 def say_progress(text: str) -> None:
-    """Say it on a line that is written over; if the output is no terminal, on a line of its own,
-    but not often."""
-    if sys.stdout.isatty():
-        print(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
-        _Progress.is_open = True
-    elif time.monotonic() > _Progress.said + OFTEN:
-        _Progress.said = time.monotonic()
+    """Say it if nothing was said of the progress for a while."""
+    global _said
+    if time.monotonic() > _said + OFTEN:
+        _said = time.monotonic()
         say(text)
 
 

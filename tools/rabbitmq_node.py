@@ -53,7 +53,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Self
 
 #: Names another RabbitMQ than the system's.
@@ -643,15 +642,12 @@ def main(arguments: list[str] | None = None) -> int:
     add("--which", action="store_true", help="only print which rabbitmq-server it would run")
     options = parser.parse_args(arguments)
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     try:
         if options.which:
             print(find_rabbitmq() / "rabbitmq-server")
             return 0
         for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            signal.signal(signum, interrupt)
+            signal.signal(signum, signal.default_int_handler)
         with RabbitmqCluster(options.config, size=options.nodes) as cluster:
             print(cluster.url, flush=True)
             # One may end, and be started by no one.
