@@ -1,28 +1,17 @@
 """`make bench`: this project beside other task queues, and beside loops on bare client libraries.
 
-    python tools/bench.py [--quick] [--rounds N] [--only ROW,...] [--contenders NAME,...] [--growth]
-    [--fairness]
+    python tools/bench.py [--quick] [--only ROW ...] [--growth] [--fairness] ...
 
 Installs the peers into build/bench-venv, starts a private RabbitMQ, and measures each contender in
 processes of its own: a worker (the contender's own command line), a process that sends, or both.
-What is measured is in MEASUREMENTS, with what, in CONTENDERS. In each round the contenders of a
-measurement take turns, and each round begins with another one: this kind of machine changes its
-speed by a factor of two within minutes, so only figures of one round compare. What the hypervisor
-has stolen meanwhile is noted beside each figure.
-
-A worker's tasks are sent before it starts, by the contender's own means. The clock runs from when a tenth of them has run
-until all have. Then it is checked:
-
-- Each task has run once, and no message is left: it has been acknowledged.
-- Each result is the one that was asked for. Each message that was sent is in the queue.
-- Messages and queues are persistent (Kuyruk 10's messages can't be; the table says so).
+It is checked that each task has run once, that each message was persistent (Kuyruk 10's can't be;
+the table says so) and is acknowledged, and that each result is the one that was asked for.
 
 Results are in build/bench: table.md, throughput.svg, cost.svg, results.json. Instead of them,
 `--growth` measures how this project's cost grows with lengths and sizes (growth.md), and
 `--fairness`, how long messages wait while a thread is free (fairness.md). `--quick` takes two
-minutes, and gives figures to try the tool with, not to compare. Linux (/proc).
-
-Exit code: 0 if all was measured (whether or not the targets are met); others: see lab.py.
+minutes, and gives figures to try the tool with, not to compare. A target that was missed is no
+failure. Linux (/proc).
 """
 
 from __future__ import annotations
@@ -86,6 +75,8 @@ def measure_round(
     bench: Bench, measurement: Measurement, names: list[str], number: int, results: Results
 ) -> None:
     """Have the contenders take turns. Each round begins with another one."""
+    # This kind of machine changes its speed by a factor of two within minutes, so only figures of
+    # one round compare. What the hypervisor has stolen meanwhile is noted beside each figure.
     contenders = [CONTENDERS[name] for name in measurement.contenders if name in names]
     turn = number % max(1, len(contenders))
     turns = [[each] for each in (*contenders[turn:], *contenders[:turn])]

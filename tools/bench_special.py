@@ -2,15 +2,10 @@
 (--fairness).
 
 Growth: how the cost of one task of this project's worker grows: with what waits, its size, threads,
-prefetch, and deadlines. Each series changes one number. In a queue of a million, only the first
-thousands are run: what is asked is what they cost while the others wait.
+prefetch, and deadlines. Each series changes one number.
 
-Fairness: how long messages wait while a thread is free, of two workers with 8 threads each. Two
-streams: tasks of 1 s, all sent at once; and tasks of 1 s and of 1 ms at random times, which
-keep the threads busy for 60 % of the time. Each task notes when it has begun and ended. From that
-follows when at least one thread of the two workers was free, and for each message, how much of its
-waiting was at such times: a message that waits while all threads are busy waits for a good reason.
-Each peer is configured for tasks that take long: it holds no more messages than it has threads.
+Fairness: how long messages wait while a thread is free, of two workers with 8 threads each. A
+message that waits while all threads are busy waits for a good reason.
 """
 
 from __future__ import annotations
@@ -163,6 +158,8 @@ class Message(NamedTuple):
 
 
 def streams(seconds: float) -> dict[str, list[Message]]:
+    """Return tasks of 1 s, all sent at once; and tasks of 1 s and of 1 ms at random times, which
+    keep the threads busy for a part of the time."""
     burst = [Message(0.0, LONG) for _ in range(2 * WORKERS * THREADS)]
     dice = random.Random(5)
     mixed: list[Message] = []
@@ -173,25 +170,6 @@ def streams(seconds: float) -> dict[str, list[Message]]:
             mixed.append(Message(at, milliseconds))
             at += dice.expovariate(rate)
     return {f"{len(burst)} tasks of 1 s at once": burst, "1 ms and 1 s, mixed": sorted(mixed)}
-
-
-class Waits(NamedTuple):
-    """In milliseconds, while a thread was free."""
-
-    median: float
-    p99: float
-    longest: float
-    total: float  #: Seconds from the first message to the end of the last task.
-
-
-def waits(sent: Sequence[float], times: Sequence[tuple[float, float]]) -> Waits:
-    free = FreeTime(times)
-    found = sorted(
-        (free.until(began) - free.until(at)) * 1000
-        for at, (began, _) in zip(sent, times, strict=True)
-    )
-    total = max(end for _, end in times) - min(sent)
-    return Waits(found[len(found) // 2], found[int(len(found) * 0.99)], found[-1], total)
 
 
 class FreeTime:
@@ -212,7 +190,11 @@ class FreeTime:
         return self._sums[place] + (at - self._moments[place] if self._free[place] else 0.0)
 
 
-def measure_waits(bench: Bench, contender: Contender, messages: Sequence[Message]) -> Waits:
+def measure_waits(
+    bench: Bench, contender: Contender, messages: Sequence[Message]
+) -> tuple[list[float], float]:
+    """Return how long each waited while a thread was free, in milliseconds, sorted; and the seconds
+    from the first message to the end of the last task."""
     bench.prepare(contender)
     options: dict[str, Any] = SETTINGS | ({"BENCH_MODE": contender.mode} if contender.mode else {})
     count = len(messages)
@@ -224,7 +206,9 @@ def measure_waits(bench: Bench, contender: Contender, messages: Sequence[Message
         for worker in workers:
             worker.check()
         times = marks.times()
-    return waits(sent, times)
+    free = FreeTime(times)
+    waits = [free.until(t[0]) - free.until(at) for at, t in zip(sent, times, strict=True)]
+    return sorted(1000 * wait for wait in waits), max(end for _, end in times) - min(sent)
 
 
 def measure_fairness(bench: Bench, contenders: Sequence[str], folder: str) -> None:
@@ -237,8 +221,9 @@ def measure_fairness(bench: Bench, contenders: Sequence[str], folder: str) -> No
         for name in filter(contenders.__contains__, CHOSEN):
             stolen = stolen_clock()
             with bench.attempt(f"{stream}, {name}"):
-                found = measure_waits(bench, CONTENDERS[name], messages)
-                figures = f"{found.median:.1f} | {found.p99:.1f} | **{found.longest:.1f}** | "
-                rows.append(f"| {name} | {figures}{found.total:.2f} | {stolen():.0%} |")
-                say(f"  {stream}: {name}: longest {found.longest:.1f} ms")
+                found, total = measure_waits(bench, CONTENDERS[name], messages)
+                median, late = found[len(found) // 2], found[int(len(found) * 0.99)]
+                figures = f"{median:.1f} | {late:.1f} | **{found[-1]:.1f}** | {total:.2f}"
+                rows.append(f"| {name} | {figures} | {stolen():.0%} |")
+                say(f"  {stream}: {name}: longest {found[-1]:.1f} ms")
     report(folder, "fairness.md", "\n".join([*rows, ""]))

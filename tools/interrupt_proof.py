@@ -4,14 +4,13 @@
     coverage run tools/interrupt_proof.py
 
 Tasks log to a file, use a queue.Queue, import modules and send messages, and some do a bit of each;
-threads run them with a limit of some milliseconds each. It starts a private RabbitMQ, prints
-figures, and ends with 1 if an interruption
+threads run them with a limit of some milliseconds each. What an interruption must not do:
 
-- left a lock taken: of a log handler, logging, the queue, the import system, threading, or the
+- leave a lock taken: of a log handler, logging, the queue, the import system, threading, or the
   application's connection;
-- was swallowed by the standard library, and the task went on;
-- reached code that runs after its task, or the next task of that thread;
-- came late because the task was never found at a safe point.
+- be swallowed by the standard library, so that the task goes on;
+- reach code that runs after its task, or the next task of that thread;
+- come late because the task is never found at a safe point.
 """
 
 from __future__ import annotations
@@ -52,14 +51,12 @@ shared: queue.Queue[int] = queue.Queue()
 
 
 class NotingHandler(logging.FileHandler):
-    """Notes what logging has swallowed."""
+    """Note what logging has swallowed."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.swallowed: list[str] = []
+    swallowed = 0
 
     def handleError(self, record: logging.LogRecord) -> None:
-        self.swallowed.append(repr(sys.exc_info()[1]))
+        self.swallowed += 1
 
 
 def work(seconds: float) -> None:
@@ -78,7 +75,8 @@ def use_queue(n: int) -> None:
 
 
 def import_module(n: int) -> object:
-    """Anew. Each thread has modules of its own: what removes them from sys.modules is this tool."""
+    """Import it anew."""
+    # Each thread has modules of its own: what removes them from sys.modules is this tool.
     name = f"interrupt_proof_{threading.current_thread().name}_{n % MODULES}"
     sys.modules.pop(name, None)
     return importlib.import_module(name)
@@ -144,10 +142,10 @@ class Proof:
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
         self.outcomes += ["threads that hang"] * sum(thread.is_alive() for thread in threads)
-        self.outcomes += ["swallowed by logging"] * len(self.handler.swallowed)
+        self.outcomes += ["swallowed by logging"] * self.handler.swallowed
 
     def try_locks(self) -> None:
-        """Each of them in a thread of its own, which must end."""
+        """Use each of them in a thread of its own, which must end."""
         uses: dict[str, Callable[[], object]] = {
             "a log handler": lambda: logger.info("the end"),
             "logging": lambda: logging.getLogger("interrupt-proof-new").setLevel("INFO"),
@@ -157,15 +155,17 @@ class Proof:
             "the connection": lambda: self.send(0),
         }
         for name, use in uses.items():
-            ended = threading.Event()
-            then = functools.partial(lambda use, ended: (use(), ended.set()), use, ended)
-            threading.Thread(target=then, name="last", daemon=True).start()
-            if not ended.wait(LATE):
+            ended: list[object] = []
+            then = functools.partial(lambda use, ended: ended.append(use()), use, ended)
+            thread = threading.Thread(target=then, name="last", daemon=True)
+            thread.start()
+            thread.join(LATE)
+            if not ended:
                 self.outcomes.append(f"lock of {name} left taken")
 
 
 def prove(url: str, timeouts: int, threads: int = 8) -> tuple[dict[str, int], float]:
-    """Run that many tasks that exceed their limit; returns counts of what became of them (all but
+    """Run that many tasks that exceed their limit. Return counts of what became of them (all but
     "timeouts" must be 0), and how long the slowest took."""
     with tempfile.TemporaryDirectory() as folder:
         proof = Proof(url, Path(folder), threads)

@@ -1,16 +1,13 @@
 """`make soak`: a worker under a mixed load for minutes or hours, and where each message went.
 
-    python tools/soak.py [--minutes M] [--rate N] [--seed N] [--processes N] [--threads N]
-    [--without KIND]
+    python tools/soak.py [--minutes M] [--rate N] [--seed N] [--without KIND] ...
 
-Starts a private RabbitMQ and `python -m kuyruk_worker lab_tasks -p 2 -t 8`, and a process that sends
-it what lab_tasks.py has: tasks that return, raise, recover, reject, exceed their time limit, hang in
-C code, bring their process down. What is checked in the end:
+A process sends a worker what lab_tasks.py has: tasks that return, raise, recover, reject, exceed
+their time limit, hang in C code, bring their process down. What is checked in the end:
 
-- Each message ended where its kind has to. None is lost, none is misplaced.
+- Each message ended where its kind has to, and each sender got what its kind answers with.
 - None ran again without need: the only reason is a process that was brought down while the message
   was in its hands. That a process with a stuck thread is replaced is none.
-- Each sender that waited got what its kind answers with.
 - Each end of a process has its reason. The process that watches over the others stays small, and
   its open files few.
 - SIGTERM ends all of it, with exit code 0, and no process is left.
