@@ -145,12 +145,9 @@ def bench(options: argparse.Namespace) -> list[str]:
             bench_special.measure_fairness(bench, options.contenders, options.out)
         else:
             compare(bench, options, facts)
-        return bench.failures + not_durable(node)
-
-
-def not_durable(node: RabbitmqNode) -> list[str]:
-    durable = node.queues("durable")
-    return [f"the queue {name} isn't durable" for name in durable if durable[name] == "false"]
+        durable = node.queues("durable")
+        transient = [name for name in durable if durable[name] == "false"]
+        return bench.failures + lab.some("this queue isn't durable", transient)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

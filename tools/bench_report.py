@@ -7,6 +7,7 @@ draws the pictures anew, beside such a table and from its medians.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
+import lab
 from bench_measure import CONTENDERS
 from lab import say
 
@@ -334,16 +336,12 @@ def report(results: Results, folder: str, facts: Mapping[str, str]) -> None:
     say(f"\n{text}\nin {folder}: {', '.join(files)}")
 
 
-def main() -> int:
-    if len(sys.argv) != 2:
-        print(__doc__, file=sys.stderr)
-        return 2
-    table_file = Path(sys.argv[1])
-    results = read_table(table_file.read_text(encoding="utf-8"))
+def redraw(options: argparse.Namespace) -> None:
+    path = Path(options.table)
+    results = read_table(path.read_text(encoding="utf-8"))
     for name, picture in PICTURES.items():
-        table_file.with_name(name).write_text(draw(results, *picture), encoding="utf-8")
-    return 0
+        path.with_name(name).write_text(draw(results, *picture), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(lab.main(redraw, {"table": {"help": "a page with the table, as docs/benchmark.md"}}))

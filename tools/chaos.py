@@ -587,17 +587,6 @@ def strike_often(lane: Lane, minutes: float, every: float) -> None:
     time.sleep(pace.after)
 
 
-def fail_over(
-    cluster: RabbitmqCluster, folder: str, kills: int, rate: float, patience: float
-) -> tuple[Row, list[str]]:
-    """Kill the leader of a queue several times; for a test. Return what came of it, and the
-    violations."""
-    pace = replace(FULL, before=QUICK.before, outage=1.0, after=QUICK.after)
-    fault = FAULTS["leading node killed"]
-    lane = Lane(cluster.nodes[0], fault, pace, 0, rate, cluster, folder, patience)
-    return run_lane(lane, functools.partial(strike_in_turn, kills=kills)), lane.violations
-
-
 def describe_strikes(lane: Lane) -> None:
     say(f"\n{'':4}at     for    back   the mixed faults")
     for strike in lane.strikes:

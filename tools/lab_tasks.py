@@ -62,23 +62,19 @@ def kind(options: dict[str, Any] | None = None, **facts: Any) -> Callable[[Funct
     random number from 0 to 1."""
 
     def decorate(f: Function) -> Kind:
-        task = app.task(queue=QUEUE, **(options or {}))(_noted(f))
+        @functools.wraps(f)
+        def call(number: str, chance: float) -> object:
+            with noted(number) as running.call:
+                f(number, chance)
+            return answer(number, chance)
+
+        task = app.task(queue=QUEUE, **(options or {}))(call)
         if failed := facts.get("failed"):
             facts.setdefault("replies", (failed,))
         KINDS[f.__name__] = Kind(task, **facts)
         return KINDS[f.__name__]
 
     return decorate
-
-
-def _noted(f: Function) -> Callable[[str, float], object]:
-    @functools.wraps(f)
-    def call(number: str, chance: float) -> object:
-        with noted(number) as running.call:
-            f(number, chance)
-        return answer(number, chance)
-
-    return call
 
 
 def judge(sent: Sent, ledger: Ledger) -> str:

@@ -172,7 +172,7 @@ class Realm:
 
     def __init__(self) -> None:
         self.installed = self._scripts = find_rabbitmq()
-        self._plugins: Path | None = None  # other ones than those of the installation
+        self.plugins: Path | None = None  # other ones than those of the installation
         self.epmd_port = free_port()
         #: Holds everything; None while closed.
         self.folder: Path | None = None
@@ -210,22 +210,6 @@ class Realm:
             time.sleep(0.5)
             shutil.rmtree(folder, ignore_errors=True)
 
-    def environment(self) -> dict[str, str]:
-        """Return what every command in this realm needs. Nothing of ours leaks in: not
-        RABBITMQ_*."""
-        assert self.folder is not None
-        return {
-            "PATH": search_path(),
-            "HOME": f"{self.folder}/home",
-            "LANG": "C.UTF-8",
-            "LC_ALL": "C.UTF-8",
-            "ERL_INETRC": f"{self.folder}/home/inetrc",
-            "ERL_EPMD_ADDRESS": HOST,
-            "ERL_EPMD_PORT": str(self.epmd_port),
-            "ERL_CRASH_DUMP_SECONDS": "0",  # don't write one
-            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
-        } | ({"RABBITMQ_PLUGINS_DIR": str(self._plugins)} if self._plugins else {})
-
     def spawn(self, command: str, arguments: Sequence[str], **options: Any) -> Popen:
         """Start one of RabbitMQ's scripts, which ends with this realm."""
         assert self.folder is not None and self._epmd is not None
@@ -261,7 +245,7 @@ class Realm:
             name = path.name.partition("-")[0]
             if not name.startswith("rabbitmq_") or any(name in text for text in own):
                 (system / "plugins" / path.name).symlink_to(path)
-        self._plugins, self._scripts = system / "plugins", system / "sbin"
+        self.plugins, self._scripts = system / "plugins", system / "sbin"
 
     def _start_epmd(self, folder: Path) -> None:
         """Start the guard and epmd, and wait until that answers."""
@@ -497,7 +481,18 @@ class RabbitmqNode(_Started):
             f"-sname {self.name} -kernel inet_dist_listen_min {self._dist_port}"
             f" -kernel inet_dist_listen_max {self._dist_port} {ERLANG_ARGUMENTS}"
         )
-        return self.realm.environment() | {
+        plugins = self.realm.plugins
+        # Nothing of ours leaks in: not RABBITMQ_*.
+        return ({"RABBITMQ_PLUGINS_DIR": str(plugins)} if plugins else {}) | {
+            "PATH": search_path(),
+            "HOME": f"{self.realm.folder}/home",
+            "LANG": "C.UTF-8",
+            "LC_ALL": "C.UTF-8",
+            "ERL_INETRC": f"{self.realm.folder}/home/inetrc",
+            "ERL_EPMD_ADDRESS": HOST,
+            "ERL_EPMD_PORT": str(self.realm.epmd_port),
+            "ERL_CRASH_DUMP_SECONDS": "0",  # don't write one
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
             # The script then becomes the VM, so that its process id is the VM's.
             "RUNNING_UNDER_SYSTEMD": "true",
             "RABBITMQ_NODENAME": self.name,
