@@ -1,11 +1,4 @@
-"""What the tools of this folder share.
-
-- `main`: arguments, errors, signals and exit codes are the same in all of them.
-- `Process`: a process with its log, its descendants, and their end. `worker` makes one that works.
-- What /proc knows of a process: its state, CPU time, memory, threads, open files. Linux only.
-- `Ledger`: what was sent, and what ran; from it follows what is lost, and what ran again. Senders
-  and tasks write it with `note` and `noted`: a line in one write, to a file that is only appended
-  to. So it tells the truth whatever becomes of its writers.
+"""What the tools of this folder share: the command, processes, and a ledger of every message.
 
 Who imports it can import kuyruk: the folder above is added to the path.
 """
@@ -42,11 +35,13 @@ OFTEN = 10.0  #: Seconds between two lines about the progress.
 SHOWN = 10  #: Violations of one sort that are printed.
 #: Seconds in which the broker may not have on record yet that a call has ended.
 SETTLING = 1.0
-RETURNED = "returned"  #: The outcome of a call that has returned.
-CONFIRMED = "confirmed"  #: The outcome of a send that has returned.
+#: The outcomes of a call that has returned, and of a send that has.
+RETURNED, CONFIRMED = "returned", "confirmed"
 
 
 # --- The command -----------------------------------------------------------------
+#
+# Arguments, errors, signals and exit codes are the same in all tools.
 
 
 class Failure(Exception):
@@ -112,13 +107,11 @@ def main(
     run: Callable[[argparse.Namespace], Sequence[str] | None],
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> int:
-    """Run a tool with the arguments of its command line, and return its exit code.
-
-    `run` gets them, and returns what is wrong, which is printed; None if there is no more to say.
-    `options` has what argparse needs of each, see `option`. The help begins with the first line of
-    the module of `run`. The code is 0 if nothing is wrong, 1 if something is or broke (the text is
-    on stderr), 128 + n for the signal n. Wrong arguments are argparse's: 2.
-    """
+    """Run a tool with the arguments of its command line, and return its exit code: 0 if nothing is
+    wrong, 1 if something is or broke (the text is on stderr), 128 + n for the signal n."""
+    # `run` returns what is wrong, which is printed; None if there is no more to say. `options` has
+    # what argparse needs of each, see `option`; it ends with 2 if the arguments are wrong. Its help
+    # begins with the first line of the module.
     about = (sys.modules[run.__module__].__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(description=about.replace("%", "%%"))
     for name, each in (options or {}).items():
@@ -181,6 +174,8 @@ class Quiet:
 
 
 # --- Processes -------------------------------------------------------------------
+#
+# A process has a session of its own: by that all are known that descend from it.
 
 
 def environment(**own: object) -> dict[str, str]:
@@ -191,10 +186,7 @@ def environment(**own: object) -> dict[str, str]:
 
 
 class Process:
-    """A process in a session of its own: by that all are known that descend from it.
-
-    Its output goes to the end of a log. As a context manager it is killed with the block.
-    """
+    """A process whose output goes to the end of a log. It is killed with a `with` block."""
 
     def __init__(
         self, command: Sequence[str], log: str, env: Mapping[str, str], cwd: str = ROOT
@@ -204,7 +196,7 @@ class Process:
             self.began = time.monotonic()
             self._popen = subprocess.Popen(
                 command, cwd=cwd, env=env, stdin=subprocess.PIPE, stdout=output, stderr=output,
-                start_new_session=True,
+                start_new_session=True, bufsize=0,
             )  # fmt: skip
         self.pid = self._popen.pid
 
@@ -216,12 +208,12 @@ class Process:
 
     @property
     def code(self) -> int | None:
-        """Its exit code; None while it runs."""
+        """Return its exit code; None while it runs."""
         return self._popen.poll()
 
     @property
     def text(self) -> str:
-        """Its log."""
+        """Return its log."""
         with open(self.log, encoding="utf-8", errors="replace") as file:
             return file.read()
 
@@ -263,7 +255,6 @@ class Process:
         assert self._popen.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._popen.stdin.write(f"{line}\n".encode())
-            self._popen.stdin.flush()
 
     def stop(self, patience: float = PATIENCE) -> int | None:
         """Send SIGTERM to the first one, and return its exit code; None if it doesn't end."""
@@ -273,8 +264,7 @@ class Process:
     def close_input(self, patience: float = PATIENCE) -> int | None:
         """End its standard input, and return its exit code; None if it doesn't end."""
         assert self._popen.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._popen.stdin.close()
+        self._popen.stdin.close()
         return self._wait(patience)
 
     def _wait(self, patience: float) -> int | None:
@@ -283,19 +273,16 @@ class Process:
         return None
 
     def kill(self) -> None:
-        """Send SIGKILL to all of them, and to those that they have started meanwhile.
-
-        Where there is no /proc, to those of its process group."""
-        if self.code is None:  # else another group may have got its number
+        """Send SIGKILL to all of them, and to those that they have started meanwhile."""
+        # Where there is no /proc, to its process group. After its end another one may have that
+        # number.
+        if self.code is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
         while self.session():
             self.signal(signal.SIGKILL)
             time.sleep(0.002)
-        self._popen.wait()
-        with contextlib.suppress(BrokenPipeError):
-            assert self._popen.stdin is not None
-            self._popen.stdin.close()
+        self.close_input()
 
     def cpu(self) -> float:
         """Return the seconds of CPU time of all of them, those that have ended included."""
@@ -310,6 +297,8 @@ def worker(module: str, url: str, log: str, processes: int, threads: int, **own:
 
 
 # --- /proc -----------------------------------------------------------------------
+#
+# What Linux knows of a process: its state, CPU time, memory, threads, open files.
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -356,6 +345,10 @@ class Sample(NamedTuple):
 
 
 # --- The ledger ------------------------------------------------------------------
+#
+# What was sent, and what ran: from that follows what is lost, and what ran again. Senders and tasks
+# write it with `note` and `noted`: a line in one write, to a file that is only appended to. So it
+# tells the truth whatever becomes of its writers.
 
 #: Where the senders and the workers of a run write. They have it from their environment.
 FOLDER = os.environ.get("LAB_FOLDER", "")
@@ -392,7 +385,8 @@ class Hit(NamedTuple):
 
 
 def note(record: Sent | Call) -> None:
-    """Write it down. Opens the file each time: forks and threads share nothing."""
+    """Write it down."""
+    # The file is opened each time: forks and threads share nothing.
     fields = record if isinstance(record, Sent) else vars(record).values()
     path = os.path.join(FOLDER, type(record).__name__)
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -453,9 +447,12 @@ class Ledger:
         self.sent: dict[str, Sent] = {}
         #: By their numbers, in the order of their begin.
         self.calls: dict[str, list[Call]] = collections.defaultdict(list)
-        self.failed: dict[str, list[str]] = collections.defaultdict(list)  # exceptions
-        self.last_begin: dict[int, float] = {}  # by process
-        self.ends: collections.Counter[str] = collections.Counter()  # of calls, by their outcome
+        #: The exceptions of each message.
+        self.failed: dict[str, list[str]] = collections.defaultdict(list)
+        #: When each process has begun a task last.
+        self.last_begin: dict[int, float] = {}
+        #: How many calls ended with which outcome.
+        self.ends: collections.Counter[str] = collections.Counter()
         self._by_begin: dict[tuple[str, int, float], Call] = {}
         self._sends, self._calls = (Tail(os.path.join(folder, kind)) for kind in ("Sent", "Call"))
 
@@ -479,7 +476,8 @@ class Ledger:
             self.ends[call.outcome] += 1
 
     def read_failed(self, url: str, queue: str) -> None:
-        """Take what is in the queue of what has failed. Without such a queue nothing has."""
+        """Take what is in the queue of what has failed."""
+        # Without such a queue nothing has.
         with contextlib.suppress(AMQPChannelError), UriConnection(url) as connection:
             channel = connection.channel()
             while (message := channel.basic.get(f"{queue}.failed", no_ack=True)) is not None:
@@ -497,8 +495,9 @@ class Ledger:
         return sorted(calls, key=lambda call: call.ended)
 
     def was_hit(self, number: str, hits: Iterable[Hit]) -> bool:
-        """Whether it was hit on its way: while it was sent, or in a call that wasn't the last, until
-        the broker had its acknowledgement on record."""
+        """Whether a message was hit on its way."""
+        # That is while it was sent, or in a call that wasn't the last, until the broker had its
+        # acknowledgement on record.
         calls = self.calls.get(number, [])
         ways = []
         if sent := self.sent.get(number):
@@ -534,9 +533,7 @@ class Ledger:
 
 class Run:
     """Processes that work on a queue and send to it, the ledger that they write, and all that is
-    wrong.
-
-    As a context manager it ends all that it has started."""
+    wrong. They end with a `with` block."""
 
     def __init__(self, node: RabbitmqNode, queue: str, folder: str, **settings: object) -> None:
         """settings: variables for all of its processes."""
@@ -576,8 +573,8 @@ class Run:
     def drain(
         self, tick: Callable[[], object], is_done: Callable[[float], object], patience: float
     ) -> bool:
-        """Wait until all is done; `is_done` gets the seconds since anything has happened. Return
-        False if nothing has happened for so long."""
+        """Wait until all is done. Return False if nothing has happened for so long."""
+        # `is_done` gets the seconds since anything has happened.
         quiet = Quiet()
         while (seconds := quiet.seconds(self.ledger.news())) < patience:
             if is_done(seconds):
