@@ -27,12 +27,12 @@ from rabbitmq_node import RabbitmqNode
 VENV = os.path.join(ROOT, "build", "bench-venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 
-PATIENCE = 60.0  #: Seconds that nothing may happen.
-SHORT_NAPS, LONG_NAPS = 10, 50  #: Milliseconds.
-NAPPING_THREADS = 64
-BATCH = 2000  #: Messages of a batch.
-LARGE = 100_000  #: Bytes of an argument, as load.py has it.
-LOAD_PATIENCE = 600.0  #: Seconds that a process which sends may take.
+#: Seconds that nothing may happen; and that a process which sends may take.
+PATIENCE, LOAD_PATIENCE = 60.0, 600.0
+#: Milliseconds of the tasks that sleep, and the threads that run them.
+SHORT_NAPS, LONG_NAPS, NAPPING_THREADS = 10, 50, 64
+#: Messages of a batch; and bytes of a large argument, as load.py has it.
+BATCH, LARGE = 2000, 100_000
 
 
 # --- The contenders ------------------------------------------------------------
@@ -49,16 +49,24 @@ class Contender:
     """What takes part, in one way of working."""
 
     name: str
-    summary: str  #: For those who see only the pictures.
-    module: str  #: In tools/bench_contenders.
-    rate: float  #: No-op tasks per second, about: how many it gets.
-    about: str  #: Its configuration, for the table.
-    imports: str = ""  #: The statement whose time is measured.
-    command: str = ""  #: Of its worker: after `python`, with {threads} and {queue}; "": the module.
+    #: For those who see only the pictures.
+    summary: str
+    #: Of the folder bench_contenders.
+    module: str
+    #: No-op tasks per second, about: how many it gets.
+    rate: float
+    #: Its configuration, for the table.
+    about: str
+    #: The statement whose time is measured.
+    imports: str = ""
+    #: Of its worker: after `python`, with {threads} and {queue}. "": the module.
+    command: str = ""
     mode: str = ""  #: BENCH_MODE
-    threads: int = 8  #: That its worker runs tasks in: 1 if it can't have more.
+    #: That its worker runs tasks in: 1 if it can't have more.
+    threads: int = 8
     is_persistent: bool = True
-    prefetch: int | None = None  #: None: as it comes; for the loops and Celery, see tasks.py.
+    #: None: as it comes; for the loops and Celery, see tasks.py.
+    prefetch: int | None = None
 
     @property
     def kind(self) -> str:
@@ -189,11 +197,9 @@ class Broker:
             channel.queue.purge(queue)
 
     def expect(self, queue: str, count: int | None, consumers: int = 0) -> None:
-        """Wait until there are so many consumers and messages (None: however many).
-
-        When a consumer is gone, what it had in hand is back. Raises Failure if nothing changes
-        for some seconds.
-        """
+        """Wait until there are so many consumers and messages (None: however many). Raises Failure
+        if nothing changes for some seconds."""
+        # When a consumer is gone, what it had in hand is back.
         quiet = Quiet()
         with self._channel() as channel:
             while True:
@@ -267,11 +273,11 @@ class Marks:
 
 
 class Worker(Process):
-    """A contender's worker. Ends with the `with` block, with all of its processes."""
+    """A contender's worker."""
 
     def idle_cpu(self) -> float:
-        """Return the seconds that its threads have taken: finer than `cpu`, but without what has
-        ended."""
+        """Return the seconds that its threads have taken."""
+        # This is finer than `cpu`, but without what has ended.
         nanoseconds = 0
         for pid in self.session():
             for path in glob.glob(f"/proc/{pid}/task/*/schedstat"):
@@ -292,14 +298,13 @@ def stolen_clock() -> Callable[[], float]:
     """Return a function that tells which part of the machine's time since now the hypervisor has
     given to others."""
 
-    def read() -> tuple[int, int]:
+    def read() -> list[int]:
         with open("/proc/stat") as file:
-            fields = [int(field) for field in file.readline().split()[1:9]]
-        return fields[7], sum(fields)
+            return [int(field) for field in file.readline().split()[1:9]]
 
     def stolen() -> float:
-        now = read()
-        return (now[0] - before[0]) / max(1, now[1] - before[1])
+        spent = [now - then for now, then in zip(read(), before, strict=True)]
+        return spent[7] / max(1, sum(spent))
 
     before = read()
     return stolen
@@ -309,8 +314,7 @@ def stolen_clock() -> Callable[[], float]:
 
 
 class Bench:
-    """Measures one thing, of one contender, once. Each measurement returns figures by the name of
-    their row."""
+    """Measure one thing, of one contender, once: return figures by the name of their row."""
 
     def __init__(self, node: RabbitmqNode, folder: str, seconds: float, is_quick: bool) -> None:
         self.broker = Broker(node.url)
@@ -343,14 +347,9 @@ class Bench:
         return facts
 
     def worker(
-        self,
-        contender: Contender,
-        marks: Marks | None,
-        threads: int | None = None,
-        arguments: Sequence[str] = (),
-        **environment: str,
-    ) -> Worker:
-        """To be used in a `with` statement."""
+        self, contender: Contender, marks: Marks | None, threads: int | None = None,
+        arguments: Sequence[str] = (), **environment: str,
+    ) -> Worker:  # fmt: skip
         own = contender.environment(self._node.url, self.ours, threads)
         own |= (marks.environment if marks else {}) | environment
         log = os.path.join(self.folder, f"{contender.name}.log")
@@ -389,13 +388,11 @@ class Bench:
         return figures | ({cost: facts["cpu"] * 1000 / facts["count"]} if cost else {})
 
     def drain(
-        self,
-        contender: Contender,
-        task: str,
-        count: int,
-        threads: int | None = None,
+        self, contender: Contender, task: str, count: int, threads: int | None = None,
         **options: int,
-    ) -> Drained:
+    ) -> Drained:  # fmt: skip
+        # Its tasks are sent before it starts. The clock runs from when a tenth of them has run until
+        # all have: a beginning is another figure.
         self.fill(contender, task, count, **options)
         with self.working(contender, count, threads=threads) as (marks, [worker]):
             first = marks.wait_for(1, worker)
@@ -404,15 +401,12 @@ class Bench:
 
     @contextlib.contextmanager
     def working(
-        self,
-        contender: Contender,
-        count: int,
-        workers: int = 1,
-        left: int | None = 0,
+        self, contender: Contender, count: int, workers: int = 1, left: int | None = 0,
         **options: Any,
-    ) -> Iterator[tuple[Marks, list[Worker]]]:
-        """Have it work on so many messages. Afterwards each must have run once, and so many must be
-        left in the queue (None: of what is left, none must have run twice)."""
+    ) -> Iterator[tuple[Marks, list[Worker]]]:  # fmt: skip
+        """Have it work on so many messages."""
+        # Afterwards each must have run once, and so many must be left in the queue (None: of what
+        # is left, none must have run twice).
         with contextlib.ExitStack() as stack:
             marks = stack.enter_context(contextlib.closing(Marks(count, self.folder)))
             started = [
@@ -533,7 +527,8 @@ def drained_by(worker: Worker, marks: Marks, first: int, last: int) -> Drained:
 
 
 class Measurement(NamedTuple):
-    rows: tuple[str, ...]  #: The figures that it gives.
+    #: The figures that it gives.
+    rows: tuple[str, ...]
     contenders: tuple[str, ...]
     measure: Callable[[Bench, Contender], dict[str, float]]
     rounds: int = 1_000_000  #: At most.
