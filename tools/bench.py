@@ -104,6 +104,7 @@ def measure_round(
 
 def make_environment() -> dict[str, str]:
     """Make the peers' virtual environment, unless it is there. Return the versions in it."""
+    # A note in it says what it was made of, by which Python.
     wanted = "\n".join((*PEERS, *OURS, sys.version))
     note = os.path.join(VENV, "bench.txt")
     with contextlib.suppress(OSError), open(note) as file:

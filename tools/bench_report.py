@@ -66,7 +66,8 @@ class Figure(NamedTuple):
     contender: str
     round: int
     value: float
-    stolen: float  #: Part of the machine's time that others got meanwhile.
+    #: Part of the machine's time that others got meanwhile.
+    stolen: float
 
 
 class Results:
@@ -82,8 +83,8 @@ class Results:
         return statistics.median(values) if values else None
 
     def ratio(self, row: str, contender: str, other: str, other_row: str) -> float | None:
-        """Return the median of the ratios in each round: the machine's speed changes between
-        rounds."""
+        """Return the median of the ratios in each round."""
+        # The machine's speed changes between rounds.
         own, others = self.rounds(row, contender), self.rounds(other_row, other)
         ratios = [own[n].value / others[n].value for n in own if n in others and others[n].value]
         return statistics.median(ratios) if ratios else None
@@ -97,11 +98,14 @@ class Target(NamedTuple):
 
     row: str
     limit: float
-    others: tuple[str, ...]  #: Without any, the limit is of the figure itself.
+    #: Without any, the limit is of the figure itself.
+    others: tuple[str, ...]
     contender: str = OURS
     other_row: str = ""
-    is_aim: bool = False  #: Worth aiming at, and not promised.
-    is_difference: bool = False  #: Not a ratio: amqpstorm's own import is part of ours.
+    #: Worth aiming at, and not promised.
+    is_aim: bool = False
+    #: Not a ratio: amqpstorm's own import is part of ours.
+    is_difference: bool = False
 
     def judge(self, results: Results) -> Iterator[str]:
         """Yield a line of the table; none if it wasn't measured."""
@@ -299,6 +303,8 @@ def key(name: str) -> str:
 
 def draw(results: Results, title: str, rows: Mapping[str, str]) -> str:
     """Return a picture as SVG: panels of bars in two columns, and below what the names mean."""
+    # Each column is a list of lines, empty ones between its panels: all that is drawn has its place
+    # by the number of its line. The columns get the same length, so that the names begin together.
     panels = [lines for item in rows.items() if (lines := panel(results, *item))]
     shown = {figure.contender for figure in results.figures if figure.row in rows}
     known = [key(name) for name in CONTENDERS if name in shown]

@@ -1,12 +1,4 @@
-"""What tools/bench.py measures instead of the table: how costs grow (--growth), and fairness
-(--fairness).
-
-Growth: how the cost of one task of this project's worker grows: with what waits, its size, threads,
-prefetch, and deadlines. Each series changes one number.
-
-Fairness: how long messages wait while a thread is free, of two workers with 8 threads each. A
-message that waits while all threads are busy waits for a good reason.
-"""
+"""What tools/bench.py measures instead of the table: how costs grow, and fairness."""
 
 from __future__ import annotations
 
@@ -33,6 +25,9 @@ from bench_measure import (
 from lab import say
 
 # --- Growth ----------------------------------------------------------------------
+#
+# How the cost of one task of this project's worker grows: with what waits, its size, threads,
+# prefetch, and deadlines. Each series changes one number.
 
 PARK = 600_000  #: Milliseconds of a task that does nothing but hold a thread and a deadline.
 TOLERANCE = 1.5  #: Less than that many times the linear growth may be noise.
@@ -91,7 +86,7 @@ def measure_point(bench: Bench, point: Point) -> Drained:
 
 
 def growth(values: Sequence[tuple[int, float]]) -> Iterator[str]:
-    """By which power the cost has grown, since the point where it was least of those before."""
+    """Yield by which power the cost has grown, since where it was least of the points before."""
     for place, (at, cost) in enumerate(values):
         best = min(values[:place], key=lambda value: value[1], default=None)
         if best is None or not (cost and best[1]):
@@ -114,8 +109,8 @@ def lines(name: str, points: Sequence[tuple[Point, list[Drained]]]) -> Iterator[
 
 
 def measure_growth(bench: Bench, rounds: int, folder: str) -> None:
-    """Write growth.md: by CPU time of the worker, which the rest of the machine disturbs less than
-    the clock."""
+    """Write growth.md."""
+    # By CPU time of the worker, which the rest of the machine disturbs less than the clock.
     results: dict[str, list[tuple[Point, list[Drained]]]] = {}
     for name, points in growth_series(bench.is_quick).items():
         results[name] = [(point, []) for point in points]
@@ -141,6 +136,9 @@ Power: how its CPU time has grown since where it was least; 0: not at all; 1: li
 
 
 # --- Fairness --------------------------------------------------------------------
+#
+# How long messages wait while a thread is free, of two workers with 8 threads each. A message that
+# waits while all threads are busy waits for a good reason.
 
 THREADS = 8  #: Of each worker.
 WORKERS = 2

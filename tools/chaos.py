@@ -62,7 +62,8 @@ CLUSTER_PATIENCE = 200.0
 BACKLOG = 1.0  #: Seconds without a worker, so that a queue holds something when it is deleted.
 #: Of the broker: milliseconds between two looks for what exceeds consumer_timeout; else 60000.
 ADVANCED = "[{rabbit, [{channel_tick_interval, 1000}]}]."
-ALARM, NO_ALARM = "0", "0.4"  #: Of its memory, from which on the broker blocks those that publish.
+#: The part of its memory from which on the broker blocks those that publish.
+ALARM, NO_ALARM = "0", "0.4"
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Strike:
     until: float | None = None
     #: Seconds that a worker may take to notice it.
     unnoticed: float = 0.0
-    back: float = 0.0  #: Seconds until each process was back, or until the next fault was due.
+    #: Seconds until each process was back, or until the next fault was due.
+    back: float = 0.0
 
 
 class Deletion(NamedTuple):
@@ -202,7 +204,8 @@ class Lane(lab.Run):
             end()
 
     def delete_queue(self) -> None:
-        """Delete it while nothing consumes it: so the number of unacknowledged messages stays."""
+        """Delete the queue."""
+        # While nothing consumes it: so the number of unacknowledged messages stays.
         unacknowledged = int(self.node.queues("messages_unacknowledged")[self.queue])
         with UriConnection(self.node.url) as connection, connection.channel() as channel:
             began = time.monotonic()
@@ -210,8 +213,8 @@ class Lane(lab.Run):
             self.deletions.append(Deletion(began, time.monotonic(), ready + unacknowledged))
 
     def wait_until_back(self, until: float = math.inf) -> None:
-        """Wait until each process of the worker has begun a task since the fault, at most `until`
-        then."""
+        """Wait until each process of the worker has begun a task since the fault."""
+        # At most until the next fault is due, if there is one.
         strike, processes = self.strikes[-1], self.processes
         limit = BACK_LIMIT + strike.unnoticed
 
@@ -259,10 +262,9 @@ class Lane(lab.Run):
         return not owed
 
     def _look_at(self, queue: str) -> None:
-        """Ask for a message, and have it go where its time was to send it.
-
-        RabbitMQ 3.10 can forget the timer of a quorum queue whose leader has changed. The messages
-        stay in the queue, expired, until somebody asks for one."""
+        """Ask for a message, and have it go where its time was to send it."""
+        # RabbitMQ 3.10 can forget the timer of a quorum queue whose leader has changed. The messages
+        # stay in the queue, expired, until somebody asks for one.
         with contextlib.suppress(AMQPChannelError), UriConnection(self.node.url) as connection:
             message = cast(Any, connection.channel().basic.get(queue))
             if message is not None:
@@ -336,6 +338,7 @@ def stall(lane: Lane, direction: str) -> None:
 
 def delete_queue(lane: Lane) -> None:
     """Delete it with messages in it, and the worker on it."""
+    # The worker stands still, so that the queue holds something.
     lane.worker.signal(signal.SIGSTOP)
     try:
         time.sleep(BACKLOG)
@@ -345,8 +348,8 @@ def delete_queue(lane: Lane) -> None:
 
 
 def delete_cached_queue(lane: Lane) -> None:
-    """Delete it without a worker that would declare it anew: there are only senders that believe
-    it to be there."""
+    """Delete it without a worker that would declare it anew."""
+    # There are only senders that believe it to be there.
     lane.stop_worker()
     time.sleep(BACKLOG)
     lane.delete_queue()
@@ -355,10 +358,11 @@ def delete_cached_queue(lane: Lane) -> None:
 
 
 def exceed_consumer_timeout(lane: Lane) -> None:
-    """Have the broker close the channel of a process. Mixed, other faults may be faster."""
+    """Have the broker close the channel of a process."""
     seconds, cuts = 2 * lane.pace.consumer_timeout, count_cuts(lane.ledger)
     lane.senders[1].tell(f"hold {seconds}")
     has_closed = lane.wait_until(lambda: count_cuts(lane.ledger) > cuts, seconds)
+    # Mixed, other faults may be faster.
     if not has_closed and lane.fault is not MIXED:
         lane.violations.append("the broker hasn't closed the channel")
 
@@ -496,8 +500,8 @@ def hits_of(lane: Lane) -> Iterator[Hit]:
 
 def longest_silence(lane: Lane) -> float:
     """Return the longest time in which no task began while a confirmed message waited and the
-    broker ran (neither killed nor stopped). A fault of the network, or of the worker, is part of
-    that time."""
+    broker ran."""
+    # A fault of the network, or of the worker, is part of that time; one of the broker isn't.
     # What becomes of the number of messages that wait while the broker runs; 0: a task begins.
     changes = [(at, 0) for at in lane.ledger.begins()]
     for start, stop in waits(lane):
@@ -554,10 +558,9 @@ def strike_once(lane: Lane) -> None:
 
 
 def strike_in_turn(lane: Lane, kills: int) -> None:
-    """Let the leading nodes fall, one after the other.
-
-    Each strike is over when its node has fallen: the others go on at once. It is back before the
-    next one falls."""
+    """Let the leading nodes fall, one after the other."""
+    # Each strike is over when its node has fallen: the others go on at once. It is back before the
+    # next one falls.
     assert lane.cluster is not None
     for _ in range(kills):
         lane.strike(lane.fault)

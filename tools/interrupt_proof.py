@@ -38,10 +38,14 @@ from rabbitmq_node import RabbitmqNode
 
 import kuyruk
 
-MODULES = 5  #: For each thread.
-LIMIT = 0.004  #: Seconds: each task's max_run_time.
-PAUSES = 0.00005, 0.0005  #: Seconds of work between two uses of a lock.
-LATE = 30.0  #: Seconds in which each timeout, and each lock, must come.
+#: For each thread.
+MODULES = 5
+#: Seconds: each task's max_run_time.
+LIMIT = 0.004
+#: Seconds of work between two uses of a lock.
+PAUSES = 0.00005, 0.0005
+#: Seconds in which each timeout, and each lock, must come.
+LATE = 30.0
 QUEUE = "kuyruk-interrupt-proof"
 
 logger = logging.getLogger("interrupt-proof")
@@ -165,8 +169,10 @@ class Proof:
 
 
 def prove(url: str, timeouts: int, threads: int = 8) -> tuple[dict[str, int], float]:
-    """Run that many tasks that exceed their limit. Return counts of what became of them (all but
-    "timeouts" must be 0), and how long the slowest took."""
+    """Run that many tasks that exceed their limit. Return counts of what became of them, and how
+    long the slowest took."""
+    # All but "timeouts" must be 0. What Python can only print, as an exception in a destructor, is
+    # counted as well.
     with tempfile.TemporaryDirectory() as folder:
         proof = Proof(url, Path(folder), threads)
         sys.path.insert(0, folder)

@@ -74,7 +74,8 @@ def send_batch(drafts: Sequence[Draft]) -> Outcomes:
 
 
 def send_and_wait(drafts: Sequence[Draft]) -> Outcomes:
-    """A call that is answered has been confirmed, too. Without an answer nobody knows."""
+    """Send, and wait for the result."""
+    # A call that is answered has been confirmed, too. Without an answer nobody knows.
     [draft] = drafts
     try:
         result = draft.send(wait=config.RABBIT_PUBLISH_TIMEOUT)
@@ -97,13 +98,13 @@ WAYS: list[tuple[Way, int]] = [
 
 
 class Sender:
-    """The threads of this process, which send at random times. What a fault has kept from being
-    sent is made up for."""
+    """The threads of this process, which send at random times."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._numbers = itertools.count(1)
         self._kinds = json.loads(options.kinds)
-        self._over = threading.Event()  # set by `stop`; the threads wait for it between two sends
+        # Set by `stop`. The threads wait for it between two sends.
+        self._over = threading.Event()
         ways = WAYS * options.threads
         self._threads = [
             threading.Thread(
@@ -129,6 +130,7 @@ class Sender:
         while not self._over.wait(max(0.0, due - time.monotonic())):
             kinds = dice.choices([*self._kinds], [*self._kinds.values()], k=count)
             self._send(way, [self._draft(kind, dice.random()) for kind in kinds])
+            # What a fault has kept from being sent is made up for.
             due += dice.expovariate(rate)
 
     def _draft(self, kind: str, chance: float) -> Draft:
@@ -138,7 +140,8 @@ class Sender:
         began = time.monotonic()
         try:
             outcomes = way(drafts)
-        except kuyruk.KuyrukError as error:  # anything else is a defect, and ends this thread
+        # Anything else is a defect, and ends this thread.
+        except kuyruk.KuyrukError as error:
             outcomes = {draft.number: repr(error) for draft in drafts}
         ended = time.monotonic()
         for number, kind, _ in drafts:

@@ -1,6 +1,5 @@
 """The tasks of `make soak` and `make chaos`, one for each kind of thing that a task can do, and
-whether what became of a message is what has to. Each message has a number; lab.py notes the begin
-and the end of each call.
+whether what became of a message is what has to.
 
 Settings come from the environment: KUYRUK_*, LAB_QUEUE and LAB_FOLDER.
 """
@@ -44,8 +43,9 @@ class Kind(NamedTuple):
     """What tasks of a kind do, and where their messages have to end."""
 
     task: kuyruk.Task[[str, float], object]
-    weight: float = 0  #: How often, compared to the other kinds;
-    per_minute: float = 0  #: or, for a rare kind, whatever the rate.
+    #: How often, compared to the other kinds; or, for a rare kind, whatever the rate.
+    weight: float = 0
+    per_minute: float = 0
     #: How its calls end, in their order. None: not at all, or with their process.
     calls: tuple[str | None, ...] = (RETURNED,)
     #: With which exception it is in ".failed" in the end. None: it isn't.
@@ -58,8 +58,9 @@ Function = Callable[[str, float], None]
 
 
 def kind(options: dict[str, Any] | None = None, **facts: Any) -> Callable[[Function], Kind]:
-    """Make a function the task of a kind, with these options. It gets its message's number, and a
-    random number from 0 to 1."""
+    """Make a function the task of a kind, with these options."""
+    # It gets its message's number, and a random number from 0 to 1. The begin and the end of each
+    # call are noted.
 
     def decorate(f: Function) -> Kind:
         @functools.wraps(f)
@@ -94,13 +95,14 @@ def judge(sent: Sent, ledger: Ledger) -> str:
 
 
 def answer(number: str, chance: float) -> object:
-    """What every task returns that returns: mostly short, sometimes 100 kB."""
+    """Return what every task returns that returns."""
+    # It is mostly short, sometimes 100 kB.
     return {"number": number, "nothing": None, "text": "ğ" * int(chance**20 * 50_000)}
 
 
 @kind()
 def work(number: str, chance: float) -> None:
-    """Take a moment. Only chaos.py sends this one and the next."""
+    # Only chaos.py sends this one and the next.
     time.sleep(WORK)
 
 

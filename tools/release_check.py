@@ -65,6 +65,7 @@ def build(folder: Path) -> Path:
 
 def install(wheel: Path, folder: Path) -> Path:
     """Return the Python of a fresh environment that has the wheel, installed without an index."""
+    # So nothing but what the wheel names is there: it is downloaded before.
     pip = ("-m", "pip", "--disable-pip-version-check")
     run(sys.executable, *pip, "download", "--quiet", "--dest", folder / "wheels", wheel)
     run(sys.executable, "-m", "venv", folder / "venv")
@@ -77,6 +78,7 @@ def install(wheel: Path, folder: Path) -> Path:
 
 def run_tasks(python: Path, folder: Path) -> None:
     """Have a worker of the wheel compute the checksum of a file, and compare it."""
+    # Settings of whoever runs this must not reach it, nor this checkout by its path.
     with RabbitmqNode() as node:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("KUYRUK_", "PYTHON"))}
         env["KUYRUK_RABBIT_URL"] = node.url
@@ -93,6 +95,7 @@ def run_tasks(python: Path, folder: Path) -> None:
 
 def read_types(python: Path, folder: Path) -> None:
     """Have mypy read programs that use the wheel: one that is right, and one that isn't."""
+    # Without the stubs everything would be Any, and both would be right.
     command = (sys.executable, "-m", "mypy", "--strict", "--python-executable", python)
     (folder / "right.py").write_text(RIGHT)
     (folder / "wrong.py").write_text(WRONG)

@@ -159,11 +159,10 @@ class Soak(lab.Run):
             self.add(verdict, texts)
 
     def check_crashes(self) -> None:
-        """Count how many processes each `crash` has cost.
-
-        RabbitMQ can deliver it again before that process is told of the last death; and a death
-        counts for one that was just about to begin, too, without a note of it; and one at which two
-        suspects ran proves nothing. So one less or two more are told, and aren't a violation."""
+        """Count how many processes each `crash` has cost."""
+        # RabbitMQ can deliver it again before that process is told of the last death; and a death
+        # counts for one that was just about to begin, too, without a note of it; and one at which
+        # two suspects ran proves nothing. So one less or two more are told, and aren't a violation.
         crashes = [number for number, sent in self.ledger.sent.items() if sent.kind == "crash"]
         counts = collections.Counter(len(self.ledger.calls.get(number, ())) for number in crashes)
         text = ", ".join(f"{count} in {n} processes" for n, count in sorted(counts.items()))
