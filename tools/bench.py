@@ -51,7 +51,7 @@ PEERS = [
     "pika==1.4.4",
 ]
 OURS = ("amqpstorm>=3.1.3,<3.2",)
-#: What `versions` prints, beside Python and RabbitMQ.
+#: Whose versions are told, beside Python's and RabbitMQ's.
 LIBRARIES = ("amqpstorm", "pamqp", "kuyruk", "dramatiq", "celery", "kombu", "amqp", "pika")
 
 
@@ -106,22 +106,18 @@ def make_environment() -> dict[str, str]:
     """Make the peers' virtual environment, unless it is there. Return the versions in it."""
     # A note in it says what it was made of, by which Python.
     wanted = "\n".join((*PEERS, *OURS, sys.version))
-    note = os.path.join(VENV, "bench.txt")
+    note, found = os.path.join(VENV, "bench.txt"), ""
+    pip = [PYTHON, "-m", "pip", "--disable-pip-version-check"]
     with contextlib.suppress(OSError), open(note) as file:
-        if file.read() == wanted:
-            return versions()
-    say(f"installing {', '.join(PEERS)} into {os.path.relpath(VENV, ROOT)}")
-    shutil.rmtree(VENV, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", VENV], check=True, timeout=300)
-    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PEERS, *OURS]
-    subprocess.run(pip, check=True, timeout=600)
-    with open(note, "w") as file:
-        file.write(wanted)
-    return versions()
-
-
-def versions() -> dict[str, str]:
-    command = [PYTHON, "-m", "pip", "list", "--disable-pip-version-check", "--format", "json"]
+        found = file.read()
+    if found != wanted:
+        say(f"installing {', '.join(PEERS)} into {os.path.relpath(VENV, ROOT)}")
+        shutil.rmtree(VENV, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", VENV], check=True, timeout=300)
+        subprocess.run([*pip, "install", "--quiet", *PEERS, *OURS], check=True, timeout=600)
+        with open(note, "w") as file:
+            file.write(wanted)
+    command = [*pip, "list", "--format", "json"]
     done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
     installed = {row["name"].lower(): row["version"] for row in json.loads(done.stdout)}
     return {"python": platform.python_version(), **{name: installed[name] for name in LIBRARIES}}

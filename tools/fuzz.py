@@ -317,6 +317,7 @@ class Wire:
 
     def close(self) -> None:
         if self._socket is not None:
+            self._file.close()  # first: the socket is open as long as its file is
             self._socket.close()
         self._socket = None
 
@@ -384,40 +385,6 @@ class LogWatch(logging.Handler):
             self.bad.append(f"{text[:200]} ... {text[-200:]}")
 
 
-def make_functions(ended: Callable[..., None]) -> list[Callable[..., Any]]:
-    """Return what tasks are made of: those of TASKS, and one for sane messages."""
-    lock, seen = threading.Lock(), set()
-
-    def note(*args: Any, **kwargs: Any) -> Any:
-        ended("note", args, kwargs)
-        return [args, kwargs]
-
-    def discard(*args: Any, **kwargs: Any) -> None:
-        ended("discard", args, kwargs)
-        raise kuyruk.Discard
-
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise ValueError(args, kwargs)
-
-    def later(*args: Any, **kwargs: Any) -> None:
-        """Fail at first, and come back."""
-        call = hash_of_call("later", list(args), kwargs)
-        with lock:
-            is_first = call not in seen
-            seen.add(call)
-        if is_first:
-            raise ValueError(args, kwargs)
-        ended("later", args, kwargs)
-
-    def no_arguments() -> None:
-        ended("no_arguments")
-
-    def sane() -> str:
-        return "sane"
-
-    return [note, discard, fail, later, no_arguments, sane]
-
-
 class Fuzz:
     """A worker, a publisher, and what became of each message. As a context manager it leaves
     nothing behind."""
@@ -430,8 +397,10 @@ class Fuzz:
         self._open: collections.Counter[bytes] = collections.Counter()
         # The calls whose ends are not accounted for.
         self._ran: collections.Counter[int] = collections.Counter()
-        self._lock = threading.Lock()  # guards _ran
-        self.called: list[str] = []  # what isn't a task, and was called all the same
+        # Guards what tasks write: the calls that ran, and those of `later`.
+        self._lock = threading.Lock()
+        # What isn't a task, and was called all the same.
+        self.called: list[str] = []
         self._log = LogWatch()
         config = kuyruk.Config()
         config.from_dict({"RABBIT_URL": url, "WORKER_RECONNECT_INTERVAL": 0.2})
@@ -470,20 +439,52 @@ class Fuzz:
         logger.setLevel(self._logging[1])
         del sys.modules[MODULE]
 
+    def _functions(self) -> list[Callable[..., Any]]:
+        """Return what tasks are made of: those of TASKS, and one for sane messages."""
+        seen: set[int] = set()  # calls of `later`
+
+        def note(*args: Any, **kwargs: Any) -> Any:
+            self._end("note", args, kwargs)
+            return [args, kwargs]
+
+        def discard(*args: Any, **kwargs: Any) -> None:
+            self._end("discard", args, kwargs)
+            raise kuyruk.Discard
+
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise ValueError(args, kwargs)
+
+        def later(*args: Any, **kwargs: Any) -> None:
+            """Fail at first, and come back."""
+            call = hash_of_call("later", list(args), kwargs)
+            with self._lock:
+                is_first = call not in seen
+                seen.add(call)
+            if is_first:
+                raise ValueError(args, kwargs)
+            self._end("later", args, kwargs)
+
+        def no_arguments() -> None:
+            self._end("no_arguments")
+
+        def sane() -> str:
+            return "sane"
+
+        return [note, discard, fail, later, no_arguments, sane]
+
     def _make_module(self) -> None:
         """Make a module with tasks of this application, and with much that is none."""
 
         def bomb(*args: Any, **kwargs: Any) -> None:
             self.called.append("no task")
 
-        functions = make_functions(self._end)
-        for function in (bomb, *functions):
-            function.__module__, function.__qualname__ = MODULE, function.__name__
         module: Any = types.ModuleType(MODULE)
-        for function in functions:
-            delay = 0.2 if function.__name__ == "later" else 0
-            task = self.app.task(self.queue, fail_delay=delay)(function)
-            setattr(module, function.__name__, task)
+        for function in (bomb, *self._functions()):
+            name = function.__name__
+            function.__module__, function.__qualname__ = MODULE, name
+            if function is not bomb:
+                task = self.app.task(self.queue, fail_delay=0.2 if name == "later" else 0)(function)
+                setattr(module, name, task)
         module.bomb, module.os, module.app = bomb, os, self.app
         module.other = kuyruk.Kuyruk().task(bomb)
         module.Bomb = type("Bomb", (), {"__init__": bomb})

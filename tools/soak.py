@@ -30,7 +30,6 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 
 import lab
 from lab import CONFIRMED, RETURNED, Hit, Sample, option, say
@@ -222,20 +221,20 @@ class Soak(lab.Run):
                 color = "black" if pid == self.worker.pid else None
                 panel.plot(times, [getattr(sample, name) for sample in own], lw=1, color=color)
         for index, label in enumerate(("sent", "returned", "raised"), start=1):
-            rates.plot(*zip(*self._rates(index), strict=True), lw=1, label=label)
+            steps = itertools.pairwise((row[0], row[index]) for row in self.progress)
+            changes = [(n - m) / (t - s) for (s, m), (t, n) in steps]
+            times = [row[0] - self.began for row in self.progress[1:]]
+            rates.plot(times, changes, lw=1, label=label)
         rates.set(ylabel="calls per second", xlabel="seconds")
         rates.legend(loc="upper left", ncols=3)
-        for pid, at in (self.gone | self.deaths).items():
-            for panel in (*panels, rates):
+        for panel in (*panels, rates):
+            panel.set_ylim(bottom=0)
+            for pid, at in (self.gone | self.deaths).items():
                 color = "red" if pid in self.deaths else "blue"
                 panel.axvline(at - self.began, color=color, lw=0.6, alpha=0.5)
         text = "kuyruk_worker: a line for each process, the parent's black; "
         figure.suptitle(f"{text}upright: red where one was brought down, blue where replaced")
         figure.savefig(PICTURE, dpi=90)
-
-    def _rates(self, column: int) -> Iterator[tuple[float, float]]:
-        for before, after in itertools.pairwise(self.progress):
-            yield after[0] - self.began, (after[column] - before[column]) / (after[0] - before[0])
 
 
 def soak(options: argparse.Namespace) -> list[str]:
