@@ -179,8 +179,11 @@ class Quiet:
 
 
 def environment(**own: object) -> dict[str, str]:
-    """Return this process's environment without settings of Kuyruk, and with some variables."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("KUYRUK_")}
+    """Return this process's environment without settings of Kuyruk and Python, and with some
+    variables."""
+    # PYTHONDONTWRITEBYTECODE, for one, costs a worker a third of its memory and of its start.
+    foreign = ("KUYRUK_", "BENCH_", "PYTHON")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     path = os.pathsep.join((TOOLS, ROOT))
     return kept | {"PYTHONPATH": path} | {key: str(value) for key, value in own.items()}
 
