@@ -134,9 +134,13 @@ class Lane(lab.Run):
         self.strikes: list[Strike] = []
         self.deletions: list[Deletion] = []
         self._rate, self._patience = rate / 2, patience
+        #: How many there are to be that run tasks.
+        self.processes = 1 if fault.embedded else PROCESSES
 
     def __enter__(self) -> Lane:
         self.proxy = TcpProxy(self.node.url)
+        #: The URL that the worker and one sender use.
+        self.near = self.proxy.url if self.fault.proxied else self._url
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -158,16 +162,6 @@ class Lane(lab.Run):
         if not self.wait_until(lambda: len(self.ledger.last_begin) >= self.processes, PATIENCE):
             raise Failure(f"{self.fault.name}: the worker doesn't begin, see {self.folder}")
         time.sleep(self.pace.before)
-
-    @property
-    def near(self) -> str:
-        """Return the URL that the worker and one sender use."""
-        return self.proxy.url if self.fault.proxied else self._url
-
-    @property
-    def processes(self) -> int:
-        """Return how many there are to be that run tasks."""
-        return 1 if self.fault.embedded else PROCESSES
 
     def renew_worker(self) -> None:
         self.start_worker(self.near, PROCESSES, THREADS)
@@ -590,13 +584,6 @@ def strike_often(lane: Lane, minutes: float, every: float) -> None:
     time.sleep(pace.after)
 
 
-def describe_strikes(lane: Lane) -> None:
-    say(f"\n{'':4}at     for    back   the mixed faults")
-    for strike in lane.strikes:
-        at, length = strike.began - lane.strikes[0].began, strike.ended - strike.began
-        say(f"{at:6.1f} {length:6.1f} {strike.back:7.1f}   {strike.fault.name}")
-
-
 def try_fault(
     fault: Fault, node: RabbitmqNode, pace: Pace, minutes: float, options: argparse.Namespace
 ) -> list[str]:
@@ -610,7 +597,10 @@ def try_fault(
     elif fault is MIXED:
         lane, every = make(node), options.every or (5 if options.quick else 10)
         say(str(run_lane(lane, functools.partial(strike_often, minutes=minutes, every=every))))
-        describe_strikes(lane)
+        say(f"\n{'':4}at     for    back   the mixed faults")
+        for each in lane.strikes:
+            at, length = each.began - lane.strikes[0].began, each.ended - each.began
+            say(f"{at:6.1f} {length:6.1f} {each.back:7.1f}   {each.fault.name}")
     else:
         lane = make(node)
         say(str(run_lane(lane, strike_once)))

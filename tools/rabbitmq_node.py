@@ -13,13 +13,10 @@
         cluster.leader_of("a quorum queue").kill()
         cluster.start()             # and waits: the next node may fall without a loss of majority
 
+    python tools/rabbitmq_node.py [-c 'consumer_timeout = 10000'] [--nodes 3]   # until Ctrl-C
+
 It runs in a folder of its own, listens on 127.0.0.1 only, on free ports, and shares nothing with
-a broker that the system runs: no files, no Erlang cookie, no epmd. As a command it runs one node,
-or a cluster, until Ctrl-C or SIGTERM:
-
-    python tools/rabbitmq_node.py [-c 'consumer_timeout = 10000'] [--nodes 3]
-
-What runs for a node, and why nothing of it outlives this Python process:
+a broker that the system runs: no files, no Erlang cookie, no epmd. What runs for a node, and why nothing of it outlives this Python process:
 
       this process --- child --> epmd          leads the process group G
            |       \\-- child --> beam.smp      in G; the node. Its own helpers end with it
@@ -30,9 +27,6 @@ What runs for a node, and why nothing of it outlives this Python process:
 
 `Realm` owns G, the guard, the folder, the cookie and epmd. The nodes of a cluster share one; kill()
 takes one node and leaves epmd and the others alone.
-
-Another RabbitMQ than the system's: KUYRUK_TEST_RABBITMQ names the folder that holds its
-`rabbitmq-server`, or one that rabbitmq_root.sh has made.
 
 Needs nothing but the standard library, /bin/sh and RabbitMQ. Linux and macOS.
 """
@@ -55,7 +49,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-#: Names another RabbitMQ than the system's.
+#: Names another RabbitMQ than the system's: the folder that holds its `rabbitmq-server`, or one that
+#: rabbitmq_root.sh has made.
 SETTING = "KUYRUK_TEST_RABBITMQ"
 
 HOST = "127.0.0.1"
@@ -65,9 +60,8 @@ HOST = "127.0.0.1"
 #: or later, get the node's own port as its source port, connect to itself and keep the port taken.
 PORTS = range(10240, 32768)
 
-START_TIMEOUT = 120.0  #: Seconds that a node, or a cluster, gets to answer,
-STOP_TIMEOUT = 20.0  #: to end on SIGTERM,
-CTL_TIMEOUT = 60.0  #: and a rabbitmqctl to end.
+TIMEOUT = 120.0  #: Seconds that a node, or a cluster, gets to answer, and a rabbitmqctl to end;
+STOP_TIMEOUT = 20.0  #: a node to end on SIGTERM.
 POLL_INTERVAL = 0.01  #: Seconds between two looks at a starting node.
 
 #: Where RabbitMQ's scripts are. Debian's /usr/sbin isn't among them: what it has there are wrappers
@@ -231,8 +225,8 @@ class Realm:
         self._link_without_plugins(folder)
 
     def _link_without_plugins(self, folder: Path) -> None:
-        """Make a folder of links: RabbitMQ without its 40 plugins. A starting node loads every module
-        that it sees, and that is most of the time that it takes."""
+        """Make a folder of links: RabbitMQ without its 40 plugins."""
+        # A starting node loads every module that it sees: most of its time goes there.
         server = (self.installed / "rabbitmq-server").resolve().parent.parent
         if not (server / "plugins").is_dir():
             return  # it starts with them, too
@@ -258,7 +252,7 @@ class Realm:
         assert self._epmd.stdin is not None
         with self._epmd.stdin as line:
             line.write(b"go\n")
-        deadline = time.monotonic() + START_TIMEOUT
+        deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline and self._epmd.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection((HOST, self.epmd_port), 1):
                 return
@@ -340,10 +334,7 @@ class RabbitmqNode(_Started):
 
     def start(self) -> None:
         """Start the node, again on the same ports and data if it ran before; return when it answers
-        clients.
-
-        Raises RabbitmqError with the end of its log when it ends or doesn't answer.
-        """
+        clients. Raises RabbitmqError with the end of its log."""
         self.launch()
         self.wait_until_it_answers()
 
@@ -360,7 +351,7 @@ class RabbitmqNode(_Started):
         self._is_paused = False
 
     def wait_until_it_answers(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT
+        deadline = time.monotonic() + TIMEOUT
         try:
             while not answers_amqp(self.port):
                 if self.pid is None or time.monotonic() > deadline:
@@ -412,20 +403,18 @@ class RabbitmqNode(_Started):
             self._process.send_signal(signal.SIGCONT)
         self._is_paused = False
 
-    def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
+    def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl on this node and return what it prints (without "Listing ..." lines).
-
-        Raises RabbitmqError with what it says when it fails or takes longer than `timeout` seconds.
-        """
+        Raises RabbitmqError with what it says."""
         command = f"rabbitmqctl {' '.join(arguments)}"
         with self.realm.spawn(
             "rabbitmqctl", ["--quiet", *arguments], env=self._environment(),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
         ) as ctl:  # fmt: skip
             try:
-                out, err = ctl.communicate(timeout=timeout)
+                out, err = ctl.communicate(timeout=TIMEOUT)
             except subprocess.TimeoutExpired:
-                raise RabbitmqError(f"{command}: no end in {timeout} s") from None
+                raise RabbitmqError(f"{command}: no end in {TIMEOUT} s") from None
             finally:
                 ctl.kill()  # nothing, if it has ended
         if ctl.returncode:
@@ -438,11 +427,9 @@ class RabbitmqNode(_Started):
         return dict(row.split("\t") for row in rows)
 
     def flush(self) -> None:
-        """Have it write down now which queues it has; by itself it does within a second.
-
-        Messages are on disk when they are confirmed, but a node that is killed right after it has
-        declared a queue forgets the queue, or the node's share of a quorum queue.
-        """
+        """Have it write down now which queues it has; by itself it does within a second."""
+        # Messages are on disk when they are confirmed, but a node that is killed right after it has
+        # declared a queue forgets the queue, or the node's share of a quorum queue.
         self.ctl("eval", FLUSH)
 
     def log_tail(self, lines: int = 40) -> str:
@@ -519,17 +506,13 @@ class RabbitmqNode(_Started):
 
 #: Ends when each queue could lose the node that it is run on, or else at its timeout; in all
 #: releases, "rabbitmq-upgrade await_online_quorum_plus_one" is the same.
-AWAIT_QUORUM = (
-    f"rabbit_upgrade_preparation:await_online_quorum_plus_one({START_TIMEOUT * 1000:.0f})."
-)
+AWAIT_QUORUM = f"rabbit_upgrade_preparation:await_online_quorum_plus_one({TIMEOUT * 1000:.0f})."
 
 
 def _formation(name: str) -> list[str]:
-    """For a node that joins the first, which runs already, when it starts for the first time.
-
-    With a list of all in each, and all started at once, RabbitMQ 3.10 takes 20 seconds to find out
-    that there is nobody yet.
-    """
+    """Return the lines for a node that joins the first one when it starts for the first time."""
+    # With a list of all in each, and all started at once, RabbitMQ 3.10 takes 20 seconds to find
+    # out that there is nobody yet. So the first one runs already.
     formation = {
         "peer_discovery_backend": "classic_config",
         "classic_config.nodes.1": "rabbit1@localhost",
@@ -568,11 +551,9 @@ class RabbitmqCluster(_Started):
 
     def start(self) -> None:
         """Start those nodes that don't run, and return when the cluster is whole: when all are in
-        it, and each quorum queue has all its members.
-
-        Then, and not before, a node can be killed without taking a queue its majority: one that has
-        just answered again may still miss in some of them. Raises RabbitmqError.
-        """
+        it, and each quorum queue has all its members."""
+        # Then, and not before, a node can be killed without taking a queue its majority: one that
+        # has just answered again may still miss in some of them.
         if self.realm.folder is None:  # there is no cluster yet that others could join
             self.nodes[0].start()
         # Once they have data, all at once: one that wasn't the last to end waits for the others.
@@ -581,7 +562,7 @@ class RabbitmqCluster(_Started):
             node.launch()
         for node in started:
             node.wait_until_it_answers()
-        seconds = f"{START_TIMEOUT:.0f}"
+        seconds = f"{TIMEOUT:.0f}"
         self.ctl("await_online_nodes", "--timeout", seconds, str(len(self.nodes)))
         answer = self.ctl("eval", AWAIT_QUORUM)
         if answer.strip() != "true":
@@ -594,17 +575,14 @@ class RabbitmqCluster(_Started):
             node.kill()  # reaps it
 
     def leader_of(self, queue: str) -> RabbitmqNode:
-        """Return the node that leads this quorum queue, when there is one that runs.
-
-        Raises RabbitmqError if there is none in CTL_TIMEOUT.
-        """
-        deadline = time.monotonic() + CTL_TIMEOUT
+        """Return the node that leads this quorum queue, when there is one that runs."""
+        deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
             leader = self._responding().queues("leader").get(queue)
             for node in self.nodes:
                 if node.name == leader and node.responds:
                     return node
-        raise RabbitmqError(f"queue {queue!r} has no leader in {CTL_TIMEOUT} s")
+        raise RabbitmqError(f"queue {queue!r} has no leader in {TIMEOUT} s")
 
     def _responding(self) -> RabbitmqNode:
         for node in self.nodes:
@@ -620,7 +598,7 @@ class RabbitmqCluster(_Started):
 
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl on the first node that responds; see RabbitmqNode.ctl."""
-        return self._responding().ctl(*arguments, timeout=START_TIMEOUT)
+        return self._responding().ctl(*arguments)
 
 
 # --- Command line ------------------------------------------------------------
