@@ -642,7 +642,7 @@ OPTIONS = {
         "help": "seconds from a mixed fault to the next (default: 10; --quick: 5)",
     },
     "--rate": option(100.0, "messages per second, about"),
-    "--kills": option(3, "of leading nodes", metavar="N"),
+    "--kills": option(3, "of leading nodes"),
     "--seed": option(random.randrange(10**6), "an earlier run's, for the same mixed faults"),
 }  # fmt: skip
 

@@ -402,6 +402,8 @@ class Fuzz:
         # What isn't a task, and was called all the same.
         self.called: list[str] = []
         self._log = LogWatch()
+        self._logger = logging.getLogger("kuyruk")
+        self._level = self._logger.level
         config = kuyruk.Config()
         config.from_dict({"RABBIT_URL": url, "WORKER_RECONNECT_INTERVAL": 0.2})
         self.app = kuyruk.Kuyruk(config)
@@ -412,11 +414,8 @@ class Fuzz:
         self._wire = Wire(url)
 
     def __enter__(self) -> Fuzz:
-        logger = logging.getLogger("kuyruk")
-        self._logging = logger.propagate, logger.level
-        logger.addHandler(self._log)
-        logger.propagate = False
-        logger.setLevel(logging.DEBUG)
+        self._logger.addHandler(self._log)
+        self._logger.setLevel(logging.DEBUG)
         with self.app.channel() as channel:
             # Without a dead-letter exchange: what a message says in "x-death" can crash such a
             # queue (RabbitMQ 3.10.8).
@@ -433,10 +432,8 @@ class Fuzz:
                 channel.queue.delete(self.queue + suffix)
         self.app.close()
         self._journal.close()
-        logger = logging.getLogger("kuyruk")
-        logger.removeHandler(self._log)
-        logger.propagate = self._logging[0]
-        logger.setLevel(self._logging[1])
+        self._logger.removeHandler(self._log)
+        self._logger.setLevel(self._level)
         del sys.modules[MODULE]
 
     def _functions(self) -> list[Callable[..., Any]]:

@@ -48,17 +48,13 @@ class Failure(Exception):
     """What the user should read, instead of a traceback."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal asks to end. `args[0]` is its number."""
-
-
 #: The signals that came while they are held back; None: they aren't.
 _held: list[int] | None = None
 
 
 def _on_signal(number: int, frame: object) -> None:
     if _held is None:
-        raise Interrupted(number)
+        raise KeyboardInterrupt(number)
     _held.append(number)
 
 
@@ -66,7 +62,7 @@ def _on_unraisable(unraisable: Any) -> None:
     """Send a signal once more whose exception Python has swallowed."""
     # It does that to what a signal handler raises while a destructor runs, or the callback of a
     # weak reference.
-    if isinstance(unraisable.exc_value, Interrupted):
+    if isinstance(unraisable.exc_value, KeyboardInterrupt) and unraisable.exc_value.args:
         number = unraisable.exc_value.args[0]
         threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
     else:
@@ -86,7 +82,7 @@ def uninterrupted() -> Iterator[None]:
     finally:
         came, _held = _held, None
         if came:
-            raise Interrupted(came[0])
+            raise KeyboardInterrupt(came[0])
 
 
 def hold_signals() -> None:
@@ -95,12 +91,11 @@ def hold_signals() -> None:
     _held = []
 
 
-def option(default: object, text: str, **more: Any) -> dict[str, Any]:
+def option(default: object, text: str) -> dict[str, Any]:
     """Return argparse's arguments for an option with a default; for a flag if that is False."""
     if default is False:
         return {"action": "store_true", "help": text}
-    shown = {"default": default, "help": f"{text} (default: {default})"}
-    return {"type": type(default)} | shown | more
+    return {"type": type(default), "default": default, "help": f"{text} (default: {default})"}
 
 
 def main(

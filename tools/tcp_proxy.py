@@ -86,8 +86,10 @@ class _Frames:
     """One direction of a connection, cut into frames."""
 
     def __init__(self) -> None:
-        self._rest = b""  # of a frame that isn't whole yet
-        self._methods: dict[int, str] = {}  # by channel: what the next header and body belong to
+        # The beginning of a frame that isn't whole yet.
+        self._rest = b""
+        # By channel, what the next header and body belong to.
+        self._methods: dict[int, str] = {}
 
     def split(self, data: bytes) -> Iterator[tuple[str, bytes]]:
         """Yield the name and the bytes of each frame that is whole by now."""
@@ -120,7 +122,7 @@ class _Frames:
 
 
 class _Connection:
-    """A client's, and the one to the broker that belongs to it."""
+    """A connection of a client, and the one to the broker that belongs to it."""
 
     def __init__(self, client: asyncio.StreamWriter) -> None:
         self.client = client
@@ -133,22 +135,19 @@ class _Connection:
         #: The loop's time when a slow way is free again, by direction.
         self.free_at = {"up": 0.0, "down": 0.0}
 
-    def abort(self) -> None:
-        for writer in (self.client, self.broker):
-            if writer is not None:
-                writer.transport.abort()
-
     def end(self, how: str) -> None:
-        """End the client's connection by a reset ("rst") or a regular end ("fin"), and the
-        other."""
-        if self.ended:
+        """End the client's connection by a reset ("rst"), a regular end ("fin"), or as it comes
+        (""), and the other."""
+        if self.ended and how:
             return
         self.ended = True
         sock = self.client.get_extra_info("socket")
-        if how == "fin" or sock is None:  # it has just ended by itself
+        # Without a socket it has just ended by itself.
+        if how == "rst" and sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        if how == "fin":
             self.client.close()
         else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self.client.transport.abort()
         if self.broker is not None:
             self.broker.transport.abort()
@@ -210,8 +209,8 @@ class TcpProxy:
         self._do(self._cut(how))
 
     def stall(self, direction: str) -> None:
-        """Accept, and don't pass on what clients ("up") or the broker ("down") send: it waits until
-        `resume`."""
+        """Accept, and don't pass on what clients ("up") or the broker ("down") send."""
+        # It waits until `resume`.
         self._loop.call_soon_threadsafe(self._stalled.add, direction)
 
     def resume(self) -> None:
@@ -219,9 +218,9 @@ class TcpProxy:
         self._loop.call_soon_threadsafe(self._resume)
 
     def swallow(self) -> None:
-        """The way of the present connections vanishes, as when a firewall forgets them: what is
-        sent is acknowledged by TCP and goes nowhere, and no end hears of the other's. New
-        connections work."""
+        """Let the way of the present connections vanish. New ones work."""
+        # As when a firewall forgets them: what is sent is acknowledged by TCP and goes nowhere, and
+        # no end hears of the other's.
         for connection in tuple(self._connections):
             connection.swallowed = True
 
@@ -320,7 +319,7 @@ class TcpProxy:
                 if connection.swallowed:
                     await asyncio.wait(pumps)
         finally:
-            connection.abort()
+            connection.end("")
             self._connections.discard(connection)
 
     async def _pump(
