@@ -391,8 +391,8 @@ class Bench:
         self, contender: Contender, task: str, count: int, threads: int | None = None,
         **options: int,
     ) -> Drained:  # fmt: skip
-        # Its tasks are sent before it starts. The clock runs from when a tenth of them has run until
-        # all have: a beginning is another figure.
+        # Its tasks are sent before it starts. The clock runs from when a tenth of them has run
+        # until all have: a beginning is another figure.
         self.fill(contender, task, count, **options)
         with self.working(contender, count, threads=threads) as (marks, [worker]):
             first = marks.wait_for(1, worker)

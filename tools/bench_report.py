@@ -176,10 +176,10 @@ def rows_of(results: Results) -> Iterator[str]:
             values = [figure.value for figure in rounds]
             stolen = statistics.median(figure.stolen for figure in rounds)
             ratio = results.ratio(row, name, OURS, row)
-            yield (
-                f"| {name} | **{number(statistics.median(values))}** | {number(min(values))} to "
-                f"{number(max(values))} | {'' if ratio is None else f'{ratio:.2f}'} | {stolen:.0%} |"
-            )
+            of_ours = "" if ratio is None else f"{ratio:.2f}"
+            extremes = f"{number(min(values))} to {number(max(values))}"
+            median = number(statistics.median(values))
+            yield f"| {name} | **{median}** | {extremes} | {of_ours} | {stolen:.0%} |"
 
 
 def table(results: Results, facts: Mapping[str, str]) -> str:
@@ -217,7 +217,7 @@ def read_table(text: str) -> Results:
 # --- The pictures --------------------------------------------------------------
 
 #: The pictures bring their background: what a page has behind them, and whether it asks the same
-#: thing for "dark" as the browser does, doesn't matter. The test of these colours has the contrasts.
+#: thing for "dark" as the browser does, doesn't matter. A test of these colours has the contrasts.
 STYLE = """
 .card { fill: #ffffff; stroke: #d0d7de; }
 text { font: 13px system-ui, sans-serif; fill: #57606a; }

@@ -1,7 +1,6 @@
 """`make chaos`: faults of network, RabbitMQ and processes, and where every message went.
 
-    python tools/chaos.py [--quick] [--only FAULT] [--mixed-minutes M] [--every S] [--rate N]
-    [--seed N] [--kills N]
+    python tools/chaos.py [--quick] [--only FAULT] [--mixed-minutes M] [--seed N] ...
 
 Each fault has a queue, a worker (`python -m kuyruk_worker -p 2`, in most), and two processes that
 send numbered tasks to it (lab_sender.py). Each send and each call is written down (lab.py). Then
@@ -257,8 +256,8 @@ class Lane(lab.Run):
 
     def _look_at(self, queue: str) -> None:
         """Ask for a message, and have it go where its time was to send it."""
-        # RabbitMQ 3.10 can forget the timer of a quorum queue whose leader has changed. The messages
-        # stay in the queue, expired, until somebody asks for one.
+        # RabbitMQ 3.10 can forget the timer of a quorum queue whose leader has changed. The
+        # messages stay in the queue, expired, until somebody asks for one.
         with contextlib.suppress(AMQPChannelError), UriConnection(self.node.url) as connection:
             message = cast(Any, connection.channel().basic.get(queue))
             if message is not None:
@@ -370,17 +369,9 @@ def is_cut(outcome: str | None) -> bool:
     return outcome not in (None, RETURNED, *PLANNED)
 
 
-def fork_sender(lane: Lane) -> None:
-    lane.senders[0].tell("fork")
-
-
 def kill_leading_node(lane: Lane) -> None:
     assert lane.cluster is not None
     lane.cluster.leader_of(lane.queue).kill()
-
-
-def close_connections(lane: Lane) -> None:
-    lane.node.ctl("close_all_connections", "chaos")
 
 
 _ALL = (
@@ -394,15 +385,18 @@ _ALL = (
     Fault("queue deleted", delete_queue),
     Fault("queue deleted, cached", delete_cached_queue),
     Fault("consumer_timeout", exceed_consumer_timeout),
-    Fault("fork", fork_sender, cuts=False),
-    Fault("fork, embedded", fork_sender, embedded=True, cuts=False, mixes=False),
+    Fault("fork", lambda lane: lane.senders[0].tell("fork"), cuts=False),
+    Fault(
+        "fork, embedded", lambda lane: lane.senders[0].tell("fork"),
+        embedded=True, cuts=False, mixes=False,
+    ),
     Fault("broker killed", kill_broker, outage=True),
     Fault("broker stopped", restart_broker, outage=True),
     Fault("broker frozen", freeze_broker, outage=True),
-    Fault("connections closed", close_connections),
+    Fault("connections closed", lambda lane: lane.node.ctl("close_all_connections", "chaos")),
     Fault("memory alarm", raise_alarm, cuts=False),
     Fault("leading node killed", kill_leading_node, cluster=True, mixes=False),
-)
+)  # fmt: skip
 FAULTS = {fault.name: fault for fault in _ALL}
 #: Not a fault: the lane of all of them.
 MIXED = Fault("mixed", lambda lane: None, proxied=True, mixes=False)

@@ -7,8 +7,6 @@ the checksum of every file below FOLDER (by default Python's standard library): 
 result is waited for, by several threads, then all again as one batch, whose results a file
 collects. Compares all with the same computed here, and explains the worker's log. With
 KUYRUK_TEST_URL it uses that broker.
-
-Exit codes: see lab.py.
 """
 
 from __future__ import annotations

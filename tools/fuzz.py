@@ -410,7 +410,8 @@ class Fuzz:
         self._make_module()
         self._worker = self.app.worker([queue], threads=4)
         self._journal = kuyruk_worker._Journal({})
-        self._worker.journal = self._journal  # type: ignore[assignment]  # it is one; see _be_worker
+        # As _be_worker does.
+        self._worker.journal = self._journal  # type: ignore[assignment]
         self._wire = Wire(url)
 
     def __enter__(self) -> Fuzz:
@@ -592,8 +593,8 @@ def generate(count: int, seed: int | None, use: Callable[[Message], object]) -> 
     """Make so many messages. Without a seed: always the same, of this version of hypothesis."""
 
     @settings(
-        max_examples=count, database=None, deadline=None, phases=[Phase.generate], derandomize=seed is None,
-        suppress_health_check=list(HealthCheck),
+        max_examples=count, database=None, deadline=None, phases=[Phase.generate],
+        derandomize=seed is None, suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(messages)
     def run(message: Message) -> None:

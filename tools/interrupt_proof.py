@@ -1,7 +1,6 @@
 """Prove that interrupting tasks breaks nothing: thousands of timeouts of tasks that never check.
 
-    python tools/interrupt_proof.py [--timeouts 5000] [--threads 8]
-    coverage run tools/interrupt_proof.py
+    [coverage run] tools/interrupt_proof.py [--timeouts 5000] [--threads 8]
 
 Tasks log to a file, use a queue.Queue, import modules and send messages, and some do a bit of each;
 threads run them with a limit of some milliseconds each. What an interruption must not do:

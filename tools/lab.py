@@ -403,15 +403,11 @@ def noted(number: object) -> Iterator[Call]:
         yield call
         call.outcome = RETURNED
     except BaseException as error:
-        call.outcome = name_of(type(error))
+        call.outcome = f"{type(error).__module__}.{type(error).__qualname__}"
         raise
     finally:
         call.ended = time.monotonic()
         note(call)
-
-
-def name_of(kind: type[BaseException]) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def is_first(number: object) -> bool:

@@ -1,6 +1,6 @@
 """A process of `make soak` and `make chaos` that sends numbered tasks from several threads.
 
-    python tools/lab_sender.py [--rate 50] [--kinds '{"work": 1}'] [--threads 1] [--seed 0] [--embed]
+    python tools/lab_sender.py [--rate 50] [--kinds '{"work": 1}'] [--embed] ...
 
 Each send is noted (lab.py). It sends until it is told to stop, and ends when its standard input
 does. The lines that it reads there:

@@ -48,6 +48,5 @@ def make_stubs(source: str) -> ast.Module:
 
 
 if __name__ == "__main__":
-    STUBS.write_text(
-        f"# Made by tools/make_stubs.py.\n{ast.unparse(make_stubs((HERE / 'kuyruk.py').read_text()))}\n"
-    )
+    text = ast.unparse(make_stubs((HERE / "kuyruk.py").read_text()))
+    STUBS.write_text(f"# Made by tools/make_stubs.py.\n{text}\n")

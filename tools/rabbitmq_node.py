@@ -16,7 +16,9 @@
     python tools/rabbitmq_node.py [-c 'consumer_timeout = 10000'] [--nodes 3]   # until Ctrl-C
 
 It runs in a folder of its own, listens on 127.0.0.1 only, on free ports, and shares nothing with
-a broker that the system runs: no files, no Erlang cookie, no epmd. What runs for a node, and why nothing of it outlives this Python process:
+a broker that the system runs: no files, no Erlang cookie, no epmd. It needs nothing but the
+standard library, /bin/sh and RabbitMQ, on Linux or macOS. What runs for a node, and why nothing of
+it outlives this Python process:
 
       this process --- child --> epmd          leads the process group G
            |       \\-- child --> beam.smp      in G; the node. Its own helpers end with it
@@ -27,8 +29,6 @@ a broker that the system runs: no files, no Erlang cookie, no epmd. What runs fo
 
 `Realm` owns G, the guard, the folder, the cookie and epmd. The nodes of a cluster share one; kill()
 takes one node and leaves epmd and the others alone.
-
-Needs nothing but the standard library, /bin/sh and RabbitMQ. Linux and macOS.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-#: Names another RabbitMQ than the system's: the folder that holds its `rabbitmq-server`, or one that
-#: rabbitmq_root.sh has made.
+#: Names another RabbitMQ than the system's: the folder that holds its `rabbitmq-server`, or one
+#: that rabbitmq_root.sh has made.
 SETTING = "KUYRUK_TEST_RABBITMQ"
 
 HOST = "127.0.0.1"
@@ -344,7 +344,7 @@ class RabbitmqNode(_Started):
             raise RabbitmqError(f"{self.name} runs already, as process {self.pid}")
         self.realm.open()
         self._write_files()
-        with self._log.open("ab") as output:
+        with (self._folder / "log").open("ab") as output:
             self._process = self.realm.spawn(
                 "rabbitmq-server", [], env=self._environment(), stdout=output, stderr=output
             )
@@ -435,7 +435,7 @@ class RabbitmqNode(_Started):
     def log_tail(self, lines: int = 40) -> str:
         """Return the end of the node's log; what a failed start printed is in it."""
         try:
-            text = self._log.read_text(encoding="utf-8", errors="replace")
+            text = (self._folder / "log").read_text(encoding="utf-8", errors="replace")
         except (OSError, RabbitmqError):
             return "(no log)"
         return "\n".join(text.splitlines()[-lines:])
@@ -445,10 +445,6 @@ class RabbitmqNode(_Started):
         if self.realm.folder is None:
             raise RabbitmqError(f"{self.name} wasn't started")
         return self.realm.folder / self.name
-
-    @property
-    def _log(self) -> Path:
-        return self._folder / "log"
 
     def _write_files(self) -> None:
         folder = self._folder
@@ -460,7 +456,7 @@ class RabbitmqNode(_Started):
         (folder / "enabled_plugins").write_text("[].\n")
 
     def _environment(self) -> dict[str, str]:
-        """Return the variables of rabbitmq-server and rabbitmqctl, see rabbitmq.com/docs/configure."""
+        """Return the variables of all commands, see rabbitmq.com/docs/configure."""
         folder = self._folder
         # With -sname the VM registers with epmd by itself. Without, RabbitMQ first starts a second
         # VM to see that an epmd runs: that costs 0.2 s, and it would start one that outlives us.

@@ -4,10 +4,8 @@
 
 Builds the source distribution, and the wheel from it, into dist/, and has twine check both. Then
 installs the wheel into a fresh virtual environment, without a package index: its dependencies come
-from a folder that pip has filled before. There the demo's tasks run in a worker of the wheel, with a
-private RabbitMQ, and mypy reads a program that uses the wheel. Publishes nothing.
-
-Exit codes: see lab.py.
+from a folder that pip has filled before. There the demo's tasks run in a worker of the wheel, with
+a private RabbitMQ, and mypy reads a program that uses the wheel. Publishes nothing.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Soak(lab.Run):
             "--seed", options.seed,
         )  # fmt: skip
         try:
-            while time.monotonic() < self.began + options.minutes * 60 and self._works():
+            while time.monotonic() < self.began + options.minutes * 60 and self.worker.code is None:
                 self._tick()
         except KeyboardInterrupt:
             say("\nStopping early. Once more: without the results.")
@@ -89,7 +89,7 @@ class Soak(lab.Run):
         if not self.drain(self._tick, self._is_done, PATIENCE):
             text = f"messages left: {self._left()}, processes: {len(self.children)}"
             self.violations.append(f"nothing happens any more, but it isn't in order; {text}")
-        if not self._works():
+        if self.worker.code is not None:
             self.violations.append("the worker has ended by itself")
         self.expect_code("the sender", sender.close_input(PATIENCE))
         self.stop_worker()
@@ -101,9 +101,6 @@ class Soak(lab.Run):
             for call in calls
             if call.outcome == DIES
         }
-
-    def _works(self) -> bool:
-        return self.worker.code is None
 
     def _tick(self) -> None:
         time.sleep(TICK)
@@ -127,7 +124,7 @@ class Soak(lab.Run):
     def _is_done(self, seconds: float) -> bool:
         """Whether the broker has no message any more, but for those that have failed."""
         whole = len(self.children) == self.options.processes
-        return not self._works() or (seconds > QUIET and whole and not self._left())
+        return self.worker.code is not None or (seconds > QUIET and whole and not self._left())
 
     def _left(self) -> dict[str, int]:
         counts = {name: int(count) for name, count in self.node.queues("messages").items()}

@@ -3,9 +3,9 @@
     proxy = TcpProxy(node.url)
     client(proxy.url)
     proxy.cut()                 # a reset, or with "fin" a regular end
-    proxy.stall("up")           # what clients send isn't read any more; "down": what the broker sends
+    proxy.stall("up")           # what clients send isn't read any more; "down": what they get
     proxy.resume()
-    proxy.swallow()             # half-open: both ends keep a connection that leads nowhere; new ones work
+    proxy.swallow()             # half-open: connections lead nowhere, and no end hears of it
     proxy.down()                # refuse connections, and cut those that there are
     proxy.up()
     proxy.mute = True           # accept connections, and never answer
@@ -13,7 +13,7 @@
 
 It reads the frames that pass, and can act at one of them:
 
-    trap = proxy.at("Basic.Publish", "after", "rst")    # before the header and the body of the message
+    trap = proxy.at("Basic.Publish", "after", "rst")    # before the message's header and body
     trap.wait()                                         # a threading.Event: it has acted
     proxy.at("Basic.Deliver ContentBody", "half", "swallow")
     proxy.at("Connection.Tune", "before", "stall", seconds=0.2, nth=2)
@@ -229,14 +229,10 @@ class TcpProxy:
     ) -> threading.Event:
         """Act once, at the nth frame of that name that passes from now on, in whichever connection.
 
-        Parameters:
-            name: of the frame, see the top of this file.
-            place: "before" or "after" it, or when "half" of it has passed.
-            action: what happens to its connection: "rst", "fin", "swallow", "stall" (the direction
-                of the frame), "stall other" (the other one); or to all connections: "down".
-            seconds: after which a stalled connection is resumed.
-
-        Returns an event that is set when it has acted.
+        `place`: "before" or "after" it, or when "half" of it has passed. `action`: what happens to
+        its connection: "rst", "fin", "swallow", "stall" (the direction of the frame, for so many
+        seconds), "stall other" (the other one); or to all connections: "down". Returns an event
+        that is set when it has acted.
         """
         if place not in PLACES or action not in ACTIONS:
             raise ValueError(f"place: {place!r}, of {[*PLACES]}; action: {action!r}, of {ACTIONS}")
