@@ -410,6 +410,7 @@ SLOW_TESTS = {
     "test_a_generated_value_is_taken_or_refused_with_the_name_of_its_key",
     "test_a_vendored_pair_passes_the_users_mypy",
     "test_mypy_knows_an_installed_copys_types_and_the_arguments_of_its_tasks",
+    "test_a_soak_reports_what_is_wrong_though_it_cannot_draw_its_picture",
     "test_nothing_is_lost_whatever_fails",
 }
 
@@ -11922,6 +11923,29 @@ def test_each_classifier_of_a_python_is_one_that_is_supported():
     assert set(shown) <= set(tried.split(","))
     [oldest] = re.findall(r"oldest: amqpstorm==(\S+)", matrix)
     assert any(each.startswith(f"amqpstorm>={oldest},") for each in project["dependencies"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks at /proc")
+def test_a_soak_reports_what_is_wrong_though_it_cannot_draw_its_picture():
+    """A few seconds of `make soak`, without matplotlib, and with a limit that nothing keeps."""
+    program = """if True:
+        import sys
+        sys.path.insert(0, "tools")
+        sys.modules["matplotlib"] = None
+        import lab, soak
+        soak.PARENT_MEMORY = 1.0
+        sys.exit(lab.main(soak.soak, soak.OPTIONS))
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "--minutes", "0.05"],
+        cwd=HERE, capture_output=True, text=True, timeout=TEST_TIMEOUT,
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    found = ended.stdout.partition("VIOLATIONS:\n")[2].splitlines()
+    assert [line.partition(" took ")[0] for line in found] == ["the parent"], ended.stdout
+    assert "no picture: ModuleNotFoundError" in ended.stdout
+    [total] = re.findall(r"^all +(\d+) +(\d+) ", ended.stdout, re.MULTILINE)
+    assert total[0] == total[1] != "0", ended.stdout  # each as expected
 
 
 # --- Examples ----------------------------------------------------------------
