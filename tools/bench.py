@@ -10,8 +10,7 @@ the table says so) and is acknowledged, and that each result is the one that was
 Results are in build/bench: table.md, throughput.svg, cost.svg, results.json. Instead of them,
 `--growth` measures how this project's cost grows with lengths and sizes (growth.md), and
 `--fairness`, how long messages wait while a thread is free (fairness.md). `--quick` takes two
-minutes, and gives figures to try the tool with, not to compare. A target that was missed is no
-failure. Linux (/proc).
+minutes, and gives figures to try the tool with, not to compare. Linux (/proc).
 """
 
 from __future__ import annotations
@@ -29,28 +28,13 @@ from typing import Any
 
 import bench_special
 import lab
-from bench_measure import (
-    CONTENDERS,
-    IDLE,
-    MEASUREMENTS,
-    PYTHON,
-    VENV,
-    Bench,
-    Measurement,
-    stolen_clock,
-)
+from bench_measure import CONTENDERS, IDLE, MEASUREMENTS, PYTHON, VENV, Bench, Measurement
 from bench_report import ROWS, Figure, Results, report
-from lab import ROOT, say
+from lab import ROOT, say, stolen_clock
 from rabbitmq_node import RabbitmqNode
 
-PEERS = [
-    "kuyruk==10.2.2",
-    "dramatiq[rabbitmq]==2.2.1",
-    "celery==5.7.0",
-    "amqp==5.4.2",
-    "pika==1.4.4",
-]
-OURS = ("amqpstorm>=3.1.3,<3.2",)
+PEERS = ["kuyruk==10.2.2", "dramatiq[rabbitmq]==2.2.1", "celery==5.7.0"]
+CLIENTS = ["amqp==5.4.2", "pika==1.4.4", "amqpstorm>=3.1.3,<3.2"]
 #: Whose versions are told, beside Python's and RabbitMQ's.
 LIBRARIES = ("amqpstorm", "pamqp", "kuyruk", "dramatiq", "celery", "kombu", "amqp", "pika")
 
@@ -67,7 +51,8 @@ def compare(bench: Bench, options: argparse.Namespace, facts: dict[str, str]) ->
                 say(f"\n{', '.join(measurement.rows)}: {ROWS[measurement.rows[0]].title}")
                 for number in range(min(measurement.rounds, options.rounds)):
                     measure_round(bench, measurement, options.contenders, number, results)
-    finally:  # after a Ctrl-C, what there is
+    # After a Ctrl-C, of what there is.
+    finally:
         report(results, options.out, facts)
 
 
@@ -105,7 +90,7 @@ def measure_round(
 def make_environment() -> dict[str, str]:
     """Make the peers' virtual environment, unless it is there. Return the versions in it."""
     # A note in it says what it was made of, by which Python.
-    wanted = "\n".join((*PEERS, *OURS, sys.version))
+    wanted = "\n".join((*PEERS, *CLIENTS, sys.version))
     note, found = os.path.join(VENV, "bench.txt"), ""
     pip = [PYTHON, "-m", "pip", "--disable-pip-version-check"]
     with contextlib.suppress(OSError), open(note) as file:
@@ -114,7 +99,7 @@ def make_environment() -> dict[str, str]:
         say(f"installing {', '.join(PEERS)} into {os.path.relpath(VENV, ROOT)}")
         shutil.rmtree(VENV, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True, timeout=300)
-        subprocess.run([*pip, "install", "--quiet", *PEERS, *OURS], check=True, timeout=600)
+        subprocess.run([*pip, "install", "--quiet", *PEERS, *CLIENTS], check=True, timeout=600)
         with open(note, "w") as file:
             file.write(wanted)
     command = [*pip, "list", "--format", "json"]
@@ -125,6 +110,7 @@ def make_environment() -> dict[str, str]:
 
 def bench(options: argparse.Namespace) -> list[str]:
     """Return what failed."""
+    # A target that was missed is no failure.
     options.rounds = options.rounds or (1 if options.quick else 5)
     options.seconds = options.seconds or (0.25 if options.quick else 2.0)
     os.makedirs(options.out, exist_ok=True)

@@ -294,22 +294,6 @@ class Worker(Process):
         return sum(kilobytes(pid, "smaps_rollup", "Pss") for pid in self.session()) / 1024
 
 
-def stolen_clock() -> Callable[[], float]:
-    """Return a function that tells which part of the machine's time since now the hypervisor has
-    given to others."""
-
-    def read() -> list[int]:
-        with open("/proc/stat") as file:
-            return [int(field) for field in file.readline().split()[1:9]]
-
-    def stolen() -> float:
-        spent = [now - then for now, then in zip(read(), before, strict=True)]
-        return spent[7] / max(1, sum(spent))
-
-    before = read()
-    return stolen
-
-
 # --- Measurements --------------------------------------------------------------
 
 
@@ -472,7 +456,8 @@ class Bench:
                 began = time.monotonic()
                 # Its end is seen on its pipe: a `wait` with a timeout looks every 50 ms only.
                 run([PYTHON, "-c", text], timeout=PATIENCE, capture_output=True)
-                if turn:  # the first one may compile
+                # The first one may compile.
+                if turn:
                     times[text].append(time.monotonic() - began)
         bare, own = (min(values) * 1000 for values in times.values())
         return {"import": own - bare}

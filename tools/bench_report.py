@@ -206,6 +206,7 @@ def read_table(text: str) -> Results:
     """Return the medians of a table that `table` has made."""
     results, rows, row = Results(), {about.title: row for row, about in ROWS.items()}, ""
     for line in text.splitlines():
+        # A title of `rows_of`, or a line below it.
         if match := re.match(r"\| \*\*(.*)\*\* \((more|less) is better\) \|", line):
             row = rows[match[1]]
         elif match := re.match(r"\| ([\w-]+) \| \*\*([^*]+)\*\* \|", line):

@@ -12,17 +12,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bench_measure import (
-    CONTENDERS,
-    Bench,
-    Contender,
-    Drained,
-    drained_by,
-    prefetching,
-    report,
-    stolen_clock,
-)
-from lab import say
+from bench_measure import CONTENDERS, Bench, Contender, Drained, drained_by, prefetching, report
+from lab import say, stolen_clock
 
 # --- Growth ----------------------------------------------------------------------
 #
@@ -140,11 +131,11 @@ Power: how its CPU time has grown since where it was least; 0: not at all; 1: li
 # How long messages wait while a thread is free, of two workers with 8 threads each. A message that
 # waits while all threads are busy waits for a good reason.
 
-THREADS = 8  #: Of each worker.
-WORKERS = 2
-LONG, SHORT = 1000, 1  #: Milliseconds.
-BUSY = 0.6  #: Part of the threads' time.
-SHORT_RATE = 100.0  #: Per second.
+#: Of each worker, and how many of these there are.
+THREADS, WORKERS = 8, 2
+#: Milliseconds of the tasks; the part of the threads' time that the long ones take; and how many
+#: short ones come in a second.
+LONG, SHORT, BUSY, SHORT_RATE = 1000, 1, 0.6, 100.0
 #: No more messages than threads, in each peer's way. Ours does that by itself.
 SETTINGS = {"BENCH_MODE": "fair"} | prefetching(THREADS)
 CHOSEN = ("kuyruk", "dramatiq", "celery", "amqpstorm-pool")

@@ -260,7 +260,8 @@ def _demonstrate(found: Found, stack: contextlib.ExitStack) -> list[str] | None:
         say(f"    {way:32}{len(found):>8} tasks  {taken:6.2f} s {rate:8.0f} tasks/s")
     say()
     show_failure()
-    code = worker.stop()  # it settles what it has begun: then the failed message is there
+    # It settles what it has begun: then the failed message is there.
+    code = worker.stop()
     show_failed_message()
     show_log(worker.text)
     if code != 0:

@@ -51,7 +51,8 @@ TASKS = ("note", "discard", "fail", "later", "no_arguments")
 FORBIDDEN = ("antigravity", "this", "turtledemo", "idlelib")
 #: Some messages are forwarded a second time then: at least once.
 AGAIN = "again, after the broker has closed the connection for sending"
-PATIENCE = 30.0  #: Seconds without any news after which what isn't settled counts as lost.
+#: Seconds without any news after which what isn't settled counts as lost.
+PATIENCE = 30.0
 BATCH = 500  #: Messages that are made between two checks.
 #: What the worker's log must not say.
 BAD_NEWS = ("Defect", "Lost the connection to RabbitMQ", "goes back", "is stuck")
@@ -317,7 +318,8 @@ class Wire:
 
     def close(self) -> None:
         if self._socket is not None:
-            self._file.close()  # first: the socket is open as long as its file is
+            # First the file: the socket is open as long as that is.
+            self._file.close()
             self._socket.close()
         self._socket = None
 
@@ -348,7 +350,8 @@ class Wire:
         cast(socket.socket, self._socket).sendall(data)
         try:
             return frame.unmarshal(self._read_frame())[2]
-        except UnmarshalingException as error:  # a Close, which quotes what it doesn't like
+        # A Close, which quotes what it doesn't like.
+        except UnmarshalingException as error:
             raise ConnectionError("closed, for a reason that can't be decoded") from error
 
     def _read_frame(self) -> bytes:
@@ -510,10 +513,10 @@ class Fuzz:
         while self._open and quiet.seconds(self._open.total()) < PATIENCE:
             if not self._account():
                 time.sleep(0.02)
-        for body, count in self._open.items():
-            self.violations.append(
-                f"lost, or not settled: {count} of {body[:200]!r} ({len(body)} bytes)"
-            )
+        self.violations += [
+            f"lost, or not settled: {count} of {body[:200]!r} ({len(body)} bytes)"
+            for body, count in self._open.items()
+        ]
         self._open.clear()
         self._check_worker()
         self.figures["connections for sending that the broker has closed"] = self._log.losses
@@ -584,9 +587,7 @@ class Fuzz:
             "tasks ran that no message had asked for, or once too often:": again,
             "in the log:": log,
         }
-        for text, fact in facts.items():
-            if fact:
-                self.violations.append(f"{text} {fact}")
+        self.violations += [f"{text} {fact}" for text, fact in facts.items() if fact]
 
 
 def generate(count: int, seed: int | None, use: Callable[[Message], object]) -> None:

@@ -130,7 +130,8 @@ class Proof:
                 self.outcomes.append(f"raised {error!r}")
             try:
                 calm.apply()
-                sum(n for n in range(300))  # where a late one would land
+                # Where a late one would land.
+                sum(n for n in range(300))
             except BaseException as error:
                 self.outcomes.append(f"{type(error).__name__} in later code")
             self.slowest = max(self.slowest, time.monotonic() - began)
@@ -148,7 +149,8 @@ class Proof:
         self.outcomes += ["swallowed by logging"] * self.handler.swallowed
 
     def try_locks(self) -> None:
-        """Use each of them in a thread of its own, which must end."""
+        """Use each of them."""
+        # In a thread of its own, which must end.
         uses: dict[str, Callable[[], object]] = {
             "a log handler": lambda: logger.info("the end"),
             "logging": lambda: logging.getLogger("interrupt-proof-new").setLevel("INFO"),

@@ -342,6 +342,22 @@ class Sample(NamedTuple):
         return None
 
 
+def stolen_clock() -> Callable[[], float]:
+    """Return a function that tells which part of the machine's time since now the hypervisor has
+    given to others."""
+
+    def read() -> list[int]:
+        with open("/proc/stat") as file:
+            return [int(field) for field in file.readline().split()[1:9]]
+
+    def stolen() -> float:
+        spent = [now - then for now, then in zip(read(), before, strict=True)]
+        return spent[7] / max(1, sum(spent))
+
+    before = read()
+    return stolen
+
+
 # --- The ledger ------------------------------------------------------------------
 #
 # What was sent, and what ran: from that follows what is lost, and what ran again. Senders and tasks
@@ -530,7 +546,7 @@ class Run:
     wrong. They end with a `with` block."""
 
     def __init__(self, node: RabbitmqNode, queue: str, folder: str, **settings: object) -> None:
-        """settings: variables for all of its processes."""
+        # The settings are variables for all of its processes.
         self.node, self.queue, self.folder = node, queue, folder
         os.makedirs(folder)
         self.ledger = Ledger(folder)

@@ -36,9 +36,8 @@ from lab_tasks import KINDS, answer, app, config
 
 import kuyruk
 
-BATCH = 10  #: Messages of a batch.
-CHILD_SENDS = 3.0  #: Seconds that a forked child sends.
-EMBEDDED_THREADS = 4
+#: Messages of a batch; seconds that a forked child sends; threads of an embedded worker.
+BATCH, CHILD_SENDS, EMBEDDED_THREADS = 10, 3.0, 4
 
 
 class Draft(NamedTuple):
@@ -180,6 +179,7 @@ def run(options: argparse.Namespace) -> None:
         worker.start()
     obey(functools.partial(Sender, options))
     with contextlib.suppress(BrokenPipeError):
+        # A forked child has none.
         if worker is not None and os.getpid() == owner:
             worker.stop()
         app.close()

@@ -99,10 +99,7 @@ def search_path() -> str:
 
 
 def find_rabbitmq() -> Path:
-    """Return the folder of rabbitmq-server and rabbitmqctl: where SETTING says, else the system's.
-
-    Raises RabbitmqError that names every file that was looked for.
-    """
+    """Return the folder of rabbitmq-server and rabbitmqctl: where SETTING says, or the system's."""
     setting = os.environ.get(SETTING, "")
     root = Path(setting or "/").resolve()
     places = [root / folder for folder in SCRIPT_FOLDERS]

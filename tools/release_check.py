@@ -5,7 +5,7 @@
 Builds the source distribution, and the wheel from it, into dist/, and has twine check both. Then
 installs the wheel into a fresh virtual environment, without a package index: its dependencies come
 from a folder that pip has filled before. There the demo's tasks run in a worker of the wheel, with
-a private RabbitMQ, and mypy reads a program that uses the wheel. Publishes nothing.
+a private RabbitMQ, and mypy reads a program that uses the wheel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from lab import Failure, say
 from rabbitmq_node import RabbitmqNode
 
 ROOT = Path(lab.ROOT)
-PATIENCE = 600.0  #: Seconds that one step may take.
+#: Seconds that one step may take.
+PATIENCE = 600.0
 
 #: Runs in the fresh environment, from a folder in which no kuyruk.py lies.
 SENDER = """
@@ -109,6 +110,7 @@ def read_types(python: Path, folder: Path) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
+    # It publishes nothing.
     with tempfile.TemporaryDirectory(prefix="kuyruk-release-") as name:
         folder = Path(name)
         shutil.copy(ROOT / "examples" / "checksums" / "tasks.py", folder)
