@@ -2,7 +2,7 @@
 # make demo    set up everything, then show a worker at work on real files (FOLDER=... for others)
 # make soak    set up everything, then a worker under a mixed load for 10 minutes (ARGS='--minutes 60' for longer)
 # make chaos   set up everything, then faults of network, broker and processes, and a count of every message (10 minutes;
-#              ARGS='--quick': under 3)
+#              ARGS='--quick': about 3)
 # make fuzz    set up everything, then 20,000 generated messages against a worker (ARGS='--messages N --seed N')
 # make browser set up everything, Chromium too, then the dashboard of examples/ in a real browser; its picture
 # make bench   set up everything, then this project beside other task queues (half an hour; ARGS=--quick: two minutes)
