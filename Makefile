@@ -23,6 +23,9 @@ TYPED := $(wildcard kuyruk.py kuyruk_worker.py) \
 	$(if $(wildcard tools/*.py),tools) \
 	$(if $(wildcard examples/*.py examples/*/*.py),examples)
 
+# Pythons that aren't in PATH.
+PYENV := $(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python)
+
 # $(call extra,NAME,MODULE): the extra NAME of pyproject.toml, if MODULE isn't there.
 extra = @$(VENV_PYTHON) -c 'import $(2)' 2>/dev/null || $(VENV_PYTHON) -m pip install --quiet \
 	--disable-pip-version-check $$($(VENV_PYTHON) -c "import tomllib; \
@@ -58,8 +61,7 @@ bench: setup
 
 matrix: setup
 	$(call extra,matrix,tox)
-	$(VENV_PYTHON) -m tox run $(patsubst %,--discover %,$(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python)) \
-		-- $(ARGS)
+	$(VENV_PYTHON) -m tox run $(if $(PYENV),--discover $(PYENV)) -- $(ARGS)
 
 release-check: setup
 	$(call extra,release,twine)

@@ -150,6 +150,9 @@ class Soak(lab.Run):
         say(f"\n{'':12}" + "".join(f"{column:>{len(column) + 3}}" for column in columns))
         table["all"] = sum(table.values(), collections.Counter[str]())
         for name, counts in table.items():
+            # Some kinds are chaos.py's.
+            if not counts:
+                continue
             say(f"{name:12}" + "".join(f"{counts[column]:{len(column) + 3}}" for column in columns))
         for verdict, texts in wrong.items():
             self.add(verdict, texts)
