@@ -14,6 +14,33 @@
     $ python -m kuyruk_worker tasks                 # run them
 
 
+The names for programs
+======================
+
+    Kuyruk(config)    An application. `task` makes a `Task` of a function, `remote` of a name.
+                      `send_tasks_to_queue` sends many in one go. `worker` makes a `Worker`.
+                      `failed_messages` iterates over `FailedMessage`s. `queue_stats` returns
+                      `QueueStats`.
+    Config            Its settings, with their defaults. `from_env_vars` and others load them.
+    Task              add(1, 2) and `send_to_queue` (with `SendOptions`) send a message. `subtask`
+                      returns a `SubTask`, for `send_tasks_to_queue`. `apply` runs it here.
+    Worker            Runs tasks in threads of this process (with `WorkerOptions`): `start`, `run`,
+                      `stop`, `join`, `drop`, `healthy`, `stats`. `Journal`: what it is running, for
+                      a process that watches over it.
+    current_task()    In a task, its `Run`: `id`, `headers`, `failures`, `remaining`, `check`...
+    signals           `task_prerun` and others, each a `Signal`: `connect` a function to it.
+    LogContext        A filter of logging's: which task has written a record.
+    UNSAFE_MODULES    The modules whose code isn't interrupted.
+    exceptions        Raised where a message is sent: `BrokerError`, `ResultTimeout` and
+                      `RemoteException`. For a task to raise: `Reject` and `Discard`. Raised in a
+                      task: `Timeout`, `Discard`, `HeartbeatError` and `Shutdown`. What a message
+                      can fail with: `InvalidMessage` and `Crashed`. `KuyrukError`: most of them.
+
+Each has its own help, as `help(kuyruk.Config)`; that of a task is its function's docstring. docs/
+is the manual. What follows is for those who want to change this file, or to know what to expect of
+it.
+
+
 The threads, and what each owns
 ===============================
 
@@ -847,7 +874,8 @@ class Config:
     RABBIT_SSL: bool = False  #: TLS; certificates are verified unless the options say otherwise.
     #: amqpstorm's: cafile, certfile, keyfile, context...
     RABBIT_SSL_OPTIONS: dict[str, Any] = {}  # noqa: RUF012
-    RABBIT_HEARTBEAT: int = 60  #: Seconds of silence after which a connection is lost. 0: never.
+    #: Seconds between signs of life. A connection is lost after twice as much silence. 0: none.
+    RABBIT_HEARTBEAT: int = 60
     RABBIT_CONNECT_TIMEOUT: float = 5  #: Seconds that an attempt to connect to an address may take.
     RABBIT_PUBLISH_TIMEOUT: float = 10  #: Seconds within which a send is confirmed or raises.
     RABBIT_CONFIRM: bool = True  #: Wait for the broker's confirms.
