@@ -37,6 +37,7 @@ import math
 import operator
 import os
 import pickle
+import pydoc
 import queue as queue_module
 import random
 import re
@@ -82,6 +83,7 @@ sys.path.insert(0, str(HERE / "tools"))  # here: programs that tests start impor
 import bench_report
 import chaos
 import fuzz
+import hatch_readme
 import interrupt_proof
 import make_stubs
 import matrix
@@ -412,6 +414,7 @@ SLOW_TESTS = {
     "test_a_vendored_pair_passes_the_users_mypy",
     "test_mypy_knows_an_installed_copys_types_and_the_arguments_of_its_tasks",
     "test_nothing_is_lost_whatever_fails",
+    "test_the_image_of_the_compose_example_has_what_its_installation_needs",
 }
 
 
@@ -11391,6 +11394,7 @@ def help_of_worker():
         ("sending.md", "signal", lambda: SIGNALS),
         ("messages.md", "attribute", lambda: public_names(kuyruk.FailedMessage)),
         ("time-limits.md", "attribute", lambda: public_names(kuyruk.Run)),
+        ("operations.md", "`worker`", lambda: public_names(kuyruk.Worker)),
         ("operations.md", "`worker.stats`", lambda: kuyruk.Worker(kuyruk.Kuyruk()).stats),
         ("operations.md", "signal", lambda: set(re.findall(r"SIG\w+", help_of_worker()))),
         (
@@ -11518,6 +11522,36 @@ def test_the_pictures_colours_can_be_told_from_their_background(scheme):
     for name, colour in colours.items():
         lower, higher = sorted([card, luminance(colour)])
         assert (higher + 0.05) / (lower + 0.05) >= (4.5 if name in ("text", "title") else 3), name
+
+
+def test_the_help_of_the_module_names_all_that_is_public_before_it_explains_the_inside():
+    help_of_names = kuyruk.__doc__.split("\nThe threads, and what each owns\n")[0]
+    assert set(kuyruk.__all__) <= set(re.findall(r"\w+", help_of_names))
+
+
+def test_the_help_of_a_task_is_what_its_function_says(offline):
+    @offline.task
+    def documented():
+        """Say what it does."""
+
+    text = pydoc.render_doc(documented, renderer=pydoc.plaintext)
+    assert "Say what it does." in text and "documented on 'kuyruk'" in text
+
+
+def links_of(text):
+    return re.findall(r"]\(([^)\s]+)\)", text)
+
+
+@pytest.mark.parametrize("files", ["", "https://example.com/kuyruk/blob/main/"])
+def test_a_package_index_shows_no_link_that_leads_nowhere(files):
+    text = PAGES["README.md"].read_text()
+    code = [block.text for block in blocks_of("README.md")]
+    shown = hatch_readme.for_index(text, files)
+    relative = [target for target in links_of(text) if not target.startswith("https:")]
+    assert len(relative) > 20 and all(block in shown for block in code)
+    for target in relative:
+        assert (f"{files}{target}" if files else f"`{target.partition('#')[0]}`") in shown
+    assert all(target.startswith("https:") for target in links_of(shown))
 
 
 # --- The demo, the installed package ------------------------------------------
@@ -11909,6 +11943,14 @@ def test_the_source_distribution_has_all_that_make_test_needs(distributions):
         assert there.read_bytes() == path.read_bytes(), path
 
 
+def test_the_description_of_a_distribution_is_the_readme_of_an_index(distributions):
+    with zipfile.ZipFile(distributions[2]) as wheel:
+        [name] = [each for each in wheel.namelist() if each.endswith("/METADATA")]
+        described = wheel.read(name).decode().partition("\n\n")[2]
+    text = PAGES["README.md"].read_text()
+    assert described.strip() == hatch_readme.for_index(text, "").strip()
+
+
 def test_each_classifier_of_a_python_is_one_that_is_supported():
     """From `requires-python` on, without a gap, each among those that `make matrix` tries."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
@@ -12237,6 +12279,7 @@ def test_the_compose_example_starts_checks_and_stops_what_it_says(examples):
         wait_until(lambda healthy=healthy: healthy().returncode == 0)
     command = parts["worker"]["command"]
     limit = float(command[command.index("--shutdown-timeout") + 1])
+    limit += kuyruk.Config.WORKER_GRACE + kuyruk_worker.KILL_MARGIN
     assert limit < float(parts["worker"]["stop_grace_period"].removesuffix("s"))
 
     assert fetch(f"http://127.0.0.1:{port}/add?a=1&b=2") == (200, "3\n")
@@ -12247,3 +12290,18 @@ def test_the_compose_example_starts_checks_and_stops_what_it_says(examples):
         r"^COPY (.+) \S+$", (EXAMPLES / "compose" / "Dockerfile").read_text(), re.MULTILINE
     )
     assert all((HERE / name).exists() for names in copied for name in names.split())
+
+
+def test_the_image_of_the_compose_example_has_what_its_installation_needs(tmp_path):
+    """Without Docker: what is copied before pip runs is copied into a folder, and built there."""
+    text = (EXAMPLES / "compose" / "Dockerfile").read_text().partition("\nRUN pip install")[0]
+    for names, to in re.findall(r"^COPY (.+) (\S+)$", text, re.MULTILINE):
+        for name in names.split():
+            if (HERE / name).is_dir():
+                shutil.copytree(HERE / name, tmp_path / to)
+            else:
+                (tmp_path / to).mkdir(parents=True, exist_ok=True)
+                shutil.copy(HERE / name, tmp_path / to)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=TEST_TIMEOUT, stdout=subprocess.DEVNULL)
+    assert list((tmp_path / "dist").glob("*.whl"))

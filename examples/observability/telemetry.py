@@ -139,7 +139,8 @@ def start_span(app: Kuyruk, task: Any, **_: Any) -> None:
     """Begin a span for this try. Each run has a context of its own, so nothing leaks out of it."""
     run = current_task()
     parent = propagate.extract(run.headers if run is not None else {})
-    context.attach(trace.set_span_in_context(TRACER.start_span(task.name, parent), parent))
+    span = TRACER.start_span(task.name, parent, trace.SpanKind.CONSUMER)
+    context.attach(trace.set_span_in_context(span, parent))
 
 
 def record_error(app: Kuyruk, exc_info: Any, **_: Any) -> None:
