@@ -1742,7 +1742,8 @@ class Run:
                 raise
             except Exception as error:
                 self.task._notify(task_error, args, kwargs, error)
-                if not tries or self._hit or not self.task._fits(error):
+                is_last = not tries or self._hit or isinstance(error, self.task.throws)
+                if is_last or not self.task._fits(error):
                     raise
                 what = f"{_bounded(_exception_name(error), 200)}: {_text_of(error, REPLY_TEXT)}"
                 text = "Task %s [%s] raised %s; trying again (%d left)"

@@ -5705,6 +5705,7 @@ def test_a_message_is_never_run_beside_itself(app, queue, broker, start):
         ({"max_failures": 1}, [ValueError()], 1),
         ({"throws": KeyError}, [ValueError(), KeyError()], 2),
         ({"throws": (LookupError, OSError)}, [KeyError()], 1),
+        ({"throws": KeyError, "retry": 2}, [ValueError(), KeyError()], 1),
         ({"max_failures": 3, "retry": 1}, [ValueError()] * 6, 3),
         ({"max_fail_delay": 0.3, "max_failures": 3}, [ValueError()] * 3, 3),
     ],
