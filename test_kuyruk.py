@@ -8331,6 +8331,7 @@ def test_other_signals_during_the_import_are_answered_after_it(tmp_path, cli_wor
         "os.kill(os.getpid(), signal.SIGUSR2)\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the command line takes it back\n"
         "app = kuyruk.Kuyruk()\n"
+        "app.config.from_env_vars()\n"
     )
     worker = cli_worker(tmp_path, "early", url=NOWHERE)
     worker.wait_for(
@@ -11528,6 +11529,25 @@ def test_the_pictures_colours_can_be_told_from_their_background(scheme):
 def test_the_help_of_the_module_names_all_that_is_public_before_it_explains_the_inside():
     help_of_names = kuyruk.__doc__.split("\nThe threads, and what each owns\n")[0]
     assert set(kuyruk.__all__) <= set(re.findall(r"\w+", help_of_names))
+
+
+@pytest.mark.parametrize("kind", [kuyruk.Worker, kuyruk.Kuyruk, kuyruk.Task, kuyruk.Run,
+    kuyruk.FailedMessage, kuyruk.SubTask, kuyruk.SendOptions, kuyruk.WorkerOptions, kuyruk.QueueStats,
+    kuyruk.Signal, kuyruk.Journal, kuyruk.Reject, kuyruk.BrokerError, kuyruk.RemoteException,
+    kuyruk.HeartbeatError])  # fmt: skip
+def test_the_help_of_a_class_tells_of_its_attributes(kind):
+    """pydoc shows methods with what they do, but of attributes only what the class says."""
+    shown = types.FunctionType | property
+    documented = {name for name, value in vars(kind).items() if isinstance(value, shown)}
+    names = public_names(kind) | vars(kind).get("__annotations__", {}).keys()
+    attributes = {name for name in names - documented if name[0].islower()}
+    assert attributes <= set(re.findall(r"\w+", kind.__doc__))
+
+
+def test_the_help_of_the_signals_tells_when_each_is_sent():
+    assert set(SIGNALS) == set(
+        re.findall(r"^    (\w+) +[A-Z]", kuyruk.signals.__doc__, re.MULTILINE)
+    )
 
 
 def test_the_help_of_a_task_is_what_its_function_says(offline):
