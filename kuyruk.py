@@ -857,6 +857,7 @@ def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
     import difflib
 
     def is_short_for(name: str) -> bool:
+        """Whether the word's letters are in the name, in this order, from its first on."""
         letters = iter(name)
         return word[0] == name[0] and all(letter in letters for letter in word)
 
@@ -1006,8 +1007,8 @@ class Config:
         Kubernetes sets for a Service are ignored, and KUYRUK_TEST_*, which aren't ours."""
         for name, text in os.environ.items():
             key = name.removeprefix("KUYRUK_")
-            is_ours = key != name and not key.startswith("TEST_")
-            if is_ours and not re.fullmatch(_KUBERNETES, f"{key}={text}"):
+            is_key = key != name and not key.startswith("TEST_")
+            if is_key and not re.fullmatch(_KUBERNETES, f"{key}={text}"):
                 setattr(self, key, self._from_text(key, text))
 
     def _from_text(self, key: str, text: str) -> Any:
@@ -1242,6 +1243,7 @@ class _Setting(Generic[T]):
             os.register_at_fork(after_in_child=self._begin_in_child)
 
     def _begin(self) -> None:
+        """Begin with nobody who has entered."""
         self._lock = threading.Lock()  # guards what follows, and the change
         self._users = 0
         self._before: T
@@ -1273,6 +1275,7 @@ def _disable_collection() -> bool:
 
 
 def _restore_collection(was_enabled: bool) -> None:
+    """Enable the garbage collector, if it was."""
     if was_enabled:
         gc.enable()
 
@@ -1479,8 +1482,8 @@ def _call_task(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 def _name_of(f: Callable[..., Any]) -> str:
     """Return what a function is called, not what it is pickled as (`Kuyruk._add`)."""
-    is_ours = f.__qualname__ == f"{f.__name__}.f"
-    return f.__name__ if is_ours else f.__qualname__
+    is_renamed = f.__qualname__ == f"{f.__name__}.f"
+    return f.__name__ if is_renamed else f.__qualname__
 
 
 def _is_safe(frame: types.FrameType | None) -> bool:
@@ -1794,6 +1797,7 @@ def _shorten_switches() -> float:
 
 
 def _restore_switches(usual: float) -> None:
+    """Set the interpreter's switch interval, in seconds, to what it was."""
     if sys.getswitchinterval() <= _SHORT_SWITCH:  # else somebody has set it meanwhile
         sys.setswitchinterval(usual)
 
@@ -1895,7 +1899,7 @@ class _Watch:
             try:
                 run = self._next_due()
                 if run is not None:
-                    self._look_at(run)
+                    self._interrupt_or_give_up(run)
                 del run  # while this thread waits, it keeps no run and nothing that leads to one
             except BaseException as error:  # the run's next look is scheduled already
                 with contextlib.suppress(BaseException):
@@ -1940,7 +1944,7 @@ class _Watch:
             pauses.append(left if left > 0 else max(_GIVE_UP_AGAIN, -left))
         return now + min(pauses)
 
-    def _look_at(self, run: Run) -> None:
+    def _interrupt_or_give_up(self, run: Run) -> None:
         """Interrupt a run that is due, and give it up when its grace is over."""
         run._interrupt()
         if not run._given_up and time.monotonic() >= run._interrupted_at + self._grace:
@@ -2320,6 +2324,7 @@ class _Channel0(Channel0):
         self._options = connection.parameters
 
     def on_frame(self, frame_in: Any) -> None:
+        """Take a frame: EXTERNAL isn't among the mechanisms on offer if we don't mean that."""
         if frame_in.name == "Connection.Start" and self._means_user():
             # Where nothing else is offered it is tried all the same: the broker knows best.
             frame_in.mechanisms = frame_in.mechanisms.replace("EXTERNAL", "").strip() or "EXTERNAL"
@@ -2870,7 +2875,7 @@ class _Connection(Stateful):
         )
 
     @property
-    def unattended(self) -> list[_Outgoing]:
+    def no_wait(self) -> list[_Outgoing]:
         """Messages that nobody waits for, and that aren't known to have arrived."""
         confirms = [c for c in tuple(self.channels.values()) if isinstance(c, _ConfirmChannel)]
         written = [o for c in confirms for o in tuple(c.in_flight.values()) if o.batch is None]
@@ -2879,7 +2884,7 @@ class _Connection(Stateful):
     def forget(self) -> None:
         """Count and log the messages that are lost with it and that nobody waits for. Drop all that
         it holds: it is in cycles, and would keep that until the garbage collector comes."""
-        for outgoing in self.unattended:
+        for outgoing in self.no_wait:
             self.failures[outgoing.message.queue, str(self.lost)] += 1
         self._log_failures()
         for channel in tuple(self.channels.values()):
@@ -2925,7 +2930,7 @@ class _Connection(Stateful):
         self._wakeup.close()
         self.set_state(self.CLOSED)
 
-    def abandon(self) -> None:
+    def leave_to_parent(self) -> None:
         """Close a forked child's copy of the socket, and leave the connection to the parent."""
         # A thread of the parent's may have held the lock at the fork. It isn't here to release it.
         self._lock = threading.RLock()
@@ -3491,14 +3496,17 @@ class _ConfirmChannel(_Channel):
         super().__init__(connection)
 
     def begin(self) -> None:
+        """Have it opened, and its messages confirmed."""
         super().begin()
         self.connection.enqueue(self, _marshal(self.id, commands.Confirm.Select(nowait=True)))
 
     @property
     def waits(self) -> bool:
+        """Whether the broker owes an answer, or the fate of a message."""
         return bool(self.in_flight or self._awaited)
 
     def on_lost(self) -> None:
+        """Count the messages that are lost with it and that nobody waits for."""
         # Senders that wait see it by themselves; for the others it is counted here, and logged.
         # A copy: a thread that found it not lost yet may be writing one more message.
         for outgoing in tuple(self.in_flight.values()):
@@ -3506,10 +3514,11 @@ class _ConfirmChannel(_Channel):
                 self.connection.failures[outgoing.message.queue, str(self.lost)] += 1
 
     def forget(self) -> None:
+        """Drop the messages that it holds: its connection has ended."""
         super().forget()
         self.in_flight.clear()
 
-    def look_for_room(self) -> AMQPError | bool:
+    def find_room(self) -> AMQPError | bool:
         """Return why this channel is lost; or else whether a sender that doesn't wait for fates may
         append more: what isn't written, or isn't confirmed, is held in memory."""
         if self._room <= 0:
@@ -3544,6 +3553,7 @@ class _ConfirmChannel(_Channel):
         return data
 
     def on_method(self, frame: Any) -> None:
+        """Take confirms: of one message, or of all up to a number."""
         if frame.name in ("Basic.Ack", "Basic.Nack"):
             tag, fate = frame.delivery_tag, CONFIRMED if frame.name == "Basic.Ack" else REFUSED
             for number in range(self._oldest_tag, tag + 1) if frame.multiple else (tag,):
@@ -3601,6 +3611,7 @@ class _ReplyChannel(_ConfirmChannel):
         super().__init__(connection)
 
     def begin(self) -> None:
+        """Have it opened, with a first address for replies."""
         super().begin()
         self.renew()
 
@@ -3610,10 +3621,12 @@ class _ReplyChannel(_ConfirmChannel):
         self.connection.enqueue(self, _renew_frames(self.id, self._consumers))
 
     def publish(self, messages: Sequence[_Outgoing]) -> None:
+        """Append a request: what arrives from here on, at this address, is the reply to it."""
         self._batch = messages[0].batch
         super().publish(messages)
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        """Take the reply, or the request that no queue took."""
         batch = self._batch
         if method.name == "Basic.Return":
             super().on_content(method, properties, body)
@@ -3652,6 +3665,7 @@ def _note_trouble(outgoing: _Outgoing, alone: bool) -> bool:
 
 
 def _why_no_answer(connection: _Connection) -> str:
+    """Return why a broker that we are connected to has not answered."""
     return "it blocks publishing (memory or disk alarm)" if connection.is_blocked else "no answer"
 
 
@@ -3731,7 +3745,7 @@ class _Publisher:
         if keeper is not None:
             connection = keeper.connection
             keeper.close()
-            if connection is not None and (count := len(connection.unattended)):
+            if connection is not None and (count := len(connection.no_wait)):
                 _log(
                     logging.ERROR,
                     "%s may be lost if this process ends now",
@@ -3762,6 +3776,7 @@ class _Publisher:
             self._inside.discard(me)
 
     def _send(self, messages: Sequence[_Message], confirm: bool) -> None:
+        """Do what `send` says, in its thread."""
         sent = 0
         for window in _windows(messages):
             batch = _Batch() if confirm else None
@@ -3773,6 +3788,7 @@ class _Publisher:
                 raise self._error(unconfirmed, messages[sent:])
 
     def _call(self, message: _Message, wait_result: float) -> bytes:
+        """Do what `call` says, in its thread."""
         # Two times: to have the message confirmed, and to have the reply.
         result_by = time.monotonic() + wait_result
         sent_by = time.monotonic() + self.config.RABBIT_PUBLISH_TIMEOUT
@@ -3847,7 +3863,7 @@ class _Publisher:
         attempt."""
         connection = keeper.connect(until)
         connection.used_at = time.monotonic()
-        messages = self._look_for_queues(connection, messages, until)
+        messages = self._ensure_queues(connection, messages, until)
         if not messages:
             return False
         # Whoever releases a channel notifies `changes`: a call waits until one is free.
@@ -3857,7 +3873,7 @@ class _Publisher:
         if channel is None:
             raise AMQPConnectionError("all channels of its connection are in use (channel_max)")
         if batch is None:
-            room = connection.changes.wait_for(channel.look_for_room, until)
+            room = connection.changes.wait_for(channel.find_room, until)
             if room is not True:
                 raise _again(room or AMQPConnectionError(_why_no_answer(connection)))
         else:
@@ -3880,7 +3896,7 @@ class _Publisher:
         pauses = [_note_trouble(o, alone) for o in messages if o.fate not in (CONFIRMED, LEFT)]
         return True in pauses
 
-    def _look_for_queues(
+    def _ensure_queues(
         self, connection: _Connection, messages: list[_Outgoing], until: float
     ) -> list[_Outgoing]:
         """Declare the queues that are missing. Return the messages whose queue can be used; the
@@ -3966,6 +3982,7 @@ class _Publisher:
         connection.changes.notify()
 
     def _make_keeper(self) -> _Keeper:
+        """Return a new keeper, which runs. Raise RuntimeError if no thread can be started."""
         return _Keeper(self.config, publishes=True).start()
 
     def _get_keeper(self) -> _Keeper:
@@ -4013,11 +4030,11 @@ def _after_fork_in_child() -> None:
     _records.clear()
     _ids.begin()
     _readers.clear()
-    here = current_task()
+    run = current_task()
     _runs.clear()
-    _set_current(here)
+    _set_current(run)
     for connection in tuple(_connections):
-        connection.abandon()
+        connection.leave_to_parent()
     for publisher in tuple(_publishers):
         publisher.begin()
 
@@ -4175,6 +4192,7 @@ _NOT_RUN += (collections.abc.Generator, collections.abc.Awaitable, collections.a
 
 @functools.lru_cache(100)
 def _is_yet_to_run(kind: type) -> bool:
+    """Whether objects of this type do their work only when somebody asks them to."""
     # Python's own iterators: map, filter, zip, starmap... A database's cursor has run.
     is_lazy = kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
     return is_lazy or issubclass(kind, _NOT_RUN)
@@ -4267,6 +4285,7 @@ class Task(Generic[P, R]):
             task_init.send(kuyruk, task=self)
 
     def _check_options(self) -> None:
+        """Raise ValueError for an option that can't be, or would have no effect."""
         names = ("retry", "max_run_time", "fail_delay", "reject_delay", "max_fail_delay")
         for name in (*names, "max_failures"):
             _check(name, getattr(self, name))
@@ -5166,6 +5185,7 @@ class _Delivery:
 
     @property
     def queue(self) -> str:
+        """The queue that it came from."""
         return self.channel.queue
 
     @property
@@ -5179,6 +5199,7 @@ class _Delivery:
 
     @property
     def headers(self) -> Mapping[str, Any]:
+        """The headers of its message."""
         return _headers_of(self.properties)
 
     @property
@@ -5188,6 +5209,7 @@ class _Delivery:
 
     @property
     def reply_to(self) -> str | None:
+        """Where its sender waits for a reply; None: nowhere."""
         return getattr(self.properties, "reply_to", None) or None
 
     @property
@@ -5300,17 +5322,21 @@ class _ConsumerChannel(_Channel):
             self._cancelled.append(self.consumers.pop(tag))
 
     def _ask(self, frame: Any) -> None:
+        """Send a method, and wait for its answer. Raise AMQPError."""
         self.request(frame, time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT)
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        """Hand a delivery on, with the consumer that it is counted for."""
         consumer = self.consumers[method.consumer_tag]
         self._deliver(_Delivery(self, consumer, method, properties, body))
 
     def on_method(self, frame: Any) -> None:
+        """Report that the broker has ended a consumer."""
         if frame.name == "Basic.Cancel":  # the queue was deleted, or its leader has moved
             self._on_trouble(self)
 
     def on_lost(self) -> None:
+        """Report that the broker has closed this channel."""
         self._on_trouble(self)
 
 
@@ -5427,6 +5453,7 @@ class _Settler:
         self._thread = threading.Thread(target=self._loop, name="kuyruk-settler", daemon=True)
 
     def start(self) -> None:
+        """Start its thread. Raise RuntimeError if none can be started."""
         self._thread.start()
 
     @property
@@ -5701,12 +5728,14 @@ class _Pool:
 
     @property
     def is_this_thread_needed(self) -> bool:
+        """Whether this thread is in such a block."""
         return getattr(self._this_thread, "is_needed", False)
 
     # -- for the supervisor, and for those who ask
 
     @property
     def stats(self) -> dict[str, Any]:
+        """See `Worker.stats`."""
         now = time.monotonic()
         with self._lock:
             running = [d for d in self.running if d.state == RUNNING]
@@ -5749,6 +5778,7 @@ class _Pool:
 
     @property
     def has_waiting(self) -> bool:
+        """Whether a delivery waits that is no suspect."""
         return bool(self._waiting)
 
     def add(self, delivery: _Delivery) -> None:
@@ -5833,6 +5863,7 @@ class _Pool:
             self._settler.attempt(self._send_back, delivery)
 
     def _send_back(self, delivery: _Delivery) -> None:
+        """Send one delivery back to its queue."""
         self._settler.settle(delivery, _plan(delivery, _BACK, None, None, self._config))
 
     def waited(self, now: float) -> tuple[float, float]:
@@ -6052,8 +6083,7 @@ class _Pool:
         """Return whether its task may begin: it is still ours, and nothing has interrupted it. From
         here on interruptions are the run's."""
         with self._lock:
-            is_ours = delivery.state == RUNNING and not delivery.is_lost
-            if delivery.cause is None and is_ours:
+            if delivery.state == RUNNING and not delivery.is_lost and delivery.cause is None:
                 delivery.run = run
             return delivery.run is run
 
@@ -6107,11 +6137,11 @@ class _Pool:
             plain = KuyrukError(f"{text}: {type(raised).__name__}")
             settlement = _plan(delivery, verdict, None, plain, self._config)
         with self._lock:
-            is_ours = delivery.state == state
-            if is_ours:
+            may_settle = delivery.state == state
+            if may_settle:
                 delivery.state = CLAIMED
                 self._tallies[verdict.tally] += 1
-        if not is_ours:
+        if not may_settle:
             text = "%s from %r has ended after all: what came of it is dropped"
             _log_aside(logging.WARNING, text, delivery, delivery.queue, extra=delivery.extra)
             return None
@@ -6153,6 +6183,7 @@ class _Pool:
             delivery.state, delivery.settled_at = SETTLED, time.monotonic()
 
     def _log_success(self, delivery: _Delivery, verdict: _Verdict, seconds: float) -> None:
+        """Log what has become of a message whose task has returned."""
         is_success = verdict.tally == "succeeded"
         log, level = (_success_logger, logging.INFO) if is_success else (logger, logging.WARNING)
         if log.isEnabledFor(level):
@@ -6184,9 +6215,9 @@ class _Pool:
         with self._lock:
             delivery = next((d for d in self.running if d.run is run), None)
         if delivery is not None and run._cause is not None:
-            self.abandon(delivery, run._cause)
+            self.give_up(delivery, run._cause)
 
-    def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
+    def give_up(self, delivery: _Delivery, cause: BaseException) -> None:
         """Leave its thread to itself, have another take its place, and have its message settled.
         Raise RuntimeError if no thread can be started: then nothing has changed."""
         with self._lock:
@@ -6202,9 +6233,9 @@ class _Pool:
             self.given_up[delivery] = cause
             if delivery.task is not None:
                 self.journal.end(delivery.key)
-        self._settler.do(lambda: self._settle_abandoned(delivery, cause))
+        self._settler.do(lambda: self._settle_given_up(delivery, cause))
 
-    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException) -> None:
+    def _settle_given_up(self, delivery: _Delivery, cause: BaseException) -> None:
         """Settle a delivery whose thread was given up, and log where that is stuck. In the settler;
         not in the watch, which interrupts others meanwhile."""
         stack = _format_stack(delivery.thread)
@@ -6224,7 +6255,7 @@ class _Pool:
 # --- Worker --------------------------------------------------------------------------------------
 
 #: Around what is asked of a queue's channel: if the broker closes that meanwhile, it is no error
-#: here. The reader has noted it, and the supervisor looks after it next (`_look_after_trouble`).
+#: here. The reader has noted it, and the supervisor looks after it next (`_give_up_troubled`).
 _unless_closed = contextlib.suppress(AMQPChannelError)
 
 _WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
@@ -6454,7 +6485,7 @@ class Worker:
             self._wakeup.clear()  # before it looks: what changes from here on sets it again
             if connection.lost is not None:
                 raise _again(connection.lost)
-            self._look_after_trouble()
+            self._give_up_troubled()
             self._pause_or_resume()
             now = time.monotonic()
             if not self._paused:
@@ -6511,7 +6542,7 @@ class Worker:
         self._troubled.append(channel)
         self._wakeup.set()
 
-    def _look_after_trouble(self) -> None:
+    def _give_up_troubled(self) -> None:
         """Give up channels whose queue was deleted or has moved, or that were closed."""
         while self._troubled:
             channel = self._troubled.popleft()
@@ -6560,7 +6591,7 @@ class Worker:
         info = (type(why), why, None)
         self._pool.on_lost(channel, lambda: HeartbeatError(info))
         if oldest is not None and not channel.is_orphaned:
-            self._look_for_timeout(oldest, str(why), time.monotonic() - oldest.arrived_at)
+            self._log_consumer_timeout(oldest, str(why), time.monotonic() - oldest.arrived_at)
 
     def _on_lost(self, error: AMQPError) -> None:
         """Give up all channels: the connection is lost. Nothing is consumed until there is
@@ -6576,7 +6607,7 @@ class Worker:
             _log_aside(logging.WARNING, text, address, error)
         self._notify_owner()
 
-    def _look_for_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
+    def _log_consumer_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
         """Log what to do if RabbitMQ has ended a consumer because a message was in hand too long.
 
         oldest: the oldest that it had. error: what RabbitMQ says. age: seconds since it came.
@@ -6626,6 +6657,7 @@ class Worker:
             self._notify_owner()
 
     def _notify_owner(self) -> None:
+        """Call `on_change`."""
         try:
             self.on_change()
         except BaseException as error:  # its code isn't ours
@@ -6751,7 +6783,7 @@ class Worker:
             # The watch gives up runs; this is for what isn't in one: an import, say.
             for delivery in self._pool.unfinished:
                 cause = delivery.run and delivery.run._cause
-                self._pool.abandon(delivery, cause or Shutdown("the worker stops"))
+                self._pool.give_up(delivery, cause or Shutdown("the worker stops"))
             # The settler settles them: that takes twice RABBIT_PUBLISH_TIMEOUT and a bit, at most.
             self._wait_for_running(lambda: math.inf)
 

@@ -640,7 +640,7 @@ class _Watch:
     def _next_look(self, run: Run, now: float) -> float:
         ...
 
-    def _look_at(self, run: Run) -> None:
+    def _interrupt_or_give_up(self, run: Run) -> None:
         ...
 
 def _warn_of_stuck(run: Run) -> None:
@@ -964,7 +964,7 @@ class _Connection(Stateful):
         ...
 
     @property
-    def unattended(self) -> list[_Outgoing]:
+    def no_wait(self) -> list[_Outgoing]:
         ...
 
     def forget(self) -> None:
@@ -982,7 +982,7 @@ class _Connection(Stateful):
     def hang_up(self) -> None:
         ...
 
-    def abandon(self) -> None:
+    def leave_to_parent(self) -> None:
         ...
 _connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
 C = TypeVar('C')
@@ -1198,7 +1198,7 @@ class _ConfirmChannel(_Channel):
     def forget(self) -> None:
         ...
 
-    def look_for_room(self) -> AMQPError | bool:
+    def find_room(self) -> AMQPError | bool:
         ...
 
     def publish(self, messages: Sequence[_Outgoing]) -> None:
@@ -1279,7 +1279,7 @@ class _Publisher:
     def _attempt(self, keeper: _Keeper, batch: _Batch | None, messages: list[_Outgoing], until: float, alone: bool=False) -> bool:
         ...
 
-    def _look_for_queues(self, connection: _Connection, messages: list[_Outgoing], until: float) -> list[_Outgoing]:
+    def _ensure_queues(self, connection: _Connection, messages: list[_Outgoing], until: float) -> list[_Outgoing]:
         ...
 
     def _wait_for_fates(self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing], until: float) -> None:
@@ -1989,10 +1989,10 @@ class _Pool:
     def _give_up(self, run: Run) -> None:
         ...
 
-    def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
+    def give_up(self, delivery: _Delivery, cause: BaseException) -> None:
         ...
 
-    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException) -> None:
+    def _settle_given_up(self, delivery: _Delivery, cause: BaseException) -> None:
         ...
 _unless_closed = contextlib.suppress(AMQPChannelError)
 _WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
@@ -2094,7 +2094,7 @@ class Worker:
     def _on_channel_trouble(self, channel: _ConsumerChannel) -> None:
         ...
 
-    def _look_after_trouble(self) -> None:
+    def _give_up_troubled(self) -> None:
         ...
 
     def _is_gone(self, channel: _ConsumerChannel) -> bool:
@@ -2109,7 +2109,7 @@ class Worker:
     def _on_lost(self, error: AMQPError) -> None:
         ...
 
-    def _look_for_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
+    def _log_consumer_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
         ...
 
     def _signal(self, signal: Signal, **facts: Any) -> None:
