@@ -12074,7 +12074,8 @@ def test_the_observability_example_reports_counts_traces_and_logs(examples, monk
     assert any("ZeroDivisionError" in line.get("traceback", "") for line in lines), worker.text
     logged = next(line for line in lines if line["text"] == "Dividing 6 by 0")
     assert logged["task"] == event["tags"]["task"]
-    assert logged["id"] == event["contexts"]["message"]["id"]
+    assert logged["task_id"] == event["contexts"]["message"]["id"]
+    assert all("task_id" in line for line in lines if line["text"].startswith("Task "))
 
 
 KUYRUK_SENTRY_PROGRAM = """

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
 
-from kuyruk import Kuyruk, Worker, current_task, signals
+from kuyruk import Kuyruk, LogContext, Worker, current_task, signals
 
 TASKS = Counter("kuyruk_tasks", "Tasks that have ended", ["task", "outcome"])
 TRACER = trace.get_tracer("kuyruk")
@@ -41,13 +41,13 @@ def watch(app: Kuyruk) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """Format a record as one line of JSON, with the task that its thread is running."""
+    """Format a record as one line of JSON, with the task that it is about, if it is about one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        run = current_task()
         facts = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
         facts |= {"text": record.getMessage()}
-        facts |= {"task": run.task.name, "id": str(run.id)} if run is not None else {}
+        about = {key: getattr(record, key, None) for key in ("task", "task_id", "queue")}
+        facts |= {key: str(value) for key, value in about.items() if value is not None}
         facts |= {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
         return json.dumps(facts)
 
@@ -55,6 +55,7 @@ class JsonFormatter(logging.Formatter):
 def log_as_json(app: Kuyruk, worker: Worker) -> None:
     """Replace the log's handlers. The command line keeps what an application has set up."""
     handler = logging.StreamHandler()
+    handler.addFilter(LogContext())
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
