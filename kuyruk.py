@@ -36,8 +36,8 @@ The names for programs
                       task: `Timeout`, `Discard`, `HeartbeatError` and `Shutdown`. What a message
                       can fail with: `InvalidMessage` and `Crashed`. `KuyrukError`: most of them.
 
-Each has its own help, as `help(kuyruk.Run)`. docs/ is the manual. What follows is for those who
-want to change this file, or to know what to expect of it.
+Each has its own help, as `help(kuyruk.Run)`. The manual is docs/ of the source distribution. What
+follows is for those who want to change this file, or to know what to expect of it.
 
 
 The threads, and what each owns

@@ -83,7 +83,6 @@ sys.path.insert(0, str(HERE / "tools"))  # here: programs that tests start impor
 import bench_report
 import chaos
 import fuzz
-import hatch_readme
 import interrupt_proof
 import make_stubs
 import matrix
@@ -11559,6 +11558,12 @@ def test_the_help_of_a_task_is_what_its_function_says(offline):
     assert "Say what it does." in text and "documented on 'kuyruk'" in text
 
 
+def index_shows(text, files=""):
+    import hatch_readme  # here: it needs hatchling, which builds distributions
+
+    return hatch_readme.for_index(text, files)
+
+
 def links_of(text):
     return re.findall(r"]\(([^)\s]+)\)", text)
 
@@ -11567,7 +11572,7 @@ def links_of(text):
 def test_a_package_index_shows_no_link_that_leads_nowhere(files):
     text = PAGES["README.md"].read_text()
     code = [block.text for block in blocks_of("README.md")]
-    shown = hatch_readme.for_index(text, files)
+    shown = index_shows(text, files)
     relative = [target for target in links_of(text) if not target.startswith("https:")]
     assert len(relative) > 20 and all(block in shown for block in code)
     for target in relative:
@@ -11968,8 +11973,7 @@ def test_the_description_of_a_distribution_is_the_readme_of_an_index(distributio
     with zipfile.ZipFile(distributions[2]) as wheel:
         [name] = [each for each in wheel.namelist() if each.endswith("/METADATA")]
         described = wheel.read(name).decode().partition("\n\n")[2]
-    text = PAGES["README.md"].read_text()
-    assert described.strip() == hatch_readme.for_index(text, "").strip()
+    assert described.strip() == index_shows(PAGES["README.md"].read_text()).strip()
 
 
 def test_each_classifier_of_a_python_is_one_that_is_supported():
@@ -12050,7 +12054,7 @@ def test_the_observability_example_reports_counts_traces_and_logs(examples, monk
     for outcome in ("success", "failure"):
         label = f'outcome="{outcome}",task="examples.observability.tasks.divide"'
         assert f"kuyruk_tasks_total{{{label}}} 1.0" in metrics
-    assert "kuyruk_worker_received 2.0" in metrics and "kuyruk_worker_healthy 1.0" in metrics
+    assert "kuyruk_worker_received_total 2.0" in metrics and "kuyruk_worker_healthy 1.0" in metrics
     worker.send(signal.SIGTERM)
     assert worker.exit_code() == 0
 
@@ -12327,3 +12331,14 @@ def test_the_image_of_the_compose_example_has_what_its_installation_needs(tmp_pa
     command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", str(tmp_path)]
     subprocess.run(command, check=True, timeout=TEST_TIMEOUT, stdout=subprocess.DEVNULL)
     assert list((tmp_path / "dist").glob("*.whl"))
+
+
+def test_the_dashboard_example_says_when_rabbitmq_is_away(tmp_path, cli_worker, monkeypatch):
+    monkeypatch.setenv("DASHBOARD_TOKEN", "token")
+    entry = ("-m", "examples.dashboard.dashboard")
+    dashboard = cli_worker(tmp_path, "examples.dashboard.tasks", "--port", "0", url=NOWHERE, entry=entry)  # fmt: skip
+    dashboard.wait_for("Dashboard: http")
+    address = re.search(r"(http://127\.0\.0\.1:\d+/)", dashboard.text)[1]
+    form = "token=token&do=delete&queue=dashboard&id=1"
+    for answer in (fetch(f"{address}?token=token"), fetch(address, "POST", form)):
+        assert answer[0] == 503 and "can't connect to RabbitMQ" in answer[1]

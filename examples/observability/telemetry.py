@@ -11,7 +11,7 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 from prometheus_client import REGISTRY, Counter, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
@@ -63,16 +63,21 @@ def log_as_json(app: Kuyruk, worker: Worker) -> None:
 # --- Prometheus --------------------------------------------------------------
 
 
+#: What `worker.stats` has that isn't counted up, but is so now.
+GAUGES = {"waiting", "suspect", "stuck", "unsettled", "running", "healthy"}
+
+
 class WorkerCollector(Collector):
     """Read `worker.stats` whenever Prometheus asks."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         stats = self.worker.stats | {"healthy": self.worker.healthy}
         for name, value in (stats | {"running": len(stats["running"])}).items():
-            yield GaugeMetricFamily(f"kuyruk_worker_{name}", f"worker.stats[{name!r}]", value)
+            family = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
+            yield family(f"kuyruk_worker_{name}", f"worker.stats[{name!r}]", value)
 
 
 def count(task: str, outcome: str) -> None:
