@@ -1,7 +1,9 @@
 """A dashboard for an application's queues, in one file, with Python's own HTTP server.
 
-    $ python -m examples.dashboard.dashboard examples.checksums.tasks
+    $ python -m kuyruk_worker examples.dashboard.tasks                    # one shell
+    $ python -m examples.dashboard.dashboard examples.dashboard.tasks     # another
     Dashboard: http://127.0.0.1:8080/?token=...
+    $ python -m examples.dashboard.tasks         # a third: a task that fails, and one that waits
 
 The page shows how many messages wait in each queue, how many consumers it has, the failed messages
 with their reason, each with buttons to requeue or delete it, and the tasks that are running now in
