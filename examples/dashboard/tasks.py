@@ -1,6 +1,6 @@
 """Tasks to look at in the dashboard: one fails until a file exists, one waits for a file.
 
-    $ python -m examples.dashboard.tasks         # sends one of each; `touch go` ends the second
+$ python -m examples.dashboard.tasks         # sends one of each; `touch go` ends the second
 """
 
 import time
