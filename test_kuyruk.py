@@ -8286,6 +8286,7 @@ def test_a_signal_to_stop_during_the_import_counts(tmp_path, app_swallows_it):
 import os, signal, time
 import kuyruk
 app = kuyruk.Kuyruk()
+app.config.from_env_vars()
 try:
     os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(600)
@@ -8311,6 +8312,7 @@ def test_a_signal_to_stop_ends_a_process_that_waits_for_threads_of_the_applicati
 import threading, time
 import kuyruk
 app = kuyruk.Kuyruk()
+app.config.from_env_vars()
 threading.Thread(target=time.sleep, args=[600]).start()
 """)
     worker = cli_worker(tmp_path, "tasks", "--max-run-time", "0.01", url=NOWHERE)
@@ -9161,10 +9163,12 @@ def test_version_and_help_need_no_application(tmp_path):
 
 # -- finding the application
 
+#: So that no RabbitMQ is asked that is at the default address.
+CONFIGURED = "import kuyruk\nconfig = kuyruk.Config()\nconfig.from_env_vars()\n"
 CLI_FILES = {
-    "one.py": "import kuyruk\napp = alias = kuyruk.Kuyruk()\n@app.task(queue='ones')\ndef add(): pass\n",
+    "one.py": f"{CONFIGURED}app = alias = kuyruk.Kuyruk(config)\n@app.task(queue='ones')\ndef add(): pass\n",
     "more.py": "from one import app as _hidden\n@_hidden.task(queue='mores')\ndef add(): pass\n",
-    "two.py": "import kuyruk\nfirst = kuyruk.Kuyruk()\nsecond = kuyruk.Kuyruk()\n",
+    "two.py": f"{CONFIGURED}first = kuyruk.Kuyruk(config)\nsecond = kuyruk.Kuyruk(config)\n",
     "none.py": "x = 1\n",
     "user.py": "import one\n",
     "fails.py": "def f():\n    return 1 / 0\nf()\n",
@@ -9174,14 +9178,14 @@ CLI_FILES = {
     "not_installed_either/__init__.py": "import not_installed_either.gone\n",
     "badconfig.py": "import kuyruk\nkuyruk.Config().WORKER_THREADS = 0\n",
     "pkg/__init__.py": "",
-    "pkg/tasks.py": "import kuyruk\napp = kuyruk.Kuyruk()\n",
+    "pkg/tasks.py": f"{CONFIGURED}app = kuyruk.Kuyruk(config)\n",
     "pkg/lazy.py": (
-        "import kuyruk\n"
+        f"{CONFIGURED}"
         "class Lazy:\n    @property\n    def __class__(self): raise RuntimeError('no context')\n"
-        "request = Lazy()\napp = kuyruk.Kuyruk()\n"
+        "request = Lazy()\napp = kuyruk.Kuyruk(config)\n"
     ),
     "foreign.py": "import othercopy\napp = othercopy.Kuyruk()\n",
-    "else_.py": "import kuyruk\nits = kuyruk.Kuyruk()\n@its.task(queue='elses')\ndef send(): pass\n",
+    "else_.py": f"{CONFIGURED}its = kuyruk.Kuyruk(config)\n@its.task(queue='elses')\ndef send(): pass\n",
     "others.py": "import else_ as _e\n@_e.its.task(queue='others')\ndef send(): pass\n",
     "sends.py": "from others import send\n",
     "both.py": "from else_ import its\nfrom one import add\n@its.task(queue='both')\ndef send(): pass\n",
@@ -9371,12 +9375,12 @@ def test_a_vendored_copy_runs_its_own_library(tmp_path, url, cli_worker):
 def test_the_logging_level_is_of_the_command_line(tmp_path, args, shown):
     (tmp_path / "tasks.py").write_text("""
 import kuyruk, logging
-app = kuyruk.Kuyruk()
 class App(kuyruk.Kuyruk):
     def worker(self, *args, **kwargs):
         logging.getLogger("mine").debug("a detail")
         return super().worker(*args, **kwargs)
 app = App()
+app.config.from_env_vars()
 """)
     text = run_cli(tmp_path, "tasks", "--max-run-time", "0.01", *args.split()).stderr
     assert ("worker of" in text) is (shown is not None)
@@ -9393,6 +9397,7 @@ logging.config.dictConfig({
     "root": {"handlers": ["h"], "level": "INFO"},
 })
 app = kuyruk.Kuyruk()
+app.config.from_env_vars()
 """)
     text = run_cli(tmp_path, "tasks", "--max-run-time", "0.01").stderr
     assert "mine: kuyruk " in text and "mine: Stopped" in text
