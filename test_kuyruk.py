@@ -9164,7 +9164,8 @@ def test_version_and_help_need_no_application(tmp_path):
 # -- finding the application
 
 #: So that no RabbitMQ is asked that is at the default address.
-CONFIGURED = "import kuyruk\nconfig = kuyruk.Config()\nconfig.from_env_vars()\n"
+READS = "config = kuyruk.Config()\nconfig.from_env_vars()\n"
+CONFIGURED = f"import kuyruk\n{READS}"
 CLI_FILES = {
     "one.py": f"{CONFIGURED}app = alias = kuyruk.Kuyruk(config)\n@app.task(queue='ones')\ndef add(): pass\n",
     "more.py": "from one import app as _hidden\n@_hidden.task(queue='mores')\ndef add(): pass\n",
@@ -9774,9 +9775,6 @@ def test_a_queue_that_no_task_names_is_warned_of(modules, args, words):
     assert warnings_of(ended.stderr) == words
 
 
-READS = "config = kuyruk.Config()\nconfig.from_env_vars()\n"
-
-
 @pytest.mark.parametrize(
     ("code", "env", "args", "named"),
     [
@@ -9809,7 +9807,8 @@ def test_settings_in_the_environment_that_are_not_read_are_warned_of(
     for key, value in env.items():
         monkeypatch.setenv(f"KUYRUK_{key}", value)
     code += "\napp = kuyruk.Kuyruk(config)\n@app.task\ndef f(): pass\n"
-    (tmp_path / "tasks.py").write_text(f"import kuyruk\n{code}")
+    code = f"import kuyruk\nkuyruk.Config.RABBIT_PORT = 1\n{code}"  # nothing listens there
+    (tmp_path / "tasks.py").write_text(code)
     ended = run_cli(tmp_path, "tasks", "--max-run-time", "0.01", *args, url=None)
     assert ended.returncode == 0, ended.stderr
     warned = warnings_of(ended.stderr)
