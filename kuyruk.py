@@ -4295,6 +4295,8 @@ class Task(Generic[P, R]):
                 raise ValueError(f"throws takes exception classes: not {_shown('throws', each)}")
         if not self.fail_delay and (self.max_fail_delay, self.max_failures) != (None, None):
             raise ValueError("max_fail_delay and max_failures have no effect without a fail_delay")
+        if self.throws and not (self.retry or self.fail_delay):
+            raise ValueError("throws has no effect without a retry or a fail_delay")
         if self.max_fail_delay is not None and self.max_fail_delay < self.fail_delay:
             least = f"the fail_delay of {self.fail_delay:g} seconds"
             raise ValueError(f"max_fail_delay takes at least {least}: not {self.max_fail_delay:g}")
