@@ -83,12 +83,10 @@ STOPPED, FAILED, USAGE, INTERRUPTED, RESTART, QUIT = 0, 1, 2, 3, 4, 131
 FLUSH_TIMEOUT = 1.0
 #: Seconds that an ending process gets beyond its own limits, before it is killed.
 KILL_MARGIN = 15.0
-#: Seconds before a process that died is replaced: at first, and at last (twice as long each time).
+#: Seconds before another process is replaced: at first, and at last (twice as long each time).
 FIRST_PAUSE, LAST_PAUSE = 0.2, 10.0
-#: Seconds without a death after which the pauses begin anew.
+#: Seconds without a replacement after which the pauses begin anew.
 PROVED = 10.0
-#: Seconds between two starts in the place of degraded processes, at the least.
-RESTART_INTERVAL = 5.0
 #: Seconds that a worker process waits for its supervisor's answer.
 ANSWER_TIMEOUT = 1.0
 #: Seconds between two pulses of a worker process. It may be without one for three of them.
@@ -114,9 +112,15 @@ ONE_WISH = 1.0
 MAX_SHOWN = 300
 #: Milliseconds: the longest wait that `poll` takes.
 MAX_POLL = 0x7FFFFFFF
-#: What the supervisor has to know of the application's configuration.
-_SETTINGS = ["WORKER_PROCESSES", "WORKER_MAX_RUN_TIME", "WORKER_SHUTDOWN_TIMEOUT", "WORKER_GRACE"]
-_SETTINGS += ["RABBIT_HEARTBEAT"]
+#: What the supervisor has to know of the application's configuration; its values until a process
+#: has imported that.
+_SETTINGS: dict[str, Any] = {
+    "WORKER_PROCESSES": 1,
+    "WORKER_MAX_RUN_TIME": None,
+    "WORKER_SHUTDOWN_TIMEOUT": None,
+    "WORKER_GRACE": 0,
+    "RABBIT_HEARTBEAT": 0,
+}
 
 
 class UsageError(Exception):
@@ -712,9 +716,9 @@ class _Journal:
     SIZE = SLOT * (1 + SLOTS)
     FREE = 0xFFFF
 
-    def __init__(self, crashes: Mapping[str, tuple[int, int]], file: int = -1) -> None:
-        """crashes: what is known when the process begins. file: the descriptor of an open file for
-        the copy; -1: there is none. Raise OSError if the file system has no room for it."""
+    def __init__(self, crashes: Mapping[str, tuple[int, int]], path: str = "") -> None:
+        """crashes: what is known when the process begins. path: of the copy; "": there is none.
+        Raise OSError if it can't be made, or there is no room for it."""
         import mmap
 
         self.crashes = dict(crashes)
@@ -722,12 +726,20 @@ class _Journal:
         #: By id: set when the supervisor has answered.
         self._asked: dict[str, threading.Event] = {}
         self._memory = mmap.mmap(-1, self.SIZE)
-        self._file = file
         #: The slots of what runs, by id; and those that were of what ran.
         self._taken: dict[str, int] = {}
         self._free: list[int] = []
-        if file >= 0:
-            _write_all(file, bytes(self.SIZE))  # so that its blocks are there
+        self._path, self._file = path, -1
+        if path:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                # So that its blocks are there. A disk that becomes full takes a part.
+                at = 0
+                while at < self.SIZE:
+                    at += os.pwrite(self._file, bytes(self.SIZE - at), at)
+            except BaseException:
+                self.remove()
+                raise
 
     @classmethod
     def read(cls, file: int) -> _Journal:
@@ -843,17 +855,16 @@ class _Journal:
         return ids
 
     def close(self) -> None:
-        """Close the memory and the file. What is in them stays for other processes."""
+        """Close the memory and the copy, which others have open, too."""
         self._memory.close()
         if self._file >= 0:
             os.close(self._file)
 
-
-def _write_all(file: int, data: bytes) -> None:
-    """Write it at the file's beginning. Raise OSError if there is no room."""
-    at = 0
-    while at < len(data):  # a disk that becomes full takes a part of it
-        at += os.pwrite(file, data[at:], at)
+    def remove(self) -> None:
+        """Close it, and remove the copy."""
+        self.close()
+        with contextlib.suppress(OSError):  # there is none, or somebody has removed it
+            os.unlink(self._path)
 
 
 def _try_lock(file: int) -> bool:
@@ -881,7 +892,6 @@ class _State:
         self.crashes: dict[str, tuple[int, int]] = {}
         self._folder = folder
         self._log = log
-        self._files: dict[_Journal, str] = {}
         self._serial = itertools.count(1)
         if folder is not None:
             try:
@@ -892,31 +902,12 @@ class _State:
     def make_journal(self) -> _Journal:
         """Return the journal of another process. Raise OSError if there is no memory for it."""
         if self._folder is not None:
+            name = f"journal-{os.getpid()}-{next(self._serial)}"
             try:
-                return self._make_with_copy(self._folder)
+                return _Journal(self.crashes, os.path.join(self._folder, name))
             except OSError as error:
                 self._warn("what the next process runs isn't noted there", error)
         return _Journal(self.crashes)
-
-    def _make_with_copy(self, folder: str) -> _Journal:
-        """Return a journal that is in the folder, too. Raise OSError if it has no room."""
-        path = os.path.join(folder, f"journal-{os.getpid()}-{next(self._serial)}")
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            journal = _Journal(self.crashes, file)
-        except BaseException:
-            os.close(file)
-            os.unlink(path)
-            raise
-        self._files[journal] = path
-        return journal
-
-    def drop_journal(self, journal: _Journal) -> None:
-        """Remove the journal of a process that has ended."""
-        journal.close()
-        if journal in self._files:
-            with contextlib.suppress(OSError):  # somebody has removed it
-                os.unlink(self._files.pop(journal))
 
     def blame(self, ids: list[str]) -> None:
         """Count that a process has died while it ran these messages. The only suspect among them is
@@ -996,10 +987,10 @@ class _Process:
         worker: Worker,
         signals: _Signals,
         pipe: _Pipe | None,
-        journal: _Journal | None,
-        max_memory: float | None = None,
+        journal: _Journal,
+        max_memory: float | None,
     ) -> None:
-        """pipe, journal: None if there is no supervisor. max_memory: megabytes."""
+        """pipe: None if there is no supervisor. max_memory: megabytes; None: no limit."""
         self._worker = worker
         self._signals = signals
         self._pipe = pipe
@@ -1020,8 +1011,7 @@ class _Process:
             logger.critical("The worker can't start", exc_info=True)
             return FAILED
         while not self._worker.join(0):
-            if self._journal is not None:
-                self._journal.beat()
+            self._journal.beat()
             self._signals.wait([self._pipe] if self._pipe else [], time.monotonic() + PULSE)
             try:
                 self._handle_events()
@@ -1071,7 +1061,7 @@ class _Process:
         elif order == "retire":
             self._worker.stop(math.inf, wait=False)
             self._log(logging.INFO, "Stopping when what runs has ended: %s", argument)
-        elif order == "crashes" and self._journal is not None:
+        elif order == "crashes":
             self._journal.update(argument)
 
     def _report_state(self, pipe: _Pipe) -> None:
@@ -1095,8 +1085,7 @@ class _Process:
     def _stop(self, name: str) -> None:
         """Stop gracefully. name: of the signal."""
         self._is_stopping = True
-        if self._journal is not None:
-            self._journal.stopping = True
+        self._journal.stopping = True
         tasks = _first_names(map(_describe, self._worker.stats["running"]), 5)
         self._worker.stop(wait=False)
         if tasks:
@@ -1301,18 +1290,17 @@ def _be_worker(
     """Be a worker process. Return the exit code, but end the process itself if a thread is stuck:
     Python would wait for that thread for ever."""
     signals.guard_forks()
+    journal = journal or _Journal({})  # nobody reads it
     worker, code = _load_unless_stopped(args, signals, supervised=pipe is not None)
     if worker is not None:
         signals.install()  # handlers that the application has set meanwhile are replaced
-        if pipe is not None and journal is not None:
+        if pipe is not None:
             journal.pipe = pipe
             # It is a Journal, though the library wasn't there to say so.
             worker.journal = journal  # type: ignore[assignment, unused-ignore]
             pipe.send("loaded", {key: getattr(worker.app.config, key) for key in _SETTINGS})
         code = _Process(worker, signals, pipe, journal, args.max_memory).run()
-    signals.code = code
-    if journal is not None:
-        journal.exit_code = code
+    signals.code = journal.exit_code = code
     if worker is not None and (worker.stats["stuck"] or not _stderr_takes_text(FLUSH_TIMEOUT)):
         _exit_now(code)
     return code
@@ -1336,20 +1324,16 @@ def _to_its_end(act: Callable[[], T]) -> T:
     except OSError as error:  # amqpstorm's, too
         if not isinstance(error, BrokenPipeError):
             _complain(UsageError(str(error)))
+        # What couldn't be written the interpreter would try to write once more, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
-    finally:
-        try:
-            sys.stdout.flush()
-        except OSError:  # the interpreter would try it once more, and complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _do_without_worker(args: argparse.Namespace) -> int:
     """Do what `--failed list`, `requeue` or `purge`, or `--status` say. Return the exit code."""
     args.WORKER_LOGGING_LEVEL = args.WORKER_LOGGING_LEVEL or "WARNING"
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what its encoding lacks
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what its encoding lacks; as stderr's
     try:
         worker = _load(args, supervised=False)
         stats = worker.app.queue_stats(worker.queues) if args.status or args.queue else {}
@@ -1400,7 +1384,8 @@ def _do_with_failed(app: Kuyruk, queue: str, args: argparse.Namespace) -> tuple[
             continue
         try:
             if args.failed == "list":
-                print(json.dumps(_facts(message)) if args.json else _line_about(message))
+                facts = {key: getattr(message, key) for key in _FACTS}
+                print(json.dumps(facts) if args.json else _line_about(message))
             else:
                 message.requeue() if args.failed == "requeue" else message.delete()
         except Exception as error:  # whatever is wrong with one message, the others go on
@@ -1418,10 +1403,6 @@ def _do_with_failed(app: Kuyruk, queue: str, args: argparse.Namespace) -> tuple[
     return done, stay
 
 
-def _facts(message: FailedMessage) -> dict[str, Any]:
-    return {key: getattr(message, key) for key in _FACTS}
-
-
 def _line_about(message: FailedMessage) -> str:
     """Return what `--failed list` prints of a message."""
     first_line = str(message.value or "").partition("\n")[0]
@@ -1436,28 +1417,27 @@ def _line_about(message: FailedMessage) -> str:
 class _Child:
     """A worker process, as its supervisor sees it."""
 
+    #: It has imported the application.
+    loaded = False
+    #: It consumes.
+    serving = False
+    #: It has a stuck thread, or uses too much memory.
+    degraded = False
+    #: It was told to end, because another one serves in its place.
+    retiring = False
+    #: We have killed it.
+    killed = False
+    #: When it has last shown that it runs Python code (time.monotonic()), as far as is known.
+    pulse = 0.0
+
     def __init__(self, pid: int, pipe: _Pipe, journal: _Journal) -> None:
-        self.pid = pid
-        self.pipe = pipe
-        self.journal = journal
-        #: It has imported the application.
-        self.loaded = False
-        #: It consumes.
-        self.serving = False
-        #: It has a stuck thread, or uses too much memory.
-        self.degraded = False
-        #: When it has last shown that it runs Python code, as far as is known.
-        self.pulse = 0.0
-        #: It was told to end; it was killed because it didn't.
-        self.retiring = False
-        self.killed = False
+        self.pid, self.pipe, self.journal = pid, pipe, journal
 
 
 def _plan(children: Iterable[_Child], wanted: int) -> tuple[int, int, list[_Child]]:
     """Return what to do so that as many processes as wanted serve, at any time: how many to start
     in the place of such that have ended, how many in the place of such that are degraded, and which
-    to retire, because others serve in their place.
-    """
+    to retire, because others serve in their place."""
     staying = [child for child in children if not child.retiring]
     degraded = [child for child in staying if child.degraded]
     fresh = [child for child in staying if not child.degraded]
@@ -1477,12 +1457,11 @@ class _Supervisor:
         self._signals = signals
         self._log = _make_log(args.WORKER_LOGGING_LEVEL)
         self._children: dict[int, _Child] = {}
-        #: Values of _SETTINGS, as the process has told them that has loaded last.
-        self._settings: dict[str, Any] = {}
+        #: As the process has told them that has imported the application last.
+        self._settings = _SETTINGS
         self._began = time.monotonic()
-        #: Before these times no process is started: in the place of one that has ended, or (the
-        #: time of the last start) of one that is degraded.
-        self._start_at = self._restarted_at = -math.inf
+        #: No process is started before this time.
+        self._start_at = -math.inf
         self._state = _State(args.state, self._log)
         _check_health(args.health)  # now, since it may be in the folder of the state
         #: Questions of processes that aren't answered: of whom, about which message, until when.
@@ -1507,7 +1486,8 @@ class _Supervisor:
                 self._reap()
                 self._answer()
             if self._stopping and not self._children:
-                self._remove_health()
+                with contextlib.suppress(OSError, TypeError):  # there is none
+                    os.unlink(self._args.health)
                 by_weight = [STOPPED, INTERRUPTED, FAILED, USAGE]
                 return max(self._codes, key=by_weight.index, default=STOPPED)
             due = time.monotonic() + DEFECT_PAUSE  # if the next step fails
@@ -1551,7 +1531,7 @@ class _Supervisor:
         """Start no process any more, and stop those that there are. name: of the signal for it."""
         self._stopping = True
         self._pass_on(name)
-        timeout = self._settings.get("WORKER_SHUTDOWN_TIMEOUT")
+        timeout = self._settings["WORKER_SHUTDOWN_TIMEOUT"]
         if timeout is not None:
             self._kill_within(timeout)
 
@@ -1566,7 +1546,7 @@ class _Supervisor:
 
     def _kill_within(self, timeout: float) -> None:
         """Kill what hasn't ended after so many seconds, and its own limits."""
-        at = time.monotonic() + timeout + self._settings.get("WORKER_GRACE", 0) + KILL_MARGIN
+        at = time.monotonic() + timeout + self._settings["WORKER_GRACE"] + KILL_MARGIN
         self._kill_at = min(at, self._kill_at)
 
     def _kill(self, child: _Child, why: str) -> None:
@@ -1624,7 +1604,7 @@ class _Supervisor:
                     self._listen(child)  # its last words
                     self._on_end(child, os.waitstatus_to_exitcode(status))
                     child.pipe.close()
-                    self._state.drop_journal(child.journal)
+                    child.journal.remove()
 
     def _on_end(self, child: _Child, status: int) -> None:
         """Do what the end of a process asks for. status: negative if a signal has killed it."""
@@ -1642,7 +1622,7 @@ class _Supervisor:
     def _on_failed_start(self, child: _Child, code: int, how: str) -> None:
         self._failed_starts += 1
         is_served = any(each.serving for each in self._children.values())
-        if code == USAGE and not self._settings:  # the first, which has said why
+        if code == USAGE and self._settings is _SETTINGS:  # the first, which has said why
             self._give_up(code)
         elif self._failed_starts >= MAX_FAILED_STARTS and not is_served:
             text = "Giving up: %d processes in a row couldn't start (%s)"
@@ -1682,13 +1662,13 @@ class _Supervisor:
     def _manage(self, now: float) -> float:
         """Start, retire and kill. Return when there is something to do again if nothing happens."""
         times = [self._kill_frozen(now), self._report_health(now)]
-        limit = self._settings.get("WORKER_MAX_RUN_TIME")
+        limit = self._settings["WORKER_MAX_RUN_TIME"]
         end = self._began + limit if limit else math.inf
         if now >= end and not self._stopping:
             self._stop("SIGTERM")
             self._log.info("Stopping after %g seconds (max_run_time)", limit)
         if not self._stopping:
-            return min([end, *times, *self._scale(now)])
+            return min(end, *times, self._scale(now))
         if now >= self._kill_at:
             self._kill_at = math.inf
             for child in self._children.values():
@@ -1698,7 +1678,7 @@ class _Supervisor:
     def _kill_frozen(self, now: float) -> float:
         """Kill those that have had no pulse for so long that their connection is lost. Return when
         to look again."""
-        heartbeat = self._settings.get("RABBIT_HEARTBEAT", 0)
+        heartbeat = self._settings["RABBIT_HEARTBEAT"]
         limit = max(FROZEN * heartbeat, 3 * PULSE)
         # Stopped by Ctrl-Z, say, as its children were: they get time anew.
         late = now - self._looked_at > 2 * PULSE
@@ -1706,23 +1686,16 @@ class _Supervisor:
         for child in self._children.values() if heartbeat else ():
             pulse = child.journal.pulse  # once: the first may come between two looks at it
             child.pulse = now if late else max(child.pulse, pulse)
-            if not pulse or now - child.pulse <= limit:
+            if not pulse or now - child.pulse <= limit or child.killed:
                 continue
-            # A worker that has ended leaves the threads of the application, which Python waits for:
-            # at a stop as long as they take.
-            has_ended = child.journal.exit_code is not None
-            if has_ended and self._stopping:
-                continue
-            child.pulse = math.inf  # once
-            why = f"no Python code has run for {limit:g} seconds (C code holds Python's lock?)"
-            if has_ended:
-                why = f"its worker has ended; {limit:g} s later the application's threads haven't"
-            self._kill(child, why)
+            if child.journal.exit_code is None:
+                text = "no Python code has run for %g seconds (C code holds Python's lock?)"
+                self._kill(child, text % limit)
+            # Python waits for the application's threads: at a stop, as long as they take.
+            elif not self._stopping:
+                text = "its worker has ended; %g seconds later the application's threads haven't"
+                self._kill(child, text % limit)
         return now + PULSE if heartbeat else math.inf
-
-    def _remove_health(self) -> None:
-        with contextlib.suppress(OSError, TypeError):  # there is none
-            os.unlink(self._args.health)
 
     def _report_health(self, now: float) -> float:
         """Touch the file if all is well. Return when to do it again."""
@@ -1733,7 +1706,7 @@ class _Supervisor:
             child.serving and now - child.journal.pulse < 3 * PULSE
             for child in self._children.values()
         )
-        if self._stopping or serving < self._settings.get("WORKER_PROCESSES", 1):
+        if self._stopping or serving < self._settings["WORKER_PROCESSES"]:
             self._health_at = -math.inf  # at once, when it is well again
             return math.inf
         if now >= self._health_at:
@@ -1745,20 +1718,17 @@ class _Supervisor:
                 self._log.error("Can't write the health file: %s", error)
         return self._health_at
 
-    def _scale(self, now: float) -> list[float]:
-        """Have as many processes as wanted. Return times at which to look again."""
-        wanted = self._settings.get("WORKER_PROCESSES", 1)  # not known before one has loaded
+    def _scale(self, now: float) -> float:
+        """Have as many processes as wanted. Return when to look again."""
+        wanted = self._settings["WORKER_PROCESSES"]
         ended, degraded, to_retire = _plan(list(self._children.values()), wanted)
         for child in to_retire:
             child.retiring = child.pipe.send("retire", "another process has taken its place")
-        restart_at = max(self._start_at, self._restarted_at + RESTART_INTERVAL)
-        if degraded and now >= restart_at:
-            self._restarted_at = now
-            self._start(degraded)
-        if ended and now >= self._start_at:
-            self._start(ended)
-        times = [self._start_at] * ended + [restart_at] * degraded
-        return [at for at in times if at > now]
+        if ended + degraded and now >= self._start_at:
+            self._start(ended + degraded)
+            if degraded:
+                self._pause()  # what degrades each of them at once must not keep a CPU busy
+        return self._start_at if ended + degraded and self._start_at > now else math.inf
 
     def _start(self, count: int) -> None:
         try:
@@ -1775,7 +1745,7 @@ class _Supervisor:
             undo.callback(ours.close)
             undo.callback(theirs.close)
             journal = self._state.make_journal()
-            undo.callback(self._state.drop_journal, journal)
+            undo.callback(journal.remove)
             # No signal may come between the fork and the child's own handlers: it would be noted by
             # a copy of the supervisor's, which nobody looks at.
             undo.callback(self._signals.unblock)

@@ -9644,7 +9644,7 @@ def test_a_full_disk_costs_the_state_and_nothing_else(tmp_path, monkeypatch, cap
         journal.begin("b")
         journal.end("a")
         assert journal.running == ["b"] and journal.exit_code is None
-        state.drop_journal(journal)
+        journal.remove()
     assert "isn't noted there: [Errno 28] No space left on device" in caplog.text
     monkeypatch.setattr(json, "dump", no_room)
     state.blame(["b"])
