@@ -223,8 +223,6 @@ _OPTIONS = {
     "RABBIT_URL": (["--broker"], "URL", "the broker's, as amqp://user:password@host:port/vhost (a"
                    " password is better kept in the configuration: others can read commands)"),
 }  # fmt: skip
-#: How to read the option's value; the others are numbers.
-_READ: dict[str, Callable[[str], object]] = {"WORKER_LOGGING_LEVEL": str.upper, "RABBIT_URL": str}
 #: How texts call the options.
 _FLAGS = {key: "/".join(flags) for key, (flags, *_) in _OPTIONS.items()}
 
@@ -280,7 +278,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     text = "consume this one, not all that the tasks name; repeatable; NAME.localhost: this"
     add("-q", "--queue", action="append", help=f"{text} machine's")
     for key, (flags, metavar, text) in _OPTIONS.items():
-        read = _READ.get(key, _number)
+        read = {"LEVEL": str.upper, "URL": str}.get(metavar, _number)
         add(*flags, dest=key, type=read, metavar=metavar, help=f"{text} [{key}]")
     text = "replace a process that uses more megabytes, when another consumes in its place"
     add("--max-memory", type=_number, metavar="MB", help=text)
@@ -750,6 +748,7 @@ class _Journal:
         return journal
 
     def _write(self, at: int, data: bytes) -> None:
+        """Write to the memory, and to the copy if that can be."""
         self._memory[at : at + len(data)] = data
         if self._file >= 0:
             with contextlib.suppress(OSError):
@@ -760,21 +759,23 @@ class _Journal:
     def begin(self, id: str) -> None:
         """Note that a message begins to run. If there is no room the supervisor won't know."""
         data = id.encode("utf-8", "surrogatepass")
-        slot = self._free.pop() if self._free else len(self._taken) + 1
-        if slot <= self.SLOTS and len(data) <= self.SLOT - 2:
-            self._taken[id] = slot
+        slot = self._free[-1] if self._free else len(self._taken) + 1
+        if slot <= self.SLOTS and 0 < len(data) <= self.SLOT - 2:
             # The process can be killed between any two of these statements: so the length, by which
-            # the id counts, comes last.
+            # the id counts, comes after it. And if one fails (no memory), the slot is as it was.
             at = slot * self.SLOT
             self._memory[at + 2 : at + 2 + len(data)] = data
             self._write(at, len(data).to_bytes(2, "little") + data)
+            self._taken[id] = slot
+            del self._free[-1:]
 
     def end(self, id: str) -> None:
         """Note that it runs no longer. May be called again."""
-        slot = self._taken.pop(id, None)
+        slot = self._taken.get(id)
         if slot is not None:
             self._write(slot * self.SLOT, self.FREE.to_bytes(2, "little"))
             self._free.append(slot)
+            del self._taken[id]
 
     def count(self, id: str) -> tuple[int, int]:
         """Ask the supervisor how many processes have died while the message ran, and for how many
@@ -843,15 +844,18 @@ class _Journal:
 
     @property
     def running(self) -> list[str]:
-        """The ids of the messages that it runs, or ran when it died. Raise ValueError if that is
-        nonsense, in another one's file."""
+        """The ids of the messages that it runs, or ran when it died."""
         ids = []
         for at in range(self.SLOT, self.SIZE, self.SLOT):
             length = int.from_bytes(self._memory[at : at + 2], "little")
             if not length:
                 break
-            if length != self.FREE:
-                ids.append(self._memory[at + 2 : at + 2 + length].decode("utf-8", "surrogatepass"))
+            # 1. Here: the length of an id. 2. The process that lives: ends, and begins another one.
+            # 3. Here: a part of that. It may be no text, and is nobody's id: it began just now.
+            with contextlib.suppress(ValueError):
+                if length != self.FREE:
+                    data = self._memory[at + 2 : at + 2 + length]
+                    ids.append(data.decode("utf-8", "surrogatepass"))
         return ids
 
     def close(self) -> None:
@@ -926,6 +930,7 @@ class _State:
             self._save()
 
     def _save(self) -> None:
+        """Write the crashes to the folder, if there is one: all of them, or it stays as it was."""
         if self._folder is None:
             return
         path = os.path.join(self._folder, "crashes.json")
@@ -965,8 +970,7 @@ class _State:
                 return  # the process lives, and stops by itself
             with contextlib.closing(_Journal.read(file)) as journal:
                 if journal.exit_code is None and not journal.stopping:
-                    with contextlib.suppress(ValueError):
-                        self.blame(journal.running)
+                    self.blame(journal.running)
             os.unlink(path)
         finally:
             os.close(file)
@@ -1024,6 +1028,7 @@ class _Process:
         return RESTART if self._worker.stats["stuck"] else STOPPED
 
     def _handle_events(self) -> None:
+        """Do what has come, and tell the supervisor what has changed."""
         while self._signals.names:
             self._on_signal(self._signals.names.popleft())
         if self._pipe is None:
@@ -1066,21 +1071,17 @@ class _Process:
 
     def _report_state(self, pipe: _Pipe) -> None:
         """Tell the supervisor what has changed."""
-        is_stuck = self._worker.stats["stuck"] > 0
-        if not is_stuck and self._max_memory is not None and not self._is_too_large:
+        degraded = self._worker.stats["stuck"] > 0 or self._is_too_large
+        if not degraded and self._max_memory is not None:
+            used = _memory_used()
             # What it was once above it will be above again: so it is never taken back.
-            self._is_too_large = self._exceeds(self._max_memory)
-        state = {"serving": self._worker.healthy, "degraded": is_stuck or self._is_too_large}
+            degraded = self._is_too_large = used > self._max_memory
+            if degraded:
+                text = "This process uses %.0f MB (--max-memory %g): another takes its place"
+                self._log(logging.WARNING, text, used, self._max_memory)
+        state = {"serving": self._worker.healthy, "degraded": degraded}
         if state != self._reported and pipe.send("state", state):
             self._reported = state
-
-    def _exceeds(self, limit: float) -> bool:
-        """Return whether the process has more megabytes in memory; log it if it has."""
-        used = _memory_used()
-        if used > limit:
-            text = "This process uses %.0f MB (--max-memory %g): another takes its place"
-            self._log(logging.WARNING, text, used, limit)
-        return used > limit
 
     def _stop(self, name: str) -> None:
         """Stop gracefully. name: of the signal."""
@@ -1115,6 +1116,7 @@ def _memory_used() -> float:
 
 
 def _describe(run: dict[str, Any]) -> str:
+    """Return what a log says of a running task."""
     return f"{_shown(run['task'])} [{_shown(run['id'])}] for {run['seconds']:.1f} s"
 
 
@@ -1266,6 +1268,8 @@ def _load_unless_stopped(
     code for that."""
     try:
         try:
+            # 1. The supervisor: blocks signals, and forks. 2. A signal to stop comes: it is kept
+            # back. 3. Here: from this line on it raises _Stopped, in this block and nowhere else.
             signals.loading = True
             signals.unblock()
             return _load(args, supervised), STOPPED
@@ -1301,6 +1305,7 @@ def _be_worker(
             pipe.send("loaded", {key: getattr(worker.app.config, key) for key in _SETTINGS})
         code = _Process(worker, signals, pipe, journal, args.max_memory).run()
     signals.code = journal.exit_code = code
+    # Python would wait for a stuck thread; or to write to stderr, if nobody reads it.
     if worker is not None and (worker.stats["stuck"] or not _stderr_takes_text(FLUSH_TIMEOUT)):
         _exit_now(code)
     return code
@@ -1438,11 +1443,14 @@ def _plan(children: Iterable[_Child], wanted: int) -> tuple[int, int, list[_Chil
     """Return what to do so that as many processes as wanted serve, at any time: how many to start
     in the place of such that have ended, how many in the place of such that are degraded, and which
     to retire, because others serve in their place."""
+    # Those that retire count no more, and those that start count as if they served: or each look
+    # would start one more.
     staying = [child for child in children if not child.retiring]
     degraded = [child for child in staying if child.degraded]
     fresh = [child for child in staying if not child.degraded]
     serving = [child for child in fresh if child.serving]
     ended = max(0, wanted - len(fresh) - len(degraded))
+    # Too many serve when the configuration has changed: the process that loads it last tells.
     surplus = max(0, len(serving) - wanted)
     replaced = max(0, len(serving) - surplus + len(degraded) - wanted)
     return ended, max(0, wanted - len(fresh)) - ended, serving[:surplus] + degraded[:replaced]
@@ -1473,8 +1481,8 @@ class _Supervisor:
         self._stopping = False
         #: When those that have not ended are killed.
         self._kill_at = math.inf
-        #: When it last looked for pulses, and when it looks after the health file again.
-        self._looked_at, self._health_at = math.inf, -math.inf
+        #: When it last looked for pulses: every PULSE seconds.
+        self._looked_at = -math.inf
         #: Exit codes of processes, as `_last_code` reads them; and its own, if it gives up.
         self._codes: list[int] = []
         signals.quit = self._quit
@@ -1524,6 +1532,7 @@ class _Supervisor:
             self._pass_on(name)
 
     def _pass_on(self, name: str) -> None:
+        """Send the signal to all processes."""
         for child in self._children.values():
             _send_signal(child, getattr(signal, name))
 
@@ -1550,6 +1559,7 @@ class _Supervisor:
         self._kill_at = min(at, self._kill_at)
 
     def _kill(self, child: _Child, why: str) -> None:
+        """Kill a process, and log why."""
         child.killed = True
         _send_signal(child, signal.SIGKILL)
         self._log.error("Process %d is killed, what it runs will run again: %s", child.pid, why)
@@ -1620,6 +1630,7 @@ class _Supervisor:
             self._log.warning(text, child.pid, self._pause())
 
     def _on_failed_start(self, child: _Child, code: int, how: str) -> None:
+        """Try again, or give up: what has failed so often won't do better, if nothing serves."""
         self._failed_starts += 1
         is_served = any(each.serving for each in self._children.values())
         if code == USAGE and self._settings is _SETTINGS:  # the first, which has said why
@@ -1633,13 +1644,14 @@ class _Supervisor:
             self._log.error(text, child.pid, how, self._pause())
 
     def _give_up(self, code: int) -> None:
+        """Stop, with this exit code at the least."""
         self._codes.append(code)
         self._stop("SIGTERM")
 
     def _on_death(self, child: _Child, how: str) -> None:
         """Note who may be to blame for the death of a process."""
         suspects = child.journal.running
-        # Of a suspect it is to be expected, and not for long: it has a limit.
+        # The death of a suspect is to be expected, and it has a limit: the others need not wait.
         if any(id in self._state.crashes for id in suspects):
             self._last_pause = 0
         self._state.blame(suspects)
@@ -1661,23 +1673,25 @@ class _Supervisor:
 
     def _manage(self, now: float) -> float:
         """Start, retire and kill. Return when there is something to do again if nothing happens."""
-        times = [self._kill_frozen(now), self._report_health(now)]
+        if now >= self._looked_at + PULSE:
+            self._kill_frozen(now)
+            self._report_health(now)
+        look_at = self._looked_at + PULSE
         limit = self._settings["WORKER_MAX_RUN_TIME"]
         end = self._began + limit if limit else math.inf
         if now >= end and not self._stopping:
             self._stop("SIGTERM")
             self._log.info("Stopping after %g seconds (max_run_time)", limit)
         if not self._stopping:
-            return min(end, *times, self._scale(now))
+            return min(end, look_at, self._scale(now))
         if now >= self._kill_at:
             self._kill_at = math.inf
             for child in self._children.values():
                 self._kill(child, "it doesn't end")
-        return min(self._kill_at, *times)
+        return min(self._kill_at, look_at)
 
-    def _kill_frozen(self, now: float) -> float:
-        """Kill those that have had no pulse for so long that their connection is lost. Return when
-        to look again."""
+    def _kill_frozen(self, now: float) -> None:
+        """Kill those that have had no pulse for so long that their connection is lost."""
         heartbeat = self._settings["RABBIT_HEARTBEAT"]
         limit = max(FROZEN * heartbeat, 3 * PULSE)
         # Stopped by Ctrl-Z, say, as its children were: they get time anew.
@@ -1695,28 +1709,20 @@ class _Supervisor:
             elif not self._stopping:
                 text = "its worker has ended; %g seconds later the application's threads haven't"
                 self._kill(child, text % limit)
-        return now + PULSE if heartbeat else math.inf
 
-    def _report_health(self, now: float) -> float:
-        """Touch the file if all is well. Return when to do it again."""
-        path = self._args.health
-        if path is None:
-            return math.inf
+    def _report_health(self, now: float) -> None:
+        """Touch the health file if all is well."""
         serving = sum(
             child.serving and now - child.journal.pulse < 3 * PULSE
             for child in self._children.values()
         )
-        if self._stopping or serving < self._settings["WORKER_PROCESSES"]:
-            self._health_at = -math.inf  # at once, when it is well again
-            return math.inf
-        if now >= self._health_at:
-            self._health_at = now + PULSE
+        is_well = serving >= self._settings["WORKER_PROCESSES"] and not self._stopping
+        if self._args.health is not None and is_well:
             try:
-                with open(path, "w") as file:
+                with open(self._args.health, "w") as file:
                     file.write(f"{_counted(serving, 'process')} consume{'s' * (serving == 1)}\n")
             except OSError as error:
                 self._log.error("Can't write the health file: %s", error)
-        return self._health_at
 
     def _scale(self, now: float) -> float:
         """Have as many processes as wanted. Return when to look again."""
@@ -1731,6 +1737,7 @@ class _Supervisor:
         return self._start_at if ended + degraded and self._start_at > now else math.inf
 
     def _start(self, count: int) -> None:
+        """Start so many processes. What can't be started now is tried again after a pause."""
         try:
             for _ in range(count):
                 self._fork()
@@ -1751,7 +1758,7 @@ class _Supervisor:
             undo.callback(self._signals.unblock)
             self._signals.block()
             pid = os.fork()
-            undo.pop_all()
+            undo.pop_all()  # from here on each process closes what it doesn't need
         if not pid:
             code = FAILED
             try:
@@ -1786,6 +1793,7 @@ class _Supervisor:
 
 
 def _send_signal(child: _Child, number: int) -> None:
+    """Send a signal to a process, if it is there."""
     # A child that has ended and isn't reaped yet is a zombie: its pid is nobody else's. It may have
     # been reaped just now, if this is a signal's handler.
     with contextlib.suppress(ProcessLookupError):

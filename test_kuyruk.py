@@ -10399,6 +10399,25 @@ def test_a_message_through_a_full_pipe_is_whole_or_its_sender_knows(pipes):
     assert [int(id.rstrip("é")) for _, id in received] == sent
 
 
+def test_a_journal_survives_what_fails_and_what_is_no_text(journal, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    for id in "abc":
+        journal.begin(id)
+    for id in ("new", "b"):  # in a new slot, and in one that was used
+        journal.end(id)
+        with monkeypatch.context() as patch:
+            patch.setattr(journal, "_write", fail)
+            with pytest.raises(MemoryError):
+                journal.begin(id)
+    for id in "def":
+        journal.begin(id)
+    assert sorted(journal.running) == list("acdef")
+    journal._memory[journal.SLOT + 2] = 0xFF  # as if "a" were being written just now
+    assert sorted(journal.running) == list("cdef")
+
+
 # --- Quorum queues, and a cluster ----------------------------------------------
 
 QUORUM = {"x-queue-type": "quorum"}
