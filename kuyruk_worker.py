@@ -1297,7 +1297,9 @@ def _be_worker(
     journal = journal or _Journal({})  # nobody reads it
     worker, code = _load_unless_stopped(args, signals, supervised=pipe is not None)
     if worker is not None:
-        signals.install()  # handlers that the application has set meanwhile are replaced
+        # The application may have set handlers of its own, and blocked signals.
+        signals.install()
+        signals.unblock()
         if pipe is not None:
             journal.pipe = pipe
             # It is a Journal, though the library wasn't there to say so.

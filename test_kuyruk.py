@@ -10418,6 +10418,20 @@ def test_a_journal_survives_what_fails_and_what_is_no_text(journal, monkeypatch)
     assert sorted(journal.running) == list("cdef")
 
 
+def test_signals_that_the_application_blocks_at_its_import_are_heard(tmp_path, cli_worker):
+    (tmp_path / "tasks.py").write_text("""
+import signal
+import kuyruk
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+config = kuyruk.Config()
+config.from_env_vars()
+app = kuyruk.Kuyruk(config)
+""")
+    worker = cli_worker(tmp_path, "tasks", url=NOWHERE)
+    worker.wait_for("Waiting for RabbitMQ")
+    worker.stop()
+
+
 # --- Quorum queues, and a cluster ----------------------------------------------
 
 QUORUM = {"x-queue-type": "quorum"}
