@@ -157,14 +157,14 @@ def _first_names(names: Iterable[str], most: int) -> str:
 
 
 def _say(*lines: str) -> None:
-    """Print on stderr, if anybody reads it: who doesn't ends nothing."""
+    """Print lines on stderr; nothing, and no error, if nobody reads it any more."""
     with contextlib.suppress(OSError, ValueError):
         print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def _stderr_takes_text(timeout: float) -> bool:
-    """Return whether a line can be written to stderr at once, or can be within so many seconds: who
-    reads it may stand still, and then a write waits without an end."""
+    """Return whether a line can be written to stderr, now or within so many seconds. It can't if
+    whoever reads a pipe has stopped to do so: a write would wait without an end."""
     if not hasattr(select, "poll"):
         return True
     poll = select.poll()
@@ -239,6 +239,7 @@ class _Version(argparse.Action):
     """Prints the library's version, which is imported for nothing else here."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        """Print it, and end the program."""
         print(f"kuyruk {_library().__version__}")
         parser.exit()
 
@@ -499,7 +500,7 @@ class _Stopped(BaseException):
 
 
 class _Signals:
-    """The signals that have come. Its owner, the main thread, waits for them and for others. Those
+    """Collects signals for the main thread, which waits for them, for pipes and for `wake`. Signals
     that the platform lacks never come."""
 
     TO_STOP = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")
@@ -518,8 +519,8 @@ class _Signals:
         self.code: int | None = None
         #: What SIGQUIT does, in its handler, because it is for when nothing else helps.
         self.quit: Callable[[], object] = _quit
-        #: Why this, and not only the handlers: one that comes just before a wait begins must end
-        #: it.
+        #: What each signal writes to, and the wait reads. Handlers alone aren't enough: 1. The main
+        #: thread: finds no names. 2. A signal: its handler adds one. 3. The main thread: waits.
         self._reader, self._writer = _make_pipe()
         names = [name for name in (*self.NAMES, *more) if hasattr(signal, name)]
         numbers = {name: getattr(signal, name) for name in names}
@@ -535,11 +536,11 @@ class _Signals:
         if os.name != "nt":
             signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in self._numbers:
-            signal.signal(number, self._note)
+            signal.signal(number, self._handle)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal. This runs between any two instructions of the main thread: only deques
-        and flags may change here."""
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal. This runs between any two instructions of the main thread: so it may
+        only change deques and flags, end the process, or raise where that is expected."""
         name = signal.Signals(number).name
         if name == "SIGQUIT":
             self.quit()
@@ -581,12 +582,12 @@ class _Signals:
             os.read(self._reader, 4096)
 
     def block(self) -> None:
-        """Let none come until `unblock`: for a fork, after which the new process has handlers of
-        its own to install."""
+        """Hold signals back until `unblock`: for a fork, after which the new process has handlers
+        of its own to install."""
         signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
 
     def unblock(self) -> None:
-        """Let them come, and those that `block` has held back."""
+        """Let signals come again; those that were held back come now."""
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
 
@@ -599,14 +600,14 @@ class _Signals:
             )
 
     def _restore(self) -> None:
-        """Be as if this had never been, in a forked process."""
+        """Undo `install`, in a forked process: its signals do what they did before us."""
         signal.set_wakeup_fd(-1)
         for number in self._numbers:
             signal.signal(number, self.before[number])
         self.unblock()
 
     def close(self) -> None:
-        """Close the descriptors: in a forked process, which has another one of these."""
+        """Close the descriptors, in a forked process that makes a `_Signals` of its own."""
         os.close(self._reader)
         os.close(self._writer)
 
@@ -665,8 +666,8 @@ class _Pipe:
         return self._reader
 
     def send(self, *message: Any) -> bool:
-        """Send without waiting. Return False if that can't be: the other process is gone, or has
-        read nothing for long."""
+        """Send a message without waiting. Return False if it can't be sent: the other process is
+        gone, or has read nothing for long."""
         try:
             os.write(self._writer, json.dumps(message).encode() + b"\n")
         except OSError:
@@ -674,7 +675,7 @@ class _Pipe:
         return True
 
     def receive(self) -> list[list[Any]] | None:
-        """Return what has come, perhaps nothing; None when the other process is gone."""
+        """Return the messages that have come, perhaps none; None when the other process is gone."""
         try:
             data = os.read(self._reader, 0x10000)
         except BlockingIOError:
@@ -783,8 +784,7 @@ class _Journal:
         died just now may have had it, and the broker can be faster than the news."""
         # Two threads may ask about one message: both wait for the same answer.
         answered = self._asked.setdefault(id, threading.Event())
-        if self.pipe is not None:
-            self.pipe.send("ask", id)
+        if self.pipe is not None and self.pipe.send("ask", id):
             answered.wait(ANSWER_TIMEOUT)
         self._asked.pop(id, None)
         return self.crashes.get(id, (0, 0))
@@ -819,7 +819,7 @@ class _Journal:
 
     @property
     def exit_code(self) -> int | None:
-        """What the process ends with; None: it runs, or has died."""
+        """Return what the process ends with; None: it runs, or has died."""
         return self._memory[0] - 1 if self._memory[0] else None
 
     @exit_code.setter
@@ -829,7 +829,7 @@ class _Journal:
 
     @property
     def stopping(self) -> bool:
-        """Whether it was told to end: then what runs when it is killed is not to blame."""
+        """Return whether it was told to end: then what it runs is not to blame if it is killed."""
         return self._memory[1] != 0
 
     @stopping.setter
@@ -839,12 +839,12 @@ class _Journal:
 
     @property
     def pulse(self) -> int:
-        """When it last showed that it runs Python code (time.monotonic()); 0: not yet."""
+        """Return when it last showed that it runs Python code (time.monotonic()); 0: not yet."""
         return int.from_bytes(self._memory[8:16], "little")
 
     @property
     def running(self) -> list[str]:
-        """The ids of the messages that it runs, or ran when it died."""
+        """Return the ids of the messages that it runs, or ran when it died."""
         ids = []
         for at in range(self.SLOT, self.SIZE, self.SLOT):
             length = int.from_bytes(self._memory[at : at + 2], "little")
@@ -930,7 +930,7 @@ class _State:
             self._save()
 
     def _save(self) -> None:
-        """Write the crashes to the folder, if there is one: all of them, or it stays as it was."""
+        """Write the crashes to the folder, if there is one. The file is never half of them."""
         if self._folder is None:
             return
         path = os.path.join(self._folder, "crashes.json")
@@ -942,6 +942,7 @@ class _State:
             self._warn("what brought processes down is forgotten when this worker ends", error)
 
     def _warn(self, effect: str, error: OSError) -> None:
+        """Log what it means that the folder can't be written."""
         self._log.warning("--state %s can't be written, %s: %s", self._folder, effect, error)
 
     def _take_over(self, folder: str) -> None:
@@ -963,7 +964,8 @@ class _State:
                     self._read_left_behind(os.path.join(folder, name))
 
     def _read_left_behind(self, path: str) -> None:
-        """Blame what the journal of a process names whose supervisor is gone. Raise OSError."""
+        """Read and remove the journal of a process whose supervisor is gone; blame what it ran if
+        it was killed. Raise OSError."""
         file = os.open(path, os.O_RDWR)
         try:
             if not _try_lock(file):
@@ -1442,11 +1444,10 @@ class _Child:
 
 
 def _plan(children: Iterable[_Child], wanted: int) -> tuple[int, int, list[_Child]]:
-    """Return what to do so that as many processes as wanted serve, at any time: how many to start
-    in the place of such that have ended, how many in the place of such that are degraded, and which
-    to retire, because others serve in their place."""
-    # Those that retire count no more, and those that start count as if they served: or each look
-    # would start one more.
+    """Return what to do so that as many processes as wanted serve at any time: how many to start
+    because others have ended, how many because others are degraded, and which to retire because
+    others serve in their place."""
+    # A process that starts counts as if it served already: or each look would start one more.
     staying = [child for child in children if not child.retiring]
     degraded = [child for child in staying if child.degraded]
     fresh = [child for child in staying if not child.degraded]
@@ -1674,7 +1675,8 @@ class _Supervisor:
     # -- what is to be done
 
     def _manage(self, now: float) -> float:
-        """Start, retire and kill. Return when there is something to do again if nothing happens."""
+        """Start, retire and kill. Return the time.monotonic() at which there is something to do if
+        nothing happens until then."""
         if now >= self._looked_at + PULSE:
             self._kill_frozen(now)
             self._report_health(now)
@@ -1707,7 +1709,8 @@ class _Supervisor:
             if child.journal.exit_code is None:
                 text = "no Python code has run for %g seconds (C code holds Python's lock?)"
                 self._kill(child, text % limit)
-            # Python waits for the application's threads: at a stop, as long as they take.
+            # Python waits for the application's threads. At a stop they may take as long as they
+            # want, but a process that is to be replaced takes the place of one that works.
             elif not self._stopping:
                 text = "its worker has ended; %g seconds later the application's threads haven't"
                 self._kill(child, text % limit)
@@ -1727,7 +1730,8 @@ class _Supervisor:
                 self._log.error("Can't write the health file: %s", error)
 
     def _scale(self, now: float) -> float:
-        """Have as many processes as wanted. Return when to look again."""
+        """Start and retire, so that as many processes as wanted serve. Return when to look again
+        (time.monotonic())."""
         wanted = self._settings["WORKER_PROCESSES"]
         ended, degraded, to_retire = _plan(list(self._children.values()), wanted)
         for child in to_retire:
