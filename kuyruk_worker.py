@@ -278,9 +278,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("modules", nargs="+", metavar="MODULE", help=f"{text} more tasks")
     text = "consume this one, not all that the tasks name; repeatable; NAME.localhost: this"
     add("-q", "--queue", action="append", help=f"{text} machine's")
+    read: dict[str, Callable[[str], object]] = {"LEVEL": str.upper, "URL": str}
     for key, (flags, metavar, text) in _OPTIONS.items():
-        read = {"LEVEL": str.upper, "URL": str}.get(metavar, _number)
-        add(*flags, dest=key, type=read, metavar=metavar, help=f"{text} [{key}]")
+        how = read.get(metavar, _number)
+        add(*flags, dest=key, type=how, metavar=metavar, help=f"{text} [{key}]")
     text = "replace a process that uses more megabytes, when another consumes in its place"
     add("--max-memory", type=_number, metavar="MB", help=text)
     text = "remember there what brought processes down, across restarts of the whole worker, too"
