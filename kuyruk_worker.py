@@ -465,11 +465,9 @@ def _import(name: str) -> ModuleType | None:
     except BaseException as error:  # a sys.exit() in the module, too
         trace = error.__traceback__
         # The first frames are this one's and those of Python's import.
-        ours = (_import.__code__.co_filename, importlib.__file__)
-        while trace is not None and (
-            (file := trace.tb_frame.f_code.co_filename) in ours
-            or file.startswith("<frozen importlib")
-        ):
+        ours = [_import.__code__.co_filename, importlib.__file__]
+        ours += ["<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>"]
+        while trace is not None and trace.tb_frame.f_code.co_filename in ours:
             trace = trace.tb_next
         if isinstance(error, ModuleNotFoundError) and trace is None:
             return None
@@ -791,7 +789,7 @@ class _Journal:
         return self.crashes.get(id, (0, 0))
 
     def update(self, counts: Mapping[str, tuple[int, int]]) -> None:
-        """Take the supervisor's answer: the counts of messages, (0, 0) for those without."""
+        """Take what the supervisor tells: the counts of messages, (0, 0) for those without."""
         for id, (deaths, blames) in counts.items():
             self.crashes[id] = deaths, blames
             if not deaths:
@@ -914,16 +912,18 @@ class _State:
                 self._warn("what the next process runs isn't noted there", error)
         return _Journal(self.crashes)
 
-    def blame(self, ids: list[str]) -> None:
-        """Count that a process has died while it ran these messages. The only suspect among them is
-        to blame, or the only message if there is no suspect."""
+    def blame(self, ids: list[str]) -> dict[str, tuple[int, int]]:
+        """Count that a process has died while it ran these messages; return their new counts. The
+        only suspect among them is to blame, or the only message if there is no suspect."""
         suspects = [id for id in ids if id in self.crashes] or ids
+        news = {}
         for id in ids:
             deaths, blames = self.crashes.pop(id, (0, 0))  # it is the latest now
-            self.crashes[id] = deaths + 1, blames + (suspects == [id])
+            news[id] = self.crashes[id] = deaths + 1, blames + (suspects == [id])
         for id in list(self.crashes)[:-MAX_SUSPECTS]:
             del self.crashes[id]
         self._save()
+        return news
 
     def clear(self, id: str) -> None:
         """Forget the crashes of a message that has ended well, or for good."""
@@ -1653,12 +1653,15 @@ class _Supervisor:
         self._stop("SIGTERM")
 
     def _on_death(self, child: _Child, how: str) -> None:
-        """Note who may be to blame for the death of a process."""
+        """Note who may be to blame for the death of a process, and tell the others, which may have
+        the messages soon, or already: after a lost connection."""
         suspects = child.journal.running
         # The death of a suspect is to be expected, and it has a limit: the others need not wait.
         if any(id in self._state.crashes for id in suspects):
             self._last_pause = 0
-        self._state.blame(suspects)
+        for id, counts in self._state.blame(suspects).items():
+            for other in self._children.values():
+                other.pipe.send("crashes", {id: counts})  # one at a time: see _Pipe
         what = ", ".join(map(_shown, suspects)) or "nothing"
         text = "Process %d died while it ran %s: %s; starting another in %.1f s"
         self._log.error(text, child.pid, what, how, self._pause())
