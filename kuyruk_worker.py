@@ -509,7 +509,7 @@ class _Signals:
         """more: names of other signals. before: what the handlers were when the program began."""
         #: Names of signals, in their order.
         self.names: collections.deque[str] = collections.deque()
-        #: By kind of signal: when one last counted (time.monotonic()). Only the handler uses it.
+        #: By kind of signal: when one last counted (time.monotonic()).
         self._counted_at: dict[str, float] = {}
         #: The main thread imports the application: a signal to stop ends that.
         self.loading = False
