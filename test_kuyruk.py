@@ -9654,7 +9654,7 @@ def test_a_full_disk_costs_the_state_and_nothing_else(tmp_path, monkeypatch, cap
         journal.begin("b")
         journal.end("a")
         assert journal.running == ["b"] and journal.exit_code is None
-        state.drop_journal(journal)
+        journal.remove()
     assert "isn't noted there: [Errno 28] No space left on device" in caplog.text
     monkeypatch.setattr(json, "dump", no_room)
     assert state.blame(["b"]) == {"b": (1, 1)}
@@ -10213,6 +10213,230 @@ def test_a_process_whose_first_pulse_comes_while_it_is_looked_at_is_not_frozen()
     for _ in range(2):
         supervisor._kill_frozen(now)
     assert killed == []
+
+
+# -- faults of processes: what they were started with, and how they end
+
+
+@pytest.mark.parametrize("closed", [(0, 1, 2), (2,)], ids=str)
+def test_standard_streams_that_are_closed_become_no_file_of_ours(closed, tmp_path):
+    """What C code writes to stderr would end up in it: a connection, or the journal."""
+    (tmp_path / "tasks.py").write_text("""
+import os, pathlib, sys
+import kuyruk
+opened = [os.path.exists(f"/proc/self/fd/{n}") and os.readlink(f"/proc/self/fd/{n}") for n in range(3)]
+pathlib.Path("opened").write_text(repr((opened, None in (sys.stdin, sys.stdout, sys.stderr))))
+app = kuyruk.Kuyruk()
+""")
+    code = f"import os, sys\nfor n in {closed}: os.close(n)\n"
+    code += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    entry = ("-c", code, *CLI)
+    ended = run_cli(tmp_path, "tasks", "--max-run-time", "0.01", "--state", "s", entry=entry)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    opened, is_none = ast.literal_eval((tmp_path / "opened").read_text())
+    assert [opened[n] for n in closed] == [os.devnull] * len(closed) and not is_none
+
+
+def test_the_last_words_of_a_process_may_fail(tmp_path):
+    code = "import sys, kuyruk_worker\nsys.stdout = open('/dev/full', 'w')\nprint('lost')\n"
+    run_python("-c", f"{code}kuyruk_worker._exit_now(0)")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGQUIT, 131), (signal.SIGTERM, 0)])
+def test_a_log_that_nobody_reads_any_more_holds_up_no_end(number, code, project):
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, *CLI, project.name, "-t", "1"], cwd=project.folder,
+        env=cli_environment(project.url), stderr=writer, start_new_session=True,
+    )  # fmt: skip
+    try:
+        project.tasks.note("begins")
+        wait_until(project.notes)
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x")
+        os.set_blocking(writer, True)
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == code
+        wait_until(lambda: not lives(process.pid))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_supervisor_whose_log_nobody_reads_goes_on():
+    code = """
+import contextlib, os, kuyruk_worker as module
+reader, writer = os.pipe()
+os.set_blocking(writer, False)
+with contextlib.suppress(BlockingIOError):
+    while True:
+        os.write(writer, b"x")
+os.set_blocking(writer, True)
+os.dup2(writer, 2)
+module.FLUSH_TIMEOUT = 0.1
+module._make_log("INFO").error("lost")
+os.read(reader, 0x10000)
+module._make_log("INFO").error("written")
+print(os.read(reader, 0x10000).decode().count("written"))
+"""
+    assert run_python("-c", code) in ("1\n", "2\n")  # each log has a handler of its own
+
+
+def test_what_sigquit_ends_is_no_crash(project):
+    worker = project.worker("-p", "2", "-t", "1", "--state", "state")
+    worker.wait_for_processes(2)
+    project.tasks.hold("a")
+    project.begun("a")
+    worker.send(signal.SIGQUIT)
+    assert worker.exit_code() == 131
+    project.worker("--state", "state").wait_for("Consuming")
+    assert not (project.folder / "state" / "crashes.json").exists()
+
+
+def test_sigquit_is_heard_although_a_process_has_gone_meanwhile(monkeypatch):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    supervisor, quit = object.__new__(kuyruk_worker._Supervisor), []
+    with contextlib.closing(kuyruk_worker._Journal({})) as journal:
+        supervisor._children = {gone.pid: kuyruk_worker._Child(gone.pid, None, journal)}
+        monkeypatch.setattr(kuyruk_worker, "_quit", lambda: quit.append(True))
+        supervisor._quit()
+    assert quit == [True]
+
+
+def test_a_process_that_threads_of_the_application_keep_alive_is_replaced(tmp_path, cli_worker):
+    (tmp_path / "tasks.py").write_text("""
+import os, threading, time
+import kuyruk
+config = kuyruk.Config()
+config.from_env_vars()
+config.RABBIT_HEARTBEAT = 1
+app = kuyruk.Kuyruk(config)
+if not os.path.exists("first"):
+    open("first", "w").close()
+    threading.Thread(target=time.sleep, args=[600]).start()
+""")
+    worker = cli_worker(tmp_path, "tasks", url=NOWHERE, entry=cli_with(PULSE=0.2, FIRST_PAUSE=0.02))
+    worker.wait_for("Waiting for RabbitMQ")
+    [pid] = re.findall(r" (\d+) MainThread: kuyruk ", worker.text)
+    os.kill(int(pid), signal.SIGTERM)
+    worker.wait_for(f"Process {pid} is killed", f"Process {pid} has stopped, another one takes")
+    wait_until(lambda: len(re.findall(r" (\d+) MainThread: kuyruk ", worker.text)) == 2)
+    worker.stop()
+
+
+def test_a_process_that_the_application_forks_at_its_import_ends_by_a_signal(tmp_path):
+    (tmp_path / "tasks.py").write_text("""
+import os, pathlib, signal, time
+import kuyruk
+pid = os.fork()
+if not pid:
+    time.sleep(600)
+    os._exit(0)
+os.kill(pid, signal.SIGTERM)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+pathlib.Path("status").write_text(str(status))
+app = kuyruk.Kuyruk()
+""")
+    ended = run_cli(tmp_path, "tasks", "--max-run-time", "0.01")
+    assert ended.returncode == 0 and "worker of tasks:app" in ended.stderr
+    assert (tmp_path / "status").read_text() == str(-signal.SIGTERM)
+
+
+def test_an_import_that_ends_the_process_with_the_code_of_a_wrong_command_line_is_named(tmp_path):
+    (tmp_path / "ends.py").write_text("import os\nos._exit(2)\n")
+    ended = run_cli(tmp_path, "ends", entry=QUICK)
+    assert ended.returncode == 1
+    assert "Giving up: 3 processes in a row couldn't start (exit code 2)" in ended.stderr
+
+
+def test_a_signal_to_stop_to_a_process_that_imports_is_no_failed_start(tmp_path, cli_worker):
+    (tmp_path / "slow.py").write_text("""
+import os, signal, time
+import kuyruk
+app = kuyruk.Kuyruk()
+if not os.path.exists("first"):
+    open("first", "w").close()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(600)
+""")
+    worker = cli_worker(tmp_path, "slow", url=NOWHERE)
+    worker.wait_for("SIGTERM: stopped before", "has stopped, another one takes", "worker of slow")
+    worker.stop()
+
+
+@pytest.mark.parametrize("path", ["", "a pipe", os.devnull])
+def test_a_health_file_that_is_no_file_is_refused(path, tmp_path):
+    (tmp_path / "tasks.py").write_text("raise SystemExit('imported')")
+    os.mkfifo(tmp_path / "a pipe")
+    ended = run_cli(tmp_path, "tasks", "--health", path)
+    assert ended.returncode == 2
+    assert ended.stderr == f"python -m kuyruk_worker: error: --health {path}: it can't be written\n"
+    assert os.path.exists(os.devnull)
+
+
+@pytest.mark.parametrize("args", [[], ["--failed", "list"], ["--health", "x"], ["--state", "x"]])
+def test_a_current_folder_that_is_gone_is_explained_in_one_line(args, tmp_path):
+    code = "import os, sys, kuyruk_worker\nos.mkdir('gone')\nos.chdir('gone')\n"
+    code += "os.rmdir('../gone')\nsys.exit(kuyruk_worker.main())\n"
+    ended = run_cli(tmp_path, "tasks", *args, entry=("-W", "error", "-c", code))
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("\n") == 1 and "[Errno 2]" in ended.stderr
+
+
+def test_a_file_system_without_locks_is_not_another_worker(tmp_path, monkeypatch):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", lockf)
+    with pytest.raises(kuyruk_worker.UsageError, match=os.strerror(errno.ENOLCK)):
+        kuyruk_worker._State(str(tmp_path), logging.getLogger("kuyruk"))
+
+
+def test_a_message_through_a_full_pipe_is_whole_or_its_sender_knows(pipes):
+    here, there = pipes
+    sent = [n for n in range(3000) if here.send("ask", f"{n}{'é' * (n % 600)}")]
+    received = list(itertools.chain.from_iterable(iter(there.receive, [])))
+    assert 0 < len(sent) < 3000
+    assert [int(id.rstrip("é")) for _, id in received] == sent
+
+
+def test_a_journal_survives_what_fails_and_what_is_no_text(journal, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    for id in "abc":
+        journal.begin(id)
+    for id in ("new", "b"):  # in a new slot, and in one that was used
+        journal.end(id)
+        with monkeypatch.context() as patch:
+            patch.setattr(journal, "_write", fail)
+            with pytest.raises(MemoryError):
+                journal.begin(id)
+    for id in "def":
+        journal.begin(id)
+    assert sorted(journal.running) == list("acdef")
+    journal._memory[journal.SLOT + 2] = 0xFF  # as if "a" were being written just now
+    assert sorted(journal.running) == list("cdef")
+
+
+def test_signals_that_the_application_blocks_at_its_import_are_heard(tmp_path, cli_worker):
+    (tmp_path / "tasks.py").write_text("""
+import signal
+import kuyruk
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+config = kuyruk.Config()
+config.from_env_vars()
+app = kuyruk.Kuyruk(config)
+""")
+    worker = cli_worker(tmp_path, "tasks", url=NOWHERE)
+    worker.wait_for("Waiting for RabbitMQ")
+    worker.stop()
 
 
 # --- Quorum queues, and a cluster ----------------------------------------------
