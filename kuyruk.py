@@ -14,6 +14,32 @@
     $ python -m kuyruk_worker tasks                 # run them
 
 
+The names for programs
+======================
+
+    Kuyruk(config)    An application. `task` makes a `Task` of a function, `remote` of a name.
+                      `send_tasks_to_queue` sends many in one go. `worker` makes a `Worker`.
+                      `failed_messages` iterates over `FailedMessage`s. `queue_stats` returns
+                      `QueueStats`.
+    Config            Its settings, with their defaults. `from_env_vars` and others load them.
+    Task              add(1, 2) and `send_to_queue` (with `SendOptions`) send a message. `subtask`
+                      returns a `SubTask`, for `send_tasks_to_queue`. `apply` runs it here.
+    Worker            Runs tasks in threads of this process (with `WorkerOptions`): `start`, `run`,
+                      `stop`, `join`, `drop`, `healthy`, `stats`. `Journal`: what it is running, for
+                      a process that watches over it.
+    current_task()    In a task, its `Run`: `id`, `headers`, `failures`, `remaining`, `check`...
+    signals           `task_prerun` and others, each a `Signal`: `connect` a function to it.
+    LogContext        A filter of logging's: which task has written a record.
+    UNSAFE_MODULES    The modules whose code isn't interrupted.
+    exceptions        Raised where a message is sent: `BrokerError`, `ResultTimeout` and
+                      `RemoteException`. For a task to raise: `Reject` and `Discard`. Raised in a
+                      task: `Timeout`, `Discard`, `HeartbeatError` and `Shutdown`. What a message
+                      can fail with: `InvalidMessage` and `Crashed`. `KuyrukError`: most of them.
+
+Each has its own help, as `help(kuyruk.Run)`. The manual is docs/ of the source distribution. What
+follows is for those who want to change this file, or to know what to expect of it.
+
+
 The threads, and what each owns
 ===============================
 
@@ -358,13 +384,13 @@ class Shutdown(_Interruption, BaseException):
     Exception, so that the task doesn't swallow it."""
 
 
-def _make_module(name: str, is_member: Callable[[Any], bool]) -> types.ModuleType:
+def _make_module(name: str, is_member: Callable[[Any], bool], doc: str) -> types.ModuleType:
     """Return a new module `kuyruk.<name>` with the members of this one that `is_member` chooses.
 
     It can be imported although it has no file, as `os.path` can, in a vendored copy too. Classes
     say that they come from there, as with Kuyruk: pickles and error texts name them so.
     """
-    module = types.ModuleType(f"{__name__}.{name}", f"The {name} of kuyruk.")
+    module = types.ModuleType(f"{__name__}.{name}", doc)
     module.__file__ = __file__
     for key, value in list(globals().items()):
         if is_member(value):
@@ -378,6 +404,7 @@ def _make_module(name: str, is_member: Callable[[Any], bool]) -> types.ModuleTyp
 exceptions = _make_module(
     "exceptions",
     lambda v: isinstance(v, type) and issubclass(v, BaseException) and v.__module__ == __name__,
+    "The exceptions of kuyruk.",
 )
 
 
@@ -470,14 +497,16 @@ class Signal:
     """Calls functions, its receivers, when something happens. Each gets the sender (a `Kuyruk`) and
     keyword arguments, in the thread where it happens, before that goes on.
 
+    name: what it is called.
     raises: whether `send` raises a receiver's exception. If not, it is logged, and changes nothing.
+    receivers: those that are connected. Whoever sends may look whether there is any, and spare
+    itself the arguments.
     """
 
     def __init__(self, name: str, raises: bool = False) -> None:
         self.name = name
         self.raises = raises
-        #: This tuple is replaced, under a lock, and never changed: so `send` needs no lock. Who
-        #: sends may look whether it is empty, and spare itself the arguments.
+        #: This tuple is replaced, under a lock, and never changed: so `send` needs no lock.
         self.receivers: tuple[_Receiver, ...] = ()
 
     def __repr__(self) -> str:
@@ -543,26 +572,47 @@ class Signal:
 
 _signals_change = threading.Lock()  #: Guards the replacement of `Signal.receivers`.
 
-# Signals about a task are sent with task=, args= and kwargs= (the arguments of its function), and
-# with the further arguments that are named here.
-task_init = Signal("task_init")  #: A task was made. With task= only.
-#: A message is about to be sent. With description=, which a receiver may change. The message's
-#: "headers" are in it, too; they don't become a part of its body.
+#: What `help(kuyruk.signals)` says.
+_SIGNALS_HELP = """The signals of kuyruk, each a `Signal`. Their sender is the `Kuyruk`.
+
+Those about a task are sent with task=, args= and kwargs= (the arguments of its function), those
+about a worker with worker=, and both with the further arguments that are named here.
+
+    task_init        A task was made. With task= only.
+    task_presend     A message is about to be sent. With description=, a dict: a receiver may change
+                     it. Its "headers" are the message's AMQP headers; all else is in its body.
+    task_postsend    The broker has the message. With description=.
+    task_preapply    A task is about to run, with all tries.
+    task_prerun      A try begins.
+    task_postrun     A try is over.
+    task_success     The task has returned.
+    task_error       A try has raised. With exc_info=.
+    task_failure     The last try has raised. With exc_info=.
+    task_postapply   All tries are over.
+    worker_failure   A message has failed in a worker, and that will be logged. With queue=,
+                     description= and exc_info=; with the three of a task if that was found.
+    worker_init      A worker was made.
+    worker_start     A worker starts.
+    worker_shutdown  A worker has stopped.
+
+What a receiver of task_presend or task_prerun raises is the send's or the task's exception. What
+another raises is logged.
+"""
+
+task_init = Signal("task_init")
 task_presend = Signal("task_presend", raises=True)
-task_postsend = Signal("task_postsend")  #: The broker has the message. With description=.
-task_preapply = Signal("task_preapply")  #: A task is about to run, with all tries.
-task_postapply = Signal("task_postapply")  #: All tries are over.
-task_prerun = Signal("task_prerun", raises=True)  #: A try begins.
-task_postrun = Signal("task_postrun")  #: A try is over.
-task_success = Signal("task_success")  #: The task has returned.
-task_error = Signal("task_error")  #: A try has raised. With exc_info=.
-task_failure = Signal("task_failure")  #: The last try has raised. With exc_info=.
-#: A message has failed in a worker. With worker=, queue=, description= and exc_info=; with task=,
-#: args= and kwargs= only if its task was found.
+task_postsend = Signal("task_postsend")
+task_preapply = Signal("task_preapply")
+task_postapply = Signal("task_postapply")
+task_prerun = Signal("task_prerun", raises=True)
+task_postrun = Signal("task_postrun")
+task_success = Signal("task_success")
+task_error = Signal("task_error")
+task_failure = Signal("task_failure")
 worker_failure = Signal("worker_failure")
-worker_init = Signal("worker_init")  #: A worker was made. With worker= only, as the next two.
-worker_start = Signal("worker_start")  #: A worker starts.
-worker_shutdown = Signal("worker_shutdown")  #: A worker has stopped.
+worker_init = Signal("worker_init")
+worker_start = Signal("worker_start")
+worker_shutdown = Signal("worker_shutdown")
 
 _Signal = Signal  # the next class has an attribute of that name
 
@@ -578,7 +628,7 @@ class _SignalsModule(types.ModuleType):
 
 
 _is_signal = lambda v: v is Signal or isinstance(v, Signal)  # noqa: E731
-signals = cast(_SignalsModule, _make_module("signals", _is_signal))
+signals = cast(_SignalsModule, _make_module("signals", _is_signal, _SIGNALS_HELP))
 
 
 # --- Config --------------------------------------------------------------------------------------
@@ -830,7 +880,7 @@ def _check_names(function: str, options: Iterable[str], known: Sequence[str]) ->
 
 class Config:
     """The settings of a `Kuyruk`: the class attributes are the defaults. Set them by assignment or
-    with a loader.
+    with a loader. What each means is said beside it in the source, and in docs/configuration.md.
 
     A value that its key doesn't take raises ValueError, and so does a key that looks like a
     misspelling of one of these. Another upper-case key is an extension's: it is kept; if it looks
@@ -848,7 +898,8 @@ class Config:
     RABBIT_SSL: bool = False  #: TLS; certificates are verified unless the options say otherwise.
     #: amqpstorm's: cafile, certfile, keyfile, context...
     RABBIT_SSL_OPTIONS: dict[str, Any] = {}  # noqa: RUF012
-    RABBIT_HEARTBEAT: int = 60  #: Seconds of silence after which a connection is lost. 0: never.
+    #: Seconds between signs of life. A connection is lost after twice as much silence. 0: none.
+    RABBIT_HEARTBEAT: int = 60
     RABBIT_CONNECT_TIMEOUT: float = 5  #: Seconds that an attempt to connect to an address may take.
     RABBIT_PUBLISH_TIMEOUT: float = 10  #: Seconds within which a send is confirmed or raises.
     RABBIT_CONFIRM: bool = True  #: Wait for the broker's confirms.
@@ -1481,6 +1532,14 @@ def _fresh_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
 class Run:
     """One message's run of a task, over all its tries; or one `Task.apply`'s. See `current_task`.
 
+    task: the `Task`.
+    id, queue: the message's id, and the queue that it came from; None with `Task.apply`.
+    redelivered: whether the broker has delivered the message before: it may have run then, or a
+        worker may only have handed it back.
+    args, kwargs: the arguments of the function, as the message has them.
+    started: time.monotonic() when the first try began.
+    deadline: time.monotonic() at which this try exceeds `max_run_time`; None without a limit.
+
     How it is interrupted. Only the first cause counts. An exception of its class is set for the
     thread (`PyThreadState_SetAsyncExc`) at most once in each run: by the watch, or by the thread
     that orders the interruption, if the first look finds a safe point.
@@ -1513,16 +1572,13 @@ class Run:
         self, task: Task[..., Any], id: str | None, queue: str | None, redelivered: bool
     ) -> None:
         self.task = task
-        self.id = id  #: The message's; None with `Task.apply`.
-        self.queue = queue  #: That the message came from; None with `Task.apply`.
-        #: Whether the broker has delivered the message before: it may have run then, or a worker
-        #: may only have handed it back.
+        self.id = id
+        self.queue = queue
         self.redelivered = redelivered
-        self.args: Any = ()  #: The function's positional arguments, as the message has them.
-        self.kwargs: Any = {}  #: Its keyword arguments.
+        self.args: Any = ()
+        self.kwargs: Any = {}
         self._properties: Any = None  # pamqp's Basic.Properties; None with Task.apply
-        self.started = time.monotonic()  #: time.monotonic() when the first try began.
-        #: time.monotonic() at which this try exceeds `max_run_time`; None without a limit.
+        self.started = time.monotonic()
         self.deadline: float | None = None
         #: The interruption that was ordered, and time.monotonic() then: its grace begins there.
         self._cause: BaseException | None = None
@@ -1717,7 +1773,8 @@ class Run:
                 raise
             except Exception as error:
                 self.task._notify(task_error, args, kwargs, error)
-                if not tries or self._hit or not self.task._fits(error):
+                is_last = not tries or self._hit or isinstance(error, self.task.throws)
+                if is_last or not self.task._fits(error):
                     raise
                 what = f"{_bounded(_exception_name(error), 200)}: {_text_of(error, REPLY_TEXT)}"
                 text = "Task %s [%s] raised %s; trying again (%d left)"
@@ -3993,14 +4050,20 @@ _MAIN = ("__main__", "__mp_main__")
 
 
 class SendOptions(typing.TypedDict, total=False):
-    """Options of `Task.send_to_queue` and `Task.subtask`. None, 0 and "" mean "not given"."""
+    """Options of `Task.send_to_queue` and `Task.subtask`. None, 0 and "" mean "not given".
 
-    #: Seconds (up to 49 days) after which the message is in its queue. Until then RabbitMQ keeps it
-    #: on a queue for this delay.
+    delay: seconds (up to 49 days) after which the message is in its queue. Until then RabbitMQ
+        keeps it on a queue for this delay.
+    priority: from 0 to 255, in a queue that was declared with x-max-priority.
+    headers: a dict. The task finds them in `current_task().headers`. Any names but CC, BCC, and
+        those that begin with x-kuyruk-.
+    id: the message's, instead of a new one; up to 255 bytes.
+    """
+
     delay: float | None
-    priority: int | None  #: From 0 to 255, in a queue that was declared with x-max-priority.
-    headers: Mapping[str, Any] | None  #: The task finds them in `current_task().headers`.
-    id: str | None  #: The message's, instead of a new one.
+    priority: int | None
+    headers: Mapping[str, Any] | None
+    id: str | None
 
 
 _SUBTASK_OPTIONS = ("args", "kwargs", "host", *SendOptions.__annotations__)
@@ -4008,8 +4071,8 @@ _SEND_OPTIONS = (*_SUBTASK_OPTIONS, "wait_result", "message_ttl")
 
 
 class SubTask(NamedTuple):
-    """A task with its arguments and options, for `Kuyruk.send_tasks_to_queue`. Made by
-    `Task.subtask`; the options are those of `Task.send_to_queue`."""
+    """A task with its arguments (args, kwargs) and options (host, delay, priority, headers, id):
+    those of `Task.send_to_queue`. Made by `Task.subtask`, for `Kuyruk.send_tasks_to_queue`."""
 
     task: Task[..., Any]
     args: Sequence[Any]
@@ -4157,8 +4220,11 @@ class Task(Generic[P, R]):
     reject_delay: likewise for a rejected one (0: it is back at once).
     max_fail_delay: fail_delay doubles with each failure of the message, up to so many seconds.
     max_failures: after so many failures the message goes to "<queue>.failed" all the same.
-    throws: an exception class, or several, that another try doesn't help against: the message goes
-        to "<queue>.failed" at once.
+    throws: an exception class, or several, that another try doesn't help against: there is none,
+        and the message goes to "<queue>.failed" at once.
+
+    They are its attributes, too, and: f, the function; kuyruk, the application; name, which is
+    "<module>.<function>": by that workers find it.
 
     Raises ValueError for an option that can't be, or would have no effect; TypeError for what is no
     plain function.
@@ -4211,7 +4277,6 @@ class Task(Generic[P, R]):
                 f"{f.__qualname__!r} can't be sent: a worker finds a task by its name in its"
                 " module, so it must be a named function at the top level (.apply works for any)"
             )
-        #: "<module>.<function>", by which workers find it.
         self.name: str = f"{self._module}.{f.__name__}"
         for key, value in getattr(f, "__dict__", {}).items():
             if not hasattr(self, key):  # what decorators leave there must not replace what is ours
@@ -4230,6 +4295,8 @@ class Task(Generic[P, R]):
                 raise ValueError(f"throws takes exception classes: not {_shown('throws', each)}")
         if not self.fail_delay and (self.max_fail_delay, self.max_failures) != (None, None):
             raise ValueError("max_fail_delay and max_failures have no effect without a fail_delay")
+        if self.throws and not (self.retry or self.fail_delay):
+            raise ValueError("throws has no effect without a retry or a fail_delay")
         if self.max_fail_delay is not None and self.max_fail_delay < self.fail_delay:
             least = f"the fail_delay of {self.fail_delay:g} seconds"
             raise ValueError(f"max_fail_delay takes at least {least}: not {self.max_fail_delay:g}")
@@ -4493,7 +4560,16 @@ def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
 
 class FailedMessage:
     """A message in "<queue>.failed", from `Kuyruk.failed_messages`. Anybody may have put it there:
-    what isn't known of it is None."""
+    what isn't known of it is None.
+
+    id: the message's.
+    task, args, kwargs: "<module>.<function>", and its arguments.
+    exception, value, traceback: the dotted name of the exception's class, its text, and its
+        formatted traceback.
+    failed_at, failed_on: "2026-01-31T12:00:00+00:00", and "<host>:<pid>" of the worker.
+    failures: how often it has failed.
+    queue: that in which it was, and to which `requeue` sends it.
+    """
 
     def __init__(self, app: Kuyruk, source: str, message: Any, channel: Channel) -> None:
         """source: the queue whose ".failed" queue it is in. message: amqpstorm's, of channel."""
@@ -4506,23 +4582,21 @@ class FailedMessage:
         known = {name: self._headers.get(f"x-kuyruk-{name}") for name in _OUR_HEADERS}
         text = {k: None if v is None else _text_of(v, 2 * HEADER_TEXT) for k, v in known.items()}
         self.id: str | None = message.properties.get("message_id") or None
-        self.task: str | None = None  #: "<module>.<function>"
+        self.task: str | None = None
         self.args: list[Any] | None = None
         self.kwargs: dict[str, Any] | None = None
         with contextlib.suppress(InvalidMessage):
             task = _decode_task(message._body)
             self.id, self.task = task.id or self.id, f"{task.module}.{task.function}"
             self.args, self.kwargs = task.args, task.kwargs
-        self.failed_at = text["failed-at"]  #: "2026-01-31T12:00:00+00:00"
-        self.failed_on = text["failed-on"]  #: "<host>:<pid>" of the worker.
+        self.failed_at = text["failed-at"]
+        self.failed_on = text["failed-on"]
         times, queue = known["failures"], known["queue"]
-        #: How often it has failed.
         self.failures: int | None = times if type(times) is int else None
-        #: The queue in which it was, and to which `requeue` sends it.
         self.queue: str = queue if queue and isinstance(queue, str) else source
-        self.exception = text["exception"]  #: The exception's dotted name,
-        self.value = text["value"]  #: its text,
-        self.traceback = text["traceback"]  #: and its formatted traceback.
+        self.exception = text["exception"]
+        self.value = text["value"]
+        self.traceback = text["traceback"]
 
     def __repr__(self) -> str:
         return f"<FailedMessage {self.id!r} of task {self.task!r} in {self._source + '.failed'!r}>"
@@ -4581,16 +4655,22 @@ class FailedMessage:
 
 
 class QueueStats(NamedTuple):
-    """What `Kuyruk.queue_stats` has seen of a queue. None: there is no such queue."""
+    """What `Kuyruk.queue_stats` has seen of a queue. None: there is no such queue.
 
-    waiting: int | None  #: Messages that no worker has yet.
-    consumers: int | None  #: Subscriptions: a worker has one for each queue, and at times more.
-    failed: int  #: Messages in "<queue>.failed".
+    waiting: messages that no worker has yet.
+    consumers: subscriptions. A worker has one for each queue, and at times more.
+    failed: messages in "<queue>.failed".
+    """
+
+    waiting: int | None
+    consumers: int | None
+    failed: int
 
 
 class WorkerOptions(typing.TypedDict, total=False):
-    """Options of a `Worker`. What each means, and its unit, is said at the key of `Config` that is
-    called so (`grace`: WORKER_GRACE); None: the value of that key."""
+    """Options of a `Worker`: threads, prefetch, max_load, max_run_time, grace, shutdown_timeout,
+    reconnect_interval, priority, max_crashes. What each means, and its unit, is said at the key of
+    `Config` that is called so (`grace`: WORKER_GRACE); None: the value of that key."""
 
     threads: int | None
     prefetch: int | None
@@ -4626,14 +4706,16 @@ class Kuyruk:
 
     config: a `Config`; None for the defaults. Nothing is connected before it is used. As a context
     manager it closes its connection at the end.
+    extensions: a dict for extensions: what they keep, by their names.
+    packages: the names of top-level packages (or modules): a message makes a worker import nothing
+    outside of them.
     """
 
     Reject: ClassVar = Reject
     Discard: ClassVar = Discard
 
     def __init__(self, config: Config | None = None) -> None:
-        self.extensions: dict[str, Any] = {}  #: For extensions: what they keep, by their names.
-        #: Top-level packages (or modules): a message makes a worker import nothing outside of them.
+        self.extensions: dict[str, Any] = {}
         self.packages: set[str] = set()
         #: By their names. Those that can't be sent (`Task._problem`) aren't in it.
         self._tasks: dict[str, AnyTask] = {}
@@ -4808,8 +4890,7 @@ class Kuyruk:
         self, queues: Iterable[str] | None = None, **options: typing.Unpack[WorkerOptions]
     ) -> Worker:
         """Return a `Worker` for this application, of queues (None: those of its tasks), with
-        `WorkerOptions`: threads, prefetch, max_load, max_run_time, grace, shutdown_timeout,
-        reconnect_interval, priority, max_crashes."""
+        `WorkerOptions`."""
         return Worker(self, queues, **options)
 
     def failed_messages(self, queue: str) -> Generator[FailedMessage, None, None]:
@@ -5320,10 +5401,10 @@ class Journal:
 
     This one keeps nothing. The command line gives its workers one that outlives their processes
     (`Worker.journal`). id: the message's, or a hash of its body if it has none.
+    crashes: by id, how many processes have died while the message ran, and for how many of these
+    deaths it was to blame: it was the only suspect, or ran alone.
     """
 
-    #: By id: how many processes have died while the message ran, and for how many of these deaths
-    #: it was to blame: it was the only suspect, or ran alone.
     crashes: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
 
     def begin(self, id: str) -> None:
@@ -6191,6 +6272,13 @@ class Worker:
 
     `run` blocks, `start` doesn't, and as a context manager it is started and stopped. It installs
     no signal handler and leaves logging alone. A worker runs once.
+
+    queues: the names of those that it consumes.
+    aborted: how many tasks had to be interrupted for it to stop.
+    error: what it has failed with, if it has.
+    on_change: called in one of its threads when it has begun or ceased to consume, when a thread is
+        given up, and when it has stopped: `healthy` may be another then. It must not block. What it
+        raises is logged.
     """
 
     def __init__(
@@ -6207,16 +6295,10 @@ class Worker:
             if values[key] is not None:
                 _check(key, values[key], name)
         self._config = app.config._with(**values)
-        #: The names of the queues that it consumes.
         self.queues = _queue_names(app._queues if queues is None else queues)
         self.queues = self.queues or _queue_names(app._queues or "kuyruk")
-        #: How many tasks had to be interrupted for the worker to stop.
         self.aborted = 0
-        #: Called in one of its threads when it has begun or ceased to consume, when a thread is
-        #: given up, and when it has stopped: `healthy` may be another then. It must not block. What
-        #: it raises is logged.
         self.on_change: Callable[[], object] = lambda: None
-        #: What it has failed with, if it has.
         self.error: BaseException | None = None
         self._process_id = os.getpid()
         self._began = threading.Lock()  # acquired by `start`, and never released

@@ -37,6 +37,7 @@ import math
 import operator
 import os
 import pickle
+import pydoc
 import queue as queue_module
 import random
 import re
@@ -412,6 +413,7 @@ SLOW_TESTS = {
     "test_mypy_knows_an_installed_copys_types_and_the_arguments_of_its_tasks",
     "test_a_soak_reports_what_is_wrong_though_it_cannot_draw_its_picture",
     "test_nothing_is_lost_whatever_fails",
+    "test_the_image_of_the_compose_example_has_what_its_installation_needs",
 }
 
 
@@ -5702,6 +5704,7 @@ def test_a_message_is_never_run_beside_itself(app, queue, broker, start):
         ({"max_failures": 1}, [ValueError()], 1),
         ({"throws": KeyError}, [ValueError(), KeyError()], 2),
         ({"throws": (LookupError, OSError)}, [KeyError()], 1),
+        ({"throws": KeyError, "retry": 2}, [ValueError(), KeyError()], 1),
         ({"max_failures": 3, "retry": 1}, [ValueError()] * 6, 3),
         ({"max_fail_delay": 0.3, "max_failures": 3}, [ValueError()] * 3, 3),
     ],
@@ -8283,6 +8286,7 @@ def test_a_signal_to_stop_during_the_import_counts(tmp_path, app_swallows_it):
 import os, signal, time
 import kuyruk
 app = kuyruk.Kuyruk()
+app.config.from_env_vars()
 try:
     os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(600)
@@ -8308,6 +8312,7 @@ def test_a_signal_to_stop_ends_a_process_that_waits_for_threads_of_the_applicati
 import threading, time
 import kuyruk
 app = kuyruk.Kuyruk()
+app.config.from_env_vars()
 threading.Thread(target=time.sleep, args=[600]).start()
 """)
     worker = cli_worker(tmp_path, "tasks", "--max-run-time", "0.01", url=NOWHERE)
@@ -8327,6 +8332,7 @@ def test_other_signals_during_the_import_are_answered_after_it(tmp_path, cli_wor
         "os.kill(os.getpid(), signal.SIGUSR2)\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the command line takes it back\n"
         "app = kuyruk.Kuyruk()\n"
+        "app.config.from_env_vars()\n"
     )
     worker = cli_worker(tmp_path, "early", url=NOWHERE)
     worker.wait_for(
@@ -9157,10 +9163,13 @@ def test_version_and_help_need_no_application(tmp_path):
 
 # -- finding the application
 
+#: So that no RabbitMQ is asked that is at the default address.
+READS = "config = kuyruk.Config()\nconfig.from_env_vars()\n"
+CONFIGURED = f"import kuyruk\n{READS}"
 CLI_FILES = {
-    "one.py": "import kuyruk\napp = alias = kuyruk.Kuyruk()\n@app.task(queue='ones')\ndef add(): pass\n",
+    "one.py": f"{CONFIGURED}app = alias = kuyruk.Kuyruk(config)\n@app.task(queue='ones')\ndef add(): pass\n",
     "more.py": "from one import app as _hidden\n@_hidden.task(queue='mores')\ndef add(): pass\n",
-    "two.py": "import kuyruk\nfirst = kuyruk.Kuyruk()\nsecond = kuyruk.Kuyruk()\n",
+    "two.py": f"{CONFIGURED}first = kuyruk.Kuyruk(config)\nsecond = kuyruk.Kuyruk(config)\n",
     "none.py": "x = 1\n",
     "user.py": "import one\n",
     "fails.py": "def f():\n    return 1 / 0\nf()\n",
@@ -9170,14 +9179,14 @@ CLI_FILES = {
     "not_installed_either/__init__.py": "import not_installed_either.gone\n",
     "badconfig.py": "import kuyruk\nkuyruk.Config().WORKER_THREADS = 0\n",
     "pkg/__init__.py": "",
-    "pkg/tasks.py": "import kuyruk\napp = kuyruk.Kuyruk()\n",
+    "pkg/tasks.py": f"{CONFIGURED}app = kuyruk.Kuyruk(config)\n",
     "pkg/lazy.py": (
-        "import kuyruk\n"
+        f"{CONFIGURED}"
         "class Lazy:\n    @property\n    def __class__(self): raise RuntimeError('no context')\n"
-        "request = Lazy()\napp = kuyruk.Kuyruk()\n"
+        "request = Lazy()\napp = kuyruk.Kuyruk(config)\n"
     ),
     "foreign.py": "import othercopy\napp = othercopy.Kuyruk()\n",
-    "else_.py": "import kuyruk\nits = kuyruk.Kuyruk()\n@its.task(queue='elses')\ndef send(): pass\n",
+    "else_.py": f"{CONFIGURED}its = kuyruk.Kuyruk(config)\n@its.task(queue='elses')\ndef send(): pass\n",
     "others.py": "import else_ as _e\n@_e.its.task(queue='others')\ndef send(): pass\n",
     "sends.py": "from others import send\n",
     "both.py": "from else_ import its\nfrom one import add\n@its.task(queue='both')\ndef send(): pass\n",
@@ -9367,12 +9376,12 @@ def test_a_vendored_copy_runs_its_own_library(tmp_path, url, cli_worker):
 def test_the_logging_level_is_of_the_command_line(tmp_path, args, shown):
     (tmp_path / "tasks.py").write_text("""
 import kuyruk, logging
-app = kuyruk.Kuyruk()
 class App(kuyruk.Kuyruk):
     def worker(self, *args, **kwargs):
         logging.getLogger("mine").debug("a detail")
         return super().worker(*args, **kwargs)
 app = App()
+app.config.from_env_vars()
 """)
     text = run_cli(tmp_path, "tasks", "--max-run-time", "0.01", *args.split()).stderr
     assert ("worker of" in text) is (shown is not None)
@@ -9389,6 +9398,7 @@ logging.config.dictConfig({
     "root": {"handlers": ["h"], "level": "INFO"},
 })
 app = kuyruk.Kuyruk()
+app.config.from_env_vars()
 """)
     text = run_cli(tmp_path, "tasks", "--max-run-time", "0.01").stderr
     assert "mine: kuyruk " in text and "mine: Stopped" in text
@@ -9644,7 +9654,7 @@ def test_a_full_disk_costs_the_state_and_nothing_else(tmp_path, monkeypatch, cap
         journal.begin("b")
         journal.end("a")
         assert journal.running == ["b"] and journal.exit_code is None
-        state.drop_journal(journal)
+        journal.remove()
     assert "isn't noted there: [Errno 28] No space left on device" in caplog.text
     monkeypatch.setattr(json, "dump", no_room)
     assert state.blame(["b"]) == {"b": (1, 1)}
@@ -9765,9 +9775,6 @@ def test_a_queue_that_no_task_names_is_warned_of(modules, args, words):
     assert warnings_of(ended.stderr) == words
 
 
-READS = "config = kuyruk.Config()\nconfig.from_env_vars()\n"
-
-
 @pytest.mark.parametrize(
     ("code", "env", "args", "named"),
     [
@@ -9800,7 +9807,8 @@ def test_settings_in_the_environment_that_are_not_read_are_warned_of(
     for key, value in env.items():
         monkeypatch.setenv(f"KUYRUK_{key}", value)
     code += "\napp = kuyruk.Kuyruk(config)\n@app.task\ndef f(): pass\n"
-    (tmp_path / "tasks.py").write_text(f"import kuyruk\n{code}")
+    code = f"import kuyruk\nkuyruk.Config.RABBIT_PORT = 1\n{code}"  # nothing listens there
+    (tmp_path / "tasks.py").write_text(code)
     ended = run_cli(tmp_path, "tasks", "--max-run-time", "0.01", *args, url=None)
     assert ended.returncode == 0, ended.stderr
     warned = warnings_of(ended.stderr)
@@ -10205,6 +10213,230 @@ def test_a_process_whose_first_pulse_comes_while_it_is_looked_at_is_not_frozen()
     for _ in range(2):
         supervisor._kill_frozen(now)
     assert killed == []
+
+
+# -- faults of processes: what they were started with, and how they end
+
+
+@pytest.mark.parametrize("closed", [(0, 1, 2), (2,)], ids=str)
+def test_standard_streams_that_are_closed_become_no_file_of_ours(closed, tmp_path):
+    """What C code writes to stderr would end up in it: a connection, or the journal."""
+    (tmp_path / "tasks.py").write_text("""
+import os, pathlib, sys
+import kuyruk
+opened = [os.path.exists(f"/proc/self/fd/{n}") and os.readlink(f"/proc/self/fd/{n}") for n in range(3)]
+pathlib.Path("opened").write_text(repr((opened, None in (sys.stdin, sys.stdout, sys.stderr))))
+app = kuyruk.Kuyruk()
+""")
+    code = f"import os, sys\nfor n in {closed}: os.close(n)\n"
+    code += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    entry = ("-c", code, *CLI)
+    ended = run_cli(tmp_path, "tasks", "--max-run-time", "0.01", "--state", "s", entry=entry)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    opened, is_none = ast.literal_eval((tmp_path / "opened").read_text())
+    assert [opened[n] for n in closed] == [os.devnull] * len(closed) and not is_none
+
+
+def test_the_last_words_of_a_process_may_fail(tmp_path):
+    code = "import sys, kuyruk_worker\nsys.stdout = open('/dev/full', 'w')\nprint('lost')\n"
+    run_python("-c", f"{code}kuyruk_worker._exit_now(0)")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGQUIT, 131), (signal.SIGTERM, 0)])
+def test_a_log_that_nobody_reads_any_more_holds_up_no_end(number, code, project):
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, *CLI, project.name, "-t", "1"], cwd=project.folder,
+        env=cli_environment(project.url), stderr=writer, start_new_session=True,
+    )  # fmt: skip
+    try:
+        project.tasks.note("begins")
+        wait_until(project.notes)
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x")
+        os.set_blocking(writer, True)
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == code
+        wait_until(lambda: not lives(process.pid))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_supervisor_whose_log_nobody_reads_goes_on():
+    code = """
+import contextlib, os, kuyruk_worker as module
+reader, writer = os.pipe()
+os.set_blocking(writer, False)
+with contextlib.suppress(BlockingIOError):
+    while True:
+        os.write(writer, b"x")
+os.set_blocking(writer, True)
+os.dup2(writer, 2)
+module.FLUSH_TIMEOUT = 0.1
+module._make_log("INFO").error("lost")
+os.read(reader, 0x10000)
+module._make_log("INFO").error("written")
+print(os.read(reader, 0x10000).decode().count("written"))
+"""
+    assert run_python("-c", code) in ("1\n", "2\n")  # each log has a handler of its own
+
+
+def test_what_sigquit_ends_is_no_crash(project):
+    worker = project.worker("-p", "2", "-t", "1", "--state", "state")
+    worker.wait_for_processes(2)
+    project.tasks.hold("a")
+    project.begun("a")
+    worker.send(signal.SIGQUIT)
+    assert worker.exit_code() == 131
+    project.worker("--state", "state").wait_for("Consuming")
+    assert not (project.folder / "state" / "crashes.json").exists()
+
+
+def test_sigquit_is_heard_although_a_process_has_gone_meanwhile(monkeypatch):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    supervisor, quit = object.__new__(kuyruk_worker._Supervisor), []
+    with contextlib.closing(kuyruk_worker._Journal({})) as journal:
+        supervisor._children = {gone.pid: kuyruk_worker._Child(gone.pid, None, journal)}
+        monkeypatch.setattr(kuyruk_worker, "_quit", lambda: quit.append(True))
+        supervisor._quit()
+    assert quit == [True]
+
+
+def test_a_process_that_threads_of_the_application_keep_alive_is_replaced(tmp_path, cli_worker):
+    (tmp_path / "tasks.py").write_text("""
+import os, threading, time
+import kuyruk
+config = kuyruk.Config()
+config.from_env_vars()
+config.RABBIT_HEARTBEAT = 1
+app = kuyruk.Kuyruk(config)
+if not os.path.exists("first"):
+    open("first", "w").close()
+    threading.Thread(target=time.sleep, args=[600]).start()
+""")
+    worker = cli_worker(tmp_path, "tasks", url=NOWHERE, entry=cli_with(PULSE=0.2, FIRST_PAUSE=0.02))
+    worker.wait_for("Waiting for RabbitMQ")
+    [pid] = re.findall(r" (\d+) MainThread: kuyruk ", worker.text)
+    os.kill(int(pid), signal.SIGTERM)
+    worker.wait_for(f"Process {pid} is killed", f"Process {pid} has stopped, another one takes")
+    wait_until(lambda: len(re.findall(r" (\d+) MainThread: kuyruk ", worker.text)) == 2)
+    worker.stop()
+
+
+def test_a_process_that_the_application_forks_at_its_import_ends_by_a_signal(tmp_path):
+    (tmp_path / "tasks.py").write_text("""
+import os, pathlib, signal, time
+import kuyruk
+pid = os.fork()
+if not pid:
+    time.sleep(600)
+    os._exit(0)
+os.kill(pid, signal.SIGTERM)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+pathlib.Path("status").write_text(str(status))
+app = kuyruk.Kuyruk()
+""")
+    ended = run_cli(tmp_path, "tasks", "--max-run-time", "0.01")
+    assert ended.returncode == 0 and "worker of tasks:app" in ended.stderr
+    assert (tmp_path / "status").read_text() == str(-signal.SIGTERM)
+
+
+def test_an_import_that_ends_the_process_with_the_code_of_a_wrong_command_line_is_named(tmp_path):
+    (tmp_path / "ends.py").write_text("import os\nos._exit(2)\n")
+    ended = run_cli(tmp_path, "ends", entry=QUICK)
+    assert ended.returncode == 1
+    assert "Giving up: 3 processes in a row couldn't start (exit code 2)" in ended.stderr
+
+
+def test_a_signal_to_stop_to_a_process_that_imports_is_no_failed_start(tmp_path, cli_worker):
+    (tmp_path / "slow.py").write_text("""
+import os, signal, time
+import kuyruk
+app = kuyruk.Kuyruk()
+if not os.path.exists("first"):
+    open("first", "w").close()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(600)
+""")
+    worker = cli_worker(tmp_path, "slow", url=NOWHERE)
+    worker.wait_for("SIGTERM: stopped before", "has stopped, another one takes", "worker of slow")
+    worker.stop()
+
+
+@pytest.mark.parametrize("path", ["", "a pipe", os.devnull])
+def test_a_health_file_that_is_no_file_is_refused(path, tmp_path):
+    (tmp_path / "tasks.py").write_text("raise SystemExit('imported')")
+    os.mkfifo(tmp_path / "a pipe")
+    ended = run_cli(tmp_path, "tasks", "--health", path)
+    assert ended.returncode == 2
+    assert ended.stderr == f"python -m kuyruk_worker: error: --health {path}: it can't be written\n"
+    assert os.path.exists(os.devnull)
+
+
+@pytest.mark.parametrize("args", [[], ["--failed", "list"], ["--health", "x"], ["--state", "x"]])
+def test_a_current_folder_that_is_gone_is_explained_in_one_line(args, tmp_path):
+    code = "import os, sys, kuyruk_worker\nos.mkdir('gone')\nos.chdir('gone')\n"
+    code += "os.rmdir('../gone')\nsys.exit(kuyruk_worker.main())\n"
+    ended = run_cli(tmp_path, "tasks", *args, entry=("-W", "error", "-c", code))
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("\n") == 1 and "[Errno 2]" in ended.stderr
+
+
+def test_a_file_system_without_locks_is_not_another_worker(tmp_path, monkeypatch):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", lockf)
+    with pytest.raises(kuyruk_worker.UsageError, match=os.strerror(errno.ENOLCK)):
+        kuyruk_worker._State(str(tmp_path), logging.getLogger("kuyruk"))
+
+
+def test_a_message_through_a_full_pipe_is_whole_or_its_sender_knows(pipes):
+    here, there = pipes
+    sent = [n for n in range(3000) if here.send("ask", f"{n}{'é' * (n % 600)}")]
+    received = list(itertools.chain.from_iterable(iter(there.receive, [])))
+    assert 0 < len(sent) < 3000
+    assert [int(id.rstrip("é")) for _, id in received] == sent
+
+
+def test_a_journal_survives_what_fails_and_what_is_no_text(journal, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    for id in "abc":
+        journal.begin(id)
+    for id in ("new", "b"):  # in a new slot, and in one that was used
+        journal.end(id)
+        with monkeypatch.context() as patch:
+            patch.setattr(journal, "_write", fail)
+            with pytest.raises(MemoryError):
+                journal.begin(id)
+    for id in "def":
+        journal.begin(id)
+    assert sorted(journal.running) == list("acdef")
+    journal._memory[journal.SLOT + 2] = 0xFF  # as if "a" were being written just now
+    assert sorted(journal.running) == list("cdef")
+
+
+def test_signals_that_the_application_blocks_at_its_import_are_heard(tmp_path, cli_worker):
+    (tmp_path / "tasks.py").write_text("""
+import signal
+import kuyruk
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+config = kuyruk.Config()
+config.from_env_vars()
+app = kuyruk.Kuyruk(config)
+""")
+    worker = cli_worker(tmp_path, "tasks", url=NOWHERE)
+    worker.wait_for("Waiting for RabbitMQ")
+    worker.stop()
 
 
 # --- Quorum queues, and a cluster ----------------------------------------------
@@ -11394,6 +11626,7 @@ def help_of_worker():
         ("sending.md", "signal", lambda: SIGNALS),
         ("messages.md", "attribute", lambda: public_names(kuyruk.FailedMessage)),
         ("time-limits.md", "attribute", lambda: public_names(kuyruk.Run)),
+        ("operations.md", "`worker`", lambda: public_names(kuyruk.Worker)),
         ("operations.md", "`worker.stats`", lambda: kuyruk.Worker(kuyruk.Kuyruk()).stats),
         ("operations.md", "signal", lambda: set(re.findall(r"SIG\w+", help_of_worker()))),
         (
@@ -11521,6 +11754,39 @@ def test_the_pictures_colours_can_be_told_from_their_background(scheme):
     for name, colour in colours.items():
         lower, higher = sorted([card, luminance(colour)])
         assert (higher + 0.05) / (lower + 0.05) >= (4.5 if name in ("text", "title") else 3), name
+
+
+def test_the_help_of_the_module_names_all_that_is_public_before_it_explains_the_inside():
+    help_of_names = kuyruk.__doc__.split("\nThe threads, and what each owns\n")[0]
+    assert set(kuyruk.__all__) <= set(re.findall(r"\w+", help_of_names))
+
+
+@pytest.mark.parametrize("kind", [kuyruk.Worker, kuyruk.Kuyruk, kuyruk.Task, kuyruk.Run,
+    kuyruk.FailedMessage, kuyruk.SubTask, kuyruk.SendOptions, kuyruk.WorkerOptions, kuyruk.QueueStats,
+    kuyruk.Signal, kuyruk.Journal, kuyruk.Reject, kuyruk.BrokerError, kuyruk.RemoteException,
+    kuyruk.HeartbeatError])  # fmt: skip
+def test_the_help_of_a_class_tells_of_its_attributes(kind):
+    """pydoc shows methods with what they do, but of attributes only what the class says."""
+    shown = types.FunctionType | property
+    documented = {name for name, value in vars(kind).items() if isinstance(value, shown)}
+    names = public_names(kind) | vars(kind).get("__annotations__", {}).keys()
+    attributes = {name for name in names - documented if name[0].islower()}
+    assert attributes <= set(re.findall(r"\w+", kind.__doc__))
+
+
+def test_the_help_of_the_signals_tells_when_each_is_sent():
+    assert set(SIGNALS) == set(
+        re.findall(r"^    (\w+) +[A-Z]", kuyruk.signals.__doc__, re.MULTILINE)
+    )
+
+
+def test_the_help_of_a_task_is_what_its_function_says(offline):
+    @offline.task
+    def documented():
+        """Say what it does."""
+
+    text = pydoc.render_doc(documented, renderer=pydoc.plaintext)
+    assert "Say what it does." in text and "documented on 'kuyruk'" in text
 
 
 # --- The demo, the installed package ------------------------------------------
@@ -11912,6 +12178,23 @@ def test_the_source_distribution_has_all_that_make_test_needs(distributions):
         assert there.read_bytes() == path.read_bytes(), path
 
 
+def test_what_a_package_index_shows_of_the_readme_has_no_link_that_leads_nowhere(distributions):
+    """An index has the README alone. In place of a link to another file there is that file's name."""
+    with zipfile.ZipFile(distributions[2]) as wheel:
+        [name] = [each for each in wheel.namelist() if each.endswith("/METADATA")]
+        described = wheel.read(name).decode().partition("\n\n")[2]
+    links = re.compile(r"]\(([^)\s]+)\)")
+    relative = [
+        target.partition("#")[0]
+        for target in links.findall(PAGES["README.md"].read_text())
+        if not target.startswith("https:")
+    ]
+    assert len(relative) > 20
+    assert [target for target in relative if f"(`{target}`)" not in described] == []
+    assert [target for target in links.findall(described) if not target.startswith("https:")] == []
+    assert [b.text for b in blocks_of("README.md") if b.text not in described] == []
+
+
 def test_each_classifier_of_a_python_is_one_that_is_supported():
     """From `requires-python` on, without a gap, each among those that `make matrix` tries."""
     pyproject = tomllib.loads((HERE / "pyproject.toml").read_text())
@@ -12017,7 +12300,7 @@ def test_the_observability_example_reports_counts_traces_and_logs(examples, monk
     for outcome in ("success", "failure"):
         label = f'outcome="{outcome}",task="examples.observability.tasks.divide"'
         assert f"kuyruk_tasks_total{{{label}}} 1.0" in metrics
-    assert "kuyruk_worker_received 2.0" in metrics and "kuyruk_worker_healthy 1.0" in metrics
+    assert "kuyruk_worker_received_total 2.0" in metrics and "kuyruk_worker_healthy 1.0" in metrics
     worker.send(signal.SIGTERM)
     assert worker.exit_code() == 0
 
@@ -12041,7 +12324,8 @@ def test_the_observability_example_reports_counts_traces_and_logs(examples, monk
     assert any("ZeroDivisionError" in line.get("traceback", "") for line in lines), worker.text
     logged = next(line for line in lines if line["text"] == "Dividing 6 by 0")
     assert logged["task"] == event["tags"]["task"]
-    assert logged["id"] == event["contexts"]["message"]["id"]
+    assert logged["task_id"] == event["contexts"]["message"]["id"]
+    assert all("task_id" in line for line in lines if line["text"].startswith("Task "))
 
 
 KUYRUK_SENTRY_PROGRAM = """
@@ -12267,6 +12551,7 @@ def test_the_compose_example_starts_checks_and_stops_what_it_says(examples):
         wait_until(lambda healthy=healthy: healthy().returncode == 0)
     command = parts["worker"]["command"]
     limit = float(command[command.index("--shutdown-timeout") + 1])
+    limit += kuyruk.Config.WORKER_GRACE + kuyruk_worker.KILL_MARGIN
     assert limit < float(parts["worker"]["stop_grace_period"].removesuffix("s"))
 
     assert fetch(f"http://127.0.0.1:{port}/add?a=1&b=2") == (200, "3\n")
@@ -12277,3 +12562,29 @@ def test_the_compose_example_starts_checks_and_stops_what_it_says(examples):
         r"^COPY (.+) \S+$", (EXAMPLES / "compose" / "Dockerfile").read_text(), re.MULTILINE
     )
     assert all((HERE / name).exists() for names in copied for name in names.split())
+
+
+def test_the_image_of_the_compose_example_has_what_its_installation_needs(tmp_path):
+    """Without Docker: what is copied before pip runs is copied into a folder, and built there."""
+    text = (EXAMPLES / "compose" / "Dockerfile").read_text().partition("\nRUN pip install")[0]
+    for names, to in re.findall(r"^COPY (.+) (\S+)$", text, re.MULTILINE):
+        for name in names.split():
+            if (HERE / name).is_dir():
+                shutil.copytree(HERE / name, tmp_path / to)
+            else:
+                (tmp_path / to).mkdir(parents=True, exist_ok=True)
+                shutil.copy(HERE / name, tmp_path / to)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=TEST_TIMEOUT, stdout=subprocess.DEVNULL)
+    assert list((tmp_path / "dist").glob("*.whl"))
+
+
+def test_the_dashboard_example_says_when_rabbitmq_is_away(tmp_path, cli_worker, monkeypatch):
+    monkeypatch.setenv("DASHBOARD_TOKEN", "token")
+    entry = ("-m", "examples.dashboard.dashboard")
+    dashboard = cli_worker(tmp_path, "examples.dashboard.tasks", "--port", "0", url=NOWHERE, entry=entry)  # fmt: skip
+    dashboard.wait_for("Dashboard: http")
+    address = re.search(r"(http://127\.0\.0\.1:\d+/)", dashboard.text)[1]
+    form = "token=token&do=delete&queue=dashboard&id=1"
+    for answer in (fetch(f"{address}?token=token"), fetch(address, "POST", form)):
+        assert answer[0] == 503 and "can't connect to RabbitMQ" in answer[1]
