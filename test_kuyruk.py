@@ -5473,6 +5473,26 @@ def test_kept_messages_of_one_queue_are_bounded_and_stop_no_other(
     assert broker.count(queue) > 60
 
 
+def test_what_is_kept_and_lost_with_its_connection_is_kept_once(
+    make_app, proxy, queue, broker, start
+):
+    """A message that is kept when its connection is lost comes again, and isn't kept twice."""
+    broker.declare(f"{queue}.failed", **{"x-max-length": 1, "x-overflow": "reject-publish"})
+    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=0.5)
+    worker = start(app, [queue], reconnect_interval=0.1)
+    for _ in range(2):
+        broker.publish(queue, b"nonsense")
+    wait_until(lambda: broker.count(f"{queue}.failed") == 1 and worker.stats["unsettled"] == 1)
+    proxy.cut()
+    wait_until(lambda: worker.stats["received"] == 3 and worker._pool.held == 0)
+    assert worker.stats["unsettled"] == 1
+    # There is room for one: another that is kept would make it unhealthy still.
+    broker.take(f"{queue}.failed")
+    wait_until(lambda: worker.healthy)
+    worker.stop()
+    assert (broker.count(queue), broker.count(f"{queue}.failed")) == (0, 1)
+
+
 def test_what_is_kept_at_a_stop_goes_back(make_app, url, queue, broker, start, caplog):
     """A stop doesn't wait for what can't be forwarded: it goes back to its queue, which is
     logged."""
@@ -6331,17 +6351,21 @@ def test_how_long_something_may_wait_behind_running_tasks(stalled, patience):
 
 
 @pytest.mark.parametrize(
-    ("options", "held"), [({"threads": 2}, 2), ({"threads": 1, "prefetch": 3}, 3)], ids=str
+    ("options", "queues", "held"),
+    [({"threads": 2}, 1, 2), ({"threads": 1, "prefetch": 3}, 1, 3), ({"threads": 2}, 2, 2)],
+    ids=str,
 )
 def test_a_worker_holds_no_more_messages_than_its_prefetch(
-    options, held, app, queue, broker, start
+    options, queues, held, app, queue, broker, start
 ):
-    """A worker holds what its prefetch says, or one message for each thread."""
-    task = app.task(queue)(hold)
-    app.send_tasks_to_queue(task.subtask((n,)) for n in range(6))
-    worker = start(app, **options)
-    wait_until(lambda: worker.stats["received"] == held and len(ran) == options["threads"])
-    assert broker.count(queue) == 6 - held
+    """A worker holds what its prefetch says, or one message for each thread, of all queues."""
+    names = [queue, f"{queue}.2"][:queues]
+    tasks = [app.task(name)(hold) for name in names]
+    app.send_tasks_to_queue(tasks[n % queues].subtask((n,)) for n in range(6))
+    worker = start(app, names, **options)
+    wait_until(lambda: worker.stats["received"] >= held and len(ran) == options["threads"])
+    time.sleep(0.3)  # for what must not come
+    assert (worker.stats["received"], sum(map(broker.count, names))) == (held, 6 - held)
 
 
 def test_a_higher_priority_is_served_first(app, queue, start):
@@ -6674,8 +6698,8 @@ def test_hundreds_of_reconnections_leave_nothing_behind(make_app, proxy, queue, 
             files = len(os.listdir("/dev/fd"))
             sizes.append((len(gc.get_objects()), files, len(threads_of_ours())))
     grown = [last - first for first, last in zip(sizes[0], sizes[-1], strict=True)]
-    # Less than one of each for a reconnection; a few may be on their way out.
-    assert all(more < limit for more, limit in zip(grown, (1000, 5, 2), strict=True)), grown
+    # Less than one object for each of 200 reconnections. A few may be on their way out.
+    assert all(more < limit for more, limit in zip(grown, (100, 5, 2), strict=True)), grown
 
 
 def test_a_worker_that_is_killed_loses_nothing(app, url, queue, tmp_path):
@@ -7246,8 +7270,13 @@ def test_threads_stay_flat_and_within_their_number_when_many_are_given_up(app, q
 
 
 def wait_in_a_queue(number):
+    """Wait in the standard library's Python code, and note where an interruption lands."""
     ran.append(number)
-    doors[number].get()
+    try:
+        doors[number].get()
+    except BaseException as error:
+        ran.append(traceback.extract_tb(error.__traceback__)[-1].filename)
+        raise
 
 
 #: Where `wait_in_a_queue` waits, in the standard library's Python code.
@@ -7264,7 +7293,9 @@ def test_a_task_that_is_never_at_a_safe_point_is_given_up(app, queue, broker, st
     assert other.send_to_queue((5,), wait_result=SOON) == 5
     doors[1].put("the way out")
     wait_until(lambda: worker.healthy)
-    doors[1].put("unlocked")  # its lock wasn't left taken
+    # It lands here at last, if the task is still there then; and no lock of the queue is left taken.
+    assert set(ran) <= {1, (5,), __file__}
+    doors[1].put("unlocked")
     assert doors[1].get(timeout=SOON) == "unlocked"
 
 
@@ -7987,19 +8018,19 @@ def test_channels_come_and_are_answered_while_the_reader_looks_whether_the_broke
         def waits(self):
             self.looks += 1
             connection.channels[len(connection.channels) + 1] = Channel()  # another thread's
-            return self.looks == 1  # its answer comes before the next look
+            return self is second and self.looks == 1  # its answer comes before the next look
 
         def ping(self):
             self.pings += 1
 
-    first = connection.channels[1] = Channel()
+    connection.channels[1], connection.channels[2] = first, second = Channel(), Channel()
     # As if an answer were due since before the last byte came.
     connection._owes_since, connection.stepped_at = connection.read_at, connection.read_at + 1
     try:
         connection._check_broker(connection.stepped_at)
     finally:
         connection.hang_up()
-    assert first.pings == 1
+    assert (first.pings, second.pings) == (0, 1)
 
 
 def consumer_channel(connection):
@@ -8045,6 +8076,9 @@ def cli_environment(url):
     return env if url is None else {**env, "KUYRUK_RABBIT_URL": url}
 
 
+#: How an application begins that reads no configuration. Else it would find, and use, the broker that
+#: somebody may run at RabbitMQ's usual port.
+IMPORT_KUYRUK = "import kuyruk; kuyruk.Config.RABBIT_PORT = 1\n"
 #: What starts the command line. Warnings are errors there, too.
 CLI = ("-W", "error", "-m", "kuyruk_worker")
 
@@ -8484,7 +8518,7 @@ def test_a_signal_to_stop_during_the_import_counts(tmp_path, app_swallows_it):
     handling = "except BaseException: pass" if app_swallows_it else "finally: pass"
     (tmp_path / "slow.py").write_text(f"""
 import os, signal, time
-import kuyruk
+{IMPORT_KUYRUK}
 app = kuyruk.Kuyruk()
 try:
     os.kill(os.getppid(), signal.SIGTERM)
@@ -8509,9 +8543,9 @@ def test_a_signal_to_stop_ends_a_process_that_waits_for_threads_of_the_applicati
     tmp_path, cli_worker
 ):
     """Python waits for the application's threads at its end; a signal to stop ends that."""
-    (tmp_path / "tasks.py").write_text("""
+    (tmp_path / "tasks.py").write_text(f"""
 import threading, time
-import kuyruk
+{IMPORT_KUYRUK}
 app = kuyruk.Kuyruk()
 threading.Thread(target=time.sleep, args=[600]).start()
 """)
@@ -8532,12 +8566,14 @@ def test_other_signals_during_the_import_are_answered_after_it(tmp_path, cli_wor
     """Signals that ask for something wait for the import; the application's handlers are
     replaced."""
     # The application makes the process ignore SIGTERM, and the command line takes that back.
-    (tmp_path / "early.py").write_text(
-        "import kuyruk, os, signal\nos.kill(os.getpid(), signal.SIGUSR1)\n"
-        "os.kill(os.getpid(), signal.SIGUSR2)\n"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the command line takes it back\n"
-        "app = kuyruk.Kuyruk()\n"
-    )
+    (tmp_path / "early.py").write_text(f"""
+import os, signal
+{IMPORT_KUYRUK}
+os.kill(os.getpid(), signal.SIGUSR1)
+os.kill(os.getpid(), signal.SIGUSR2)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+app = kuyruk.Kuyruk()
+""")
     worker = cli_worker(tmp_path, "early", url=NOWHERE)
     worker.wait_for(
         "Thread MainThread", "SIGUSR2: dropping 0 running tasks", "Waiting for RabbitMQ"
@@ -8569,8 +8605,8 @@ def test_max_run_time_ends_the_worker_and_lets_what_runs_end(project):
 
 def test_an_unexpected_failure_of_the_worker_has_its_exit_code(tmp_path):
     """A process that can't begin is tried three times, then the whole gives up with code 1."""
-    (tmp_path / "broken.py").write_text("""
-import kuyruk
+    (tmp_path / "broken.py").write_text(f"""
+{IMPORT_KUYRUK}
 class Broken(kuyruk.Kuyruk):
     def worker(self, *args, **kwargs):
         worker = super().worker(*args, **kwargs)
@@ -9091,6 +9127,24 @@ def test_what_kills_the_supervisor_too_is_remembered_with_a_state(project, broke
     assert not list((project.folder / "state").glob("journal-*"))
 
 
+def test_what_runs_when_all_are_killed_during_a_stop_is_not_to_blame(project):
+    """A container that stops longer than its time is killed: no message has brought it down."""
+    options = ("--max-crashes", "1", "--state", str(project.folder / "state"))
+    worker = project.worker(*options)
+    project.tasks.hold("a")
+    project.begun("a")
+    worker.send(signal.SIGTERM)
+    worker.wait_for("SIGTERM: stopping when")
+    worker.send_all(signal.SIGKILL)
+    assert worker.exit_code() == -signal.SIGKILL
+    second = project.worker(*options)
+    wait_until(lambda: len(project.starts("a")) == 2)
+    project.go()
+    wait_until(project.notes)
+    second.stop()
+    assert project.notes() == ["a"]
+
+
 def test_a_process_that_runs_no_python_code_is_killed_and_its_task_is_to_blame(
     project, broker, monkeypatch
 ):
@@ -9447,7 +9501,7 @@ def modules(tmp_path_factory):
     folder = tmp_path_factory.mktemp("modules")
     for name, text in CLI_FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
+        (folder / name).write_text(text.replace("import kuyruk\n", IMPORT_KUYRUK))
     shutil.copy(HERE / "kuyruk.py", folder / "othercopy.py")
     return folder
 
@@ -9600,9 +9654,9 @@ def test_a_vendored_copy_runs_its_own_library(tmp_path, url, cli_worker):
 )
 def test_the_logging_level_is_of_the_command_line(tmp_path, args, shown):
     """`-l`, in any case of letters, is the level of the whole process; INFO without it."""
-    (tmp_path / "tasks.py").write_text("""
-import kuyruk, logging
-app = kuyruk.Kuyruk()
+    (tmp_path / "tasks.py").write_text(f"""
+import logging
+{IMPORT_KUYRUK}
 class App(kuyruk.Kuyruk):
     def worker(self, *args, **kwargs):
         logging.getLogger("mine").debug("a detail")
@@ -9616,8 +9670,8 @@ app = App()
 
 def test_an_application_keeps_the_logging_that_it_has_set_up(tmp_path):
     """The command line sets up no logging where the application has."""
-    (tmp_path / "tasks.py").write_text("""
-import kuyruk, logging.config
+    code = """
+import logging.config
 logging.config.dictConfig({
     "version": 1,
     "formatters": {"f": {"format": "mine: %(message)s"}},
@@ -9625,7 +9679,8 @@ logging.config.dictConfig({
     "root": {"handlers": ["h"], "level": "INFO"},
 })
 app = kuyruk.Kuyruk()
-""")
+"""
+    (tmp_path / "tasks.py").write_text(IMPORT_KUYRUK + code)
     text = run_cli(tmp_path, "tasks", "--max-run-time", "0.01").stderr
     assert "mine: kuyruk " in text and "mine: Stopped" in text
 
@@ -10032,7 +10087,7 @@ def test_settings_in_the_environment_that_are_not_read_are_warned_of(
     for key, value in env.items():
         monkeypatch.setenv(f"KUYRUK_{key}", value)
     code += "\napp = kuyruk.Kuyruk(config)\n@app.task\ndef f(): pass\n"
-    (tmp_path / "tasks.py").write_text(f"import kuyruk\n{code}")
+    (tmp_path / "tasks.py").write_text(IMPORT_KUYRUK + code)
     ended = run_cli(tmp_path, "tasks", "--max-run-time", "0.01", *args.split(), url=None)
     assert ended.returncode == 0, ended.stderr
     warned = warnings_of(ended.stderr)
@@ -10413,10 +10468,8 @@ def test_an_address_of_the_environment_that_a_url_beats_is_warned_of(
     of_config, args, warns, tmp_path, monkeypatch
 ):
     """RABBIT_URL wins over RABBIT_HOST and the like: where both are set, that is said."""
-    (tmp_path / "tasks.py").write_text(
-        "import kuyruk\nconfig = kuyruk.Config()\nconfig.from_env_vars()\n"
-        f"config.RABBIT_URL = {of_config!r}\napp = kuyruk.Kuyruk(config)\n@app.task\ndef f(): pass\n"
-    )
+    code = f"{READS_ENVIRONMENT}config.RABBIT_URL = {of_config!r}\napp = kuyruk.Kuyruk(config)\n"
+    (tmp_path / "tasks.py").write_text(f"{IMPORT_KUYRUK}{code}@app.task\ndef f(): pass\n")
     monkeypatch.setenv("KUYRUK_RABBIT_HOST", "rabbit.invalid")
     monkeypatch.setenv("KUYRUK_RABBIT_PASSWORD", "hunter2")
     ended = run_cli(tmp_path, "tasks", *args, "--max-run-time", "0.1", url=None)
@@ -10526,10 +10579,12 @@ def test_queues_that_are_derived_from_a_quorum_queue_are_such_too(make_app, node
     app.task(queue)(add)("not", "numbers", "but three")
     worker = start(app)
     wait_until(lambda: worker.stats["failed"] == 2 and not worker.stats["running"])
-    rows = [row.split("\t") for row in node.ctl("list_queues", "name", "type").splitlines()]
-    kinds = {name: kind for name, kind in rows if name.startswith(queue)}
+    listed = node.ctl("list_queues", "name", "type", "arguments").splitlines()
+    rows = [row.split("\t") for row in listed if row.startswith(queue)]
+    # Without a limit of ours RabbitMQ 4 drops what it has delivered 20 times.
+    limits = {n: (kind, *re.findall(r'"x-delivery-limit",(\d+)', more)) for n, kind, more in rows}
     names = [queue, f"{queue}.failed", f"{queue}.delay.300000"]
-    assert kinds == dict.fromkeys(names, "quorum")
+    assert limits == dict.fromkeys(names, ("quorum", str(kuyruk.DELIVERY_LIMIT)))
 
 
 @pytest.fixture(scope="module")
