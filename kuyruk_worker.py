@@ -916,6 +916,7 @@ class _State:
         os.makedirs(folder, exist_ok=True)
         self._lock = open(os.path.join(folder, "lock"), "w")  # noqa: SIM115
         if not _try_lock(self._lock.fileno()):
+            self._lock.close()
             raise UsageError(f"--state {folder}: another worker uses it")
         # What can't be read is forgotten: there is nothing better to do with it.
         unreadable = contextlib.suppress(Exception)
