@@ -10489,22 +10489,95 @@ def test_an_address_of_the_environment_that_a_url_beats_is_warned_of(
     assert "hunter2" not in ended.stderr
 
 
-def test_a_process_whose_first_pulse_comes_while_it_is_looked_at_is_not_frozen():
-    """A process isn't killed for a pulse that came between two looks at it."""
-    now, killed = 1000.0, []
-    pulses = iter([0, *[int(now)] * 9])  # as another process writes them
+def looks_at_frozen(looks, read_pulse):
+    """Return after which of these looks, at times of its clock, the supervisor has killed a process.
+    read_pulse: called for each reading of the process's pulse."""
+    killed = []
 
     class Journal:
         exit_code = None
-        pulse = property(lambda self: next(pulses))
+        pulse = property(lambda self: read_pulse())
 
     supervisor = object.__new__(kuyruk_worker._Supervisor)
     supervisor._settings, supervisor._looked_at = {"RABBIT_HEARTBEAT": 60}, math.inf
     supervisor._children = {1: kuyruk_worker._Child(1, None, Journal())}
-    supervisor._kill = lambda child, why: killed.append(why)
-    for _ in range(2):  # the first look only learns when it was
+    supervisor._kill = lambda child, why: killed.append(now)
+    for now in looks:
         supervisor._kill_frozen(now)
-    assert killed == []
+    return killed
+
+
+def test_a_process_whose_first_pulse_comes_while_it_is_looked_at_is_not_frozen():
+    """A process isn't killed for a pulse that came between two looks at it."""
+    pulses = iter([0, *[1000] * 9])  # as another process writes them
+    assert looks_at_frozen([1000.0, 1000.0], lambda: next(pulses)) == []
+
+
+def test_a_process_without_a_pulse_is_frozen_but_not_while_its_supervisor_was():
+    """Ctrl-Z and a suspended machine stop all processes: they get their time anew after that."""
+    limit = kuyruk_worker.FROZEN * 60
+    looks = [1000.0 + n * kuyruk_worker.PULSE for n in range(100)]
+    [at] = looks_at_frozen(looks, lambda: 1000)
+    assert limit < at - 1000 <= limit + kuyruk_worker.PULSE
+    assert looks_at_frozen([1000.0, 1000.0 + 2 * limit], lambda: 1000) == []
+
+
+def test_pauses_before_processes_grow_up_to_a_limit_and_begin_anew_when_all_goes_well():
+    """Each further death of a process costs twice the time, until one has run for PROVED seconds."""
+    first, last = kuyruk_worker.FIRST_PAUSE, kuyruk_worker.LAST_PAUSE
+    supervisor = object.__new__(kuyruk_worker._Supervisor)
+    supervisor._start_at, supervisor._last_pause = time.monotonic(), 0.0
+    pauses = [supervisor._pause() for _ in range(20)]
+    assert (pauses[:3], pauses[-1]) == ([first, 2 * first, 4 * first], last)
+    supervisor._start_at -= last + kuyruk_worker.PROVED  # as if it had been so long ago
+    assert supervisor._pause() == first
+
+
+def test_a_process_that_can_not_be_forked_is_tried_again(project):
+    """A moment without memory, or processes, for another one doesn't end the supervisor."""
+    code = """
+import errno, os, sys, kuyruk_worker as module
+fork, failures = os.fork, [errno.ENOMEM, errno.EAGAIN]
+def fail():
+    if failures:
+        raise OSError(failures.pop(), "not now")
+    return fork()
+os.fork = fail
+sys.exit(module.main())
+"""
+    worker = project.worker(entry=("-c", code))
+    worker.wait_for_processes(1)
+    assert worker.text.count("supervisor: Can't start a process: ") == 2
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0, worker.text
+
+
+def test_a_state_is_taken_over_from_the_dead_only(tmp_path):
+    """Neither the state nor the journal of a process that lives is another's to read."""
+    state = kuyruk_worker._State(str(tmp_path), kuyruk_worker.logger)
+    with contextlib.closing(state.make_journal()) as journal:
+        journal.hold()
+        journal.begin("a")
+        ended = run_cli(tmp_path, "tasks", "--state", str(tmp_path))
+        says = f"error: --state {tmp_path}: another worker uses it\n"
+        assert (ended.returncode, ended.stderr) == (2, f"python -m kuyruk_worker: {says}")
+        state._lock.close()
+        code = f"""
+import kuyruk_worker
+state = kuyruk_worker._State({str(tmp_path)!r}, kuyruk_worker.logger)
+print(state.crashes)
+state._lock.close()
+"""
+        assert run_python("-c", code) == "{}\n"
+    assert run_python("-c", code) == "{'a': (1, 1)}\n"
+
+
+def test_a_state_remembers_no_more_than_so_many_suspects():
+    """Memory stays flat though each death has other messages: the oldest are forgotten."""
+    state, most = kuyruk_worker._State(None, kuyruk_worker.logger), kuyruk_worker.MAX_SUSPECTS
+    for n in range(most + 10):
+        state.blame([n])
+    assert list(state.crashes) == list(range(10, most + 10))
 
 
 # --- Quorum queues, and a cluster ----------------------------------------------
