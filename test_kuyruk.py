@@ -8304,11 +8304,11 @@ def nap(name, seconds):
     note.f(name)
 
 @app.task(queue=__name__)
-def tell_process():
+def process_id():
     return os.getpid()
 
 @app.task(queue=__name__)
-def tell_command():
+def command_line():
     return " ".join(sys.argv)
 
 @app.task(queue=__name__)
@@ -8317,7 +8317,7 @@ def grow(megabytes):
     return os.getpid()
 
 @app.task(queue=__name__)
-def tell_blocked_signals():
+def blocked_signals():
     return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))
 
 @app.task(queue=__name__)
@@ -8868,7 +8868,7 @@ def test_a_worker_whose_parent_ignores_sigchld_replaces_and_ends_its_processes(p
 def test_no_signal_is_blocked_in_a_task(shared):
     """The signals that are blocked for a fork aren't in the worker process."""
     project, _ = shared
-    assert project.tasks.tell_blocked_signals.send_to_queue(wait_result=PATIENCE) == []
+    assert project.tasks.blocked_signals.send_to_queue(wait_result=PATIENCE) == []
 
 
 def test_a_signal_to_stop_to_one_process_ends_that_gracefully_and_it_is_replaced(project):
@@ -8998,7 +8998,7 @@ def test_an_application_that_breaks_while_it_runs_is_tried_again_as_long_as_a_pr
     os.kill(worker.pids[0], signal.SIGKILL)
     # More often than the three times after which one without other processes gives up.
     wait_until(lambda: worker.text.count("couldn't start: exit code 2; trying again in") >= 4)
-    assert project.tasks.tell_process.send_to_queue(wait_result=PATIENCE) == worker.pids[1]
+    assert project.tasks.process_id.send_to_queue(wait_result=PATIENCE) == worker.pids[1]
     path.write_text(CLI_TASKS)
     worker.wait_for_processes(3)
     worker.send(signal.SIGTERM)
@@ -9042,16 +9042,16 @@ def test_a_stuck_task_costs_no_other_task_anything(project):
     old = worker.wait_for_processes(1)
     project.tasks.hold("long")
     caller = background(project.tasks.limited.send_to_queue, wait_result=PATIENCE)
-    pauses, told = [], set()
-    while len(told) < 2 or "another process has taken its place" not in worker.text:
+    pauses, processes = [], set()
+    while len(processes) < 2 or "another process has taken its place" not in worker.text:
         began = time.monotonic()
-        told.add(project.tasks.tell_process.send_to_queue(wait_result=PATIENCE))
+        processes.add(project.tasks.process_id.send_to_queue(wait_result=PATIENCE))
         pauses.append(time.monotonic() - began)
     assert max(pauses) < SOON
     with pytest.raises(kuyruk.RemoteException) as caught:
         caller.result(PATIENCE)
     assert caught.value.type == "kuyruk.exceptions.Timeout"
-    assert (told, project.notes()) == (set(worker.pids), [])
+    assert (processes, project.notes()) == (set(worker.pids), [])
     project.go()
     wait_until(lambda: not Path(f"/proc/{old}").exists())
     assert project.notes() == ["long"]
@@ -10190,7 +10190,7 @@ def test_the_broker_of_the_command_line_wins_and_its_password_is_shown_to_nobody
     assert "guest:guest@" in with_password
     worker = project.worker("--broker", with_password, url=NOWHERE)
     worker.wait_for("Consuming")
-    assert project.tasks.tell_command.send_to_queue(wait_result=PATIENCE).count("//...@") == 1
+    assert project.tasks.command_line.send_to_queue(wait_result=PATIENCE).count("//...@") == 1
     worker.stop()
     assert "guest:guest" not in worker.text
     ended = run_cli(project.folder, project.name, "--brokr", with_password)
@@ -10401,7 +10401,7 @@ def test_a_process_that_uses_too_much_memory_is_replaced_when_another_consumes(p
     worker.wait_for(
         "(--max-memory 120): another takes its place", "another process has taken its place"
     )
-    assert project.tasks.tell_process.send_to_queue(wait_result=PATIENCE) == second
+    assert project.tasks.process_id.send_to_queue(wait_result=PATIENCE) == second
     project.go()
     wait_until(lambda: project.notes() == ["long"])  # in the old one, to its end
     wait_until(lambda: not Path(f"/proc/{first}").exists())
