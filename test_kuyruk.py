@@ -6024,26 +6024,26 @@ def test_a_count_of_failures_that_is_none_begins_anew(given, counted, app, queue
     start(app, [queue])
     broker.publish(queue, b"nonsense", headers={"x-kuyruk-failures": given})
     failed = failure(broker, queue)
-    assert (failed["failures"], failed["exception"]) == (
-        counted,
-        "kuyruk.exceptions.InvalidMessage",
-    )
+    assert failed["failures"] == counted
+    assert failed["exception"] == "kuyruk.exceptions.InvalidMessage"
 
 
 # --- Worker ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", ["thread", "timeout", "processes", "logging_level"])
-def test_an_unknown_worker_option_is_an_error(option, offline):
-    """An option that a worker doesn't have is a TypeError that names it."""
-    with pytest.raises(TypeError, match=option):
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("thread", r": did you mean 'threads'\?"),
+        ("timeout", ""),
+        ("processes", ""),
+        ("logging_level", ""),
+    ],
+)
+def test_an_unknown_worker_option_is_an_error(option, hint, offline):
+    """An option that a worker doesn't have is a TypeError that names it, and what was meant."""
+    with pytest.raises(TypeError, match=f"no option '{option}'{hint}"):
         offline.worker(**{option: 1})
-
-
-def test_a_misspelled_worker_option_is_named(offline):
-    """The error names the option that was meant, perhaps."""
-    with pytest.raises(TypeError, match=r"no option 'thread': did you mean 'threads'\?"):
-        offline.worker(thread=4)
 
 
 @pytest.mark.parametrize(
@@ -9524,13 +9524,24 @@ def test_a_wrong_value_is_explained_in_one_line_before_the_import(tmp_path, args
         ("tasks --status --id x", "--id goes with --failed"),
         ("tasks -q a b", "unrecognized arguments: b"),
         ("-t 4", "the following arguments are required: MODULE"),
+        ("tasks --max-memory inf", "--max-memory takes megabytes, more than 0: not inf"),
+        ("tasks --max-memory nan", "--max-memory takes megabytes, more than 0: not nan"),
+        ("tasks --status -t 4", "-t/--threads is for running tasks: --failed and --status don't"),
+        ("tasks --failed list -p 1", "-p/--processes is for running tasks: --failed and --status don't"),
+        ("tasks --failed purge --state x", "--state is for running tasks: --failed and --status don't"),
+        ("tasks --status --health x --json", "--health is for running tasks: --failed and --status don't"),
+        ("tasks --status --max-memory 5", "--max-memory is for running tasks: --failed and --status don't"),
+        ("tasks --prefetch x", "--prefetch takes a whole number from 1 to 65535: not 'x'"),
+        ("tasks --shutdown-timeout x", "--shutdown-timeout takes seconds, 0 or more: not 'x'"),
+        ("tasks -t 99999999", "-t/--threads takes a whole number from 1 to 10000: not 99999999"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_command_line_is_explained_in_one_line(tmp_path, args, words):
-    """What is wrong about the options is said in one line, with what was meant, perhaps."""
+    """What is wrong about options, or has no effect together, is said in one line."""
     ended = run_cli(tmp_path, *args.split())
-    assert ended.returncode == 2
-    assert ended.stderr == f"python -m kuyruk_worker: error: {words} (--help explains)\n"
+    said = ended.stderr.removesuffix(" (--help explains)\n").removesuffix("\n")
+    assert said == f"python -m kuyruk_worker: error: {words}"
+    assert (ended.returncode, ended.stdout) == (2, "")
 
 
 @pytest.mark.parametrize("queue", ["", "x" * 256])
@@ -10450,29 +10461,6 @@ def test_a_broker_that_does_not_answer_is_named_once_with_the_reason(call, make_
     assert [text.count(str(port)) for port in ports] == [1, 1], text
     assert f"127.0.0.1:{ports[1]} (Connection refused)" in text and "None" not in text
     gc.collect()  # what amqpstorm has left open warns here
-
-
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        ("--max-memory inf", "--max-memory takes megabytes, more than 0: not inf"),
-        ("--max-memory nan", "--max-memory takes megabytes, more than 0: not nan"),
-        ("--status -t 4", "-t/--threads is for running tasks: --failed and --status don't"),
-        ("--failed list -p 1", "-p/--processes is for running tasks: --failed and --status don't"),
-        ("--failed purge --state x", "--state is for running tasks: --failed and --status don't"),
-        ("--status --health x --json", "--health is for running tasks: --failed and --status don't"),
-        ("--status --max-memory 5", "--max-memory is for running tasks: --failed and --status don't"),
-        ("--prefetch x", "--prefetch takes a whole number from 1 to 65535: not 'x'"),
-        ("--shutdown-timeout x", "--shutdown-timeout takes seconds, 0 or more: not 'x'"),
-        ("-t 99999999", "-t/--threads takes a whole number from 1 to 10000: not 99999999"),
-    ],
-)  # fmt: skip
-def test_a_command_line_that_would_have_no_effect_is_explained_in_one_line(args, says, tmp_path):
-    """Options that don't go together, or have no effect together, are refused."""
-    ended = run_cli(tmp_path, "tasks", *args.split())
-    assert ended.returncode == 2 and not ended.stdout
-    said = ended.stderr.removesuffix(" (--help explains)\n").removesuffix("\n")
-    assert said == f"python -m kuyruk_worker: error: {says}"
 
 
 @pytest.mark.parametrize(
