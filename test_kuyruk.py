@@ -8258,9 +8258,14 @@ class CliWorker:
         assert not self.lives, self.text
         return code
 
-    def stop(self):
+    def end(self, code=0):
+        """Send SIGTERM, and wait for its end, with this exit code."""
         self.send(signal.SIGTERM)
-        assert self.exit_code() == 0, self.text
+        assert self.exit_code() == code, self.text
+
+    def stop(self):
+        """As `end`, without a traceback in all that it has printed."""
+        self.end()
         assert "Traceback" not in self.text
 
     def kill(self):
@@ -8391,7 +8396,14 @@ class CliProject:
         wait_until(lambda: all(map(self.starts, names)))
         return [self.starts(name)[-1] for name in names]
 
+    def hold(self, *names):
+        """Have `hold` run with each of these names; return the processes in which that is so."""
+        for name in names:
+            self.tasks.hold(name)
+        return self.begun(*names)
+
     def go(self):
+        """Let all tasks end that are in `hold`."""
         (self.folder / "go").touch()
 
     def notes(self):
@@ -8482,8 +8494,7 @@ def test_cli_consumes_the_queue_of_this_machine(shared):
 def test_sigusr1_prints_every_stack_and_the_running_tasks(shared):
     """SIGUSR1 shows what a worker does: its counts, its running tasks, and where each thread is."""
     project, worker = shared
-    project.tasks.hold("usr1")
-    project.begun("usr1")
+    project.hold("usr1")
     worker.send(signal.SIGUSR1)
     worker.wait_for("\n---\n")
     report = worker.text.partition(f"--- process {worker.pids[0]}: ")[2]
@@ -8501,8 +8512,7 @@ def test_sigusr2_drops_the_running_tasks(shared):
     project, worker = shared
     # Another test that shares the worker may have let its tasks go.
     (project.folder / "go").unlink(missing_ok=True)
-    project.tasks.hold("dropped")
-    project.begun("dropped")
+    project.hold("dropped")
     worker.send(signal.SIGUSR2)
     worker.wait_for("SIGUSR2: dropping 1 running task\n", "discarded")
     assert project.tasks.note.send_to_queue(["after"], wait_result=PATIENCE) == "after"
@@ -8513,8 +8523,7 @@ def test_sigusr2_drops_the_running_tasks(shared):
 def test_the_first_signal_to_stop_waits_for_what_runs(project, number):
     """A signal to stop names what it waits for, takes no more messages, and ends with code 0."""
     worker = project.worker("-t", "1")
-    project.tasks.hold("a")
-    project.begun("a")
+    project.hold("a")
     worker.send(number)
     worker.wait_for(f"{number.name}: stopping when what runs has ended", f"{project.name}.hold [")
     project.tasks.note("later")
@@ -8529,8 +8538,7 @@ def test_the_first_signal_to_stop_waits_for_what_runs(project, number):
 def test_the_second_signal_to_stop_interrupts_and_requeues_what_runs(project, number):
     """A second signal interrupts running tasks; their messages go back, and the exit code is 3."""
     worker = project.worker()
-    project.tasks.hold("a")
-    project.begun("a")
+    project.hold("a")
     worker.send(number)
     worker.wait_for(f"{number.name}: stopping when")
     wait_for_another_wish()
@@ -8550,8 +8558,7 @@ def test_a_process_ends_although_a_task_is_stuck(project, monkeypatch):
     worker.send(signal.SIGTERM)
     worker.wait_for("SIGTERM: stopping when")
     wait_for_another_wish()
-    worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 3, worker.text
+    worker.end(3)
     assert f"{project.name}.stuck" in worker.text.partition("again: interrupting")[2]
     wait_until(lambda: project.waiting() == 1)
 
@@ -8677,8 +8684,7 @@ sys.exit(module.main())
 def test_max_run_time_ends_the_worker_and_lets_what_runs_end(project):
     """`--max-run-time` stops as SIGTERM does."""
     worker = project.worker("--max-run-time", "1", entry=("-c", RUN_TIME_BY_FILE))
-    project.tasks.hold("a")
-    project.begun("a")
+    project.hold("a")
     (project.folder / "over").touch()
     worker.wait_for("Stopping: waiting for 1 running task")
     project.go()
@@ -8715,10 +8721,8 @@ def test_a_worker_has_as_many_processes_as_wanted(project, key, option, monkeypa
         monkeypatch.setenv("KUYRUK_WORKER_PROCESSES", key)
     worker = project.worker("-t", "1", *option)
     worker.wait_for_processes(3)
-    for name in "abc":
-        project.tasks.hold(name)
     # One thread each: three tasks at once are in three processes.
-    assert sorted(project.begun(*"abc")) == sorted(worker.pids)
+    assert sorted(project.hold(*"abc")) == sorted(worker.pids)
     assert worker.process.pid not in worker.pids
     project.go()
     wait_until(lambda: sorted(project.notes()) == ["a", "b", "c"])
@@ -8786,9 +8790,7 @@ def test_a_signal_to_the_whole_group_is_one_signal(project, number):
     """What a terminal sends to every process, and the supervisor passes on, is one signal."""
     worker = project.worker("-p", "2", "-t", "2")
     worker.wait_for_processes(2)
-    for name in "abcd":
-        project.tasks.hold(name)
-    project.begun(*"abcd")
+    project.hold(*"abcd")
     worker.send_all(number)
     wait_until(lambda: worker.text.count(f"{number.name}: stopping when what runs has ended") == 2)
     worker.send(signal.SIGUSR1)  # when each has answered this, the first was passed on, too
@@ -8804,9 +8806,7 @@ def test_the_second_signal_to_the_whole_group_interrupts_every_process(project):
     """The second signal to the group interrupts the tasks of each process once."""
     worker = project.worker("-p", "2", "-t", "2")
     worker.wait_for_processes(2)
-    for name in "abcd":
-        project.tasks.hold(name)
-    project.begun(*"abcd")
+    project.hold(*"abcd")
     worker.send_all(signal.SIGINT)
     wait_until(lambda: worker.text.count("SIGINT: stopping when what runs") == 2)
     worker.send(signal.SIGUSR1)  # when each has answered this, the first was passed on, too
@@ -8823,9 +8823,7 @@ def test_sigquit_ends_every_process_at_once(project, send):
     """SIGQUIT ends all processes, be it sent to the supervisor or to the group."""
     worker = project.worker("-p", "2", "-t", "1")
     worker.wait_for_processes(2)
-    for name in "ab":
-        project.tasks.hold(name)
-    project.begun(*"ab")
+    project.hold(*"ab")
     getattr(worker, send)(signal.SIGQUIT)
     assert worker.exit_code() == 131
     assert worker.text.endswith("SIGQUIT: ended at once\n")
@@ -8875,13 +8873,11 @@ def test_a_signal_to_stop_to_one_process_ends_that_gracefully_and_it_is_replaced
     """SIGTERM to a worker process ends it when its task has ended, and another takes its place."""
     worker = project.worker("-p", "2", "-t", "1")
     worker.wait_for_processes(2)
-    project.tasks.hold("a")
-    [pid] = project.begun("a")
+    [pid] = project.hold("a")
     os.kill(pid, signal.SIGTERM)
     worker.wait_for("SIGTERM: stopping when what runs has ended")
-    project.tasks.hold("b")
     # In the other process: the first takes no more messages.
-    assert project.begun("b") == [other for other in worker.pids if other != pid]
+    assert project.hold("b") == [other for other in worker.pids if other != pid]
     project.go()
     worker.wait_for_processes(3)
     assert f"supervisor: Process {pid} has stopped, another one takes its place" in worker.text
@@ -8943,8 +8939,7 @@ def test_a_stop_that_comes_while_a_process_is_forked_is_not_lost(project):
     """A signal between the fork and the child's own handlers reaches the child."""
     worker = project.worker(entry=("-c", SLOW_FORK))
     worker.wait_for("forked")
-    worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 0, worker.text
+    worker.end()
     assert worker.text == "forked\n-c: SIGTERM: stopped before the worker began\n"
 
 
@@ -9001,8 +8996,7 @@ def test_an_application_that_breaks_while_it_runs_is_tried_again_as_long_as_a_pr
     assert project.tasks.process_id.send_to_queue(wait_result=PATIENCE) == worker.pids[1]
     path.write_text(CLI_TASKS)
     worker.wait_for_processes(3)
-    worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 0, worker.text
+    worker.end()
 
 
 def test_an_application_that_breaks_while_nothing_serves_is_given_up(project):
@@ -9069,8 +9063,7 @@ def test_a_process_whose_threads_are_all_stuck_is_replaced(project):
     wait_until(lambda: project.notes() == ["after"])
     assert "1 threads are stuck" in worker.text and project.starts("stuck") == worker.pids[:1]
     wait_until(lambda: not Path(f"/proc/{worker.pids[0]}").exists())
-    worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 0, worker.text
+    worker.end()
 
 
 # -- tasks that take their process down
@@ -9109,8 +9102,7 @@ def test_a_task_that_takes_its_process_down_has_failed_after_three_times(
     assert crashed(project, broker) == {how}
     deaths = re.findall(r"supervisor: Process \d+ died while it ran [0-9a-f]{32}", worker.text)
     assert len(deaths) == 3
-    worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 0, worker.text
+    worker.end()
     assert project.waiting() == 0
 
 
@@ -9164,8 +9156,7 @@ def test_what_is_handed_back_or_lost_with_its_connection_is_no_crash(project, pr
             proxy.cut()
     project.go()
     wait_until(project.notes)
-    worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 0, worker.text
+    worker.end()
     assert project.notes() == ["a"] and project.waiting() == 0
     assert broker.count(f"{project.name}.failed") is None and "died while" not in worker.text
 
@@ -9214,8 +9205,7 @@ def test_what_runs_when_all_are_killed_during_a_stop_is_not_to_blame(project):
     """A container that stops longer than its time is killed: no message has brought it down."""
     options = ("--max-crashes", "1", "--state", str(project.folder / "state"))
     worker = project.worker(*options)
-    project.tasks.hold("a")
-    project.begun("a")
+    project.hold("a")
     worker.send(signal.SIGTERM)
     worker.wait_for("SIGTERM: stopping when")
     worker.send_all(signal.SIGKILL)
@@ -9255,8 +9245,7 @@ def test_sigterm_under_load_loses_nothing_and_runs_nothing_twice(project):
     naps = [project.tasks.nap.subtask((str(n), 0.03)) for n in range(200)]
     project.tasks.app.send_tasks_to_queue(naps)
     wait_until(lambda: len(project.notes()) >= 50)
-    worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 0, worker.text
+    worker.end()
     assert project.waiting() == 200 - len(project.notes()) > 0
     second = project.worker()
     wait_until(lambda: len(project.notes()) >= 200)
@@ -9276,8 +9265,7 @@ def test_what_runs_longer_than_the_shutdown_timeout_is_interrupted_and_requeued(
     if how == "--max-run-time":
         (project.folder / "over").touch()
     else:
-        worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 3, worker.text
+        worker.end(3)
     assert worker.text.count("Stopping: interrupting 1 running task; ") == 2
     assert project.waiting() == 2 and project.notes() == []
 
@@ -9289,8 +9277,7 @@ def test_a_stop_does_not_wait_for_tasks_that_no_interruption_ends(project):
     project.tasks.stuck()
     project.tasks.stubborn()
     project.begun("stuck", "stubborn")
-    worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 3, worker.text
+    worker.end(3)
     assert project.waiting() == 2
 
 
@@ -9304,8 +9291,7 @@ def test_a_process_that_runs_no_python_code_is_killed_at_the_end(project):
     # That of the other process: this one can't even note the signal.
     worker.wait_for("kuyruk-supervisor: Stopped")  # the other process
     wait_for_another_wish()
-    worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 3, worker.text
+    worker.end(3)
     assert f"Process {pid} is killed, what it runs will run again: it doesn't end" in worker.text
     wait_until(lambda: project.waiting() == 1)
 
@@ -9930,8 +9916,7 @@ def test_signals_to_stop_within_a_second_are_one(project, pair):
     SIGHUP (SendSIGHUP=).
     """
     worker = project.worker("-t", "1", "--grace", "0.1", entry=ONE_WISH_ONLY)
-    project.tasks.hold("a")
-    project.begun("a")
+    project.hold("a")
     worker.send_all(signal.Signals[pair[0]])
     worker.wait_for(f"{pair[0]}: stopping when what runs has ended")
     # At once: within ONE_WISH of the first.
@@ -9948,8 +9933,7 @@ def test_a_signal_right_after_the_supervisor_has_died_interrupts_nothing(project
     systemd sends it to what is left of a service whose main process has died.
     """
     worker = project.worker("-t", "1", "--grace", "0.1", entry=ONE_WISH_ONLY)
-    project.tasks.hold("a")
-    [pid] = project.begun("a")
+    [pid] = project.hold("a")
     worker.send(signal.SIGKILL)
     worker.wait_for("The supervising process is gone")
     os.kill(pid, signal.SIGTERM)
@@ -10102,8 +10086,7 @@ sys.exit(module.main())
     os.kill(worker.wait_for_processes(1), signal.SIGKILL)
     worker.wait_for_processes(2)
     assert project.tasks.note.send_to_queue(["on"], wait_result=PATIENCE) == "on"
-    worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 0, worker.text
+    worker.end()
     defects = worker.text.count("Defect in the supervising process; it goes on")
     assert defects == worker.text.count("no luck\n") > 1
 
@@ -10405,8 +10388,7 @@ def test_a_process_that_uses_too_much_memory_is_replaced_when_another_consumes(p
     worker = project.worker("-t", "2", "--max-memory", "120", entry=cli_with(PULSE=0.2))
     # An empty worker has a quarter of that, and one with 150 MB more is above it.
     first = worker.wait_for_processes(1)
-    project.tasks.hold("long")
-    project.begun("long")
+    project.hold("long")
     assert project.tasks.grow.send_to_queue([150], wait_result=PATIENCE) == first
     second = worker.wait_for_processes(2)
     worker.wait_for(
@@ -10611,8 +10593,7 @@ sys.exit(module.main())
     worker = project.worker(entry=("-c", code))
     worker.wait_for_processes(1)
     assert worker.text.count("supervisor: Can't start a process: ") == 2
-    worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 0, worker.text
+    worker.end()
 
 
 def test_a_state_is_taken_over_from_the_dead_only(tmp_path):
@@ -12390,8 +12371,7 @@ def test_the_observability_example_reports_counts_traces_and_logs(examples, monk
         label = f'outcome="{outcome}",task="examples.observability.tasks.divide"'
         assert f"kuyruk_tasks_total{{{label}}} 1.0" in metrics
     assert "kuyruk_worker_received 2.0" in metrics and "kuyruk_worker_healthy 1.0" in metrics
-    worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 0
+    worker.end()
 
     (event,) = examples.lines("events")
     task = "examples.observability.tasks.divide"
@@ -12496,8 +12476,7 @@ def test_the_sqlalchemy_example_commits_what_returns_and_rolls_back_what_raises(
     worker = examples.start("examples.sqlalchemy_session.tasks")
     sent = examples.run("examples.sqlalchemy_session.send", "30", "-50", "-10")
     assert sent == "30\nfailed: ann has only 30\n20\n"
-    worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 0
+    worker.end()
 
 
 def is_ready(url):
@@ -12578,8 +12557,7 @@ def test_the_dashboard_example_shows_requeues_and_deletes(examples, broker, monk
 
     (examples.folder / "go").touch()
     wait_until(lambda: f"{task}.wait_for" not in fetch(page)[1])
-    worker.send(signal.SIGTERM)
-    assert worker.exit_code() == 0
+    worker.end()
     dashboard.send(signal.SIGINT)
     assert dashboard.exit_code() == 0 and "Traceback" not in dashboard.text
     assert not list((examples.folder / "running").iterdir())
