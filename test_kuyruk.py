@@ -5295,7 +5295,7 @@ def test_what_becomes_of_a_message_whose_task(
 
 
 def failure(broker, queue):
-    """Take the next failed message; return what its headers say about that, by their short names."""
+    """Take the next failed message; return what its headers say of that, by their short names."""
     headers = broker.take(f"{queue}.failed").properties["headers"]
     return {key.removeprefix("x-kuyruk-"): value for key, value in headers.items()}
 
@@ -5313,7 +5313,7 @@ def test_a_task_sees_its_message_and_its_limit(app, queue, broker, start):
 
 
 def test_a_failed_message_tells_what_happened(app, queue, broker, start):
-    """A failed message says when, where and with what it failed, and how often, in bounded texts."""
+    """A failed message says when, where and with what it failed, and how often, in short texts."""
     error = ValueError("bad " * 10_000)
     script[:] = [error, error]
     task = app.task(queue)(play)
@@ -5573,7 +5573,7 @@ def test_a_delayed_message_survives_the_death_of_its_worker(option, app, queue, 
 
 
 def body(**changes):
-    """Return the body of a message for `add`, with these changes; a value of ... leaves a key out."""
+    """Return a message's body for `add`, with these changes; a value of ... leaves a key out."""
     description = {"id": "x", "args": [], "kwargs": {}, "module": "test_kuyruk", "function": "add"}
     description |= changes
     return json.dumps({k: v for k, v in description.items() if v is not ...}).encode()
@@ -6329,22 +6329,24 @@ def test_what_a_quorum_queue_has_counted_is_not_handed_back(make_app, url, queue
 
 
 LOOK, LATE = kuyruk.LOOK, kuyruk.HANDBACK_AFTER
+#: Looks, each as (seconds since the last one, tasks that have ended since, seconds for which a
+#: message has waited and none has begun). The first finds nine idle seconds: these say nothing.
+FIRST = [(9, 0, 0)]
+BUSY = [*FIRST, *[(LOOK, 200, 0)] * 9]
 LOOKS = {
-    # Looks, each as (seconds since the last one, tasks that have ended since, seconds for which a
-    # message has waited and none has begun); and the most that is held after the last look. The
-    # first look of each finds nine idle seconds, which say nothing about tasks.
-    "nothing is measured by one look": ([(9, 0, 0)], 0),
-    "tiny tasks": ([(9, 0, 0), *[(LOOK, 200, 0)] * 9], 200),
-    "no more than the most": ([(9, 0, 0), *[(LOOK, 2000, 0)] * 9], kuyruk.MAX_PREFETCH),
-    "tasks of a second that end in step": ([(9, 0, 0), *[(LOOK, 8 * (n % 50 == 0), 0) for n in range(99)]], 0),
-    "tasks of 200 ms that end in step": ([(9, 0, 0), *[(LOOK, 8 * (n % 10 == 0), 0) for n in range(99)]], 0),
-    "tasks of 15 ms": ([(9, 0, 0), *[(LOOK, 11, 0)] * 9], 10),
-    "tasks of 30 ms": ([(9, 0, 0), *[(LOOK, 5, 0)] * 9], 0),
-    "slower tasks, but none waits long": ([(9, 0, 0), *[(LOOK, 200, 0)] * 9, *[(LOOK, 1, LATE * 0.8)] * 9], 200),
-    "one waits too long": ([(9, 0, 0), *[(LOOK, 200, 0)] * 9, (LOOK, 100, LATE * 2)], 0),
-    "and the next doesn't": ([(9, 0, 0), *[(LOOK, 200, 0)] * 9, (LOOK, 0, LATE * 2), (LOOK, 200, 0)], 100),
-    "this process has stood still": ([(9, 0, 0), *[(LOOK, 200, 0)] * 9, (2, 0, 2)], 200),
-}  # fmt: skip
+    # Looks, and the most that is held after the last of them.
+    "nothing is measured by one look": (FIRST, 0),
+    "tiny tasks": (BUSY, 200),
+    "no more than the most": ([*FIRST, *[(LOOK, 2000, 0)] * 9], kuyruk.MAX_PREFETCH),
+    "tasks of a second that end in step": (FIRST + [(LOOK, 8, 0), *[(LOOK, 0, 0)] * 49] * 2, 0),
+    "tasks of 200 ms that end in step": (FIRST + [(LOOK, 8, 0), *[(LOOK, 0, 0)] * 9] * 10, 0),
+    "tasks of 15 ms": ([*FIRST, *[(LOOK, 11, 0)] * 9], 10),
+    "tasks of 30 ms": ([*FIRST, *[(LOOK, 5, 0)] * 9], 0),
+    "slower tasks, but none waits long": ([*BUSY, *[(LOOK, 1, LATE * 0.8)] * 9], 200),
+    "one waits too long": ([*BUSY, (LOOK, 100, LATE * 2)], 0),
+    "and the next doesn't": ([*BUSY, (LOOK, 0, LATE * 2), (LOOK, 200, 0)], 100),
+    "this process has stood still": ([*BUSY, (2, 0, 2)], 200),
+}
 
 
 @pytest.mark.parametrize(("looks", "held"), LOOKS.values(), ids=LOOKS.keys())
@@ -6858,7 +6860,7 @@ MISHAPS = [
     NoCommonError("from user code"),
 ]
 
-#: The steps of a delivery. What fails in the reader's steps costs its connection: messages run again.
+#: Steps of a delivery. What fails in these, the reader's, costs its connection: messages run again.
 READS = ["_Delivery.__init__", "_ConsumerChannel.on_content", "_Pool.add"]
 #: What fails in these is what the message fails with, and its task doesn't run.
 BEGINS = [
@@ -7312,7 +7314,7 @@ def test_a_task_that_is_never_at_a_safe_point_is_given_up(app, queue, broker, st
     assert other.send_to_queue((5,), wait_result=SOON) == 5
     doors[1].put("the way out")
     wait_until(lambda: worker.healthy)
-    # It lands here at last, if the task is still there then; and no lock of the queue is left taken.
+    # It lands here at last, if the task is still there then; and it leaves no lock taken.
     assert set(ran) <= {1, (5,), __file__}
     doors[1].put("unlocked")
     assert doors[1].get(timeout=SOON) == "unlocked"
@@ -7783,7 +7785,7 @@ def test_a_signal_handler_may_stop_a_worker_whose_numbers_are_being_asked_for(
 def test_a_log_that_blocks_makes_a_worker_unhealthy_and_holds_up_no_message(
     app, queue, broker, start, monkeypatch
 ):
-    """A thread that doesn't come back from its log after a task is missing, though nothing is stuck."""
+    """A thread that doesn't come back from its log is missing, though nothing is stuck."""
     # Twice what the reader may take for a turn: it is asked for its last one, too.
     monkeypatch.setattr(kuyruk, "STALLED", 2 * kuyruk.TICK)
     go_on = threading.Event()
@@ -7967,7 +7969,7 @@ def test_a_broker_that_stands_still_bounds_sends(make_app, queue):
 
 
 def test_a_stop_waits_in_a_thread_that_has_the_identity_of_one_that_ended(offline):
-    """A thread of the application isn't taken for one of the worker's, in which a stop doesn't wait.
+    """A thread of the application isn't taken for one of the worker's, where a stop doesn't wait.
 
     The operating system reuses the identities of threads: a list of those of the worker's would
     name another's by and by.
@@ -8149,8 +8151,8 @@ def cli_environment(url):
     return env if url is None else {**env, "KUYRUK_RABBIT_URL": url}
 
 
-#: How an application begins that reads no configuration. Else it would find, and use, the broker that
-#: somebody may run at RabbitMQ's usual port.
+#: How an application begins that reads no configuration. Else it would find, and use, the broker
+#: that somebody may run at RabbitMQ's usual port.
 IMPORT_KUYRUK = "import kuyruk; kuyruk.Config.RABBIT_PORT = 1\n"
 #: What starts the command line. Warnings are errors there, too.
 CLI = ("-W", "error", "-m", "kuyruk_worker")
@@ -8671,8 +8673,8 @@ def test_a_broker_that_is_away_at_start_is_waited_for(project, proxy):
     worker.stop()
 
 
-#: A command line whose run time begins when there is a file "over", and is over then: a busy machine
-#: may take longer to start than any time that a test would wait for.
+#: A command line whose run time is over when there is a file "over": a busy machine may take longer
+#: to start than any time that a test would wait for.
 RUN_TIME_BY_FILE = """
 import os, sys, time, kuyruk_worker as module
 began = lambda self: 0 if os.path.exists("over") else time.monotonic()
@@ -9265,7 +9267,8 @@ def test_what_runs_longer_than_the_shutdown_timeout_is_interrupted_and_requeued(
     if how == "--max-run-time":
         (project.folder / "over").touch()
     else:
-        worker.end(3)
+        worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 3, worker.text
     assert worker.text.count("Stopping: interrupting 1 running task; ") == 2
     assert project.waiting() == 2 and project.notes() == []
 
@@ -9513,10 +9516,14 @@ def test_a_wrong_value_is_explained_in_one_line_before_the_import(tmp_path, args
         ("tasks --max-memory inf", "--max-memory takes megabytes, more than 0: not inf"),
         ("tasks --max-memory nan", "--max-memory takes megabytes, more than 0: not nan"),
         ("tasks --status -t 4", "-t/--threads is for running tasks: --failed and --status don't"),
-        ("tasks --failed list -p 1", "-p/--processes is for running tasks: --failed and --status don't"),
-        ("tasks --failed purge --state x", "--state is for running tasks: --failed and --status don't"),
-        ("tasks --status --health x --json", "--health is for running tasks: --failed and --status don't"),
-        ("tasks --status --max-memory 5", "--max-memory is for running tasks: --failed and --status don't"),
+        ("tasks --failed list -p 1",
+         "-p/--processes is for running tasks: --failed and --status don't"),
+        ("tasks --failed purge --state x",
+         "--state is for running tasks: --failed and --status don't"),
+        ("tasks --status --health x --json",
+         "--health is for running tasks: --failed and --status don't"),
+        ("tasks --status --max-memory 5",
+         "--max-memory is for running tasks: --failed and --status don't"),
         ("tasks --prefetch x", "--prefetch takes a whole number from 1 to 65535: not 'x'"),
         ("tasks --shutdown-timeout x", "--shutdown-timeout takes seconds, 0 or more: not 'x'"),
         ("tasks -t 99999999", "-t/--threads takes a whole number from 1 to 10000: not 99999999"),
@@ -9614,14 +9621,19 @@ def test_the_application_is_found(modules, args, app, queues):
     ("spec", "words"),
     [
         ("none", "module 'none' has no Kuyruk object, as in: app = kuyruk.Kuyruk()"),
-        ("user", "module 'user' has no Kuyruk object, as in: app = kuyruk.Kuyruk() (there is one:app, one:alias)"),
-        ("two", "module 'two' has several Kuyruk objects: say which (there is two:first, two:second)"),
+        ("user",
+         "module 'user' has no Kuyruk object, as in: app = kuyruk.Kuyruk()"
+         " (there is one:app, one:alias)"),
+        ("two",
+         "module 'two' has several Kuyruk objects: say which (there is two:first, two:second)"),
         ("one:ap", "module 'one' has no 'ap' (there is one:app, one:alias)"),
         ("one.ap", "module 'one' has no 'ap' (there is one:app, one:alias)"),
         ("one:add", "one:add isn't a Kuyruk object but a Task (there is one:app, one:alias)"),
         ("onne", ", nor elsewhere on Python's path: did you mean 'one'?"),
         ("pkg.taks", "there is no module 'pkg.taks' in {folder}/pkg: did you mean 'pkg.tasks'?"),
-        ("pkgg.tasks:app", "there is no module 'pkgg' in {folder}, nor elsewhere on Python's path: did you mean 'pkg'?"),
+        ("pkgg.tasks:app",
+         "there is no module 'pkgg' in {folder}, nor elsewhere on Python's path: did you mean"
+         " 'pkg'?"),
         ("one.tasks:app", "there is no module 'one.tasks' in one"),
         ("pkg/tasks.py", "'pkg/tasks.py' is a file: name the module, as 'pkg.tasks'"),
         ("one.py", "'one.py' is a file: name the module, as 'one'"),
@@ -9629,9 +9641,12 @@ def test_the_application_is_found(modules, args, app, queues):
         ("", "'' is no module's name"),
         ("foreign", "foreign:app is a Kuyruk object of another copy of the library, 'othercopy'"),
         ("foreign:app", "beside that copy: python -m othercopy_worker"),
-        ("one else_", "module 'else_' belongs to another Kuyruk object than one:app: its tasks wouldn't run here."),
+        ("one else_",
+         "module 'else_' belongs to another Kuyruk object than one:app: its tasks wouldn't run"
+         " here."),
         ("one more others", "module 'others' belongs to another Kuyruk object than one:app"),
-        ("one foreign", "Start another worker for it (python -m kuyruk_worker foreign), or let it use one:app"),
+        ("one foreign",
+         "Start another worker for it (python -m kuyruk_worker foreign), or let it use one:app"),
         ("one else_:its", "else_:its isn't one:app: only the first MODULE names the Kuyruk object"),
     ],
 )  # fmt: skip
@@ -9650,8 +9665,10 @@ def test_an_application_that_is_not_found_is_explained_in_one_line(modules, spec
         ("one fails", "fails", 'File "{folder}/fails.py", line 3', "ZeroDivisionError"),
         ("leaves", "leaves", 'File "{folder}/leaves.py", line 2', "DATABASE is not set"),
         ("needs", "needs", 'File "{folder}/needs.py", line 1', "No module named 'not_installed'"),
-        ("not_installed_either", "not_installed_either", "line 1, in <module>", "not_installed_either.gone"),
-        ("badconfig", "badconfig", 'File "{folder}/badconfig.py", line 2', "WORKER_THREADS takes a whole number"),
+        ("not_installed_either", "not_installed_either", "line 1, in <module>",
+         "not_installed_either.gone"),
+        ("badconfig", "badconfig", 'File "{folder}/badconfig.py", line 2',
+         "WORKER_THREADS takes a whole number"),
     ],
 )  # fmt: skip
 def test_an_application_that_fails_is_shown_with_its_own_traceback(
@@ -9775,8 +9792,9 @@ def fail_by_hand(project, broker, count, size=0):
     broker.declare(f"{name}.failed")
     for n in range(count):
         headers = {
-            "x-kuyruk-queue": name, "x-kuyruk-failures": 2, "x-kuyruk-exception": "builtins.ValueError",
-            "x-kuyruk-value": "no\nsecond line", "x-kuyruk-failed-at": "2026-01-31T12:00:00+00:00",
+            "x-kuyruk-queue": name, "x-kuyruk-failures": 2, "x-kuyruk-value": "no\nsecond line",
+            "x-kuyruk-exception": "builtins.ValueError",
+            "x-kuyruk-failed-at": "2026-01-31T12:00:00+00:00",
         }  # fmt: skip
         properties = {"message_id": f"id{n}", "reply_to": "gone", "expiration": "600000"}
         properties["headers"] = headers
@@ -9949,8 +9967,9 @@ def test_the_same_signal_counts_again_after_a_second():
     signals = object.__new__(kuyruk_worker._Signals)
     signals._counted_at = {}
     came = [
-        ("SIGHUP", 10.0), ("SIGHUP", 10.9), ("SIGTERM", 10.99), ("SIGUSR2", 10.99), ("SIGUSR2", 11.0),
-        ("SIGINT", 11.01), ("SIGTERM", 12.0), ("SIGTERM", 12.02), ("SIGCHLD", 12.0), ("SIGCHLD", 12.0),
+        ("SIGHUP", 10.0), ("SIGHUP", 10.9), ("SIGTERM", 10.99), ("SIGUSR2", 10.99),
+        ("SIGUSR2", 11.0), ("SIGINT", 11.01), ("SIGTERM", 12.0), ("SIGTERM", 12.02),
+        ("SIGCHLD", 12.0), ("SIGCHLD", 12.0),
     ]  # fmt: skip
     counted = [(name, at) for name, at in came if signals.counts(name, at)]
     assert counted == [came[n] for n in (0, 3, 5, 7, 8, 9)]
@@ -10151,10 +10170,11 @@ READS_ENVIRONMENT = "config = kuyruk.Config()\nconfig.from_env_vars()\n"
         ("config = None", {"RABBIT_URL": NOWHERE, "WORKER_THREADS": "3"}, "",
          "RABBIT_URL, KUYRUK_WORKER_THREADS are"),
         ("config = None", {"RABBIT_URL": NOWHERE}, "", "RABBIT_URL is"),
-        ("config = None", {"RABBIT_URL": NOWHERE, "WORKER_THREADS": "3"}, f"--broker {NOWHERE} -t 1", None),
+        ("config = None", {"RABBIT_URL": NOWHERE, "WORKER_THREADS": "3"},
+         f"--broker {NOWHERE} -t 1", None),
         (READS_ENVIRONMENT, {"RABBIT_URL": NOWHERE, "WORKER_THREADS": "3"}, "", None),
-        (READS_ENVIRONMENT + "config.WORKER_GRACE = 1", {"WORKER_GRACE": "2", "WORKER_THREADS": "3"}, "",
-         "WORKER_GRACE is"),
+        (READS_ENVIRONMENT + "config.WORKER_GRACE = 1",
+         {"WORKER_GRACE": "2", "WORKER_THREADS": "3"}, "", "WORKER_GRACE is"),
         ("config = None", {"WORKER_GRACE": "5", "TEST_URL": "x"}, "", None),  # the default; no key
     ],
 )  # fmt: skip
@@ -10232,9 +10252,9 @@ def test_failed_messages_are_objects_with_what_is_known_of_them(project, broker)
     broker.publish(f"{project.name}.failed", b"\x00", headers=odd_headers)
     task, odd = app.failed_messages(project.name)
     expected = {
-        "id": "id0", "task": f"{project.name}.note", "args": ["n0"], "kwargs": {}, "traceback": None,
-        "exception": "builtins.ValueError", "value": "no\nsecond line", "queue": project.name,
-        "failed_at": "2026-01-31T12:00:00+00:00", "failures": 2,
+        "id": "id0", "task": f"{project.name}.note", "args": ["n0"], "kwargs": {},
+        "traceback": None, "exception": "builtins.ValueError", "value": "no\nsecond line",
+        "queue": project.name, "failed_at": "2026-01-31T12:00:00+00:00", "failures": 2,
     }  # fmt: skip
     assert {key: getattr(task, key) for key in expected} == expected
     expected = {**dict.fromkeys(expected), "value": "[1]", "queue": project.name}
@@ -10535,7 +10555,7 @@ def test_an_address_of_the_environment_that_a_url_beats_is_warned_of(
 
 
 def looks_at_frozen(looks, read_pulse):
-    """Return after which of these looks, at times of its clock, the supervisor has killed a process.
+    """Return at which of these looks, times of its clock, the supervisor has killed a process.
     read_pulse: called for each reading of the process's pulse."""
     killed = []
 
@@ -10568,7 +10588,8 @@ def test_a_process_without_a_pulse_is_frozen_but_not_while_its_supervisor_was():
 
 
 def test_pauses_before_processes_grow_up_to_a_limit_and_begin_anew_when_all_goes_well():
-    """Each further death of a process costs twice the time, until one has run for PROVED seconds."""
+    """Each further death of a process costs twice the time, unless one has run for PROVED
+    seconds."""
     first, last = kuyruk_worker.FIRST_PAUSE, kuyruk_worker.LAST_PAUSE
     supervisor = object.__new__(kuyruk_worker._Supervisor)
     supervisor._start_at, supervisor._last_pause = time.monotonic(), 0.0
@@ -10820,6 +10841,10 @@ def headers_of(*entries):
     return struct.pack(">H", 1 << 13) + fuzz.long(table)
 
 
+def one_header(value):
+    return headers_of((b"a", value))
+
+
 NO_PROPERTIES = struct.pack(">H", 0)
 # RabbitMQ takes headers of up to a frame, 128 kB: this leaves little of that.
 BIG_HEADER = headers_of((b"big", b"S" + fuzz.long(b"x" * 115_000)))
@@ -10827,19 +10852,29 @@ BIG_HEADER = headers_of((b"big", b"S" + fuzz.long(b"x" * 115_000)))
 MORE_POISON = {
     # Python's limit of calls, which decoding and encoding reach at different depths.
     **{
-        f"{n} tables in each other": (b"x", headers_of((b"a", fuzz.nested(b"F", n))), "JSON|decoded")
+        f"{n} tables in each other": (b"x", one_header(fuzz.nested(b"F", n)), "JSON|decoded")
         for n in range(484, 496)
     },
-    "what RabbitMQ 3.10 fails to pass on": (b"x", headers_of((b"x-death", b"A" + fuzz.long(b"V"))), "JSON"),
-    "a text that is none": (b"x", headers_of((b"a", b"S" + fuzz.long(b"\xff"))), "JSON"),
-    "a decimal that can't be written": (b"x", headers_of((b"a", b"D\x00\xff\xff\xff\xff")), "JSON"),
-    "a number that can't be written": (b"x", headers_of((b"a", b"d" + struct.pack(">d", 1e300))), "JSON"),
-    "a time that can't be written": (b"x", headers_of((b"a", b"T" + struct.pack(">q", -1))), "JSON|decoded"),
-    "arrays in each other": (b"x", headers_of((b"a", fuzz.nested(b"A", 489))), "JSON"),
+    "what RabbitMQ 3.10 fails to pass on": (
+        b"x", headers_of((b"x-death", b"A" + fuzz.long(b"V"))), "JSON",
+    ),
+    "a text that is none": (b"x", one_header(b"S" + fuzz.long(b"\xff")), "JSON"),
+    "a decimal that can't be written": (b"x", one_header(b"D\x00\xff\xff\xff\xff"), "JSON"),
+    "a number that can't be written": (b"x", one_header(b"d" + struct.pack(">d", 1e300)), "JSON"),
+    "a time that can't be written": (
+        b"x", one_header(b"T" + struct.pack(">q", -1)), "JSON|decoded",
+    ),
+    "arrays in each other": (b"x", one_header(fuzz.nested(b"A", 489)), "JSON"),
     "headers that leave no room for ours": (body(function="x" * 900), BIG_HEADER, "xxx"),
-    "headers that leave no room for a long text": (body(kwargs={"語" * 9000: 1}), BIG_HEADER, "argument"),
-    "a module of 3000 parts": (body(module="test_kuyruk" + ".a" * 3000), NO_PROPERTIES, "characters"),
-    "a module of 5,000,000 parts": (body(module="test_kuyruk" + ".a" * 5_000_000), NO_PROPERTIES, "characters"),
+    "headers that leave no room for a long text": (
+        body(kwargs={"語" * 9000: 1}), BIG_HEADER, "argument",
+    ),
+    **{
+        f"a module of {n} parts": (
+            body(module="test_kuyruk" + ".a" * n), NO_PROPERTIES, "characters",
+        )
+        for n in (3000, 5_000_000)
+    },
     "a function of 10 MB": (body(function="x" * 10_000_000), NO_PROPERTIES, "characters"),
     "a module with a zero byte": (body(module="test_kuyruk.\0"), NO_PROPERTIES, "test_kuyruk."),
     "a module that is no text": (body(module="test_kuyruk.\ud800"), NO_PROPERTIES, "d800"),
@@ -11759,7 +11794,8 @@ def help_of_worker():
     ("page", "head", "names"),
     [
         ("configuration.md", "key", lambda: [key for key in vars(kuyruk.Config) if key.isupper()]),
-        ("configuration.md", "loader", lambda: [name for name in vars(kuyruk.Config) if name.startswith("from_")]),
+        ("configuration.md", "loader",
+         lambda: [name for name in vars(kuyruk.Config) if name.startswith("from_")]),
         ("sending.md", "option", options_of_a_send),
         ("sending.md", "option of a task", lambda: parameters(kuyruk.Task, "f", "kuyruk")),
         ("sending.md", "signal", lambda: SIGNALS),
@@ -11767,7 +11803,7 @@ def help_of_worker():
         ("time-limits.md", "attribute", lambda: public_names(kuyruk.Run)),
         ("operations.md", "`worker.stats`", lambda: kuyruk.Worker(kuyruk.Kuyruk()).stats),
         ("operations.md", "signal", lambda: set(re.findall(r"SIG\w+", help_of_worker()))),
-        ("operations.md", "exit code", lambda: re.findall(r"^  (\d+)", help_of_worker(), re.MULTILINE)),
+        ("operations.md", "exit code", lambda: re.findall(r"(?m)^  (\d+)", help_of_worker())),
     ],
 )  # fmt: skip
 def test_a_table_of_the_manual_names_what_there_is(page, head, names):
@@ -12091,7 +12127,7 @@ def test_mypy_knows_an_installed_copys_types_and_the_arguments_of_its_tasks(
     python = {"installed": installed, "editable": editable}[form]
     (tmp_path / "program.py").write_text(USER_PROGRAM)
     process = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python), "program.py"],
+        [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "program.py"],
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     lines = enumerate(USER_PROGRAM.splitlines(), 1)
@@ -12168,8 +12204,7 @@ class Demo:
         pytest.fail(f"the demo didn't print {text!r}")
 
     def end(self):
-        """Wait for its end; return its exit code and the rest of what it has printed. Nothing of it is
-        left."""
+        """Wait for its end; return its exit code and what else it has printed. Nothing is left."""
         out = self.process.communicate(timeout=TEST_TIMEOUT)[0].decode()
         wait_until(lambda: not processes_of(self.temporary))
         assert list(self.temporary.iterdir()) == []
