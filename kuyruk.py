@@ -14,6 +14,32 @@
     $ python -m kuyruk_worker tasks                 # run them
 
 
+The names for programs
+======================
+
+    Kuyruk(config)    An application. `task` makes a `Task` of a function, `remote` of a name.
+                      `send_tasks_to_queue` sends many in one go. `worker` makes a `Worker`.
+                      `failed_messages` iterates over `FailedMessage`s. `queue_stats` returns
+                      `QueueStats`.
+    Config            Its settings, with their defaults. `from_env_vars` and others load them.
+    Task              add(1, 2) and `send_to_queue` (with `SendOptions`) send a message. `subtask`
+                      returns a `SubTask`, for `send_tasks_to_queue`. `apply` runs it here.
+    Worker            Runs tasks in threads of this process (with `WorkerOptions`): `start`, `run`,
+                      `stop`, `join`, `drop`, `healthy`, `stats`. `Journal`: what it is running, for
+                      a process that watches over it.
+    current_task()    In a task, its `Run`: `id`, `headers`, `failures`, `remaining`, `check`...
+    signals           `task_prerun` and others, each a `Signal`: `connect` a function to it.
+    LogContext        A filter of logging's: which task has written a record.
+    UNSAFE_MODULES    The modules whose code isn't interrupted.
+    exceptions        Raised where a message is sent: `BrokerError`, `ResultTimeout` and
+                      `RemoteException`. For a task to raise: `Reject` and `Discard`. Raised in a
+                      task: `Timeout`, `Discard`, `HeartbeatError` and `Shutdown`. What a message
+                      can fail with: `InvalidMessage` and `Crashed`. `KuyrukError`: most of them.
+
+Each has its own help, as `help(kuyruk.Run)`. The manual is docs/ of the source distribution. What
+follows is for those who want to change this file, or to know what to expect of it.
+
+
 The threads, and what each owns
 ===============================
 
@@ -358,13 +384,13 @@ class Shutdown(_Interruption, BaseException):
     Exception, so that the task doesn't swallow it."""
 
 
-def _make_module(name: str, is_member: Callable[[Any], bool]) -> types.ModuleType:
+def _make_module(name: str, is_member: Callable[[Any], bool], doc: str) -> types.ModuleType:
     """Return a new module `kuyruk.<name>` with the members of this one that `is_member` chooses.
 
     It can be imported although it has no file, as `os.path` can, in a vendored copy too. Classes
     say that they come from there, as with Kuyruk: pickles and error texts name them so.
     """
-    module = types.ModuleType(f"{__name__}.{name}", f"The {name} of kuyruk.")
+    module = types.ModuleType(f"{__name__}.{name}", doc)
     module.__file__ = __file__
     for key, value in list(globals().items()):
         if is_member(value):
@@ -378,6 +404,7 @@ def _make_module(name: str, is_member: Callable[[Any], bool]) -> types.ModuleTyp
 exceptions = _make_module(
     "exceptions",
     lambda v: isinstance(v, type) and issubclass(v, BaseException) and v.__module__ == __name__,
+    "The exceptions of kuyruk.",
 )
 
 
@@ -470,14 +497,16 @@ class Signal:
     """Calls functions, its receivers, when something happens. Each gets the sender (a `Kuyruk`) and
     keyword arguments, in the thread where it happens, before that goes on.
 
+    name: what it is called.
     raises: whether `send` raises a receiver's exception. If not, it is logged, and changes nothing.
+    receivers: those that are connected. Whoever sends may look whether there is any, and spare
+    itself the arguments.
     """
 
     def __init__(self, name: str, raises: bool = False) -> None:
         self.name = name
         self.raises = raises
-        #: This tuple is replaced, under a lock, and never changed: so `send` needs no lock. Who
-        #: sends may look whether it is empty, and spare itself the arguments.
+        #: This tuple is replaced, under a lock, and never changed: so `send` needs no lock.
         self.receivers: tuple[_Receiver, ...] = ()
 
     def __repr__(self) -> str:
@@ -543,26 +572,47 @@ class Signal:
 
 _signals_change = threading.Lock()  #: Guards the replacement of `Signal.receivers`.
 
-# Signals about a task are sent with task=, args= and kwargs= (the arguments of its function), and
-# with the further arguments that are named here.
-task_init = Signal("task_init")  #: A task was made. With task= only.
-#: A message is about to be sent. With description=, which a receiver may change. The message's
-#: "headers" are in it, too; they don't become a part of its body.
+#: What `help(kuyruk.signals)` says.
+_SIGNALS_HELP = """The signals of kuyruk, each a `Signal`. Their sender is the `Kuyruk`.
+
+Those about a task are sent with task=, args= and kwargs= (the arguments of its function), those
+about a worker with worker=, and both with the further arguments that are named here.
+
+    task_init        A task was made. With task= only.
+    task_presend     A message is about to be sent. With description=, a dict: a receiver may change
+                     it. Its "headers" are the message's AMQP headers; all else is in its body.
+    task_postsend    The broker has the message. With description=.
+    task_preapply    A task is about to run, with all tries.
+    task_prerun      A try begins.
+    task_postrun     A try is over.
+    task_success     The task has returned.
+    task_error       A try has raised. With exc_info=.
+    task_failure     The last try has raised. With exc_info=.
+    task_postapply   All tries are over.
+    worker_failure   A message has failed in a worker, and that will be logged. With queue=,
+                     description= and exc_info=; with the three of a task if that was found.
+    worker_init      A worker was made.
+    worker_start     A worker starts.
+    worker_shutdown  A worker has stopped.
+
+What a receiver of task_presend or task_prerun raises is the send's or the task's exception. What
+another raises is logged.
+"""
+
+task_init = Signal("task_init")
 task_presend = Signal("task_presend", raises=True)
-task_postsend = Signal("task_postsend")  #: The broker has the message. With description=.
-task_preapply = Signal("task_preapply")  #: A task is about to run, with all tries.
-task_postapply = Signal("task_postapply")  #: All tries are over.
-task_prerun = Signal("task_prerun", raises=True)  #: A try begins.
-task_postrun = Signal("task_postrun")  #: A try is over.
-task_success = Signal("task_success")  #: The task has returned.
-task_error = Signal("task_error")  #: A try has raised. With exc_info=.
-task_failure = Signal("task_failure")  #: The last try has raised. With exc_info=.
-#: A message has failed in a worker. With worker=, queue=, description= and exc_info=; with task=,
-#: args= and kwargs= only if its task was found.
+task_postsend = Signal("task_postsend")
+task_preapply = Signal("task_preapply")
+task_postapply = Signal("task_postapply")
+task_prerun = Signal("task_prerun", raises=True)
+task_postrun = Signal("task_postrun")
+task_success = Signal("task_success")
+task_error = Signal("task_error")
+task_failure = Signal("task_failure")
 worker_failure = Signal("worker_failure")
-worker_init = Signal("worker_init")  #: A worker was made. With worker= only, as the next two.
-worker_start = Signal("worker_start")  #: A worker starts.
-worker_shutdown = Signal("worker_shutdown")  #: A worker has stopped.
+worker_init = Signal("worker_init")
+worker_start = Signal("worker_start")
+worker_shutdown = Signal("worker_shutdown")
 
 _Signal = Signal  # the next class has an attribute of that name
 
@@ -578,7 +628,7 @@ class _SignalsModule(types.ModuleType):
 
 
 _is_signal = lambda v: v is Signal or isinstance(v, Signal)  # noqa: E731
-signals = cast(_SignalsModule, _make_module("signals", _is_signal))
+signals = cast(_SignalsModule, _make_module("signals", _is_signal, _SIGNALS_HELP))
 
 
 # --- Config --------------------------------------------------------------------------------------
@@ -807,6 +857,7 @@ def _did_you_mean(word: str, known: Iterable[str], likeness: float) -> str:
     import difflib
 
     def is_short_for(name: str) -> bool:
+        """Whether the word's letters are in the name, in this order, from its first on."""
         letters = iter(name)
         return word[0] == name[0] and all(letter in letters for letter in word)
 
@@ -829,7 +880,7 @@ def _check_names(function: str, options: Iterable[str], known: Sequence[str]) ->
 
 class Config:
     """The settings of a `Kuyruk`: the class attributes are the defaults. Set them by assignment or
-    with a loader.
+    with a loader. What each means is said beside it in the source, and in docs/configuration.md.
 
     A value that its key doesn't take raises ValueError, and so does a key that looks like a
     misspelling of one of these. Another upper-case key is an extension's: it is kept; if it looks
@@ -847,7 +898,8 @@ class Config:
     RABBIT_SSL: bool = False  #: TLS; certificates are verified unless the options say otherwise.
     #: amqpstorm's: cafile, certfile, keyfile, context...
     RABBIT_SSL_OPTIONS: dict[str, Any] = {}  # noqa: RUF012
-    RABBIT_HEARTBEAT: int = 60  #: Seconds of silence after which a connection is lost. 0: never.
+    #: Seconds between signs of life. A connection is lost after twice as much silence. 0: none.
+    RABBIT_HEARTBEAT: int = 60
     RABBIT_CONNECT_TIMEOUT: float = 5  #: Seconds that an attempt to connect to an address may take.
     RABBIT_PUBLISH_TIMEOUT: float = 10  #: Seconds within which a send is confirmed or raises.
     RABBIT_CONFIRM: bool = True  #: Wait for the broker's confirms.
@@ -955,8 +1007,8 @@ class Config:
         Kubernetes sets for a Service are ignored, and KUYRUK_TEST_*, which aren't ours."""
         for name, text in os.environ.items():
             key = name.removeprefix("KUYRUK_")
-            is_ours = key != name and not key.startswith("TEST_")
-            if is_ours and not re.fullmatch(_KUBERNETES, f"{key}={text}"):
+            is_key = key != name and not key.startswith("TEST_")
+            if is_key and not re.fullmatch(_KUBERNETES, f"{key}={text}"):
                 setattr(self, key, self._from_text(key, text))
 
     def _from_text(self, key: str, text: str) -> Any:
@@ -1191,6 +1243,7 @@ class _Setting(Generic[T]):
             os.register_at_fork(after_in_child=self._begin_in_child)
 
     def _begin(self) -> None:
+        """Begin with nobody who has entered."""
         self._lock = threading.Lock()  # guards what follows, and the change
         self._users = 0
         self._before: T
@@ -1222,6 +1275,7 @@ def _disable_collection() -> bool:
 
 
 def _restore_collection(was_enabled: bool) -> None:
+    """Enable the garbage collector, if it was."""
     if was_enabled:
         gc.enable()
 
@@ -1428,8 +1482,8 @@ def _call_task(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 def _name_of(f: Callable[..., Any]) -> str:
     """Return what a function is called, not what it is pickled as (`Kuyruk._add`)."""
-    is_ours = f.__qualname__ == f"{f.__name__}.f"
-    return f.__name__ if is_ours else f.__qualname__
+    is_renamed = f.__qualname__ == f"{f.__name__}.f"
+    return f.__name__ if is_renamed else f.__qualname__
 
 
 def _is_safe(frame: types.FrameType | None) -> bool:
@@ -1478,6 +1532,14 @@ def _fresh_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
 class Run:
     """One message's run of a task, over all its tries; or one `Task.apply`'s. See `current_task`.
 
+    task: the `Task`.
+    id, queue: the message's id, and the queue that it came from; None with `Task.apply`.
+    redelivered: whether the broker has delivered the message before: it may have run then, or a
+        worker may only have handed it back.
+    args, kwargs: the arguments of the function, as the message has them.
+    started: time.monotonic() when the first try began.
+    deadline: time.monotonic() at which this try exceeds `max_run_time`; None without a limit.
+
     How it is interrupted. Only the first cause counts. An exception of its class is set for the
     thread (`PyThreadState_SetAsyncExc`) at most once in each run: by the watch, or by the thread
     that orders the interruption, if the first look finds a safe point.
@@ -1510,16 +1572,13 @@ class Run:
         self, task: Task[..., Any], id: str | None, queue: str | None, redelivered: bool
     ) -> None:
         self.task = task
-        self.id = id  #: The message's; None with `Task.apply`.
-        self.queue = queue  #: That the message came from; None with `Task.apply`.
-        #: Whether the broker has delivered the message before: it may have run then, or a worker
-        #: may only have handed it back.
+        self.id = id
+        self.queue = queue
         self.redelivered = redelivered
-        self.args: Any = ()  #: The function's positional arguments, as the message has them.
-        self.kwargs: Any = {}  #: Its keyword arguments.
+        self.args: Any = ()
+        self.kwargs: Any = {}
         self._properties: Any = None  # pamqp's Basic.Properties; None with Task.apply
-        self.started = time.monotonic()  #: time.monotonic() when the first try began.
-        #: time.monotonic() at which this try exceeds `max_run_time`; None without a limit.
+        self.started = time.monotonic()
         self.deadline: float | None = None
         #: The interruption that was ordered, and time.monotonic() then: its grace begins there.
         self._cause: BaseException | None = None
@@ -1714,7 +1773,8 @@ class Run:
                 raise
             except Exception as error:
                 self.task._notify(task_error, args, kwargs, error)
-                if not tries or self._hit or not self.task._fits(error):
+                is_last = not tries or self._hit or isinstance(error, self.task.throws)
+                if is_last or not self.task._fits(error):
                     raise
                 what = f"{_bounded(_exception_name(error), 200)}: {_text_of(error, REPLY_TEXT)}"
                 text = "Task %s [%s] raised %s; trying again (%d left)"
@@ -1737,6 +1797,7 @@ def _shorten_switches() -> float:
 
 
 def _restore_switches(usual: float) -> None:
+    """Set the interpreter's switch interval, in seconds, to what it was."""
     if sys.getswitchinterval() <= _SHORT_SWITCH:  # else somebody has set it meanwhile
         sys.setswitchinterval(usual)
 
@@ -1838,7 +1899,7 @@ class _Watch:
             try:
                 run = self._next_due()
                 if run is not None:
-                    self._look_at(run)
+                    self._interrupt_or_give_up(run)
                 del run  # while this thread waits, it keeps no run and nothing that leads to one
             except BaseException as error:  # the run's next look is scheduled already
                 with contextlib.suppress(BaseException):
@@ -1883,7 +1944,7 @@ class _Watch:
             pauses.append(left if left > 0 else max(_GIVE_UP_AGAIN, -left))
         return now + min(pauses)
 
-    def _look_at(self, run: Run) -> None:
+    def _interrupt_or_give_up(self, run: Run) -> None:
         """Interrupt a run that is due, and give it up when its grace is over."""
         run._interrupt()
         if not run._given_up and time.monotonic() >= run._interrupted_at + self._grace:
@@ -2263,6 +2324,7 @@ class _Channel0(Channel0):
         self._options = connection.parameters
 
     def on_frame(self, frame_in: Any) -> None:
+        """Take a frame: EXTERNAL isn't among the mechanisms on offer if we don't mean that."""
         if frame_in.name == "Connection.Start" and self._means_user():
             # Where nothing else is offered it is tried all the same: the broker knows best.
             frame_in.mechanisms = frame_in.mechanisms.replace("EXTERNAL", "").strip() or "EXTERNAL"
@@ -2813,7 +2875,7 @@ class _Connection(Stateful):
         )
 
     @property
-    def unattended(self) -> list[_Outgoing]:
+    def no_wait(self) -> list[_Outgoing]:
         """Messages that nobody waits for, and that aren't known to have arrived."""
         confirms = [c for c in tuple(self.channels.values()) if isinstance(c, _ConfirmChannel)]
         written = [o for c in confirms for o in tuple(c.in_flight.values()) if o.batch is None]
@@ -2822,7 +2884,7 @@ class _Connection(Stateful):
     def forget(self) -> None:
         """Count and log the messages that are lost with it and that nobody waits for. Drop all that
         it holds: it is in cycles, and would keep that until the garbage collector comes."""
-        for outgoing in self.unattended:
+        for outgoing in self.no_wait:
             self.failures[outgoing.message.queue, str(self.lost)] += 1
         self._log_failures()
         for channel in tuple(self.channels.values()):
@@ -2868,7 +2930,7 @@ class _Connection(Stateful):
         self._wakeup.close()
         self.set_state(self.CLOSED)
 
-    def abandon(self) -> None:
+    def leave_to_parent(self) -> None:
         """Close a forked child's copy of the socket, and leave the connection to the parent."""
         # A thread of the parent's may have held the lock at the fork. It isn't here to release it.
         self._lock = threading.RLock()
@@ -3434,14 +3496,17 @@ class _ConfirmChannel(_Channel):
         super().__init__(connection)
 
     def begin(self) -> None:
+        """Have it opened, and its messages confirmed."""
         super().begin()
         self.connection.enqueue(self, _marshal(self.id, commands.Confirm.Select(nowait=True)))
 
     @property
     def waits(self) -> bool:
+        """Whether the broker owes an answer, or the fate of a message."""
         return bool(self.in_flight or self._awaited)
 
     def on_lost(self) -> None:
+        """Count the messages that are lost with it and that nobody waits for."""
         # Senders that wait see it by themselves; for the others it is counted here, and logged.
         # A copy: a thread that found it not lost yet may be writing one more message.
         for outgoing in tuple(self.in_flight.values()):
@@ -3449,10 +3514,11 @@ class _ConfirmChannel(_Channel):
                 self.connection.failures[outgoing.message.queue, str(self.lost)] += 1
 
     def forget(self) -> None:
+        """Drop the messages that it holds: its connection has ended."""
         super().forget()
         self.in_flight.clear()
 
-    def look_for_room(self) -> AMQPError | bool:
+    def find_room(self) -> AMQPError | bool:
         """Return why this channel is lost; or else whether a sender that doesn't wait for fates may
         append more: what isn't written, or isn't confirmed, is held in memory."""
         if self._room <= 0:
@@ -3487,6 +3553,7 @@ class _ConfirmChannel(_Channel):
         return data
 
     def on_method(self, frame: Any) -> None:
+        """Take confirms: of one message, or of all up to a number."""
         if frame.name in ("Basic.Ack", "Basic.Nack"):
             tag, fate = frame.delivery_tag, CONFIRMED if frame.name == "Basic.Ack" else REFUSED
             for number in range(self._oldest_tag, tag + 1) if frame.multiple else (tag,):
@@ -3544,6 +3611,7 @@ class _ReplyChannel(_ConfirmChannel):
         super().__init__(connection)
 
     def begin(self) -> None:
+        """Have it opened, with a first address for replies."""
         super().begin()
         self.renew()
 
@@ -3553,10 +3621,12 @@ class _ReplyChannel(_ConfirmChannel):
         self.connection.enqueue(self, _renew_frames(self.id, self._consumers))
 
     def publish(self, messages: Sequence[_Outgoing]) -> None:
+        """Append a request: what arrives from here on, at this address, is the reply to it."""
         self._batch = messages[0].batch
         super().publish(messages)
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        """Take the reply, or the request that no queue took."""
         batch = self._batch
         if method.name == "Basic.Return":
             super().on_content(method, properties, body)
@@ -3595,6 +3665,7 @@ def _note_trouble(outgoing: _Outgoing, alone: bool) -> bool:
 
 
 def _why_no_answer(connection: _Connection) -> str:
+    """Return why a broker that we are connected to has not answered."""
     return "it blocks publishing (memory or disk alarm)" if connection.is_blocked else "no answer"
 
 
@@ -3674,7 +3745,7 @@ class _Publisher:
         if keeper is not None:
             connection = keeper.connection
             keeper.close()
-            if connection is not None and (count := len(connection.unattended)):
+            if connection is not None and (count := len(connection.no_wait)):
                 _log(
                     logging.ERROR,
                     "%s may be lost if this process ends now",
@@ -3705,6 +3776,7 @@ class _Publisher:
             self._inside.discard(me)
 
     def _send(self, messages: Sequence[_Message], confirm: bool) -> None:
+        """Do what `send` says, in its thread."""
         sent = 0
         for window in _windows(messages):
             batch = _Batch() if confirm else None
@@ -3716,6 +3788,7 @@ class _Publisher:
                 raise self._error(unconfirmed, messages[sent:])
 
     def _call(self, message: _Message, wait_result: float) -> bytes:
+        """Do what `call` says, in its thread."""
         # Two times: to have the message confirmed, and to have the reply.
         result_by = time.monotonic() + wait_result
         sent_by = time.monotonic() + self.config.RABBIT_PUBLISH_TIMEOUT
@@ -3790,7 +3863,7 @@ class _Publisher:
         attempt."""
         connection = keeper.connect(until)
         connection.used_at = time.monotonic()
-        messages = self._look_for_queues(connection, messages, until)
+        messages = self._ensure_queues(connection, messages, until)
         if not messages:
             return False
         # Whoever releases a channel notifies `changes`: a call waits until one is free.
@@ -3800,7 +3873,7 @@ class _Publisher:
         if channel is None:
             raise AMQPConnectionError("all channels of its connection are in use (channel_max)")
         if batch is None:
-            room = connection.changes.wait_for(channel.look_for_room, until)
+            room = connection.changes.wait_for(channel.find_room, until)
             if room is not True:
                 raise _again(room or AMQPConnectionError(_why_no_answer(connection)))
         else:
@@ -3823,7 +3896,7 @@ class _Publisher:
         pauses = [_note_trouble(o, alone) for o in messages if o.fate not in (CONFIRMED, LEFT)]
         return True in pauses
 
-    def _look_for_queues(
+    def _ensure_queues(
         self, connection: _Connection, messages: list[_Outgoing], until: float
     ) -> list[_Outgoing]:
         """Declare the queues that are missing. Return the messages whose queue can be used; the
@@ -3909,6 +3982,7 @@ class _Publisher:
         connection.changes.notify()
 
     def _make_keeper(self) -> _Keeper:
+        """Return a new keeper, which runs. Raise RuntimeError if no thread can be started."""
         return _Keeper(self.config, publishes=True).start()
 
     def _get_keeper(self) -> _Keeper:
@@ -3956,11 +4030,11 @@ def _after_fork_in_child() -> None:
     _records.clear()
     _ids.begin()
     _readers.clear()
-    here = current_task()
+    run = current_task()
     _runs.clear()
-    _set_current(here)
+    _set_current(run)
     for connection in tuple(_connections):
-        connection.abandon()
+        connection.leave_to_parent()
     for publisher in tuple(_publishers):
         publisher.begin()
 
@@ -3976,14 +4050,20 @@ _MAIN = ("__main__", "__mp_main__")
 
 
 class SendOptions(typing.TypedDict, total=False):
-    """Options of `Task.send_to_queue` and `Task.subtask`. None, 0 and "" mean "not given"."""
+    """Options of `Task.send_to_queue` and `Task.subtask`. None, 0 and "" mean "not given".
 
-    #: Seconds (up to 49 days) after which the message is in its queue. Until then RabbitMQ keeps it
-    #: on a queue for this delay.
+    delay: seconds (up to 49 days) after which the message is in its queue. Until then RabbitMQ
+        keeps it on a queue for this delay.
+    priority: from 0 to 255, in a queue that was declared with x-max-priority.
+    headers: a dict. The task finds them in `current_task().headers`. Any names but CC, BCC, and
+        those that begin with x-kuyruk-.
+    id: the message's, instead of a new one; up to 255 bytes.
+    """
+
     delay: float | None
-    priority: int | None  #: From 0 to 255, in a queue that was declared with x-max-priority.
-    headers: Mapping[str, Any] | None  #: The task finds them in `current_task().headers`.
-    id: str | None  #: The message's, instead of a new one.
+    priority: int | None
+    headers: Mapping[str, Any] | None
+    id: str | None
 
 
 _SUBTASK_OPTIONS = ("args", "kwargs", "host", *SendOptions.__annotations__)
@@ -3991,8 +4071,8 @@ _SEND_OPTIONS = (*_SUBTASK_OPTIONS, "wait_result", "message_ttl")
 
 
 class SubTask(NamedTuple):
-    """A task with its arguments and options, for `Kuyruk.send_tasks_to_queue`. Made by
-    `Task.subtask`; the options are those of `Task.send_to_queue`."""
+    """A task with its arguments (args, kwargs) and options (host, delay, priority, headers, id):
+    those of `Task.send_to_queue`. Made by `Task.subtask`, for `Kuyruk.send_tasks_to_queue`."""
 
     task: Task[..., Any]
     args: Sequence[Any]
@@ -4112,6 +4192,7 @@ _NOT_RUN += (collections.abc.Generator, collections.abc.Awaitable, collections.a
 
 @functools.lru_cache(100)
 def _is_yet_to_run(kind: type) -> bool:
+    """Whether objects of this type do their work only when somebody asks them to."""
     # Python's own iterators: map, filter, zip, starmap... A database's cursor has run.
     is_lazy = kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
     return is_lazy or issubclass(kind, _NOT_RUN)
@@ -4139,8 +4220,11 @@ class Task(Generic[P, R]):
     reject_delay: likewise for a rejected one (0: it is back at once).
     max_fail_delay: fail_delay doubles with each failure of the message, up to so many seconds.
     max_failures: after so many failures the message goes to "<queue>.failed" all the same.
-    throws: an exception class, or several, that another try doesn't help against: the message goes
-        to "<queue>.failed" at once.
+    throws: an exception class, or several, that another try doesn't help against: there is none,
+        and the message goes to "<queue>.failed" at once.
+
+    They are its attributes, too, and: f, the function; kuyruk, the application; name, which is
+    "<module>.<function>": by that workers find it.
 
     Raises ValueError for an option that can't be, or would have no effect; TypeError for what is no
     plain function.
@@ -4193,7 +4277,6 @@ class Task(Generic[P, R]):
                 f"{f.__qualname__!r} can't be sent: a worker finds a task by its name in its"
                 " module, so it must be a named function at the top level (.apply works for any)"
             )
-        #: "<module>.<function>", by which workers find it.
         self.name: str = f"{self._module}.{f.__name__}"
         for key, value in getattr(f, "__dict__", {}).items():
             if not hasattr(self, key):  # what decorators leave there must not replace what is ours
@@ -4202,6 +4285,7 @@ class Task(Generic[P, R]):
             task_init.send(kuyruk, task=self)
 
     def _check_options(self) -> None:
+        """Raise ValueError for an option that can't be, or would have no effect."""
         names = ("retry", "max_run_time", "fail_delay", "reject_delay", "max_fail_delay")
         for name in (*names, "max_failures"):
             _check(name, getattr(self, name))
@@ -4211,6 +4295,8 @@ class Task(Generic[P, R]):
                 raise ValueError(f"throws takes exception classes: not {_shown('throws', each)}")
         if not self.fail_delay and (self.max_fail_delay, self.max_failures) != (None, None):
             raise ValueError("max_fail_delay and max_failures have no effect without a fail_delay")
+        if self.throws and not (self.retry or self.fail_delay):
+            raise ValueError("throws has no effect without a retry or a fail_delay")
         if self.max_fail_delay is not None and self.max_fail_delay < self.fail_delay:
             least = f"the fail_delay of {self.fail_delay:g} seconds"
             raise ValueError(f"max_fail_delay takes at least {least}: not {self.max_fail_delay:g}")
@@ -4474,7 +4560,16 @@ def _read_all(channel: Channel, queue: str) -> Iterator[Any]:
 
 class FailedMessage:
     """A message in "<queue>.failed", from `Kuyruk.failed_messages`. Anybody may have put it there:
-    what isn't known of it is None."""
+    what isn't known of it is None.
+
+    id: the message's.
+    task, args, kwargs: "<module>.<function>", and its arguments.
+    exception, value, traceback: the dotted name of the exception's class, its text, and its
+        formatted traceback.
+    failed_at, failed_on: "2026-01-31T12:00:00+00:00", and "<host>:<pid>" of the worker.
+    failures: how often it has failed.
+    queue: that in which it was, and to which `requeue` sends it.
+    """
 
     def __init__(self, app: Kuyruk, source: str, message: Any, channel: Channel) -> None:
         """source: the queue whose ".failed" queue it is in. message: amqpstorm's, of channel."""
@@ -4487,23 +4582,21 @@ class FailedMessage:
         known = {name: self._headers.get(f"x-kuyruk-{name}") for name in _OUR_HEADERS}
         text = {k: None if v is None else _text_of(v, 2 * HEADER_TEXT) for k, v in known.items()}
         self.id: str | None = message.properties.get("message_id") or None
-        self.task: str | None = None  #: "<module>.<function>"
+        self.task: str | None = None
         self.args: list[Any] | None = None
         self.kwargs: dict[str, Any] | None = None
         with contextlib.suppress(InvalidMessage):
             task = _decode_task(message._body)
             self.id, self.task = task.id or self.id, f"{task.module}.{task.function}"
             self.args, self.kwargs = task.args, task.kwargs
-        self.failed_at = text["failed-at"]  #: "2026-01-31T12:00:00+00:00"
-        self.failed_on = text["failed-on"]  #: "<host>:<pid>" of the worker.
+        self.failed_at = text["failed-at"]
+        self.failed_on = text["failed-on"]
         times, queue = known["failures"], known["queue"]
-        #: How often it has failed.
         self.failures: int | None = times if type(times) is int else None
-        #: The queue in which it was, and to which `requeue` sends it.
         self.queue: str = queue if queue and isinstance(queue, str) else source
-        self.exception = text["exception"]  #: The exception's dotted name,
-        self.value = text["value"]  #: its text,
-        self.traceback = text["traceback"]  #: and its formatted traceback.
+        self.exception = text["exception"]
+        self.value = text["value"]
+        self.traceback = text["traceback"]
 
     def __repr__(self) -> str:
         return f"<FailedMessage {self.id!r} of task {self.task!r} in {self._source + '.failed'!r}>"
@@ -4562,16 +4655,22 @@ class FailedMessage:
 
 
 class QueueStats(NamedTuple):
-    """What `Kuyruk.queue_stats` has seen of a queue. None: there is no such queue."""
+    """What `Kuyruk.queue_stats` has seen of a queue. None: there is no such queue.
 
-    waiting: int | None  #: Messages that no worker has yet.
-    consumers: int | None  #: Subscriptions: a worker has one for each queue, and at times more.
-    failed: int  #: Messages in "<queue>.failed".
+    waiting: messages that no worker has yet.
+    consumers: subscriptions. A worker has one for each queue, and at times more.
+    failed: messages in "<queue>.failed".
+    """
+
+    waiting: int | None
+    consumers: int | None
+    failed: int
 
 
 class WorkerOptions(typing.TypedDict, total=False):
-    """Options of a `Worker`. What each means, and its unit, is said at the key of `Config` that is
-    called so (`grace`: WORKER_GRACE); None: the value of that key."""
+    """Options of a `Worker`: threads, prefetch, max_load, max_run_time, grace, shutdown_timeout,
+    reconnect_interval, priority, max_crashes. What each means, and its unit, is said at the key of
+    `Config` that is called so (`grace`: WORKER_GRACE); None: the value of that key."""
 
     threads: int | None
     prefetch: int | None
@@ -4607,14 +4706,16 @@ class Kuyruk:
 
     config: a `Config`; None for the defaults. Nothing is connected before it is used. As a context
     manager it closes its connection at the end.
+    extensions: a dict for extensions: what they keep, by their names.
+    packages: the names of top-level packages (or modules): a message makes a worker import nothing
+    outside of them.
     """
 
     Reject: ClassVar = Reject
     Discard: ClassVar = Discard
 
     def __init__(self, config: Config | None = None) -> None:
-        self.extensions: dict[str, Any] = {}  #: For extensions: what they keep, by their names.
-        #: Top-level packages (or modules): a message makes a worker import nothing outside of them.
+        self.extensions: dict[str, Any] = {}
         self.packages: set[str] = set()
         #: By their names. Those that can't be sent (`Task._problem`) aren't in it.
         self._tasks: dict[str, AnyTask] = {}
@@ -4789,8 +4890,7 @@ class Kuyruk:
         self, queues: Iterable[str] | None = None, **options: typing.Unpack[WorkerOptions]
     ) -> Worker:
         """Return a `Worker` for this application, of queues (None: those of its tasks), with
-        `WorkerOptions`: threads, prefetch, max_load, max_run_time, grace, shutdown_timeout,
-        reconnect_interval, priority, max_crashes."""
+        `WorkerOptions`."""
         return Worker(self, queues, **options)
 
     def failed_messages(self, queue: str) -> Generator[FailedMessage, None, None]:
@@ -5087,6 +5187,7 @@ class _Delivery:
 
     @property
     def queue(self) -> str:
+        """The queue that it came from."""
         return self.channel.queue
 
     @property
@@ -5100,6 +5201,7 @@ class _Delivery:
 
     @property
     def headers(self) -> Mapping[str, Any]:
+        """The headers of its message."""
         return _headers_of(self.properties)
 
     @property
@@ -5109,6 +5211,7 @@ class _Delivery:
 
     @property
     def reply_to(self) -> str | None:
+        """Where its sender waits for a reply; None: nowhere."""
         return getattr(self.properties, "reply_to", None) or None
 
     @property
@@ -5221,17 +5324,21 @@ class _ConsumerChannel(_Channel):
             self._cancelled.append(self.consumers.pop(tag))
 
     def _ask(self, frame: Any) -> None:
+        """Send a method, and wait for its answer. Raise AMQPError."""
         self.request(frame, time.monotonic() + self._config.RABBIT_PUBLISH_TIMEOUT)
 
     def on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        """Hand a delivery on, with the consumer that it is counted for."""
         consumer = self.consumers[method.consumer_tag]
         self._deliver(_Delivery(self, consumer, method, properties, body))
 
     def on_method(self, frame: Any) -> None:
+        """Report that the broker has ended a consumer."""
         if frame.name == "Basic.Cancel":  # the queue was deleted, or its leader has moved
             self._on_trouble(self)
 
     def on_lost(self) -> None:
+        """Report that the broker has closed this channel."""
         self._on_trouble(self)
 
 
@@ -5294,10 +5401,10 @@ class Journal:
 
     This one keeps nothing. The command line gives its workers one that outlives their processes
     (`Worker.journal`). id: the message's, or a hash of its body if it has none.
+    crashes: by id, how many processes have died while the message ran, and for how many of these
+    deaths it was to blame: it was the only suspect, or ran alone.
     """
 
-    #: By id: how many processes have died while the message ran, and for how many of these deaths
-    #: it was to blame: it was the only suspect, or ran alone.
     crashes: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
 
     def begin(self, id: str) -> None:
@@ -5348,6 +5455,7 @@ class _Settler:
         self._thread = threading.Thread(target=self._loop, name="kuyruk-settler", daemon=True)
 
     def start(self) -> None:
+        """Start its thread. Raise RuntimeError if none can be started."""
         self._thread.start()
 
     @property
@@ -5622,12 +5730,14 @@ class _Pool:
 
     @property
     def is_this_thread_needed(self) -> bool:
+        """Whether this thread is in such a block."""
         return getattr(self._this_thread, "is_needed", False)
 
     # -- for the supervisor, and for those who ask
 
     @property
     def stats(self) -> dict[str, Any]:
+        """See `Worker.stats`."""
         now = time.monotonic()
         with self._lock:
             running = [d for d in self.running if d.state == RUNNING]
@@ -5670,6 +5780,7 @@ class _Pool:
 
     @property
     def has_waiting(self) -> bool:
+        """Whether a delivery waits that is no suspect."""
         return bool(self._waiting)
 
     def add(self, delivery: _Delivery) -> None:
@@ -5754,6 +5865,7 @@ class _Pool:
             self._settler.attempt(self._send_back, delivery)
 
     def _send_back(self, delivery: _Delivery) -> None:
+        """Send one delivery back to its queue."""
         self._settler.settle(delivery, _plan(delivery, _BACK, None, None, self._config))
 
     def waited(self, now: float) -> tuple[float, float]:
@@ -5973,8 +6085,7 @@ class _Pool:
         """Return whether its task may begin: it is still ours, and nothing has interrupted it. From
         here on interruptions are the run's."""
         with self._lock:
-            is_ours = delivery.state == RUNNING and not delivery.is_lost
-            if delivery.cause is None and is_ours:
+            if delivery.state == RUNNING and not delivery.is_lost and delivery.cause is None:
                 delivery.run = run
             return delivery.run is run
 
@@ -6028,11 +6139,11 @@ class _Pool:
             plain = KuyrukError(f"{text}: {type(raised).__name__}")
             settlement = _plan(delivery, verdict, None, plain, self._config)
         with self._lock:
-            is_ours = delivery.state == state
-            if is_ours:
+            may_settle = delivery.state == state
+            if may_settle:
                 delivery.state = CLAIMED
                 self._tallies[verdict.tally] += 1
-        if not is_ours:
+        if not may_settle:
             text = "%s from %r has ended after all: what came of it is dropped"
             _log_aside(logging.WARNING, text, delivery, delivery.queue, extra=delivery.extra)
             return None
@@ -6074,6 +6185,7 @@ class _Pool:
             delivery.state, delivery.settled_at = SETTLED, time.monotonic()
 
     def _log_success(self, delivery: _Delivery, verdict: _Verdict, seconds: float) -> None:
+        """Log what has become of a message whose task has returned."""
         is_success = verdict.tally == "succeeded"
         log, level = (_success_logger, logging.INFO) if is_success else (logger, logging.WARNING)
         if log.isEnabledFor(level):
@@ -6105,9 +6217,9 @@ class _Pool:
         with self._lock:
             delivery = next((d for d in self.running if d.run is run), None)
         if delivery is not None and run._cause is not None:
-            self.abandon(delivery, run._cause)
+            self.give_up(delivery, run._cause)
 
-    def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
+    def give_up(self, delivery: _Delivery, cause: BaseException) -> None:
         """Leave its thread to itself, have another take its place, and have its message settled.
         Raise RuntimeError if no thread can be started: then nothing has changed."""
         with self._lock:
@@ -6123,9 +6235,9 @@ class _Pool:
             self.given_up[delivery] = cause
             if delivery.task is not None:
                 self.journal.end(delivery.key)
-        self._settler.do(lambda: self._settle_abandoned(delivery, cause))
+        self._settler.do(lambda: self._settle_given_up(delivery, cause))
 
-    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException) -> None:
+    def _settle_given_up(self, delivery: _Delivery, cause: BaseException) -> None:
         """Settle a delivery whose thread was given up, and log where that is stuck. In the settler;
         not in the watch, which interrupts others meanwhile."""
         stack = _format_stack(delivery.thread)
@@ -6145,7 +6257,7 @@ class _Pool:
 # --- Worker --------------------------------------------------------------------------------------
 
 #: Around what is asked of a queue's channel: if the broker closes that meanwhile, it is no error
-#: here. The reader has noted it, and the supervisor looks after it next (`_look_after_trouble`).
+#: here. The reader has noted it, and the supervisor looks after it next (`_give_up_troubled`).
 _unless_closed = contextlib.suppress(AMQPChannelError)
 
 _WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
@@ -6160,6 +6272,13 @@ class Worker:
 
     `run` blocks, `start` doesn't, and as a context manager it is started and stopped. It installs
     no signal handler and leaves logging alone. A worker runs once.
+
+    queues: the names of those that it consumes.
+    aborted: how many tasks had to be interrupted for it to stop.
+    error: what it has failed with, if it has.
+    on_change: called in one of its threads when it has begun or ceased to consume, when a thread is
+        given up, and when it has stopped: `healthy` may be another then. It must not block. What it
+        raises is logged.
     """
 
     def __init__(
@@ -6176,16 +6295,10 @@ class Worker:
             if values[key] is not None:
                 _check(key, values[key], name)
         self._config = app.config._with(**values)
-        #: The names of the queues that it consumes.
         self.queues = _queue_names(app._queues if queues is None else queues)
         self.queues = self.queues or _queue_names(app._queues or "kuyruk")
-        #: How many tasks had to be interrupted for the worker to stop.
         self.aborted = 0
-        #: Called in one of its threads when it has begun or ceased to consume, when a thread is
-        #: given up, and when it has stopped: `healthy` may be another then. It must not block. What
-        #: it raises is logged.
         self.on_change: Callable[[], object] = lambda: None
-        #: What it has failed with, if it has.
         self.error: BaseException | None = None
         self._process_id = os.getpid()
         self._began = threading.Lock()  # acquired by `start`, and never released
@@ -6374,7 +6487,7 @@ class Worker:
             self._wakeup.clear()  # before it looks: what changes from here on sets it again
             if connection.lost is not None:
                 raise _again(connection.lost)
-            self._look_after_trouble()
+            self._give_up_troubled()
             self._pause_or_resume()
             now = time.monotonic()
             if not self._paused:
@@ -6431,7 +6544,7 @@ class Worker:
         self._troubled.append(channel)
         self._wakeup.set()
 
-    def _look_after_trouble(self) -> None:
+    def _give_up_troubled(self) -> None:
         """Give up channels whose queue was deleted or has moved, or that were closed."""
         while self._troubled:
             channel = self._troubled.popleft()
@@ -6480,7 +6593,7 @@ class Worker:
         info = (type(why), why, None)
         self._pool.on_lost(channel, lambda: HeartbeatError(info))
         if oldest is not None and not channel.is_orphaned:
-            self._look_for_timeout(oldest, str(why), time.monotonic() - oldest.arrived_at)
+            self._log_consumer_timeout(oldest, str(why), time.monotonic() - oldest.arrived_at)
 
     def _on_lost(self, error: AMQPError) -> None:
         """Give up all channels: the connection is lost. Nothing is consumed until there is
@@ -6496,7 +6609,7 @@ class Worker:
             _log_aside(logging.WARNING, text, address, error)
         self._notify_owner()
 
-    def _look_for_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
+    def _log_consumer_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
         """Log what to do if RabbitMQ has ended a consumer because a message was in hand too long.
 
         oldest: the oldest that it had. error: what RabbitMQ says. age: seconds since it came.
@@ -6546,6 +6659,7 @@ class Worker:
             self._notify_owner()
 
     def _notify_owner(self) -> None:
+        """Call `on_change`."""
         try:
             self.on_change()
         except BaseException as error:  # its code isn't ours
@@ -6671,7 +6785,7 @@ class Worker:
             # The watch gives up runs; this is for what isn't in one: an import, say.
             for delivery in self._pool.unfinished:
                 cause = delivery.run and delivery.run._cause
-                self._pool.abandon(delivery, cause or Shutdown("the worker stops"))
+                self._pool.give_up(delivery, cause or Shutdown("the worker stops"))
             # The settler settles them: that takes twice RABBIT_PUBLISH_TIMEOUT and a bit, at most.
             self._wait_for_running(lambda: math.inf)
 

@@ -37,6 +37,7 @@ import math
 import operator
 import os
 import pickle
+import pydoc
 import queue as queue_module
 import random
 import re
@@ -412,6 +413,7 @@ SLOW_TESTS = {
     "test_a_vendored_pair_passes_the_users_mypy",
     "test_mypy_knows_an_installed_copys_types_and_the_arguments_of_its_tasks",
     "test_nothing_is_lost_whatever_fails",
+    "test_the_image_of_the_compose_example_has_what_its_installation_needs",
 }
 
 
@@ -5764,6 +5766,7 @@ def test_a_message_is_never_run_beside_itself(app, queue, broker, start, caplog)
         ({"max_failures": 1}, [ValueError()], 1),
         ({"throws": KeyError}, [ValueError(), KeyError()], 2),
         ({"throws": (LookupError, OSError)}, [KeyError()], 1),
+        ({"throws": KeyError, "retry": 2}, [ValueError(), KeyError()], 1),
         ({"max_failures": 3, "retry": 1}, [ValueError()] * 6, 3),
         ({"max_fail_delay": 0.3, "max_failures": 3}, [ValueError()] * 3, 3),
     ],
@@ -8151,9 +8154,6 @@ def cli_environment(url):
     return env if url is None else {**env, "KUYRUK_RABBIT_URL": url}
 
 
-#: How an application begins that reads no configuration. Else it would find, and use, the broker
-#: that somebody may run at RabbitMQ's usual port.
-IMPORT_KUYRUK = "import kuyruk; kuyruk.Config.RABBIT_PORT = 1\n"
 #: What starts the command line. Warnings are errors there, too.
 CLI = ("-W", "error", "-m", "kuyruk_worker")
 
@@ -8600,8 +8600,9 @@ def test_a_signal_to_stop_during_the_import_counts(tmp_path, app_swallows_it):
     handling = "except BaseException: pass" if app_swallows_it else "finally: pass"
     (tmp_path / "slow.py").write_text(f"""
 import os, signal, time
-{IMPORT_KUYRUK}
+import kuyruk
 app = kuyruk.Kuyruk()
+app.config.from_env_vars()
 try:
     os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(600)
@@ -8627,8 +8628,9 @@ def test_a_signal_to_stop_ends_a_process_that_waits_for_threads_of_the_applicati
     """Python waits for the application's threads at its end; a signal to stop ends that."""
     (tmp_path / "tasks.py").write_text(f"""
 import threading, time
-{IMPORT_KUYRUK}
+import kuyruk
 app = kuyruk.Kuyruk()
+app.config.from_env_vars()
 threading.Thread(target=time.sleep, args=[600]).start()
 """)
     worker = cli_worker(tmp_path, "tasks", "--max-run-time", "0.01", url=NOWHERE)
@@ -8648,13 +8650,13 @@ def test_other_signals_during_the_import_are_answered_after_it(tmp_path, cli_wor
     """Signals that ask for something wait for the import; the application's handlers are
     replaced."""
     # The application makes the process ignore SIGTERM, and the command line takes that back.
-    (tmp_path / "early.py").write_text(f"""
-import os, signal
-{IMPORT_KUYRUK}
+    (tmp_path / "early.py").write_text("""
+import kuyruk, os, signal
 os.kill(os.getpid(), signal.SIGUSR1)
 os.kill(os.getpid(), signal.SIGUSR2)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 app = kuyruk.Kuyruk()
+app.config.from_env_vars()
 """)
     worker = cli_worker(tmp_path, "early", url=NOWHERE)
     worker.wait_for(
@@ -8697,7 +8699,7 @@ def test_max_run_time_ends_the_worker_and_lets_what_runs_end(project):
 def test_an_unexpected_failure_of_the_worker_has_its_exit_code(tmp_path):
     """A process that can't begin is tried three times, then the whole gives up with code 1."""
     (tmp_path / "broken.py").write_text(f"""
-{IMPORT_KUYRUK}
+import kuyruk
 class Broken(kuyruk.Kuyruk):
     def worker(self, *args, **kwargs):
         worker = super().worker(*args, **kwargs)
@@ -9556,10 +9558,13 @@ def test_version_and_help_need_no_application(tmp_path):
 
 # -- finding the application
 
+#: So that no RabbitMQ is asked that is at the default address.
+READS_ENVIRONMENT = "config = kuyruk.Config()\nconfig.from_env_vars()\n"
+CONFIGURED = f"import kuyruk\n{READS_ENVIRONMENT}"
 CLI_FILES = {
-    "one.py": "import kuyruk\napp = alias = kuyruk.Kuyruk()\n@app.task(queue='ones')\ndef add(): pass\n",
+    "one.py": f"{CONFIGURED}app = alias = kuyruk.Kuyruk(config)\n@app.task(queue='ones')\ndef add(): pass\n",
     "more.py": "from one import app as _hidden\n@_hidden.task(queue='mores')\ndef add(): pass\n",
-    "two.py": "import kuyruk\nfirst = kuyruk.Kuyruk()\nsecond = kuyruk.Kuyruk()\n",
+    "two.py": f"{CONFIGURED}first = kuyruk.Kuyruk(config)\nsecond = kuyruk.Kuyruk(config)\n",
     "none.py": "x = 1\n",
     "user.py": "import one\n",
     "fails.py": "def f():\n    return 1 / 0\nf()\n",
@@ -9569,14 +9574,14 @@ CLI_FILES = {
     "not_installed_either/__init__.py": "import not_installed_either.gone\n",
     "badconfig.py": "import kuyruk\nkuyruk.Config().WORKER_THREADS = 0\n",
     "pkg/__init__.py": "",
-    "pkg/tasks.py": "import kuyruk\napp = kuyruk.Kuyruk()\n",
+    "pkg/tasks.py": f"{CONFIGURED}app = kuyruk.Kuyruk(config)\n",
     "pkg/lazy.py": (
-        "import kuyruk\n"
+        f"{CONFIGURED}"
         "class Lazy:\n    @property\n    def __class__(self): raise RuntimeError('no context')\n"
-        "request = Lazy()\napp = kuyruk.Kuyruk()\n"
+        "request = Lazy()\napp = kuyruk.Kuyruk(config)\n"
     ),
     "foreign.py": "import othercopy\napp = othercopy.Kuyruk()\n",
-    "else_.py": "import kuyruk\nits = kuyruk.Kuyruk()\n@its.task(queue='elses')\ndef send(): pass\n",
+    "else_.py": f"{CONFIGURED}its = kuyruk.Kuyruk(config)\n@its.task(queue='elses')\ndef send(): pass\n",
     "others.py": "import else_ as _e\n@_e.its.task(queue='others')\ndef send(): pass\n",
     "sends.py": "from others import send\n",
     "both.py": "from else_ import its\nfrom one import add\n@its.task(queue='both')\ndef send(): pass\n",
@@ -9589,7 +9594,7 @@ def modules(tmp_path_factory):
     folder = tmp_path_factory.mktemp("modules")
     for name, text in CLI_FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text.replace("import kuyruk\n", IMPORT_KUYRUK))
+        (folder / name).write_text(text)
     shutil.copy(HERE / "kuyruk.py", folder / "othercopy.py")
     return folder
 
@@ -9752,14 +9757,14 @@ def test_a_vendored_copy_runs_its_own_library(tmp_path, url, cli_worker):
 )
 def test_the_logging_level_is_of_the_command_line(tmp_path, args, shown):
     """`-l`, in any case of letters, is the level of the whole process; INFO without it."""
-    (tmp_path / "tasks.py").write_text(f"""
-import logging
-{IMPORT_KUYRUK}
+    (tmp_path / "tasks.py").write_text("""
+import kuyruk, logging
 class App(kuyruk.Kuyruk):
     def worker(self, *args, **kwargs):
         logging.getLogger("mine").debug("a detail")
         return super().worker(*args, **kwargs)
 app = App()
+app.config.from_env_vars()
 """)
     text = run_cli(tmp_path, "tasks", "--max-run-time", "0.01", *args.split()).stderr
     assert ("worker of" in text) is (shown is not None)
@@ -9777,8 +9782,8 @@ logging.config.dictConfig({
     "root": {"handlers": ["h"], "level": "INFO"},
 })
 app = kuyruk.Kuyruk()
-"""
-    (tmp_path / "tasks.py").write_text(IMPORT_KUYRUK + code)
+app.config.from_env_vars()
+""")
     text = run_cli(tmp_path, "tasks", "--max-run-time", "0.01").stderr
     assert "mine: kuyruk " in text and "mine: Stopped" in text
 
@@ -10161,9 +10166,6 @@ def test_a_queue_that_no_task_names_is_warned_of(modules, args, words):
     assert warnings_of(ended.stderr) == words
 
 
-READS_ENVIRONMENT = "config = kuyruk.Config()\nconfig.from_env_vars()\n"
-
-
 @pytest.mark.parametrize(
     ("code", "env", "args", "named"),
     [
@@ -10185,7 +10187,8 @@ def test_settings_in_the_environment_that_are_not_read_are_warned_of(
     for key, value in env.items():
         monkeypatch.setenv(f"KUYRUK_{key}", value)
     code += "\napp = kuyruk.Kuyruk(config)\n@app.task\ndef f(): pass\n"
-    (tmp_path / "tasks.py").write_text(IMPORT_KUYRUK + code)
+    code = f"import kuyruk\nkuyruk.Config.RABBIT_PORT = 1\n{code}"  # nothing listens there
+    (tmp_path / "tasks.py").write_text(code)
     ended = run_cli(tmp_path, "tasks", "--max-run-time", "0.01", *args.split(), url=None)
     assert ended.returncode == 0, ended.stderr
     warned = warnings_of(ended.stderr)
@@ -10543,7 +10546,7 @@ def test_an_address_of_the_environment_that_a_url_beats_is_warned_of(
 ):
     """RABBIT_URL wins over RABBIT_HOST and the like: where both are set, that is said."""
     code = f"{READS_ENVIRONMENT}config.RABBIT_URL = {of_config!r}\napp = kuyruk.Kuyruk(config)\n"
-    (tmp_path / "tasks.py").write_text(f"{IMPORT_KUYRUK}{code}@app.task\ndef f(): pass\n")
+    (tmp_path / "tasks.py").write_text(f"import kuyruk\n{code}@app.task\ndef f(): pass\n")
     monkeypatch.setenv("KUYRUK_RABBIT_HOST", "rabbit.invalid")
     monkeypatch.setenv("KUYRUK_RABBIT_PASSWORD", "hunter2")
     ended = run_cli(tmp_path, "tasks", *args, "--max-run-time", "0.1", url=None)
@@ -11801,6 +11804,7 @@ def help_of_worker():
         ("sending.md", "signal", lambda: SIGNALS),
         ("messages.md", "attribute", lambda: public_names(kuyruk.FailedMessage)),
         ("time-limits.md", "attribute", lambda: public_names(kuyruk.Run)),
+        ("operations.md", "`worker`", lambda: public_names(kuyruk.Worker)),
         ("operations.md", "`worker.stats`", lambda: kuyruk.Worker(kuyruk.Kuyruk()).stats),
         ("operations.md", "signal", lambda: set(re.findall(r"SIG\w+", help_of_worker()))),
         ("operations.md", "exit code", lambda: re.findall(r"(?m)^  (\d+)", help_of_worker())),
@@ -11927,6 +11931,39 @@ def test_the_pictures_colours_can_be_told_from_their_background(scheme):
     for name, colour in colours.items():
         lower, higher = sorted([card, luminance(colour)])
         assert (higher + 0.05) / (lower + 0.05) >= (4.5 if name in ("text", "title") else 3), name
+
+
+def test_the_help_of_the_module_names_all_that_is_public_before_it_explains_the_inside():
+    help_of_names = kuyruk.__doc__.split("\nThe threads, and what each owns\n")[0]
+    assert set(kuyruk.__all__) <= set(re.findall(r"\w+", help_of_names))
+
+
+@pytest.mark.parametrize("kind", [kuyruk.Worker, kuyruk.Kuyruk, kuyruk.Task, kuyruk.Run,
+    kuyruk.FailedMessage, kuyruk.SubTask, kuyruk.SendOptions, kuyruk.WorkerOptions, kuyruk.QueueStats,
+    kuyruk.Signal, kuyruk.Journal, kuyruk.Reject, kuyruk.BrokerError, kuyruk.RemoteException,
+    kuyruk.HeartbeatError])  # fmt: skip
+def test_the_help_of_a_class_tells_of_its_attributes(kind):
+    """pydoc shows methods with what they do, but of attributes only what the class says."""
+    shown = types.FunctionType | property
+    documented = {name for name, value in vars(kind).items() if isinstance(value, shown)}
+    names = public_names(kind) | vars(kind).get("__annotations__", {}).keys()
+    attributes = {name for name in names - documented if name[0].islower()}
+    assert attributes <= set(re.findall(r"\w+", kind.__doc__))
+
+
+def test_the_help_of_the_signals_tells_when_each_is_sent():
+    assert set(SIGNALS) == set(
+        re.findall(r"^    (\w+) +[A-Z]", kuyruk.signals.__doc__, re.MULTILINE)
+    )
+
+
+def test_the_help_of_a_task_is_what_its_function_says(offline):
+    @offline.task
+    def documented():
+        """Say what it does."""
+
+    text = pydoc.render_doc(documented, renderer=pydoc.plaintext)
+    assert "Say what it does." in text and "documented on 'kuyruk'" in text
 
 
 # --- The demo, the installed package ------------------------------------------
@@ -12325,6 +12362,23 @@ def test_the_source_distribution_has_all_that_make_test_needs(distributions):
         assert there.read_bytes() == path.read_bytes(), path
 
 
+def test_what_a_package_index_shows_of_the_readme_has_no_link_that_leads_nowhere(distributions):
+    """An index has the README alone. In place of a link to another file there is that file's name."""
+    with zipfile.ZipFile(distributions[2]) as wheel:
+        [name] = [each for each in wheel.namelist() if each.endswith("/METADATA")]
+        described = wheel.read(name).decode().partition("\n\n")[2]
+    links = re.compile(r"]\(([^)\s]+)\)")
+    relative = [
+        target.partition("#")[0]
+        for target in links.findall(PAGES["README.md"].read_text())
+        if not target.startswith("https:")
+    ]
+    assert len(relative) > 20
+    assert [target for target in relative if f"(`{target}`)" not in described] == []
+    assert [target for target in links.findall(described) if not target.startswith("https:")] == []
+    assert [b.text for b in blocks_of("README.md") if b.text not in described] == []
+
+
 def test_each_classifier_of_a_python_is_one_that_is_supported():
     """Each Python from `requires-python` on has a classifier, and is tried by `make matrix`."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
@@ -12405,7 +12459,7 @@ def test_the_observability_example_reports_counts_traces_and_logs(examples, monk
     for outcome in ("success", "failure"):
         label = f'outcome="{outcome}",task="examples.observability.tasks.divide"'
         assert f"kuyruk_tasks_total{{{label}}} 1.0" in metrics
-    assert "kuyruk_worker_received 2.0" in metrics and "kuyruk_worker_healthy 1.0" in metrics
+    assert "kuyruk_worker_received_total 2.0" in metrics and "kuyruk_worker_healthy 1.0" in metrics
     worker.end()
 
     (event,) = examples.lines("events")
@@ -12426,7 +12480,9 @@ def test_the_observability_example_reports_counts_traces_and_logs(examples, monk
     assert [line for line in lines if "ZeroDivisionError" in line.get("traceback", "")], worker.text
     logged = next(line for line in lines if line["text"] == "Dividing 6 by 0")
     assert logged["task"] == task
-    assert logged["id"] == event["contexts"]["message"]["id"]
+    assert logged["task_id"] == event["contexts"]["message"]["id"]
+    of_tasks = [line for line in lines if line["text"].startswith("Task ")]
+    assert [line for line in of_tasks if "task_id" not in line] == []
 
 
 KUYRUK_SENTRY_PROGRAM = """
@@ -12647,6 +12703,7 @@ def test_the_compose_example_starts_checks_and_stops_what_it_says(examples):
         wait_until(lambda healthy=healthy: healthy().returncode == 0)
     command = parts["worker"]["command"]
     limit = float(command[command.index("--shutdown-timeout") + 1])
+    limit += kuyruk.Config.WORKER_GRACE + kuyruk_worker.KILL_MARGIN
     assert limit < float(parts["worker"]["stop_grace_period"].removesuffix("s"))
 
     assert fetch(f"http://127.0.0.1:{port}/add?a=1&b=2") == (200, "3\n")
@@ -12656,3 +12713,29 @@ def test_the_compose_example_starts_checks_and_stops_what_it_says(examples):
     text = (EXAMPLES / "compose" / "Dockerfile").read_text()
     copied = " ".join(re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE)).split()
     assert copied and [name for name in copied if not (HERE / name).exists()] == []
+
+
+def test_the_image_of_the_compose_example_has_what_its_installation_needs(tmp_path):
+    """Without Docker: what is copied before pip runs is copied into a folder, and built there."""
+    text = (EXAMPLES / "compose" / "Dockerfile").read_text().partition("\nRUN pip install")[0]
+    for names, to in re.findall(r"^COPY (.+) (\S+)$", text, re.MULTILINE):
+        for name in names.split():
+            if (HERE / name).is_dir():
+                shutil.copytree(HERE / name, tmp_path / to)
+            else:
+                (tmp_path / to).mkdir(parents=True, exist_ok=True)
+                shutil.copy(HERE / name, tmp_path / to)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=TEST_TIMEOUT, stdout=subprocess.DEVNULL)
+    assert list((tmp_path / "dist").glob("*.whl"))
+
+
+def test_the_dashboard_example_says_when_rabbitmq_is_away(tmp_path, cli_worker, monkeypatch):
+    monkeypatch.setenv("DASHBOARD_TOKEN", "token")
+    entry = ("-m", "examples.dashboard.dashboard")
+    dashboard = cli_worker(tmp_path, "examples.dashboard.tasks", "--port", "0", url=NOWHERE, entry=entry)  # fmt: skip
+    dashboard.wait_for("Dashboard: http")
+    address = re.search(r"(http://127\.0\.0\.1:\d+/)", dashboard.text)[1]
+    form = "token=token&do=delete&queue=dashboard&id=1"
+    for answer in (fetch(f"{address}?token=token"), fetch(address, "POST", form)):
+        assert answer[0] == 503 and "can't connect to RabbitMQ" in answer[1]

@@ -156,9 +156,9 @@ class HeartbeatError(_Interruption, BaseException):
 class Shutdown(_Interruption, BaseException):
     ...
 
-def _make_module(name: str, is_member: Callable[[Any], bool]) -> types.ModuleType:
+def _make_module(name: str, is_member: Callable[[Any], bool], doc: str) -> types.ModuleType:
     ...
-exceptions = _make_module('exceptions', lambda v: isinstance(v, type) and issubclass(v, BaseException) and (v.__module__ == __name__))
+exceptions = _make_module('exceptions', lambda v: isinstance(v, type) and issubclass(v, BaseException) and (v.__module__ == __name__), 'The exceptions of kuyruk.')
 
 def _is_for_program(error: BaseException) -> bool:
     ...
@@ -203,6 +203,7 @@ class Signal:
     def send(self, sender: Any=None, /, **kwargs: Any) -> list[tuple[Callable[..., Any], Any]]:
         ...
 _signals_change = threading.Lock()
+_SIGNALS_HELP = 'The signals of kuyruk, each a `Signal`. Their sender is the `Kuyruk`.\n\nThose about a task are sent with task=, args= and kwargs= (the arguments of its function), those\nabout a worker with worker=, and both with the further arguments that are named here.\n\n    task_init        A task was made. With task= only.\n    task_presend     A message is about to be sent. With description=, a dict: a receiver may change\n                     it. Its "headers" are the message\'s AMQP headers; all else is in its body.\n    task_postsend    The broker has the message. With description=.\n    task_preapply    A task is about to run, with all tries.\n    task_prerun      A try begins.\n    task_postrun     A try is over.\n    task_success     The task has returned.\n    task_error       A try has raised. With exc_info=.\n    task_failure     The last try has raised. With exc_info=.\n    task_postapply   All tries are over.\n    worker_failure   A message has failed in a worker, and that will be logged. With queue=,\n                     description= and exc_info=; with the three of a task if that was found.\n    worker_init      A worker was made.\n    worker_start     A worker starts.\n    worker_shutdown  A worker has stopped.\n\nWhat a receiver of task_presend or task_prerun raises is the send\'s or the task\'s exception. What\nanother raises is logged.\n'
 task_init = Signal('task_init')
 task_presend = Signal('task_presend', raises=True)
 task_postsend = Signal('task_postsend')
@@ -226,7 +227,7 @@ class _SignalsModule(types.ModuleType):
         def __getattr__(self, name: str) -> _Signal:
             ...
 _is_signal = lambda v: v is Signal or isinstance(v, Signal)
-signals = cast(_SignalsModule, _make_module('signals', _is_signal))
+signals = cast(_SignalsModule, _make_module('signals', _is_signal, _SIGNALS_HELP))
 _HOST = '\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\\w+)?))(?::([^]:\\s]*))?\\s*'
 _URL = '(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?'
 
@@ -639,7 +640,7 @@ class _Watch:
     def _next_look(self, run: Run, now: float) -> float:
         ...
 
-    def _look_at(self, run: Run) -> None:
+    def _interrupt_or_give_up(self, run: Run) -> None:
         ...
 
 def _warn_of_stuck(run: Run) -> None:
@@ -963,7 +964,7 @@ class _Connection(Stateful):
         ...
 
     @property
-    def unattended(self) -> list[_Outgoing]:
+    def no_wait(self) -> list[_Outgoing]:
         ...
 
     def forget(self) -> None:
@@ -981,7 +982,7 @@ class _Connection(Stateful):
     def hang_up(self) -> None:
         ...
 
-    def abandon(self) -> None:
+    def leave_to_parent(self) -> None:
         ...
 _connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
 C = TypeVar('C')
@@ -1197,7 +1198,7 @@ class _ConfirmChannel(_Channel):
     def forget(self) -> None:
         ...
 
-    def look_for_room(self) -> AMQPError | bool:
+    def find_room(self) -> AMQPError | bool:
         ...
 
     def publish(self, messages: Sequence[_Outgoing]) -> None:
@@ -1278,7 +1279,7 @@ class _Publisher:
     def _attempt(self, keeper: _Keeper, batch: _Batch | None, messages: list[_Outgoing], until: float, alone: bool=False) -> bool:
         ...
 
-    def _look_for_queues(self, connection: _Connection, messages: list[_Outgoing], until: float) -> list[_Outgoing]:
+    def _ensure_queues(self, connection: _Connection, messages: list[_Outgoing], until: float) -> list[_Outgoing]:
         ...
 
     def _wait_for_fates(self, channel: _ConfirmChannel, batch: _Batch, messages: list[_Outgoing], until: float) -> None:
@@ -1988,10 +1989,10 @@ class _Pool:
     def _give_up(self, run: Run) -> None:
         ...
 
-    def abandon(self, delivery: _Delivery, cause: BaseException) -> None:
+    def give_up(self, delivery: _Delivery, cause: BaseException) -> None:
         ...
 
-    def _settle_abandoned(self, delivery: _Delivery, cause: BaseException) -> None:
+    def _settle_given_up(self, delivery: _Delivery, cause: BaseException) -> None:
         ...
 _unless_closed = contextlib.suppress(AMQPChannelError)
 _WORKER_OPTIONS = tuple(WorkerOptions.__annotations__)
@@ -2093,7 +2094,7 @@ class Worker:
     def _on_channel_trouble(self, channel: _ConsumerChannel) -> None:
         ...
 
-    def _look_after_trouble(self) -> None:
+    def _give_up_troubled(self) -> None:
         ...
 
     def _is_gone(self, channel: _ConsumerChannel) -> bool:
@@ -2108,7 +2109,7 @@ class Worker:
     def _on_lost(self, error: AMQPError) -> None:
         ...
 
-    def _look_for_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
+    def _log_consumer_timeout(self, oldest: _Delivery, error: str, age: float) -> None:
         ...
 
     def _signal(self, signal: Signal, **facts: Any) -> None:

@@ -1,6 +1,7 @@
 """Checksums of files: a small application. `make demo` sends it real files.
 
     $ python -m kuyruk_worker examples.checksums.tasks      # in the project's folder
+    $ python -c "from examples.checksums.tasks import *; checksum_into('README.md', 'sums.json')"
 
 A path means a file on the worker's machine. Settings come from the environment: KUYRUK_RABBIT_URL
 says where RabbitMQ is.

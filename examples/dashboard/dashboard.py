@@ -1,7 +1,9 @@
 """A dashboard for an application's queues, in one file, with Python's own HTTP server.
 
-    $ python -m examples.dashboard.dashboard examples.checksums.tasks
+    $ python -m kuyruk_worker examples.dashboard.tasks                    # one shell
+    $ python -m examples.dashboard.dashboard examples.dashboard.tasks     # another
     Dashboard: http://127.0.0.1:8080/?token=...
+    $ python -m examples.dashboard.tasks         # a third: a task that fails, and one that waits
 
 The page shows how many messages wait in each queue, how many consumers it has, the failed messages
 with their reason, each with buttons to requeue or delete it, and the tasks that are running now in
@@ -28,6 +30,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +190,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if url.path != "/":
             self.answer(404, "There is only one page, /")
         elif self.is_allowed(query):
-            self.answer(
-                200, make_page(self.server.app, self.server.token, query.get("message", ""))
-            )
+            page = self.ask(make_page, self.server.token, query.get("message", ""))
+            if page is not None:
+                self.answer(200, page)
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
@@ -198,11 +201,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         form = dict(urllib.parse.parse_qsl(self.rfile.read(int(length)).decode(errors="replace")))
         if self.is_allowed(form):
-            message = act(self.server.app, *(form.get(key, "") for key in ("do", "queue", "id")))
-            query = urllib.parse.urlencode({"token": self.server.token, "message": message})
-            self.send_response(303)  # so that reloading the page doesn't repeat it
-            self.send_header("Location", f"/?{query}")
-            self.end_headers()
+            message = self.ask(act, *(form.get(key, "") for key in ("do", "queue", "id")))
+            if message is not None:
+                query = urllib.parse.urlencode({"token": self.server.token, "message": message})
+                self.send_response(303)  # so that reloading the page doesn't repeat it
+                self.send_header("Location", f"/?{query}")
+                self.end_headers()
+
+    def ask(self, f: Callable[..., str], *args: str) -> str | None:
+        """Return what a function says that asks RabbitMQ; None: it can't be asked. Then answer."""
+        try:
+            with self.server.lock:
+                return f(self.server.app, *args)
+        except (OSError, ValueError, kuyruk.KuyrukError) as error:
+            self.answer(503, f"{error} (reload this page to try again)")
+            return None
 
     def is_allowed(self, fields: dict[str, str]) -> bool:
         """Return whether the token is right. If not, answer."""
@@ -231,6 +244,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class Dashboard(http.server.ThreadingHTTPServer):
     def __init__(self, app: kuyruk.Kuyruk, port: int, token: str) -> None:
         self.app, self.token = app, token
+        # While one request looks at failed messages, RabbitMQ shows them to no other.
+        self.lock = threading.Lock()
         super().__init__(("127.0.0.1", port), Handler)
 
 

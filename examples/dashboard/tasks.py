@@ -1,4 +1,7 @@
-"""Tasks to look at in the dashboard: one fails until a file exists, one waits for a file."""
+"""Tasks to look at in the dashboard: one fails until a file exists, one waits for a file.
+
+$ python -m examples.dashboard.tasks         # sends one of each; `touch go` ends the second
+"""
 
 import time
 from pathlib import Path
@@ -24,3 +27,9 @@ def wait_for(name: str) -> None:
     """Wait until the file exists."""
     while not Path(name).exists():
         time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    with app:
+        read("report.txt")
+        wait_for("go")

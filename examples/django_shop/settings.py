@@ -7,6 +7,7 @@ ALLOWED_HOSTS = ["127.0.0.1"]
 ROOT_URLCONF = "examples.django_shop.urls"
 INSTALLED_APPS = ["examples.django_shop"]
 DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
+TIME_ZONE = "UTC"
 USE_TZ = True
 DATABASES = {
     "default": {

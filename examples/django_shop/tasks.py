@@ -8,8 +8,9 @@
     $ curl -X POST http://127.0.0.1:8000/buy/book            # a third: {"id": 1}
     $ curl http://127.0.0.1:8000/order/1                     # {"item": "book", "packed": true}
 
-The task is sent by transaction.on_commit: an order that is rolled back is never packed. The
-settings of kuyruk are among Django's, as KUYRUK_WORKER_THREADS.
+The task is sent by transaction.on_commit: an order that is rolled back is never packed. If RabbitMQ
+can't be reached then, the request fails although the order is saved: let cron look for orders that
+nobody packs. The settings of kuyruk are among Django's, as KUYRUK_WORKER_THREADS.
 """
 
 from typing import Any

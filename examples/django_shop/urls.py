@@ -2,6 +2,7 @@
 
 from django.db import transaction
 from django.http import HttpRequest, JsonResponse
+from django.shortcuts import get_object_or_404
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
@@ -23,7 +24,7 @@ def buy(request: HttpRequest, item: str) -> JsonResponse:
 
 
 def show(request: HttpRequest, number: int) -> JsonResponse:
-    order = Order.objects.get(pk=number)
+    order = get_object_or_404(Order, pk=number)
     return JsonResponse({"item": order.item, "packed": order.packed})
 
 

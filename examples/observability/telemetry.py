@@ -11,12 +11,12 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 from prometheus_client import REGISTRY, Counter, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
 
-from kuyruk import Kuyruk, Worker, current_task, signals
+from kuyruk import Kuyruk, LogContext, Worker, current_task, signals
 
 TASKS = Counter("kuyruk_tasks", "Tasks that have ended", ["task", "outcome"])
 TRACER = trace.get_tracer("kuyruk")
@@ -41,13 +41,13 @@ def watch(app: Kuyruk) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """Format a record as one line of JSON, with the task that its thread is running."""
+    """Format a record as one line of JSON, with the task that it is about, if it is about one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        run = current_task()
         facts = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
         facts |= {"text": record.getMessage()}
-        facts |= {"task": run.task.name, "id": str(run.id)} if run is not None else {}
+        about = {key: getattr(record, key, None) for key in ("task", "task_id", "queue")}
+        facts |= {key: str(value) for key, value in about.items() if value is not None}
         facts |= {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
         return json.dumps(facts)
 
@@ -55,11 +55,16 @@ class JsonFormatter(logging.Formatter):
 def log_as_json(app: Kuyruk, worker: Worker) -> None:
     """Replace the log's handlers. The command line keeps what an application has set up."""
     handler = logging.StreamHandler()
+    handler.addFilter(LogContext())
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 # --- Prometheus --------------------------------------------------------------
+
+
+#: What `worker.stats` has that isn't counted up, but is so now.
+GAUGES = {"waiting", "suspect", "stuck", "unsettled", "running", "healthy"}
 
 
 class WorkerCollector(Collector):
@@ -68,10 +73,11 @@ class WorkerCollector(Collector):
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         stats = self.worker.stats | {"healthy": self.worker.healthy}
         for name, value in (stats | {"running": len(stats["running"])}).items():
-            yield GaugeMetricFamily(f"kuyruk_worker_{name}", f"worker.stats[{name!r}]", value)
+            family = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
+            yield family(f"kuyruk_worker_{name}", f"worker.stats[{name!r}]", value)
 
 
 def count(task: str, outcome: str) -> None:
@@ -139,7 +145,8 @@ def start_span(app: Kuyruk, task: Any, **_: Any) -> None:
     """Begin a span for this try. Each run has a context of its own, so nothing leaks out of it."""
     run = current_task()
     parent = propagate.extract(run.headers if run is not None else {})
-    context.attach(trace.set_span_in_context(TRACER.start_span(task.name, parent), parent))
+    span = TRACER.start_span(task.name, parent, trace.SpanKind.CONSUMER)
+    context.attach(trace.set_span_in_context(span, parent))
 
 
 def record_error(app: Kuyruk, exc_info: Any, **_: Any) -> None:
