@@ -8626,7 +8626,7 @@ def test_a_signal_to_stop_ends_a_process_that_waits_for_threads_of_the_applicati
     tmp_path, cli_worker
 ):
     """Python waits for the application's threads at its end; a signal to stop ends that."""
-    (tmp_path / "tasks.py").write_text(f"""
+    (tmp_path / "tasks.py").write_text("""
 import threading, time
 import kuyruk
 app = kuyruk.Kuyruk()
@@ -8698,7 +8698,7 @@ def test_max_run_time_ends_the_worker_and_lets_what_runs_end(project):
 
 def test_an_unexpected_failure_of_the_worker_has_its_exit_code(tmp_path):
     """A process that can't begin is tried three times, then the whole gives up with code 1."""
-    (tmp_path / "broken.py").write_text(f"""
+    (tmp_path / "broken.py").write_text("""
 import kuyruk
 class Broken(kuyruk.Kuyruk):
     def worker(self, *args, **kwargs):
@@ -9773,8 +9773,8 @@ app.config.from_env_vars()
 
 def test_an_application_keeps_the_logging_that_it_has_set_up(tmp_path):
     """The command line sets up no logging where the application has."""
-    code = """
-import logging.config
+    (tmp_path / "tasks.py").write_text("""
+import kuyruk, logging.config
 logging.config.dictConfig({
     "version": 1,
     "formatters": {"f": {"format": "mine: %(message)s"}},
@@ -11934,6 +11934,7 @@ def test_the_pictures_colours_can_be_told_from_their_background(scheme):
 
 
 def test_the_help_of_the_module_names_all_that_is_public_before_it_explains_the_inside():
+    """Who reads `help(kuyruk)` for a name finds it before the threads and locks."""
     help_of_names = kuyruk.__doc__.split("\nThe threads, and what each owns\n")[0]
     assert set(kuyruk.__all__) <= set(re.findall(r"\w+", help_of_names))
 
@@ -11952,12 +11953,15 @@ def test_the_help_of_a_class_tells_of_its_attributes(kind):
 
 
 def test_the_help_of_the_signals_tells_when_each_is_sent():
+    """The help of kuyruk.signals has a line for each signal."""
     assert set(SIGNALS) == set(
         re.findall(r"^    (\w+) +[A-Z]", kuyruk.signals.__doc__, re.MULTILINE)
     )
 
 
 def test_the_help_of_a_task_is_what_its_function_says(offline):
+    """pydoc shows a task with its function's own docstring, and with its queue."""
+
     @offline.task
     def documented():
         """Say what it does."""
@@ -12363,7 +12367,7 @@ def test_the_source_distribution_has_all_that_make_test_needs(distributions):
 
 
 def test_what_a_package_index_shows_of_the_readme_has_no_link_that_leads_nowhere(distributions):
-    """An index has the README alone. In place of a link to another file there is that file's name."""
+    """An index has the README alone: there is a file's name in place of a link to that file."""
     with zipfile.ZipFile(distributions[2]) as wheel:
         [name] = [each for each in wheel.namelist() if each.endswith("/METADATA")]
         described = wheel.read(name).decode().partition("\n\n")[2]
@@ -12731,6 +12735,8 @@ def test_the_image_of_the_compose_example_has_what_its_installation_needs(tmp_pa
 
 
 def test_the_dashboard_example_says_when_rabbitmq_is_away(tmp_path, cli_worker, monkeypatch):
+    """Without a broker the dashboard answers 503, with the reason, when it shows and when it
+    acts."""
     monkeypatch.setenv("DASHBOARD_TOKEN", "token")
     entry = ("-m", "examples.dashboard.dashboard")
     dashboard = cli_worker(tmp_path, "examples.dashboard.tasks", "--port", "0", url=NOWHERE, entry=entry)  # fmt: skip
