@@ -10562,6 +10562,10 @@ def looks_at_frozen(looks, read_pulse):
     read_pulse: called for each reading of the process's pulse."""
     killed = []
 
+    def kill(child, why):
+        child.killed = True
+        killed.append(now)
+
     class Journal:
         exit_code = None
         pulse = property(lambda self: read_pulse())
@@ -10569,7 +10573,7 @@ def looks_at_frozen(looks, read_pulse):
     supervisor = object.__new__(kuyruk_worker._Supervisor)
     supervisor._settings, supervisor._looked_at = {"RABBIT_HEARTBEAT": 60}, math.inf
     supervisor._children = {1: kuyruk_worker._Child(1, None, Journal())}
-    supervisor._kill = lambda child, why: killed.append(now)
+    supervisor._kill = kill
     for now in looks:
         supervisor._kill_frozen(now)
     return killed
