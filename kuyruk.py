@@ -586,9 +586,10 @@ signals = cast(_SignalsModule, _make_module("signals", _is_signal))
 # Patterns here are text, and `re` compiles them at their first use: compiling them all would take a
 # quarter of the time that it takes to import this module.
 
-#: "[IPv6]", a name or an IPv4 address, or an IPv6 address without brackets; then a port.
+#: "[IPv6]", a name or an IPv4 address, or an IPv6 address without brackets (which has "::" in it, or
+#: six colons: "db:5672:5673" is a mistake); then a port.
 _HOST = (
-    r"\s*(?:\[([^]\s/@]+)]|([^][:\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\w+)?))"
+    r"\s*(?:\[([^]\s/@]+)]|([^][:\s/@]+)|((?=[^,\s]*::|(?:\w*:){6})[0-9a-fA-F.:]+(?:%\w+)?))"
     r"(?::([^]:\s]*))?\s*"
 )
 

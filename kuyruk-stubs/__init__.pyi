@@ -227,7 +227,7 @@ class _SignalsModule(types.ModuleType):
             ...
 _is_signal = lambda v: v is Signal or isinstance(v, Signal)
 signals = cast(_SignalsModule, _make_module('signals', _is_signal))
-_HOST = '\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\\w+)?))(?::([^]:\\s]*))?\\s*'
+_HOST = '\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|((?=[^,\\s]*::|(?:\\w*:){6})[0-9a-fA-F.:]+(?:%\\w+)?))(?::([^]:\\s]*))?\\s*'
 _URL = '(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?'
 
 def _parse_hosts(hosts: str, default_port: int=5672) -> list[tuple[str, int]]:
