@@ -1068,7 +1068,7 @@ KEYS = {
     "RABBIT_HOST": (
         "localhost",
         ["a:1", "a, b:2", "::1", "[::1]:1"],
-        [None, 5, "", "a,", "a:0", "a:99999", "a:b", "a:5672:x"],
+        [None, 5, "", "a,", "a:0", "a:99999", "a:b", "a:5672:x", "db:5672:5673"],
     ),
     "RABBIT_PORT": (5672, [1, 65535], [0, 65536, "5672", 5672.0, True, None]),
     "RABBIT_USER": ("guest", *TEXT),
@@ -2348,15 +2348,17 @@ def test_a_wrong_call_is_named_as_the_user_knows_the_function(args, says, tmp_pa
     "make",
     [
         "import runpy; f = runpy.run_path('script.py')['f']",
-        "space = {'__name__': 'cell [1]'}; exec(open('script.py').read(), space); f = space['f']",
-        "exec(open('script.py').read())",
+        "space = {'__name__': 'cell [1]'}; exec(code, space); f = space['f']",
+        "exec(code)",
     ],
     ids=["run_path", "a notebook's cell", "-c"],
 )
 def test_a_function_of_no_module_can_be_applied_and_not_sent(make, tmp_path):
     (tmp_path / "script.py").write_text("import kuyruk\n@kuyruk.Kuyruk().task\ndef f(): return 5\n")
+    read = "import pathlib; code = pathlib.Path('script.py').read_text()"
     send = "try: f()\nexcept TypeError as error: print('a worker could import' in str(error))"
-    assert run_python("-c", f"{make}\nprint(f.apply())\n{send}", cwd=tmp_path) == "5\nTrue\n"
+    program = f"{read}\n{make}\nprint(f.apply())\n{send}"
+    assert run_python("-c", program, cwd=tmp_path) == "5\nTrue\n"
 
 
 # --- Interrupting a running task ---------------------------------------------
