@@ -144,12 +144,8 @@ def explain(condition):
     lambdas = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
     # Mostly there is one in a line; if not, the first is as good a hint as any.
     node = next(node for node in lambdas if node.lineno == code.co_firstlineno)
-    defaults = zip(code.co_varnames, condition.__defaults__ or (), strict=False)
-    names = {
-        **condition.__globals__,
-        **inspect.getclosurevars(condition).nonlocals,
-        **dict(defaults),
-    }
+    names = condition.__globals__ | inspect.getclosurevars(condition).nonlocals
+    names |= dict(zip(code.co_varnames, condition.__defaults__ or (), strict=False))
     values = []
     for operand in operands(node.body):
         try:
@@ -724,10 +720,8 @@ def test_an_uncaught_remote_exception_shows_the_workers_traceback():
     error = kuyruk.RemoteException("builtins.ValueError", "bad", "in the worker's line 5")
     for each in (error, pickle.loads(pickle.dumps(error))):
         assert "in the worker's line 5" in "".join(traceback.format_exception(each))
-    without = kuyruk.RemoteException("a.B", "bad", None)
-    assert traceback.format_exception(without) == [
-        "kuyruk.exceptions.RemoteException: a.B('bad')\n"
-    ]
+    without = traceback.format_exception(kuyruk.RemoteException("a.B", "bad", None))
+    assert without == ["kuyruk.exceptions.RemoteException: a.B('bad')\n"]
 
 
 # --- Logging -----------------------------------------------------------------
@@ -887,8 +881,10 @@ def test_what_is_no_exception_is_the_programs_in_the_main_thread_only(error, cap
     signal.connect(fail)
     with pytest.raises(error):
         signal.send()
-    assert not caplog.text and background(signal.send).result(PATIENCE) == []
-    assert "the signal s has raised" in caplog.text
+    assert caplog.messages == []
+    # In another thread nobody would catch it, and the thread is the library's: it is logged there.
+    assert background(signal.send).result(PATIENCE) == []
+    assert caplog.messages == ["A receiver of the signal s has raised"]
 
 
 def test_a_log_that_raises_does_not_stop_a_signal(monkeypatch):
@@ -900,22 +896,15 @@ def test_a_log_that_raises_does_not_stop_a_signal(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("eager", "steps", "names"),
+    ("eager", "steps", "second_try"),
     [
-        (
-            False,
-            [ValueError(), 5],
-            "preapply prerun error postrun prerun postrun success postapply",
-        ),
-        (
-            True,
-            [ValueError(), ValueError()],
-            "preapply prerun error postrun prerun error postrun failure postapply",
-        ),
+        (False, [ValueError(), 5], "prerun postrun success"),
+        (True, [ValueError(), ValueError()], "prerun error postrun failure"),
     ],
-    ids=["apply, then returns", "EAGER, and fails"],
+    ids=["apply", "EAGER"],
 )
-def test_a_run_sends_its_signals_in_order(eager, steps, names, offline, heard):
+def test_a_run_sends_its_signals_in_order(eager, steps, second_try, offline, heard):
+    names = f"preapply prerun error postrun {second_try} postapply"
     sent = heard(*(name for name in SIGNALS if name.startswith("task_")), sender=offline)
     task = offline.task(retry=1)(play)
     offline.config.EAGER = eager
@@ -924,12 +913,10 @@ def test_a_run_sends_its_signals_in_order(eager, steps, names, offline, heard):
         task(1, a=2) if eager else task.apply(1, a=2)
     kuyruk.Kuyruk().task(echo).apply(7)  # another sender's
     about = {"task": task, "args": (1,), "kwargs": {"a": 2}}
-    assert [
-        (name, app, {k: facts[k] for k in facts.keys() & about}) for name, app, facts in sent
-    ] == [
-        ("task_init", offline, {"task": task}),
-        *((f"task_{name}", offline, about) for name in names.split()),  # and in EAGER no "send"
-    ]
+    seen = [(name, app, {k: facts[k] for k in facts.keys() & about}) for name, app, facts in sent]
+    # In EAGER nothing is sent, so there is neither presend nor postsend.
+    assert seen[1:] == [(f"task_{name}", offline, about) for name in names.split()]
+    assert seen[0] == ("task_init", offline, {"task": task})
     errors = [step for step in steps if isinstance(step, ValueError)]
     shown = [facts["exc_info"] for _, _, facts in sent if "exc_info" in facts]
     # Each try's error, and if it is the last try's that of the failure, too.
@@ -951,7 +938,7 @@ def test_a_receiver_may_add_to_what_is_sent(app, queue, broker, connect, heard):
     task.send_to_queue((1,), {"a": 2})
     app.send_tasks_to_queue([task.subtask((1,), {"a": 2})])
     with pytest.raises(kuyruk.ResultTimeout):
-        task.send_to_queue((1,), {"a": 2}, wait_result=0.1)
+        task.send_to_queue((1,), {"a": 2}, wait_result=0.5)
     bodies = [json.loads(broker.take(queue).body) for _ in range(3)]
     changed = {"a": 2, "b": 3}
     assert [(body["trace"], body["kwargs"]) for body in bodies] == [("x", changed)] * 3
@@ -1016,7 +1003,7 @@ def test_a_receiver_sets_headers_of_what_is_sent(given, app, queue, broker, conn
     task.send_to_queue((1,), headers=given)
     app.send_tasks_to_queue([task.subtask((1,), headers=given)])
     with pytest.raises(kuyruk.ResultTimeout):
-        task.send_to_queue((1,), headers=given, wait_result=0.1)
+        task.send_to_queue((1,), headers=given, wait_result=0.5)
     task.send_to_queue((1,), headers=given, delay=0.2)
     messages = [broker.take(queue) for _ in range(4)]
     # RabbitMQ's own (x-death and others) are in the one that was delayed.
