@@ -1041,7 +1041,7 @@ def test_headers_of_a_receiver_are_checked_as_those_of_a_sender(
     if says:
         assert broker.count(queue) is None
     else:
-        assert [m.properties["headers"] for m in broker.take_all(queue)] == [{}, {}]
+        assert [m.properties["headers"] for m in broker.take_all(queue)] == [None, None]
 
 
 # --- Config ------------------------------------------------------------------
@@ -3056,9 +3056,8 @@ def eager(offline):
 
 def test_eager_runs_the_task_here_and_returns_its_result_to_who_waits_for_it(eager):
     task = eager.task(echo)
-    assert [task(1, 2), task.send_to_queue((5,)), task.send_to_queue((6,), wait_result=1)] == [
-        None, None, 6
-    ]  # fmt: skip
+    returned = [task(1, 2), task.send_to_queue((5,)), task.send_to_queue((6,), wait_result=1)]
+    assert returned == [None, None, 6]
     eager.send_tasks_to_queue([task.subtask((3,)), task.subtask()])
     assert ran == [(1, 2), (5,), (6,), (3,), ()]
 
@@ -3278,11 +3277,11 @@ def test_without_confirms_what_a_lost_connection_takes_along_is_counted(
 
 
 def test_without_confirms_a_call_waits_as_long_as_it_is_told_to(make_app, url, queue, start):
-    app = make_app(url, RABBIT_CONFIRM=False, RABBIT_PUBLISH_TIMEOUT=0.5)
+    app = make_app(url, RABBIT_CONFIRM=False, RABBIT_PUBLISH_TIMEOUT=1)
     task = app.task(queue)(hold)
     worker = start(app)
     call = background(task.send_to_queue, (5,), wait_result=PATIENCE)
-    assert still_waits(call, 1.5)
+    assert still_waits(call, 2)
     release.set()
     assert (call.result(SOON), worker.stats["received"]) == (5, 1)  # it was sent once
 
@@ -3339,12 +3338,12 @@ def test_nothing_confirmed_is_lost_when_connections_are_cut(how, make_app, proxy
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("size", [1, 20_000_000], ids=["small", "more than the buffers take"])
 def test_a_send_to_a_stalled_broker_raises_in_time(size, direction, make_app, proxy, queue):
-    task = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=1).task(queue)(echo)
+    task = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=2).task(queue)(echo)
     task()
     proxy.stall(direction)
     sends = [background(task, "x" * size)]
     sends += [background(task.send_to_queue, (1,), wait_result=wait) for wait in (None, None, 30)]
-    with takes(0, 1 + SOON):
+    with takes(1, 2 + SOON):
         for future in sends:
             with pytest.raises(kuyruk.BrokerError):
                 future.result(PATIENCE)
@@ -3453,7 +3452,7 @@ def test_a_certificate_is_verified_unless_told_not_to(tls_proxy, make_app, queue
 
 
 def test_an_idle_connection_is_closed_and_opened_again(make_app, proxy, queue, broker):
-    task = make_app(proxy.url, RABBIT_IDLE_DURATION=0.1).task(queue)(echo)
+    task = make_app(proxy.url, RABBIT_IDLE_DURATION=0.5).task(queue)(echo)
     task()
     wait_until(lambda: not proxy.open and not threads_of_ours())
     task()
@@ -4132,14 +4131,14 @@ def test_a_batch_names_exactly_those_whose_queue_does_not_take_them(
     room, places, unconfirmed, make_app, url, queue, broker
 ):
     """Of ten messages, those at some places are for a queue that takes none, or only a few."""
-    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=1)
+    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=2)
     declare_bad(broker, f"{queue}.2", room)
     good, bad = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
     subtasks = [(bad if n in places else good).subtask((n,)) for n in range(10)]
     # A queue that is full may have room soon, so that is tried until the time is up.
-    least, why = (0, "can't be used: RESOURCE_LOCKED") if room is None else (1, "refuses it")
+    least, why = (0, "can't be used: RESOURCE_LOCKED") if room is None else (2, "refuses it")
     says = rf"{len(unconfirmed)} messages?\b.* queue '{queue}\.2' {why}"
-    with takes(least, 1 + SOON), pytest.raises(kuyruk.BrokerError, match=says) as info:
+    with takes(least, 2 + SOON), pytest.raises(kuyruk.BrokerError, match=says) as info:
         app.send_tasks_to_queue(subtasks)
     assert info.value.unconfirmed == [subtasks[n] for n in unconfirmed]
     arrived = broker.take_all(queue) if len(places) < 10 else []
@@ -4148,7 +4147,7 @@ def test_a_batch_names_exactly_those_whose_queue_does_not_take_them(
 
 
 def test_what_a_large_batch_does_not_name_has_arrived(make_app, url, queue, broker):
-    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=1)
+    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=2)
     declare_bad(broker, f"{queue}.2", room=0)
     good, bad = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
     # In each window there are some that its queue refuses. The send fails with the first window,
@@ -4678,12 +4677,13 @@ def test_callers_wait_for_their_turn_where_channels_are_few(
 def test_a_call_whose_turn_does_not_come_where_channels_are_few_says_so(
     node_with_few_channels, make_app, queue
 ):
-    app = make_app(node_with_few_channels.url, RABBIT_PUBLISH_TIMEOUT=1)
+    app = make_app(node_with_few_channels.url, RABBIT_PUBLISH_TIMEOUT=2)
     task = app.task(queue)(echo)
-    calls = [background(task.send_to_queue, (n,), wait_result=2) for n in range(10)]
+    calls = [background(task.send_to_queue, (n,), wait_result=3) for n in range(10)]
     errors = [future.exception(PATIENCE) for future in calls]
+    # Some have had a channel and no reply, the others no channel.
     assert {type(error) for error in errors} == {kuyruk.BrokerError, kuyruk.ResultTimeout}
-    assert [error for error in errors if "(channel_max)" in str(error)]
+    assert [error for error in errors if "(channel_max)" in str(error)] != []
     task("after them")
 
 
@@ -4758,7 +4758,7 @@ def test_a_refusal_is_forgotten_when_its_cause_is_gone(make_app, node, queue):
     node.ctl("add_vhost", name)
     try:
         node.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
-        wait_until(lambda: confirms(task), SOON)
+        wait_until(lambda: confirms(task))
     finally:
         node.ctl("delete_vhost", name)
 
@@ -4993,10 +4993,10 @@ def test_a_result_that_does_not_come_is_a_timeout(wait_result, app, queue, broke
 
 
 def test_a_result_may_take_longer_than_sending_and_idling(make_app, url, queue, start):
-    task = make_app(url, RABBIT_PUBLISH_TIMEOUT=0.5, RABBIT_IDLE_DURATION=0.2).task(queue)(hold)
+    task = make_app(url, RABBIT_PUBLISH_TIMEOUT=1, RABBIT_IDLE_DURATION=0.5).task(queue)(hold)
     start(task.kuyruk)
     call = background(task.send_to_queue, (7,), wait_result=PATIENCE)
-    assert still_waits(call, 1)
+    assert still_waits(call, 2)
     release.set()
     assert call.result(PATIENCE) == 7
 
