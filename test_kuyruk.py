@@ -486,7 +486,7 @@ def test_the_fast_part_starts_no_broker(request):
     fast = [item for item in request.session.items if item.get_closest_marker("fast")]
     assert request.node in fast
     used = {name for item in fast for name in item.fixturenames}
-    assert not used & {"url", "node", "proxy", "project", "cluster", "impatient", "vhost"}
+    assert used & {"url", "node", "proxy", "project", "cluster", "impatient", "vhost"} == set()
     # a name that is misspelt keeps nothing out
     assert globals().keys() >= SLOW_FIXTURES | SLOW_HELPERS | SLOW_TESTS
 
@@ -1761,6 +1761,7 @@ class CallableObject:
         (yield_one, r"generator function.*list\(yield_one"),
         (yield_later, "async generator function"),
         (functools.partial(echo, 1), "write one that calls it"),
+        # A worker finds a task by its name in its module, and these have none.
         (CallableObject(), "write one that calls it"), (CallableObject, "write one that calls it"),
         (5, "function"),
         (functools.partial(run_later), "write one that calls it"),
@@ -1808,11 +1809,13 @@ def test_a_function_that_returns_what_is_yet_to_run_has_failed(function, eager, 
     [
         ("child.py", True),
         ("-m pkg.child", True),
+        # Nothing in the names of these is one that `import` takes.
         ("app.zip", False),
         ("folder", False),
         ("noext", False),
     ],
 )
+# In a child of these, the program's own module is called __mp_main__.
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_name_leads_to_the_function_or_is_refused(name, runs, method, tmp_path):
     code = (
@@ -1981,6 +1984,7 @@ if __name__ == "__main__":
 
 
 def test_a_process_pool_can_run_a_tasks_function(tmp_path):
+    """Pickle looks for a function by its name in its module, and finds the task there."""
     (tmp_path / "pooled.py").write_text(POOLED)
     assert run_python("pooled.py", cwd=tmp_path) == "[8, 8, 2] True\npooled.double double half\n"
 
@@ -2322,6 +2326,7 @@ def test_what_is_of_the_wrong_kind_is_named_as_the_user_has_written_it(call, say
     [
         ((), "count() missing 1 required positional argument: 'number'"),
         ((1, 2), "count() takes 1 positional argument but 2 were given"),
+        # These calls are the task's own.
         ((0,), "inner() missing 1 required positional argument: 'x'"),
         ((5,), "count.f() takes 1 positional argument but 2 were given"),
     ],
@@ -2600,6 +2605,10 @@ def test_an_interruption_that_is_made_outside_of_a_task_has_only_its_arguments()
     assert [(kind().args, kind("text").args) for kind in kinds] == [((), ("text",))] * 4
 
 
+# What a task's code, or that of a library, may make of an interruption: raise another exception in
+# its place, or in a group.
+
+
 def raise_from(error):
     raise RuntimeError("wrapped") from error
 
@@ -2726,6 +2735,7 @@ def take_all_items(items, *, more):
 def test_each_try_has_fresh_arguments(offline):
     task = offline.task(retry=2)(take_all_items)
     assert task.apply([1, 2], more={"items": [3]}) == 8
+    # The first try fails after two items, the second after three, and each begins with all.
     assert ran == [2, 1, 2, 1, 3, 2, 1, 3]
     ran.clear()
     offline.config.EAGER = True
@@ -2770,8 +2780,10 @@ def test_each_run_has_a_context_of_its_own(offline):
     [
         ("locks", "locks", False),
         ("locks.inner", "locks", False),
+        # Neither its package is meant, nor one whose name begins in the same way.
         ("locks", "locks.inner", True),
         ("locksmith", "locks", True),
+        # These count without anybody's word.
         ("logging", None, False),
         ("logging.handlers", None, False),
         ("concurrent.futures.thread", None, False),
@@ -2860,6 +2872,7 @@ def test_after_an_interruption_a_tracer_goes_on(offline):
     def run_traced():
         sys.settrace(tracer)
         try:
+            # These end at their deadline: some are interrupted, and some have just ended then.
             for n in range(20):
                 with contextlib.suppress(kuyruk.Timeout):
                     task.apply(n)
@@ -2972,7 +2985,7 @@ def test_no_interruption_is_lost_where_the_garbage_collector_calls(offline, monk
         for _ in range(200):
             with pytest.raises(kuyruk.Timeout):
                 run_in(watch, offline.task(max_run_time=0.005)(make_garbage))
-            assert gc.isenabled() and not lost
+            assert (gc.isenabled(), lost) == (True, [])
 
 
 def test_the_collector_is_let_in_again_when_an_interruption_does_not_land(offline):
@@ -2980,7 +2993,7 @@ def test_the_collector_is_let_in_again_when_an_interruption_does_not_land(offlin
     with a_watch(grace=0.1, give_up=lambda run: ran.append(gc.isenabled())) as watch:
         with pytest.raises(kuyruk.Timeout):
             run_in(watch, offline.task(max_run_time=0.05)(lambda: time.sleep(1)))
-        assert ran == [True] and gc.isenabled()
+        assert (ran, gc.isenabled()) == ([True], True)
 
 
 def test_the_garbage_collector_stays_away_until_the_last_thread_has_looked():
@@ -4635,7 +4648,7 @@ def test_a_send_waits_while_the_broker_has_too_many_connections(
     with amqpstorm.UriConnection(url) as connection:
         connection.channel().queue.declare(queue, durable=True)
         sending = background(task.send_to_queue, (1,), wait_result=wait_result)
-        assert still_waits(sending) and still_waits(sending)
+        assert still_waits(sending, 0.5)
     if wait_result is None:
         sending.result(SOON)
     vhost(max_connections=-1)
