@@ -3491,6 +3491,22 @@ def test_a_closed_app_opens_again_when_it_is_used(make_app, proxy, queue, broker
     assert (broker.count(queue), proxy.accepted) == (2, 2)
 
 
+def test_a_socket_has_the_options_that_no_other_test_would_miss(app, queue):
+    """TCP_NODELAY: a small frame isn't delayed until the one before is acknowledged. The others:
+    without heartbeats, too, a peer that has vanished is noticed within two minutes."""
+    app.task(queue)(echo)()
+    wanted = {
+        "TCP_NODELAY": True, "SO_KEEPALIVE": True, "TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10,
+        "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 10_000,
+    }  # fmt: skip
+    sock, options = app._publisher._keeper.connection._socket, {}
+    for name in [name for name in wanted if hasattr(socket, name)]:  # not each system has all
+        level = socket.SOL_SOCKET if name.startswith("SO_") else socket.IPPROTO_TCP
+        # Some systems have another number than 1 for a flag that is set.
+        options[name] = type(wanted[name])(sock.getsockopt(level, getattr(socket, name)))
+    assert options == {name: wanted[name] for name in options}
+
+
 def test_senders_in_many_threads_share_one_connection(make_app, proxy, queue, broker):
     task = make_app(proxy.url).task(queue)(echo)
     results([background(task, n) for n in range(64)])
@@ -4982,7 +4998,7 @@ def test_every_json_value_comes_back(value, app, queue, start):
 
 
 def test_a_result_waits_for_no_timer(app, queue, start):
-    """Without TCP_NODELAY each would take 40 ms, and with amqpstorm's polling, too."""
+    """With amqpstorm's polling each would take some tens of milliseconds."""
     task = app.task(queue)(echo)
     start(app)
     times = [time.monotonic()]
