@@ -135,15 +135,16 @@ def wait_until(condition, timeout=PATIENCE):
 
 
 def explain(condition):
-    """Return the source of a lambda, and the values of what it compares: what pytest does for an
-    assert, for a condition that somebody waits for."""
-    code = getattr(condition, "__code__", None)
-    if code is None or code.co_name != "<lambda>":
+    """Return the source of a lambda, and the values of what it compares, as pytest shows them for
+    an assert."""
+    try:
+        code = condition.__code__
+        nodes = ast.walk(ast.parse(Path(code.co_filename).read_text()))
+        # Mostly there is one in a line; if not, the first is as good a hint as any.
+        at_line = (node for node in nodes if getattr(node, "lineno", 0) == code.co_firstlineno)
+        node = next(node for node in at_line if isinstance(node, ast.Lambda))
+    except (AttributeError, OSError, StopIteration):  # it is no lambda, or not in a file
         return repr(condition)
-    tree = ast.parse(Path(code.co_filename).read_text())
-    lambdas = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
-    # Mostly there is one in a line; if not, the first is as good a hint as any.
-    node = next(node for node in lambdas if node.lineno == code.co_firstlineno)
     names = condition.__globals__ | inspect.getclosurevars(condition).nonlocals
     names |= dict(zip(code.co_varnames, condition.__defaults__ or (), strict=False))
     values = []
@@ -171,6 +172,9 @@ def test_a_wait_in_vain_says_what_was_compared():
         wait_until(lambda: len(letters) == 2 and number, timeout=0)
     text = "len(letters) == 2 and number; len(letters) is 1; number is 0"
     assert str(info.value) == f"not within 0 seconds: {text}"
+    # Of these there is nothing more to say.
+    for condition in (letters.clear, eval("lambda: 0"), functools.partial(bool, 0)):
+        assert explain(condition) == repr(condition)
 
 
 @contextlib.contextmanager
