@@ -1709,8 +1709,8 @@ PROPERTIES = st.fixed_dictionaries(
     tag=st.integers(1, 2**63 - 1),
 )
 def test_frames_are_those_of_the_protocol(properties, body, number, tag):
-    """The frames that every message takes have code of ours, which is faster than pamqp's: they are
-    the same bytes."""
+    """The code of ours for the frames that every message takes, which is faster than pamqp's, makes
+    and reads the same bytes."""
     theirs = commands.Basic.Properties(**properties)
     encoded = kuyruk._encode_properties(properties)
     assert encoded == theirs.marshal()
@@ -2020,7 +2020,8 @@ def test_a_queues_name_may_hold_any_letter(queue, offline):
 
 
 def test_what_an_unknown_task_costs_does_not_grow_with_the_known(offline, monkeypatch):
-    """A list of what the name might mean cost 59 ms for each message, with 1,000 tasks."""
+    """Older code looked through all names for one that is alike: 59 ms for each such message, in an
+    application with 1,000 tasks."""
     task = offline.task(echo)
     known = {f"test_kuyruk.task_number_{n}": task for n in range(50)}
 
@@ -2874,7 +2875,8 @@ def test_timeouts_take_no_lock_along_and_hit_nothing_but_their_task(url):
 
 
 def test_after_an_interruption_a_tracer_goes_on(offline):
-    """Python 3.11 hangs in the next traced call when a pending exception was cleared."""
+    """Python 3.11 hangs in the next traced call if a pending exception was cleared: so the library
+    lets it land instead."""
     task, calls = offline.task(max_run_time=0.02)(end_at_deadline), []
 
     def tracer(frame, event, arg):
@@ -3895,7 +3897,7 @@ def test_a_message_has_the_senders_priority_headers_and_id(app, queue, broker):
 
 
 def test_callers_may_give_their_messages_one_id(app, queue, start):
-    """Which reply is whose doesn't depend on it."""
+    """Which reply is whose doesn't depend on that id."""
     task = app.task(queue)(echo)
     start(app, [queue])
     futures = [
@@ -4001,7 +4003,7 @@ LOSS_WORDS = r"refused|reset|closed|ended|lost|silent|answer|within [\d.]+ secon
 
 
 def is_point_of(way, point):
-    """Whether a send in this way passes there."""
+    """Return whether a send in this way passes there."""
     return way == "call" or (
         not point.phase.startswith("answer") and not point.frame.startswith("Basic.Consume")
     )
@@ -4320,7 +4322,8 @@ def test_a_broker_that_stands_still_for_less_than_the_timeout_costs_nothing(
 
 
 def test_what_nobody_waits_for_any_more_is_not_sent(make_app, url, queue, broker):
-    """Three times, 60 threads want three times as much as the way carries in their time."""
+    """Three times, 60 threads want to send three times as much as the way carries in their time. It
+    must not be busy with what comes too late anyway."""
     size, rate, timeout = 100_000, 1_000_000, 2
     carried, raised = rate * timeout // size, []
     with contextlib.closing(TcpProxy(url, rate=rate)) as proxy:
@@ -4476,7 +4479,8 @@ def handle():
 
 @pytest.mark.parametrize("way", SENDERS.values(), ids=SENDERS)
 def test_a_send_of_a_log_handler_blocks_no_other(way, make_app, proxy, queue, broker, handle):
-    """Nor does one of a destructor that a handler causes to run, in threads of the library, too."""
+    """The same holds for a destructor, and the callback of a weak reference, that a handler causes
+    to run: they send in threads of the library, too."""
     app = make_app(proxy.url)
     task = app.task(queue)(echo)
     task("before")
@@ -4520,7 +4524,8 @@ class BlockingHandler(logging.Handler):
 
 
 def test_an_event_may_be_set_twice_while_its_thread_wakes_up():
-    """1. One thread sets it. 2. The one that waits has the lock. 3. Another sets it."""
+    """1. One thread: sets it. 2. The thread that waits: has got the lock, and would release it for
+    the next wait. 3. Another thread: sets it, which releases the lock."""
     event = kuyruk._Event()
     lock = event._until_set
 
@@ -5078,7 +5083,7 @@ def test_a_remote_exception_says_what_happened(error, kind, text, app, queue, st
 
 
 def test_workers_that_send_no_correlation_id_are_understood(app, queue, broker):
-    """Kuyruk 10's are such. So the reply's address alone tells whose it is."""
+    """Kuyruk 10's workers send none. So the reply's address alone decides whose it is."""
     task = app.task(queue)(echo)
     calls = [background(task.send_to_queue, (n,), wait_result=PATIENCE) for n in range(16)]
     wait_until(lambda: broker.count(queue) == 16)
