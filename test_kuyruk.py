@@ -4523,6 +4523,47 @@ class BlockingHandler(logging.Handler):
         self.go_on.wait()
 
 
+def test_a_send_in_the_middle_of_a_write_has_a_connection_of_its_own(
+    make_app, proxy, queue, broker, monkeypatch
+):
+    """1. A thread: has numbered a message, and is about to write it. 2. A signal handler, or a
+    destructor, in the same thread: sends. Its message must not be written before the other."""
+    task, encode, inner = make_app(proxy.url).task(queue)(echo), kuyruk._ConfirmChannel.encode, []
+
+    def encode_and_send(channel, outgoing):
+        data = encode(channel, outgoing)
+        # The reader may write it as well, but in that thread nobody may send.
+        if threading.current_thread() is threading.main_thread() and not inner:
+            inner.append("begins")
+            task("inner")
+        return data
+
+    monkeypatch.setattr(kuyruk._ConfirmChannel, "encode", encode_and_send)
+    while not inner:
+        task("outer")
+    assert set(arguments_in(broker.take_all(queue))) == {("inner",), ("outer",)}
+    assert proxy.accepted == 2
+
+
+def test_a_send_in_a_thread_that_reads_is_refused_at_once(app, queue, broker, monkeypatch):
+    """It would wait for an answer that only its own thread reads."""
+    task, on_method, refused = app.task(queue)(echo), kuyruk._ConfirmChannel.on_method, []
+
+    def send_and_go_on(channel, frame):
+        if not refused:
+            with pytest.raises(kuyruk.BrokerError, match="from a thread that reads") as info:
+                task("inner")
+            refused.append(info.value)
+        on_method(channel, frame)
+
+    task("before")  # without this the first method might come before the queue is declared
+    monkeypatch.setattr(kuyruk._ConfirmChannel, "on_method", send_and_go_on)
+    with takes(0, SOON):
+        task("outer")
+    assert refused != []
+    assert arguments_in(broker.take_all(queue)) == [("before",), ("outer",)]
+
+
 def test_an_event_may_be_set_twice_while_its_thread_wakes_up():
     """1. One thread: sets it. 2. The thread that waits: has got the lock, and would release it for
     the next wait. 3. Another thread: sets it, which releases the lock."""
@@ -5104,12 +5145,13 @@ def test_a_late_reply_never_reaches_a_later_caller(make_app, proxy, queue, broke
             first.result(PATIENCE)
         call = background(task.send_to_queue, (n,), wait_result=PATIENCE)
         request = broker.take(queue)
-        proxy.resume()
         broker.publish_late(late.reply_to, b'{"result": "after the next call has begun"}')
         broker.publish(request.reply_to, b'{"result": "own"}')
-        # A second reply comes late for the next call.
+        # A task that runs twice replies twice.
         broker.publish_late(request.reply_to, b'{"result": "own, again"}')
+        proxy.resume()  # all of these arrive at once
         assert call.result(PATIENCE) == "own"
+        broker.publish_late(request.reply_to, b'{"result": "own, and too late for the next"}')
 
 
 BAD_REPLIES = [
