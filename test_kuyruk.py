@@ -5222,6 +5222,17 @@ def test_a_close_ends_the_calls_that_wait_for_their_results(app, queue, broker):
     wait_until(lambda: not threads_of_ours())
 
 
+def test_a_close_ends_a_call_whose_broker_is_away(make_app):
+    """What wasn't sent by then isn't sent after it."""
+    app = make_app(f"amqp://127.0.0.1:{unused_port()}/", RABBIT_PUBLISH_TIMEOUT=PATIENCE)
+    call = background(app.task(echo).send_to_queue, wait_result=PATIENCE)
+    wait_until(lambda: app._publisher._keeper and app._publisher._keeper.trouble)
+    with takes(0, SOON):
+        app.close()
+        error = call.exception(PATIENCE)
+    assert str(error) == "RabbitMQ has not confirmed 1 message: the application was closed"
+
+
 def test_a_close_at_any_moment_ends_the_calls_that_have_begun(make_app, url, queue, broker):
     """It comes while they connect, look for the queue, send and wait. No worker answers them."""
     app = make_app(url)

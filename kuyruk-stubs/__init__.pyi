@@ -1106,7 +1106,7 @@ class _Keeper:
     def usable(self) -> _Connection | None:
         ...
 
-    def connect(self, until: float) -> _Connection:
+    def connect(self, until: float, ends: Callable[[], object]=lambda: False, event: _Event | None=None) -> _Connection:
         ...
 
     def _ask(self) -> Any:
