@@ -4564,6 +4564,28 @@ def test_a_send_in_a_thread_that_reads_is_refused_at_once(app, queue, broker, mo
     assert arguments_in(broker.take_all(queue)) == [("before",), ("outer",)]
 
 
+def test_what_is_appended_as_the_reader_falls_asleep_is_written(make_app, url, queue, monkeypatch):
+    """1. The reader: has written all that it saw. 2. Another thread: appends, and writes nothing,
+    because the reader is awake. 3. The reader: must look once more before it sleeps."""
+    # It wakes by itself only after a minute.
+    monkeypatch.setattr(kuyruk, "TICK", 60)
+    long = {"RABBIT_PUBLISH_TIMEOUT": 1000, "RABBIT_IDLE_DURATION": 1000, "RABBIT_HEARTBEAT": 0}
+    app = make_app(url, **long)
+    app.task(queue)(echo)()
+    connection, appended = app._publisher._keeper.connection, []
+    notify = connection._notify  # what it does last
+
+    def notify_and_append():
+        notify()
+        if not appended:
+            appended.append("a heartbeat")
+            connection.post(None, b"\x08\0\0\0\0\0\0\xce")  # 2
+
+    connection._notify = notify_and_append
+    connection.wake()
+    wait_until(lambda: appended and not connection._frames, SOON)
+
+
 def test_an_event_may_be_set_twice_while_its_thread_wakes_up():
     """1. One thread: sets it. 2. The thread that waits: has got the lock, and would release it for
     the next wait. 3. Another thread: sets it, which releases the lock."""
