@@ -3645,13 +3645,20 @@ while not worker.stats["succeeded"]:
 
 
 def test_a_forked_child_sends_on_a_connection_of_its_own(proxy, queue, broker):
+    """And it closes its copy of the parent's socket, which would hide the parent's end."""
     code = """
 task("parent")
+socket = app._publisher._keeper.connection._socket.fileno()
 child = os.fork()
-task("child" if child == 0 else "parent again")
 if child:
+    task("parent again")
     assert os.waitpid(child, 0)[1] == 0
     task("parent in the end")
+else:
+    try:
+        os.fstat(socket)
+    except OSError:  # it is closed
+        task("child")
 """
     run_python("-c", IN_A_PROCESS + code, queue, KUYRUK_RABBIT_URL=proxy.url)
     sent = [("child",), ("parent",), ("parent again",), ("parent in the end",)]
