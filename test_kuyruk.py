@@ -2729,6 +2729,16 @@ def test_the_frames_of_a_failed_task_are_freed_with_its_exception(step, offline)
     assert lived == [1, 0] * 3  # with its exception, and after it
 
 
+@pytest.mark.parametrize("step", [spin, spin_and_wrap], ids=["timeout", "wraps"])
+def test_a_watch_that_lives_on_keeps_nothing_of_a_run_that_it_has_interrupted(step, offline):
+    """It sleeps until the grace would be over: by then a worker may have run thousands."""
+    task = offline.task(max_run_time=0.05)(fail_with_large_locals)
+    with no_garbage_collection(), a_watch(3600) as watch:
+        with contextlib.suppress(kuyruk.Timeout):
+            run_in(watch, task, step)
+        wait_until(lambda: not large, SOON)
+
+
 def take_all_items(items, *, more):
     while items or more["items"]:
         ran.append((items or more["items"]).pop())
