@@ -1923,6 +1923,10 @@ def test_a_parameter_may_have_any_name(offline):
     assert task(**arguments) is None
 
 
+def call_itself_wrongly(number):
+    return call_itself_wrongly()
+
+
 def plain(f):
     return f
 
@@ -1947,7 +1951,8 @@ def spoils(f):
         (injects, lambda connection, a: play() + 1, (1,), 3),
         (quiet, functools.wraps(len)(lambda a: play() + 1), (1,), 3),
         (spoils, lambda connection, a: play(), (1,), 3),
-        # So is a wrong call that the task makes, though its text is that of a wrong call.
+        # So is a wrong call that the task makes, though the error's text is that of a wrong call.
+        (plain, call_itself_wrongly, (1,), 3),
         (plain, lambda a: add(a), (1,), 3),
         (injects, lambda connection, a: add(a), (1,), 3),
         (plain, len, (5,), 3),
@@ -3556,10 +3561,16 @@ def test_a_connection_for_own_use_is_amqpstorms_and_is_closed(make_app, proxy, q
     assert [connection.is_closed, channel.is_closed] == [True, True]
 
 
-def test_a_connection_for_own_use_says_why_it_cannot_be_had(make_app, url):
-    """What amqpstorm's reader thread notes (_exceptions) must be where `open` looks."""
-    app = make_app(f"{url}no-such-vhost")
-    with takes(0, SOON), pytest.raises(amqpstorm.AMQPConnectionError, match="no-such-vhost"):
+@pytest.mark.parametrize(
+    ("vhost", "says"), [("no-such-vhost", "no-such-vhost"), ("", "(?i)reset|closed")]
+)
+def test_a_connection_for_own_use_says_why_it_cannot_be_had(vhost, says, make_app, proxy):
+    """What amqpstorm's reader thread notes (_exceptions) must be where `open` looks: the loss of
+    the connection would be found out only when the time is up."""
+    app = make_app(f"{proxy.url}{vhost}", RABBIT_CONNECT_TIMEOUT=PATIENCE)
+    if not vhost:
+        proxy.at("Connection.Tune", "before", "rst")
+    with takes(0, SOON), pytest.raises(amqpstorm.AMQPConnectionError, match=says):
         app.connection().__enter__()
 
 
