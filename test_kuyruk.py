@@ -2734,13 +2734,22 @@ def test_the_frames_of_a_failed_task_are_freed_with_its_exception(step, offline)
     assert lived == [1, 0] * 3  # with its exception, and after it
 
 
-@pytest.mark.parametrize("step", [spin, spin_and_wrap], ids=["timeout", "wraps"])
-def test_a_watch_that_lives_on_keeps_nothing_of_a_run_that_it_has_interrupted(step, offline):
-    """It sleeps until the grace would be over: by then a worker may have run thousands."""
-    task = offline.task(max_run_time=0.05)(fail_with_large_locals)
+def test_a_watch_that_lives_on_keeps_nothing_of_a_run_that_it_has_interrupted(offline):
+    """It sleeps until the grace would be over, which may be long, and a run has its arguments."""
+
+    @offline.task(max_run_time=0.05)
+    def task(argument):
+        try:
+            spin()
+        finally:
+            time.sleep(0.1)  # by then the watch has looked once more, and sleeps
+
     with no_garbage_collection(), a_watch(3600) as watch:
+        argument = Large()
+        large.add(argument)
         with contextlib.suppress(kuyruk.Timeout):
-            run_in(watch, task, step)
+            run_in(watch, task, argument)
+        del argument
         wait_until(lambda: not large, SOON)
 
 
