@@ -636,9 +636,10 @@ signals = cast(_SignalsModule, _make_module("signals", _is_signal, _SIGNALS_HELP
 # Patterns here are text, and `re` compiles them at their first use: compiling them all would take a
 # quarter of the time that it takes to import this module.
 
-#: "[IPv6]", a name or an IPv4 address, or an IPv6 address without brackets; then a port.
+#: "[IPv6]", a name or an IPv4 address, or an IPv6 address without brackets (it has "::" in it, or
+#: six colons: "db:5672:5673" is a mistake); then a port.
 _HOST = (
-    r"\s*(?:\[([^]\s/@]+)]|([^][:\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\w+)?))"
+    r"\s*(?:\[([^]\s/@]+)]|([^][:\s/@]+)|((?=[^,\s]*::|(?:\w*:){6})[0-9a-fA-F.:]+(?:%\w+)?))"
     r"(?::([^]:\s]*))?\s*"
 )
 
@@ -3248,16 +3249,20 @@ class _Keeper:
         connection = self.connection
         return connection if connection and connection.lost is None and connection.is_open else None
 
-    def connect(self, until: float) -> _Connection:
+    def connect(
+        self, until: float, ends: Callable[[], object] = lambda: False, event: _Event | None = None
+    ) -> _Connection:
         """Wait for a connection. Raise AMQPConnectionError at the time.monotonic() `until`, or when
-        RabbitMQ refuses us.
+        RabbitMQ refuses us, or `ends` returns true. event: one that is set when that has changed.
 
         The keeper may be about to end. 1. This thread: registers as waiting (`wait_for`). 2. The
         keeper: notes that it has ended. 3. This thread: looks whether it has, and waits no longer.
         4. The keeper: looks whether somebody waits, and takes it back. Each notes first and looks
         then, so at least one sees the other. (If both do, as here, the caller tries again.)
         """
-        connection = self.usable or self.changes.wait_for(self._ask, until)
+        connection = self.usable or self.changes.wait_for(
+            lambda: self._ask() or ends(), until, event
+        )
         if isinstance(connection, _Connection):
             return connection
         raise _again(
@@ -3861,7 +3866,10 @@ class _Publisher:
     ) -> bool:
         """Publish messages, and wait for their fates. Return whether to pause before the next
         attempt."""
-        connection = keeper.connect(until)
+        if batch is None:
+            connection = keeper.connect(until)
+        else:
+            connection = keeper.connect(until, lambda: batch.is_cancelled, batch.done)
         connection.used_at = time.monotonic()
         messages = self._ensure_queues(connection, messages, until)
         if not messages:

@@ -9,9 +9,10 @@ A private RabbitMQ node is started for the session and removed after it (tools/r
 With KUYRUK_TEST_URL that broker is used instead, and only the tests that hurt a broker start a
 node. Without RabbitMQ they fail.
 
-Each test has queues of its own. Tasks are functions of this module, which a test makes tasks of its
-own app with the options that it needs; what they did is in `ran`. What the broker has is looked at
-with plain amqpstorm (`Broker`), and trouble on the line is made by `TcpProxy`.
+A test's name says what is promised, and its docstring what the name leaves out. Each test has
+queues of its own. Tasks are functions of this module: a test makes them tasks of its own app, with
+the options that it needs, and finds in `ran` what they did. It looks at the broker with plain
+amqpstorm (`Broker`), and makes trouble on the line with `TcpProxy`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ import queue as queue_module
 import random
 import re
 import resource
+import select
 import shlex
 import shutil
 import signal
@@ -91,8 +93,10 @@ from tcp_proxy import TcpProxy
 import kuyruk
 import kuyruk_worker
 
-#: Seconds that something that must happen may take on a busy machine; and what must happen at once.
+#: Seconds that something which must happen may take on a busy machine.
 PATIENCE = 20.0
+#: Seconds within which happens what waits for no timer of ours. Many times what it takes on an idle
+#: machine, and below the timeouts (10 s and more) that would end it if it was forgotten.
 SOON = 5.0
 #: Seconds after which a test counts as hanging.
 TEST_TIMEOUT = 90
@@ -121,11 +125,56 @@ ibsuJTdduJLyxupieZ8Q1WPL+jLsa+qjXjBcMA8GA1UdEwEB/wQFMAMBAf8wDgYDVR0PAQH/BAQDAgKE
 
 def wait_until(condition, timeout=PATIENCE):
     """Wait until `condition()` is true, and return what it returned then."""
+    __tracebackhide__ = True  # pytest shows the line that waits instead
     deadline = time.monotonic() + timeout
     while not (value := condition()):
-        assert time.monotonic() < deadline, "what was waited for didn't happen"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {timeout:g} seconds: {explain(condition)}")
         time.sleep(0.005)
     return value
+
+
+def explain(condition):
+    """Return the source of a lambda, and the values of what it compares, as pytest shows them for
+    an assert."""
+    try:
+        code = condition.__code__
+        nodes = ast.walk(ast.parse(Path(code.co_filename).read_text()))
+        # Mostly there is one in a line; if not, the first is as good a hint as any.
+        at_line = (node for node in nodes if getattr(node, "lineno", 0) == code.co_firstlineno)
+        node = next(node for node in at_line if isinstance(node, ast.Lambda))
+    except (AttributeError, OSError, StopIteration):  # it is no lambda, or not in a file
+        return repr(condition)
+    names = condition.__globals__ | inspect.getclosurevars(condition).nonlocals
+    names |= dict(zip(code.co_varnames, condition.__defaults__ or (), strict=False))
+    values = []
+    for operand in operands(node.body):
+        try:
+            value = eval(ast.unparse(operand), names)
+        except Exception as error:
+            value = error
+        values.append(f"{ast.unparse(operand)} is {value!r}")
+    return "; ".join([ast.unparse(node.body), *values])
+
+
+def operands(node):
+    """Yield the expressions that an expression compares, or joins by `and`, `or` and `not`."""
+    if isinstance(node, ast.BoolOp | ast.UnaryOp | ast.Compare):
+        for child in ast.iter_child_nodes(node):
+            yield from operands(child)
+    elif any(isinstance(part, ast.Name) for part in ast.walk(node)):  # no literal
+        yield node
+
+
+def test_a_wait_in_vain_says_what_was_compared():
+    letters, number = ["a"], 0
+    with pytest.raises(AssertionError) as info:
+        wait_until(lambda: len(letters) == 2 and number, timeout=0)
+    text = "len(letters) == 2 and number; len(letters) is 1; number is 0"
+    assert str(info.value) == f"not within 0 seconds: {text}"
+    # Of these there is nothing more to say.
+    for condition in (letters.clear, eval("lambda: 0"), functools.partial(bool, 0)):
+        assert explain(condition) == repr(condition)
 
 
 @contextlib.contextmanager
@@ -133,11 +182,12 @@ def takes(least, most):
     """Assert that the block takes a number of seconds in between."""
     began = time.monotonic()
     yield
-    assert least <= time.monotonic() - began <= most
+    seconds = time.monotonic() - began
+    assert least <= seconds <= most
 
 
 def background(function, *args, **kwargs):
-    """Call the function in a thread of its own; returns a Future."""
+    """Call a function in a thread of its own. Return a Future."""
     future = Future()
 
     def run():
@@ -146,22 +196,27 @@ def background(function, *args, **kwargs):
         except BaseException as error:
             future.set_exception(error)
 
+    # A daemon: what a test that has failed leaves waiting must not keep pytest from its end.
     threading.Thread(target=run, name="test", daemon=True).start()
     return future
 
 
-def still_waits(future):
+def still_waits(future, seconds=0.2):
+    """Assert that a call in the background doesn't end within some seconds. Return True."""
+    __tracebackhide__ = True
     with pytest.raises(TimeoutError):
-        future.result(0.2)
+        future.result(seconds)
     return True
 
 
 def results(futures):
+    """Wait for calls in the background. Return what each has returned, or raise what it raised."""
     return [future.result(PATIENCE) for future in futures]
 
 
 def run_python(*command, cwd=HERE, **env):
-    """Run Python with these arguments; it must end well and without a word on stderr."""
+    """Run Python with these arguments, and assert that it ends well and writes nothing to stderr.
+    Return its output."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(cwd), str(HERE)]), **env}
     command = [sys.executable, "-W", "error", *map(str, command)]
     process = subprocess.run(
@@ -172,12 +227,14 @@ def run_python(*command, cwd=HERE, **env):
 
 
 def make_package(folder, name, **modules):
+    """Make a package in a folder. modules: the code of each."""
     (folder / name).mkdir()
     for module, code in {"__init__": "", **modules}.items():
         (folder / name / f"{module}.py").write_text(code)
 
 
 def address_of(url):
+    """Return host and port."""
     parts = urllib.parse.urlsplit(url)
     return parts.hostname, parts.port or 5672
 
@@ -188,15 +245,8 @@ def unused_port():
         return sock.getsockname()[1]
 
 
-def parsed_address(config):
-    """The one look at private names: what a configuration makes of hosts and of a URL."""
-    options = config._connection_options()
-    return config._addresses(), [
-        options[k] for k in ("username", "password", "virtual_host", "ssl")
-    ]
-
-
 def threads_of_ours():
+    """Return the names of the library's threads: all of them begin with its own."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("kuyruk")]
 
 
@@ -205,9 +255,12 @@ def pool_threads():
 
 
 class Broker:
-    """The broker as plain amqpstorm sees it."""
+    """What is in the broker, as plain amqpstorm sees it: nothing of the library is used here, so
+    that a fault of it can't hide itself."""
 
     def __init__(self, url):
+        # Nobody answers heartbeats while a test doesn't use it. And without TCP_NODELAY a message,
+        # which is three small writes, would take 40 ms.
         self.connection = amqpstorm.UriConnection(f"{url}?heartbeat=0")
         self.connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.channel = self.connection.channel()
@@ -219,13 +272,15 @@ class Broker:
         self.channel.write_frames(
             [commands.Queue.Delete(queue=queue, nowait=True) for queue in queues]
         )
-        self.channel.basic.qos()  # has an answer, which comes after the deletions
+        # Deletions without an answer take one round trip for all. Then something that has an
+        # answer: it comes after them.
+        self.channel.basic.qos()
 
     def count(self, queue):
-        """How many messages wait in the queue; None if there is no such queue."""
+        """Return how many messages wait in a queue; None if there is no such queue."""
         try:
             return self.channel.queue.declare(queue, passive=True)["message_count"]
-        except amqpstorm.AMQPChannelError:
+        except amqpstorm.AMQPChannelError:  # which closes the channel
             self.channel = self.connection.channel()
             return None
 
@@ -233,15 +288,15 @@ class Broker:
         self.channel.basic.publish(body, queue, properties=properties)
 
     def publish_late(self, queue, body):
-        """To a reply address that may be gone: the broker closes the channel for it."""
+        """Publish to a reply address that may be gone: the broker closes the channel then."""
         channel = self.connection.channel()
         channel.basic.publish(body, queue)
         with contextlib.suppress(amqpstorm.AMQPChannelError):
-            channel.basic.qos()
+            channel.basic.qos()  # has an answer, and so comes after what the broker says to that
         channel.close()
 
     def publish_raw(self, queue, body, properties):
-        """With the bytes of the properties (flags and values) as they are."""
+        """Publish with properties (flags and values) that are bytes already, right or wrong."""
         number, header = int(self.channel), struct.pack(">HHQ", 60, 0, len(body)) + properties
         data = frame.marshal(commands.Basic.Publish(routing_key=queue), number)
         for kind, payload in ((2, header), (3, body)):
@@ -249,11 +304,12 @@ class Broker:
         self.connection.socket.sendall(data)
 
     def take(self, queue):
-        """The next message; waits for one."""
+        """Wait for a message, and return it."""
         wait_until(lambda: self.count(queue))
         return self.channel.basic.get(queue, no_ack=True, auto_decode=False)
 
     def take_all(self, queue):
+        """Return the messages that are in a queue now."""
         messages, expected = [], self.count(queue)
         tag = self.channel.basic.consume(messages.append, queue, no_ack=True)
         while len(messages) < expected:
@@ -263,6 +319,7 @@ class Broker:
 
 
 def arguments_in(messages):
+    """Return the positional arguments in each message, as a tuple."""
     return [tuple(json.loads(message.body)["args"]) for message in messages]
 
 
@@ -289,8 +346,10 @@ def broker(url):
 
 @pytest.fixture
 def queue(broker):
+    """The name of a queue of the test's own, which doesn't exist yet."""
     name = f"test-{uuid.uuid4().hex[:12]}"
     yield name
+    # Those that the library derives from it are removed as well, and ".2", which many tests use.
     suffixes = ["", ".2", ".failed", f".{HOSTNAME}", *(f".delay.{delay}" for delay in DELAYS)]
     broker.delete(*(name + suffix for suffix in suffixes))
 
@@ -321,8 +380,9 @@ def app(make_app, url):
 
 @pytest.fixture
 def offline(make_app):
-    """An app without a broker."""
-    return make_app(f"amqp://127.0.0.1:{unused_port()}/", RABBIT_PUBLISH_TIMEOUT=0.3)
+    """An app whose broker refuses connections. Its sends fail after half a second: in less, a busy
+    machine might not even find out why."""
+    return make_app(f"amqp://127.0.0.1:{unused_port()}/", RABBIT_PUBLISH_TIMEOUT=0.5)
 
 
 @pytest.fixture
@@ -338,6 +398,7 @@ def start():
         return workers[-1]
 
     yield start
+    # A test that has failed may have left tasks that run for ever: its report is enough.
     release.set()
     for _ in threads_of_ours():
         trap.put("the way out")
@@ -347,15 +408,15 @@ def start():
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_are_not_ignored():
-    """As they are in what a shell runs in the background, or nohup: workers that are started would
-    ignore them, too."""
+    """Have signals do here what they usually do. A program that a shell runs in the background, or
+    nohup, ignores some, and the worker processes that it starts would ignore them, too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def collections_are_quick():
+def imports_are_not_collected():
     """Leave what the imports have made out of the collection after each test (80 ms each time)."""
     gc.collect()
     gc.freeze()
@@ -363,11 +424,11 @@ def collections_are_quick():
 
 @pytest.fixture(autouse=True)
 def nothing_is_left():
-    """No thread and no open socket of ours outlives a test, and none takes for ever."""
+    """Assert that no thread and no open socket of ours outlives a test, and that none hangs."""
 
     def fail(*_):
         faulthandler.dump_traceback()
-        # not an Exception: nothing swallows it
+        # What this raises isn't an Exception, so the code that hangs can't swallow it.
         pytest.fail(f"the test hangs (more than {TEST_TIMEOUT} seconds)")
 
     ran.clear()
@@ -376,6 +437,7 @@ def nothing_is_left():
     while not trap.empty():
         trap.get()
     signal.signal(signal.SIGALRM, fail)
+    # It comes again and again, because the clean-up of a test that hangs may hang as well.
     signal.setitimer(signal.ITIMER_REAL, TEST_TIMEOUT, PATIENCE)
     try:
         yield
@@ -392,7 +454,7 @@ may_be_printed = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExce
 
 @pytest.fixture
 def frequent_switches():
-    """Threads take turns every few instructions, so that races happen."""
+    """Have threads take turns every few instructions, so that races happen."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -430,18 +492,18 @@ def test_the_fast_part_starts_no_broker(request):
     fast = [item for item in request.session.items if item.get_closest_marker("fast")]
     assert request.node in fast
     used = {name for item in fast for name in item.fixturenames}
-    assert not used & {"url", "node", "proxy", "project", "cluster", "impatient", "vhost"}
+    assert used & {"url", "node", "proxy", "project", "cluster", "impatient", "vhost"} == set()
     # a name that is misspelt keeps nothing out
     assert globals().keys() >= SLOW_FIXTURES | SLOW_HELPERS | SLOW_TESTS
 
 
 # --- Tasks -------------------------------------------------------------------
 
-#: What the tasks below have to tell, since the test began.
+#: What the tasks below have noted since the test began.
 ran = []
 #: What `play` does in its next runs.
 script = []
-#: Lets end the tasks that wait for it.
+#: Ends the tasks that wait for it.
 release = threading.Event()
 #: Where tasks get stuck: no interruption ends a wait in C. What is put in lets one of them out.
 trap = SimpleQueue()
@@ -484,7 +546,7 @@ def reject_once():
 
 
 def hold(number=None):
-    """Run until released. Notes its beginning, and how it was interrupted."""
+    """Run until released. Note the beginning, and how it was interrupted."""
     ran.append(number)
     try:
         while not release.is_set():
@@ -496,7 +558,7 @@ def hold(number=None):
 
 
 def end_slowly():
-    """As `hold`, but goes on for a while when it is interrupted, and keeps quiet about it."""
+    """Run as `hold` does, but go on for a while when it is interrupted, and then return."""
     with contextlib.suppress(BaseException):
         hold("begins")
     time.sleep(0 if release.is_set() else 0.3)
@@ -506,6 +568,7 @@ def end_slowly():
 def end_at_deadline(number):
     """Return when its time limit is over, give or take 0.1 ms."""
     end = kuyruk.current_task().deadline + (number % 21 - 10) / 1e5
+    # A sleep ends up to a few tenths of a millisecond late: the rest is spent in a loop.
     time.sleep(max(0.0, end - time.monotonic() - 0.0005))
     while time.monotonic() < end:
         pass
@@ -538,7 +601,7 @@ def swallow_everything():
 
 
 def look_around(number=None):
-    """Note the most threads that are in here while it is."""
+    """Note how many threads were in here at most while this one was."""
     around.add(threading.get_ident())
     most = []
     for _ in range(5):
@@ -570,35 +633,39 @@ def tell_current_task():
 
 # --- Exceptions --------------------------------------------------------------
 
-#: Each with what it can be caught as.
+#: Each with what it can be caught as, and whether `except Exception` catches it, too: a task must
+#: not swallow the two that say that its message will run again.
 EXCEPTIONS = {
-    "KuyrukError": "Exception", "Reject": "KuyrukError", "Discard": "KuyrukError",
-    "Timeout": "KuyrukError",
-    "ResultTimeout": "KuyrukError", "RemoteException": "KuyrukError",
-    "InvalidMessage": "KuyrukError",
-    "BrokerError": "ConnectionError", "Crashed": "KuyrukError", "HeartbeatError": None,
-    "Shutdown": None,
-}  # fmt: skip
+    "KuyrukError": ("Exception", True),
+    "Reject": ("KuyrukError", True),
+    "Discard": ("KuyrukError", True),
+    "Timeout": ("KuyrukError", True),
+    "ResultTimeout": ("KuyrukError", True),
+    "RemoteException": ("KuyrukError", True),
+    "InvalidMessage": ("KuyrukError", True),
+    "BrokerError": ("ConnectionError", True),
+    "Crashed": ("KuyrukError", True),
+    "HeartbeatError": ("BaseException", False),
+    "Shutdown": ("BaseException", False),
+}
 
 
 @pytest.mark.parametrize(("name", "base"), EXCEPTIONS.items())
-def test_an_exception_is_at_home_in_kuyruk_exceptions(name, base):
+def test_an_exception_belongs_to_kuyruk_exceptions_and_can_be_pickled(name, base):
     kind, module = getattr(kuyruk, name), importlib.import_module("kuyruk.exceptions")
-    assert module is kuyruk.exceptions and getattr(module, name) is kind
-    assert (kind.__module__, module.__file__) == ("kuyruk.exceptions", kuyruk.__file__)
-    assert (
-        (base in [each.__name__ for each in kind.__mro__])
-        is issubclass(kind, Exception)
-        is (base is not None)
-    )
+    assert (getattr(module, name), kind.__module__) == (kind, "kuyruk.exceptions")
+    assert (module, module.__file__) == (kuyruk.exceptions, kuyruk.__file__)
+    assert base[0] in [each.__name__ for each in kind.__mro__]
+    assert issubclass(kind, Exception) is base[1]
     error = kind("type", "value", "traceback") if name == "RemoteException" else kind("value")
     copy = pickle.loads(pickle.dumps(error))
-    assert type(copy) is kind and copy.args == error.args and vars(copy) == vars(error)
+    assert (type(copy), copy.args, vars(copy)) == (kind, error.args, vars(error))
 
 
 def test_exceptions_of_others_stay_where_they_are():
     exported = {name for name, value in vars(kuyruk.exceptions).items() if isinstance(value, type)}
-    assert exported == set(EXCEPTIONS) and amqpstorm.AMQPError.__module__ == "amqpstorm.exception"
+    assert exported == set(EXCEPTIONS)
+    assert amqpstorm.AMQPError.__module__ == "amqpstorm.exception"
 
 
 @pytest.mark.parametrize("name", ["kuyruk", "pkg.kuyruk"])
@@ -611,69 +678,73 @@ def test_exceptions_are_imported_as_from_a_module_and_in_a_vendored_copy(name, t
         f"print(type(pickle.loads(pickle.dumps(Reject()))), 'pkg' in sys.modules, 'kuyruk' in sys.modules)"
     )
     vendored = name != "kuyruk"
-    assert (
-        run_python("-c", code, cwd=tmp_path)
-        == f"<class '{name}.exceptions.Reject'> {vendored} {not vendored}\n"
-    )
+    expected = f"<class '{name}.exceptions.Reject'> {vendored} {not vendored}\n"
+    assert run_python("-c", code, cwd=tmp_path) == expected
 
 
-def test_exceptions_carry_what_happened():
-    remote = kuyruk.RemoteException("builtins.ValueError", "bad", "Traceback...")
-    assert (remote.type, remote.value, remote.traceback) == (
-        "builtins.ValueError",
-        "bad",
-        "Traceback...",
-    )
-    assert "builtins.ValueError" in str(remote) and "bad" in str(remote)
-    info = (OSError, OSError("reset"), None)
-    assert kuyruk.HeartbeatError(info).exc_info is info and "reset" in str(
-        kuyruk.HeartbeatError(info)
-    )
-    assert [str(kuyruk.HeartbeatError(x)).rpartition(": ")[2] for x in (None, "text", 5)] == [
-        "None",
-        "text",
-        "5",
-    ]
-    assert kuyruk.BrokerError("away").unconfirmed == [] and issubclass(
-        kuyruk.BrokerError, kuyruk.KuyrukError
-    )
+LOST = (OSError, OSError("reset"), None)
+
+
+@pytest.mark.parametrize(
+    ("error", "attributes", "text"),
+    [
+        (
+            kuyruk.RemoteException("builtins.ValueError", "bad", "Traceback..."),
+            {"type": "builtins.ValueError", "value": "bad", "traceback": "Traceback..."},
+            "builtins.ValueError('bad')",
+        ),
+        (kuyruk.BrokerError("away"), {"unconfirmed": []}, "away"),
+        (
+            kuyruk.HeartbeatError(LOST),
+            {"exc_info": LOST},
+            "the worker has lost its connection: reset",
+        ),
+        # As a program may raise it.
+        (kuyruk.HeartbeatError(), {"exc_info": None}, "the worker has lost its connection: None"),
+        (kuyruk.HeartbeatError(5), {"exc_info": 5}, "the worker has lost its connection: 5"),
+        (kuyruk.Reject("no", delay=30), {"delay": 30}, "no"),
+        (kuyruk.Reject(delay=0), {"delay": 0}, ""),
+        (kuyruk.Reject(), {"delay": None}, ""),
+    ],
+    ids=repr,
+)
+def test_an_exception_says_what_happened(error, attributes, text):
+    assert ({name: getattr(error, name) for name in attributes}, str(error)) == (attributes, text)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy)) == (type(error), text)
+    # Other exceptions aren't equal to their copies.
+    assert error.args == (LOST,) or vars(copy) == vars(error)
+
+
+@pytest.mark.parametrize("delay", [-1, "5", math.nan, 2**32])
+def test_a_rejection_takes_no_delay_that_rabbitmq_could_not_keep(delay):
+    with pytest.raises(ValueError, match="delay takes seconds"):
+        kuyruk.Reject(delay=delay)
 
 
 def test_an_uncaught_remote_exception_shows_the_workers_traceback():
-    error = kuyruk.RemoteException(
-        "builtins.ValueError", "bad", "Traceback...\n  in the worker's line 5"
-    )
+    error = kuyruk.RemoteException("builtins.ValueError", "bad", "in the worker's line 5")
     for each in (error, pickle.loads(pickle.dumps(error))):
         assert "in the worker's line 5" in "".join(traceback.format_exception(each))
-    assert "None" not in "".join(
-        traceback.format_exception(kuyruk.RemoteException("a.B", "bad", None))
-    )
-
-
-def test_a_rejection_carries_its_delay():
-    for error, delay in (
-        (kuyruk.Reject(), None),
-        (kuyruk.Reject("no", delay=30), 30),
-        (kuyruk.Reject(delay=0), 0),
-    ):
-        assert error.delay == pickle.loads(pickle.dumps(error)).delay == delay
-    for wrong in (-1, "5", NAN, 2**32):
-        with pytest.raises(ValueError, match="delay"):
-            kuyruk.Reject(delay=wrong)
+    without = traceback.format_exception(kuyruk.RemoteException("a.B", "bad", None))
+    assert without == ["kuyruk.exceptions.RemoteException: a.B('bad')\n"]
 
 
 # --- Logging -----------------------------------------------------------------
 
 
 def test_a_record_that_comes_as_the_log_thread_is_about_to_end_is_written(monkeypatch, caplog):
-    """It looks once more after it has released the token that the other couldn't have."""
+    """1. The log thread: finds no more records. 2. Another thread: appends one, and starts no log
+    thread, because there is one. 3. The log thread: would end; it must look once more."""
 
     class Records(collections.deque):
-        def __bool__(self):
-            is_empty = len(self) == 0
-            if is_empty and late:
-                kuyruk._log_aside(logging.WARNING, late.pop())
-            return not is_empty
+        def popleft(self):
+            try:
+                return super().popleft()
+            except IndexError:  # 1
+                if late:
+                    kuyruk._log_aside(logging.WARNING, late.pop())  # 2
+                raise
 
     late = ["late"]
     monkeypatch.setattr(kuyruk, "_records", Records())
@@ -684,37 +755,41 @@ def test_a_record_that_comes_as_the_log_thread_is_about_to_end_is_written(monkey
 
 # --- Signals -----------------------------------------------------------------
 
-#: The 14, each with the keyword arguments that it is sent with, but for those of `RUN`.
-RUN = ["task", "args", "kwargs"]
-SIGNALS = {
-    "task_init": [], "task_presend": ["description"], "task_postsend": ["description"],
-    "task_preapply": [],
-    "task_postapply": [], "task_prerun": [], "task_postrun": [], "task_success": [],
-    "task_error": ["exc_info"],
-    "task_failure": ["exc_info"], "worker_init": [], "worker_start": [], "worker_shutdown": [],
-    "worker_failure": [],
-}  # fmt: skip
+SIGNALS = [
+    "task_init", "task_presend", "task_postsend", "task_preapply", "task_postapply", "task_prerun",
+    "task_postrun", "task_success", "task_error", "task_failure", "worker_init", "worker_start",
+    "worker_shutdown", "worker_failure",
+]  # fmt: skip
 
 
 @pytest.fixture
-def heard():
-    """heard(name...) connects to these signals; what is sent is in its list: name, sender, keyword
-    arguments."""
-    sent, connected = [], []
+def connect():
+    """connect(name, f, sender) connects a receiver to a signal until the test ends."""
+    connected = []
 
-    def hear(*names, sender=None):
-        for name in names:
-            signal = getattr(kuyruk.signals, name)
-            f = signal.connect(
-                lambda sender, name=name, **kwargs: sent.append((name, sender, kwargs)), sender
-            )
-            connected.append((signal, f))
-        return sent
+    def connect(name, f, sender=None):
+        signal = getattr(kuyruk.signals, name)
+        connected.append((signal, signal.connect(f, sender)))
 
-    yield hear
+    yield connect
     for each, f in connected:
         each.disconnect(f)
-    assert not any(getattr(kuyruk.signals, name).receivers for name in SIGNALS)
+    left = {name: getattr(kuyruk.signals, name).receivers for name in SIGNALS}
+    assert left == dict.fromkeys(SIGNALS, ())
+
+
+@pytest.fixture
+def heard(connect):
+    """heard(name, ..., sender=app) is a list of what is sent by these signals from now on: name,
+    sender, keyword arguments."""
+
+    def hear(*names, sender=None):
+        sent = []
+        for name in names:
+            connect(name, lambda app, name=name, **facts: sent.append((name, app, facts)), sender)
+        return sent
+
+    return hear
 
 
 @pytest.mark.parametrize("name", ["kuyruk", "pkg.kuyruk"])
@@ -726,7 +801,7 @@ def test_signals_are_imported_as_from_a_module_and_in_a_vendored_copy(name, tmp_
         f"assert signals.task_prerun is task_prerun is {name}.signals.task_prerun\n"
         "print(*sorted(n for n in vars(signals) if n[0] != '_'), 'kuyruk' in sys.modules, signals.__name__)"
     )
-    names = " ".join(sorted(["Signal", *SIGNALS]))
+    names = " ".join(sorted(["Signal", *SIGNALS]))  # no others: they are what users may rely on
     assert run_python("-c", code, cwd=tmp_path) == f"{names} {name == 'kuyruk'} {name}.signals\n"
 
 
@@ -742,20 +817,21 @@ def test_a_receiver_is_called_for_its_sender_until_it_is_disconnected(offline):
         seen.append(number)
         return 2
 
-    # once
-    assert signal.connect(everybodys) is everybodys and signal.connect(everybodys) is everybodys
+    # What is connected twice is called once.
+    assert [signal.connect(everybodys), signal.connect(everybodys)] == [everybodys] * 2
     assert signal.send(offline, number=5) == [(ours, 2), (everybodys, 1)]
     assert signal.send(other, number=6) == signal.send(number=6) == [(everybodys, 1)]
     assert seen == [5, (offline, {"number": 5}), (other, {"number": 6}), (None, {"number": 6})]
     signal.connect(everybodys, sender=other)
+    # None of these three takes away what is connected for others.
     signal.disconnect(ours, other)
     signal.disconnect(everybodys, other)
     signal.disconnect(print)
     assert signal.send(other, number=7) == [(everybodys, 1)]
     signal.disconnect(everybodys)
-    assert signal.send(other, number=8) == [] and signal.send(offline, number=8) == [(ours, 2)]
+    assert (signal.send(other, number=8), signal.send(offline, number=8)) == ([], [(ours, 2)])
     signal.disconnect(ours)
-    assert signal.receivers == () and signal.send(offline, number=9) == []
+    assert (signal.receivers, signal.send(offline, number=9)) == ((), [])
 
 
 def test_a_weak_receiver_is_called_as_long_as_it_exists():
@@ -769,18 +845,16 @@ def test_a_weak_receiver_is_called_as_long_as_it_exists():
     assert [answer for _, answer in signal.send()] == ["heard", "heard"]
     del weak, strong
     gc.collect()
-    assert len(signal.send()) == 1
+    assert [answer for _, answer in signal.send()] == ["heard"]
 
 
-def test_a_signal_does_not_keep_an_application_alive():
+def test_a_signal_does_not_keep_an_application_alive(connect):
     app = kuyruk.Kuyruk()
     kept = weakref.ref(app)
-    with contextlib.ExitStack() as stack:
-        f = kuyruk.signals.task_init.connect(print, sender=app)
-        stack.callback(kuyruk.signals.task_init.disconnect, f)
-        del app
-        gc.collect()
-        assert kept() is None
+    connect("task_init", print, app)
+    del app
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.parametrize("receiver", [5, None, "x"])
@@ -793,18 +867,15 @@ def test_a_receiver_is_a_plain_function(receiver):
             kuyruk.signals.task_prerun.connect(wrong)
 
 
-def test_a_receiver_that_raises_is_logged_and_changes_nothing(offline, heard, caplog):
+def test_a_receiver_that_raises_is_logged_and_changes_nothing(offline, connect, heard, caplog):
     def fail(sender, **kwargs):
         raise ValueError("oops")
 
-    signal = kuyruk.signals.task_success
-    signal.connect(fail)
-    sent = heard("task_success")
-    try:
-        assert offline.task(echo).apply(5) == 5
-    finally:
-        signal.disconnect(fail)
-    assert "task_success" in caplog.text and "oops" in caplog.text and len(sent) == 1
+    connect("task_success", fail)
+    sent = heard("task_success")  # which is called after it
+    assert offline.task(echo).apply(5) == 5
+    assert [name for name, _, _ in sent] == ["task_success"]
+    assert "signal task_success has raised" in caplog.text and "ValueError: oops" in caplog.text
 
 
 @pytest.mark.parametrize("error", [SystemExit, kuyruk.HeartbeatError, KeyboardInterrupt])
@@ -816,9 +887,10 @@ def test_what_is_no_exception_is_the_programs_in_the_main_thread_only(error, cap
     signal.connect(fail)
     with pytest.raises(error):
         signal.send()
-    assert (
-        background(signal.send).result(PATIENCE) == [] and "the signal s has raised" in caplog.text
-    )
+    assert caplog.messages == []
+    # In another thread nobody would catch it, and the thread is the library's: it is logged there.
+    assert background(signal.send).result(PATIENCE) == []
+    assert caplog.messages == ["A receiver of the signal s has raised"]
 
 
 def test_a_log_that_raises_does_not_stop_a_signal(monkeypatch):
@@ -829,92 +901,79 @@ def test_a_log_that_raises_does_not_stop_a_signal(monkeypatch):
     assert [answer for _, answer in signal.send()] == [5]
 
 
-def test_the_signals_of_a_run(offline, heard):
-    names = [name for name in SIGNALS if name.startswith("task_")]
-    sent = heard(*names, sender=offline)
-    task, failing = offline.task(echo), offline.task(lambda a: 1 / 0)
-    assert task.apply(1, 2) == 1
-    with pytest.raises(ZeroDivisionError):
-        failing.apply(a=3)
-    kuyruk.Kuyruk().task(echo).apply(7)  # another sender
-    offline.config.EAGER = True
-    task(4)
-    seen = [
-        (name, {key: kwargs[key] for key in kwargs if key != "exc_info"})
-        for name, _, kwargs in sent
-    ]
-    about = {"task": task, "args": (1, 2), "kwargs": {}}
-    assert [each for each in seen if each[0] == "task_init"] == [
-        ("task_init", {"task": task}), ("task_init", {"task": failing})
-    ]  # fmt: skip
-    whole = ("task_preapply", "task_success", "task_failure", "task_postapply")
-    runs = [each for each in seen if each[0] in whole]
-    assert runs[:3] == [
-        ("task_preapply", about),
-        ("task_success", about),
-        ("task_postapply", about),
-    ]
-    about = {"task": failing, "args": (), "kwargs": {"a": 3}}
-    assert runs[3:6] == [
-        ("task_preapply", about),
-        ("task_failure", about),
-        ("task_postapply", about),
-    ]
-    assert [name for name, _ in runs[6:]] == ["task_preapply", "task_success", "task_postapply"]
-    assert all(sender is offline for _, sender, _ in sent)
-    assert not [name for name, _ in seen if name.endswith("send")]  # nothing is sent in EAGER
-    kind, error, tb = next(kwargs["exc_info"] for name, _, kwargs in sent if name == "task_failure")
-    assert kind is ZeroDivisionError and type(error) is kind and tb is not None
+@pytest.mark.parametrize(
+    ("eager", "steps", "second_try"),
+    [
+        (False, [ValueError(), 5], "prerun postrun success"),
+        (True, [ValueError(), ValueError()], "prerun error postrun failure"),
+    ],
+    ids=["apply", "EAGER"],
+)
+def test_a_run_sends_its_signals_in_order(eager, steps, second_try, offline, heard):
+    names = f"preapply prerun error postrun {second_try} postapply"
+    sent = heard(*(name for name in SIGNALS if name.startswith("task_")), sender=offline)
+    task = offline.task(retry=1)(play)
+    offline.config.EAGER = eager
+    script[:] = steps
+    with contextlib.suppress(ValueError):
+        task(1, a=2) if eager else task.apply(1, a=2)
+    kuyruk.Kuyruk().task(echo).apply(7)  # another sender's
+    about = {"task": task, "args": (1,), "kwargs": {"a": 2}}
+    seen = [(name, app, {k: facts[k] for k in facts.keys() & about}) for name, app, facts in sent]
+    # In EAGER nothing is sent, so there is neither presend nor postsend.
+    assert seen[1:] == [(f"task_{name}", offline, about) for name in names.split()]
+    assert seen[0] == ("task_init", offline, {"task": task})
+    errors = [step for step in steps if isinstance(step, ValueError)]
+    shown = [facts["exc_info"] for _, _, facts in sent if "exc_info" in facts]
+    # Each try's error, and if it is the last try's that of the failure, too.
+    assert [info[:2] for info in shown] == [(ValueError, error) for error in errors + errors[1:]]
+    assert {type(info[2]) for info in shown} == {types.TracebackType}
 
 
-def test_a_receiver_may_add_to_what_is_sent(app, queue, broker, heard):
-    def add_trace(sender, task, args, kwargs, description):
-        assert (sender, task.f, args, kwargs) == (app, echo, (1,), {"a": 2})
+def test_a_receiver_may_add_to_what_is_sent(app, queue, broker, connect, heard):
+    given = {"task": app.task(queue)(echo), "args": (1,), "kwargs": {"a": 2}}
+
+    def add_trace(sender, description, **facts):
+        assert (sender, facts) == (app, given)
         description["trace"] = "x"
-        kwargs["b"] = 3
+        facts["kwargs"]["b"] = 3
 
-    task, sent = app.task(queue)(echo), heard("task_postsend", sender=app)
-    kuyruk.signals.task_presend.connect(add_trace, sender=app)
-    try:
-        task.send_to_queue((1,), {"a": 2})
-        app.send_tasks_to_queue([task.subtask((1,), {"a": 2})])
-        with pytest.raises(kuyruk.ResultTimeout):
-            task.send_to_queue((1,), {"a": 2}, wait_result=0.1)
-    finally:
-        kuyruk.signals.task_presend.disconnect(add_trace)
+    connect("task_presend", add_trace, app)
+    sent = heard("task_postsend", sender=app)
+    task = given["task"]
+    task.send_to_queue((1,), {"a": 2})
+    app.send_tasks_to_queue([task.subtask((1,), {"a": 2})])
+    with pytest.raises(kuyruk.ResultTimeout):
+        task.send_to_queue((1,), {"a": 2}, wait_result=0.5)
     bodies = [json.loads(broker.take(queue).body) for _ in range(3)]
-    assert [(body["trace"], body["kwargs"]) for body in bodies] == [("x", {"a": 2, "b": 3})] * 3
-    assert [kwargs["description"]["id"] for _, _, kwargs in sent] == [body["id"] for body in bodies]
-    assert all(kwargs.keys() == {*RUN, "description"} for _, _, kwargs in sent)
+    changed = {"a": 2, "b": 3}
+    assert [(body["trace"], body["kwargs"]) for body in bodies] == [("x", changed)] * 3
+    ids = [facts.pop("description")["id"] for _, _, facts in sent]
+    assert ids == [body["id"] for body in bodies]
+    assert [facts for _, _, facts in sent] == [{**given, "kwargs": changed}] * 3
 
 
 @pytest.mark.parametrize("what", ["raises", "no JSON"])
-def test_a_receiver_can_prevent_a_send(what, offline, heard):
+def test_a_receiver_can_prevent_a_send(what, offline, connect, heard):
     def prevent(sender, description, **kwargs):
         if what == "raises":
             raise PermissionError("not you")
         description["bad"] = object()
 
     task, sent = offline.task(echo), heard("task_postsend")
-    kuyruk.signals.task_presend.connect(prevent)
-    try:
-        for send in (task, lambda: offline.send_tasks_to_queue([task.subtask()])):
-            with pytest.raises(PermissionError if what == "raises" else TypeError):
-                send()
-    finally:
-        kuyruk.signals.task_presend.disconnect(prevent)
-    assert not sent and not threads_of_ours()
+    connect("task_presend", prevent)
+    for send in (task, lambda: offline.send_tasks_to_queue([task.subtask()])):
+        with pytest.raises(PermissionError if what == "raises" else TypeError):
+            send()
+    assert (sent, threads_of_ours()) == ([], [])
 
 
 def test_what_was_not_sent_is_not_announced(offline, heard):
-    sent = heard("task_postsend")
-    for send in (
-        offline.task(echo),
-        lambda: offline.send_tasks_to_queue([offline.task(echo).subtask()]),
-    ):
+    task, sent = offline.task(echo), heard("task_postsend")
+    for send in (task, lambda: offline.send_tasks_to_queue([task.subtask()])):
         with pytest.raises(kuyruk.BrokerError):
             send()
-    assert not sent
+    assert sent == []
 
 
 @pytest.mark.parametrize("found", [True, False])
@@ -926,51 +985,43 @@ def test_a_failure_is_announced_as_kuyruk_sentry_takes_it(found, offline, heard)
     )
     task = offline.task(echo)
     worker._signal_failure("q", description, task if found else None, error)
-    ((_, sender, kwargs),) = sent
-    assert (
-        sender is offline
-        and kwargs["description"]["x"] == 5
-        and kwargs["exc_info"][:2] == (ValueError, error)
-    )
-    assert (kwargs["worker"], kwargs["queue"]) == (worker, "q")
-    about = {"task": task, "args": [1], "kwargs": {}} if found else {}
-    assert {key: kwargs[key] for key in RUN if key in kwargs} == about
+    ((_, _, facts),) = sent
+    assert facts == {
+        "worker": worker,
+        "queue": "q",
+        "description": description.whole,
+        "exc_info": (ValueError, error, None),
+        **({"task": task, "args": [1], "kwargs": {}} if found else {}),
+    }
+    # A message that can't be decoded has a description, too: Kuyruk-Sentry writes into it.
     worker._signal_failure("q", None, None, error)
-    sent[-1][2]["description"]["sentry_id"] = "x"  # as it does
-
-
-@pytest.fixture
-def presend(app):
-    """Connects receivers of task_presend."""
-    connected = []
-    connect = kuyruk.signals.task_presend.connect
-    yield lambda f: connected.append(connect(f, app))
-    for each in connected:
-        kuyruk.signals.task_presend.disconnect(each)
+    assert sent[-1][2]["description"] == {}
 
 
 @pytest.mark.parametrize("given", [None, {"a": 1}])
-def test_a_receiver_sets_headers_of_what_is_sent(given, app, queue, broker, heard, presend):
+def test_a_receiver_sets_headers_of_what_is_sent(given, app, queue, broker, connect, heard):
     def trace(sender, task, args, kwargs, description):
         description["headers"]["traceparent"] = "00-1"
 
-    presend(trace)
-    presend(lambda sender, description, **_: description["headers"].update(b=[2]))
+    connect("task_presend", trace)
+    connect("task_presend", lambda _, description, **facts: description["headers"].update(b=[2]))
     task, sent = app.task(queue)(echo), heard("task_postsend", sender=app)
     task.send_to_queue((1,), headers=given)
     app.send_tasks_to_queue([task.subtask((1,), headers=given)])
     with pytest.raises(kuyruk.ResultTimeout):
-        task.send_to_queue((1,), headers=given, wait_result=0.1)
+        task.send_to_queue((1,), headers=given, wait_result=0.5)
     task.send_to_queue((1,), headers=given, delay=0.2)
-    for message in [broker.take(queue) for _ in range(4)]:
-        headers = message.properties["headers"]
-        kept = {key: headers[key] for key in headers if not key.startswith(("x-death", "x-first"))}
-        assert kept.pop("x-last-death-queue", None) in (None, f"{queue}.delay.200")
-        kept = {key: value for key, value in kept.items() if not key.startswith("x-last")}
-        assert kept == {"traceparent": "00-1", "b": [2], **(given or {})}
-        assert "headers" not in json.loads(message.body)
+    messages = [broker.take(queue) for _ in range(4)]
+    # RabbitMQ's own (x-death and others) are in the one that was delayed.
+    headers = [
+        {k: v for k, v in message.properties["headers"].items() if not k.startswith("x-")}
+        for message in messages
+    ]
+    assert headers == [{"traceparent": "00-1", "b": [2], **(given or {})}] * 4
     assert given in (None, {"a": 1})  # the caller's is as it was
-    assert not any("headers" in kwargs["description"] for _, _, kwargs in sent)
+    bodies = [json.loads(message.body) for message in messages]
+    described = [facts["description"] for _, _, facts in sent]
+    assert [each for each in bodies + described if "headers" in each] == []
 
 
 @pytest.mark.parametrize(
@@ -986,26 +1037,29 @@ def test_a_receiver_sets_headers_of_what_is_sent(given, app, queue, broker, hear
     ids=str,
 )
 def test_headers_of_a_receiver_are_checked_as_those_of_a_sender(
-    headers, says, app, queue, broker, presend
+    headers, says, app, queue, broker, connect
 ):
-    presend(lambda sender, description, **_: description.update(headers=headers))
+    connect("task_presend", lambda _, description, **facts: description.update(headers=headers))
     task = app.task(queue)(echo)
-    if not says:
-        task()
-        assert not broker.take(queue).properties["headers"]
-        return
     for send in (task, lambda: app.send_tasks_to_queue([task.subtask()])):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=says) if says else contextlib.nullcontext():
             send()
-    assert not broker.count(queue)
+    if says:
+        assert broker.count(queue) is None
+    else:
+        assert [m.properties["headers"] for m in broker.take_all(queue)] == [None, None]
 
 
 # --- Config ------------------------------------------------------------------
 
 NAN, INF = float("nan"), float("inf")
-TEXT = (["", "x", "päss:w@rd/"], [None, 5, b"x"])
+# A surrogate, an object and 2**70 are values that Python takes and AMQP can't carry.
+TEXT = (["", "x", "päss:w@rd/"], [None, 5, b"x", "\ud800", "x\udcff"])
 FLAG = ([True, False], [None, 2, "yes", "True"])
-TABLE = ([{}, {"x-queue-type": "quorum"}], [None, [], "x", {1: 2}])
+TABLE = (
+    [{}, {"x-queue-type": "quorum"}],
+    [None, [], "x", {1: 2}, {"x": object()}, {"x": 2**70}],
+)
 NO_SECONDS = [-1, NAN, INF, "5", True]
 COUNT = ([1, 100], [0, -1, 1.5, "8", None, True])
 #: Key: its default; values that it takes; values that it doesn't.
@@ -1013,7 +1067,7 @@ KEYS = {
     "RABBIT_HOST": (
         "localhost",
         ["a:1", "a, b:2", "::1", "[::1]:1"],
-        [None, 5, "", "a,", "a:0", "a:99999", "a:b"],
+        [None, 5, "", "a,", "a:0", "a:99999", "a:b", "a:5672:x", "db:5672:5673"],
     ),
     "RABBIT_PORT": (5672, [1, 65535], [0, 65536, "5672", 5672.0, True, None]),
     "RABBIT_USER": ("guest", *TEXT),
@@ -1022,7 +1076,7 @@ KEYS = {
     "RABBIT_URL": (
         None,
         ["amqp://a", "amqps://u:p@a:1,b/v"],
-        [5, "", "http://a", "a:1", "amqp://a:x/", "amqp://?a"],
+        [5, "", "http://a", "a:1", "amqp://a:x/", "amqp://?a", "amqp://a:1:2/"],
     ),
     "RABBIT_SSL": (False, *FLAG),
     "RABBIT_SSL_OPTIONS": (
@@ -1052,38 +1106,34 @@ KEYS = {
 }
 DEFAULTS = {key: default for key, (default, _, _) in KEYS.items()}
 LOADERS = [
-    "from_dict",
-    "from_object",
-    "from_object by name",
-    "from_pyfile",
-    "from_pymodule",
+    "from_dict", "from_object", "from_object by name", "from_pyfile", "from_pymodule",
     "from_env_vars",
-]
+]  # fmt: skip
 
 
 def test_the_defaults_are_those_of_the_documentation():
-    assert {
-        key: getattr(kuyruk.Config, key) for key in dir(kuyruk.Config) if key.isupper()
-    } == DEFAULTS
+    keys = filter(str.isupper, dir(kuyruk.Config))
+    assert {key: getattr(kuyruk.Config, key) for key in keys} == DEFAULTS
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [(key, value) for key, row in KEYS.items() for value in [row[0], *row[1]]]
 )
-def test_a_key_takes(key, value):
+def test_a_key_takes_its_values(key, value):
     config = kuyruk.Config()
     config.from_dict({key: value})
-    assert getattr(config, key) == value and getattr(kuyruk.Config, key) == DEFAULTS[key]
+    # What an object is given is for that object only.
+    assert (getattr(config, key), getattr(kuyruk.Config, key)) == (value, DEFAULTS[key])
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [(key, value) for key, row in KEYS.items() for value in row[2]]
 )
-def test_a_key_refuses(key, value):
+def test_a_key_refuses_other_values(key, value):
     config = kuyruk.Config()
-    with pytest.raises(ValueError, match=key):
+    with pytest.raises(ValueError, match=f"{key} takes"):
         config.from_dict({key: value})
-    with pytest.raises(ValueError, match=key):
+    with pytest.raises(ValueError, match=f"{key} takes"):
         setattr(config, key, value)
     assert getattr(config, key) == DEFAULTS[key]
 
@@ -1098,10 +1148,12 @@ def test_an_unknown_key_is_an_error(key):
         setattr(kuyruk.Config(), key, "x")
 
 
-def test_an_extension_adds_keys_as_class_attributes():
-    config = type("Config", (kuyruk.Config,), {"SENTRY_DSN": None})()
-    config.from_dict({"SENTRY_DSN": "https://x"})
-    assert config.SENTRY_DSN == "https://x"
+@pytest.mark.parametrize("key", ["SENTRY_DSN", "WORKER_NAME"])
+def test_a_key_that_an_extension_adds_with_a_default_is_as_good_as_ours(key, caplog):
+    kuyruk._warn_of_unread_key.cache_clear()  # else it would say nothing because it has before
+    config = type("Own", (kuyruk.Config,), {key: None})()
+    config.from_dict({key: "x"})
+    assert (getattr(config, key), caplog.messages) == ("x", [])
 
 
 @pytest.fixture
@@ -1111,10 +1163,9 @@ def load(request, tmp_path, monkeypatch):
 
     def load(values):
         lines = [f"{key} = {value!r}\n" for key, value in values.items()]
-        lines += [
-            "import os as NOT_A_VALUE\nhelper = 1\nclass Production:\n",
-            *(f"    {line}" for line in lines),
-        ]
+        # A module and a lower-case name are no values; the class is for "from_object by name".
+        lines += ["import os as NOT_A_VALUE\nhelper = 1\nclass Production:\n"]
+        lines += [f"    {line}" for line in lines[: len(values)]]
         (tmp_path / f"{module}.py").write_text("".join(lines))
         monkeypatch.syspath_prepend(tmp_path)
         for key, value in values.items() if request.param == "from_env_vars" else ():
@@ -1136,22 +1187,17 @@ def load(request, tmp_path, monkeypatch):
 @pytest.mark.parametrize("load", LOADERS, indirect=True)
 def test_a_loader_takes_every_kind_of_value(load):
     values = {
-        "RABBIT_HOST": "a",
-        "RABBIT_PORT": 5673,
-        "EAGER": True,
-        "FAILED_TTL": None,
-        "WORKER_GRACE": 0.5,
-    }
-    values["QUEUE_ARGUMENTS"] = {"x-queue-type": "quorum"}
-    config = load(values)
-    assert {key: getattr(config, key) for key in DEFAULTS} == {**DEFAULTS, **values}
+        "RABBIT_HOST": "a", "RABBIT_PORT": 5673, "EAGER": True, "FAILED_TTL": None,
+        "WORKER_GRACE": 0.5, "QUEUE_ARGUMENTS": {"x-queue-type": "quorum"},
+    }  # fmt: skip
+    assert vars(load(values)) == {**vars(kuyruk.Config()), **values}
 
 
 @pytest.mark.parametrize("load", LOADERS, indirect=True)
 @pytest.mark.parametrize(
     "key", ["RABBIT_HOSTS", "RABBIT_PORT"], ids=["an unknown key", "a bad value"]
 )
-def test_a_loader_refuses(load, key):
+def test_a_loader_refuses_what_an_assignment_refuses(load, key):
     with pytest.raises(ValueError, match=key):
         load({key: [1]})
 
@@ -1177,20 +1223,22 @@ def test_a_path_that_leads_nowhere_is_an_import_error(loader, path):
     ("key", "text", "value"),
     [
         ("RABBIT_PORT", "5673", 5673), ("RABBIT_HOST", "rabbit.example.com", "rabbit.example.com"),
-        ("RABBIT_HOST", "'quoted'", "quoted"), ("RABBIT_PASSWORD", "1234", "1234"),
-        ("RABBIT_PASSWORD", "None", "None"),
-        ("RABBIT_PASSWORD", "[", "["), ("RABBIT_USER", "1e5", "1e5"), ("RABBIT_URL", "None", None),
-        ("RABBIT_URL", "amqp://a:b@c/d", "amqp://a:b@c/d"), ("EAGER", "True", True),
-        ("EAGER", "1", True),
-        ("EAGER", "0", False), ("FAILED_TTL", "None", None),
+        ("RABBIT_HOST", "'quoted'", "quoted"), ("RABBIT_URL", "amqp://a:b@c/d", "amqp://a:b@c/d"),
+        ("FAILED_TTL", "None", None), ("RABBIT_URL", "None", None),
         ("QUEUE_ARGUMENTS", "{'a': 5}", {"a": 5}),
+        # What takes only strings gets a string, though the text looks like something else.
+        ("RABBIT_PASSWORD", "1234", "1234"), ("RABBIT_PASSWORD", "None", "None"),
+        ("RABBIT_PASSWORD", "[", "["), ("RABBIT_USER", "1e5", "1e5"),
+        # In an environment, flags are often written so.
+        ("EAGER", "True", True), ("EAGER", "1", True), ("EAGER", "0", False),
     ],
 )  # fmt: skip
 def test_environment_variables_are_literals_or_else_strings(key, text, value, monkeypatch):
     monkeypatch.setenv(f"KUYRUK_{key}", text)
     config = kuyruk.Config()
     config.from_env_vars()
-    assert getattr(config, key) == value and type(getattr(config, key)) is type(value)
+    loaded = getattr(config, key)
+    assert (loaded, type(loaded)) == (value, type(value))  # 1 is equal to True
 
 
 @pytest.mark.parametrize(
@@ -1199,35 +1247,41 @@ def test_environment_variables_are_literals_or_else_strings(key, text, value, mo
         ("RABBIT_URL", "http://user:hunter2@host"), ("RABBIT_URL", "amqp://user:hunter2@host:99999"),
         ("RABBIT_URL", "amqp://user:hunter2@host:port"), ("RABBIT_SSL_OPTIONS", ["hunter2"]),
         ("RABBIT_SSL_OPTIONS", {1: "hunter2"}), ("RABBIT_PASSWORDS", "hunter2"),
+        ("RABBIT_PASSWORD", "hunter2\udcff"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("load", LOADERS, indirect=True)
 def test_a_secret_is_in_no_error(load, key, value):
     with pytest.raises(ValueError, match=key) as info:
         load({key: value})
-    assert "hunter2" not in " ".join(
-        str(e) for e in (info.value, info.value.__cause__, info.value.__context__)
-    )
+    errors = (info.value, info.value.__cause__, info.value.__context__)
+    assert [error for error in errors if "hunter2" in str(error)] == []
 
 
 def test_a_secret_is_in_no_repr_and_no_log(make_app, caplog):
     caplog.set_level(logging.DEBUG)
     app = make_app(
-        "amqp://user:hunter2@127.0.0.1:1/", RABBIT_PASSWORD="hunter2", RABBIT_PUBLISH_TIMEOUT=0.2
+        "amqp://user:hunter2@127.0.0.1:1/", RABBIT_PASSWORD="hunter2", RABBIT_PUBLISH_TIMEOUT=0.5
     )
     app.config.RABBIT_SSL_OPTIONS = {"keyfile": "hunter2"}
     with pytest.raises(kuyruk.BrokerError) as info:
         app.task(echo)()
-    seen = [
-        repr(app.config),
-        repr(app),
-        "".join(traceback.format_exception(info.value)),
-        caplog.text,
-    ]
-    assert "hunter2" not in "".join(seen) and "RABBIT_PUBLISH_TIMEOUT=0.2" in seen[0]
+    wait_until(lambda: "can't connect to RabbitMQ at 127.0.0.1:1" in caplog.text)
+    error = "".join(traceback.format_exception(info.value))
+    texts = [repr(app.config), repr(app), error, caplog.text]
+    assert [text for text in texts if "hunter2" in text] == []
+    assert "RABBIT_PUBLISH_TIMEOUT=0.5" in texts[0]  # what is no secret is shown
 
 
 GUEST = ["guest", "guest", "/", False]
+
+
+def parsed_address(config):
+    """Return what a configuration makes of hosts and of a URL: addresses; user, password, virtual
+    host and whether to use TLS."""
+    options = config._connection_options()
+    names = ("username", "password", "virtual_host", "ssl")
+    return config._addresses(), [options[name] for name in names]
 
 
 @pytest.mark.parametrize(
@@ -1240,6 +1294,7 @@ GUEST = ["guest", "guest", "/", False]
         ("amqp://u%40x:p%2F%3A@h/a%2Fb", [("h", 5672)], ["u@x", "p/:", "a/b", False]),
         ("amqp://a,b:5673,c/%2F", [("a", 5672), ("b", 5673), ("c", 5672)], GUEST),
         ("amqp://u:p@[::1]:5673,[::2]", [("::1", 5673), ("::2", 5672)], ["u", "p", "/", False]),
+        # Not encoded as it should be, but there is only one way to read it.
         ("amqp://u@x:p@:y@h/a/b", [("h", 5672)], ["u@x", "p@:y", "a/b", False]),
         ("amqp://:p@h", [("h", 5672)], ["guest", "p", "/", False]),
     ],
@@ -1266,11 +1321,23 @@ def test_hosts_are_addresses_with_the_port_as_default(hosts, addresses):
     assert parsed_address(config) == (addresses, ["guest", "guest", "v", True])
 
 
-def test_an_app_takes_only_a_config():
-    with pytest.raises(TypeError, match="Config"):
-        kuyruk.Kuyruk({"RABBIT_HOST": "a"})
-    app = kuyruk.Kuyruk()
-    assert app.config.RABBIT_HOST == "localhost" and app.extensions == {}
+@pytest.mark.parametrize("url", [None, "amqp://h", "amqps://h", "amqp://h:5671,h2"])
+def test_a_url_takes_no_encryption_back(url):
+    config = kuyruk.Config()
+    config.RABBIT_URL, config.RABBIT_SSL = url, True
+    assert parsed_address(config)[1] == ["guest", "guest", "/", True]
+
+
+@pytest.mark.parametrize("wrong", ["amqp://u:hunter2@h/", {"RABBIT_HOST": "h"}, 5, kuyruk.Config])
+def test_an_application_says_what_its_configuration_is(wrong):
+    app, says = kuyruk.Kuyruk(), r"a kuyruk.Config \(made by from_dict .*RABBIT_URL"
+    for configure in (kuyruk.Kuyruk, lambda config: setattr(app, "config", config)):
+        with pytest.raises(TypeError, match=says) as info:
+            configure(wrong)
+        assert "hunter2" not in str(info.value)
+    with pytest.raises(TypeError, match=says):
+        app.config = None
+    assert (vars(app.config), app.extensions) == (vars(kuyruk.Config()), {})
 
 
 @pytest.mark.parametrize(
@@ -1314,8 +1381,9 @@ def test_a_bad_url_says_what_is_wrong_with_it_and_nothing_of_the_password(url, s
     with pytest.raises(ValueError, match="RABBIT_URL takes") as info:
         kuyruk.Config().from_dict({"RABBIT_URL": url})
     assert says in str(info.value)
+    # The traceback has the source of this test; what follows is the texts of the errors.
     shown = "".join(traceback.format_exception(info.value)).split("ValueError: ", 1)[1]
-    assert not re.search("PW|12|34|u:", shown)
+    assert re.findall("PW|12|34|u:", shown) == []
 
 
 @pytest.mark.parametrize("load", LOADERS, indirect=True)
@@ -1324,11 +1392,13 @@ def test_a_bad_url_says_what_is_wrong_with_it_and_nothing_of_the_password(url, s
 )
 def test_an_extensions_key_is_kept(load, key):
     config = load({key: "hunter2", "EAGER": True})
-    assert getattr(config, key) == "hunter2" and "hunter2" not in repr(config)
+    assert getattr(config, key) == "hunter2"
+    assert "hunter2" not in repr(config)  # it may be a secret
     assert not hasattr(kuyruk.Config(), key)
 
 
 def test_what_kubernetes_sets_for_a_service_is_ignored(monkeypatch):
+    # Of Services that are called kuyruk, kuyruk-rabbit and kuyruk-web.
     services = {
         "SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "80", "SERVICE_PORT_HTTP": "80", "PORT": "tcp://10.0.0.1:80",
         "PORT_80_TCP": "tcp://10.0.0.1:80", "PORT_80_TCP_PROTO": "tcp",
@@ -1343,6 +1413,7 @@ def test_what_kubernetes_sets_for_a_service_is_ignored(monkeypatch):
     config = kuyruk.Config()
     config.from_env_vars()
     assert vars(config) == {**vars(kuyruk.Config()), "RABBIT_HOST": "rabbit"}
+    # Only what looks like Kubernetes' is ignored: other nonsense is an error.
     monkeypatch.setenv("KUYRUK_RABBIT_PORT", "fast")
     with pytest.raises(ValueError, match="RABBIT_PORT"):
         config.from_env_vars()
@@ -1356,17 +1427,13 @@ def test_a_logging_level_may_be_written_in_small_letters(text):
 
 
 @pytest.mark.parametrize("key", ["QUEUE_ARGUMENTS", "RABBIT_SSL_OPTIONS"])
-def test_what_is_put_into_a_table_is_for_one_configuration(key):
-    own = type("Own", (kuyruk.Config,), {key: {"a": 1}})
-    for kind, before in (
-        ((kuyruk.Config, {}), (own, {"a": 1}))
-        if key == "QUEUE_ARGUMENTS"
-        else ((kuyruk.Config, {}),)
-    ):
-        config = kind()
-        getattr(config, key)["cafile"] = "x"
-        assert getattr(config, key) == {**before, "cafile": "x"}
-        assert getattr(kind(), key) == getattr(kind, key) == before
+@pytest.mark.parametrize("default", [{}, {"certfile": "y"}], ids=["ours", "a subclass's"])
+def test_what_is_put_into_a_table_is_for_one_configuration(key, default):
+    kind = type("Own", (kuyruk.Config,), {key: dict(default)}) if default else kuyruk.Config
+    config = kind()
+    getattr(config, key)["cafile"] = "x"
+    tables = [getattr(each, key) for each in (config, kind(), kind)]
+    assert tables == [{**default, "cafile": "x"}, default, default]
 
 
 def test_what_a_subclass_sets_is_checked():
@@ -1374,27 +1441,7 @@ def test_what_a_subclass_sets_is_checked():
         type("Own", (kuyruk.Config,), {"WORKER_THREADS": "8"})()
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("QUEUE_ARGUMENTS", {"x": object()}), ("QUEUE_ARGUMENTS", {"x": 2**70}),
-        ("RABBIT_PASSWORD", "hunter\udcff"),
-        ("RABBIT_USER", "\ud800"), ("RABBIT_HOST", "h:5672:x"), ("RABBIT_URL", "amqp://h:1:2/"),
-    ],
-)  # fmt: skip
-def test_what_could_not_be_sent_to_rabbitmq_is_refused(key, value):
-    with pytest.raises(ValueError, match=f"{key} takes") as info:
-        kuyruk.Config().from_dict({key: value})
-    assert "hunter" not in str(info.value)
-
-
-@pytest.mark.parametrize("value", [None, {"RABBIT_HOST": "a"}, os.environ])
-def test_an_object_that_has_no_attributes_is_no_configuration(value):
-    with pytest.raises(TypeError, match="from_object takes an object"):
-        kuyruk.Config().from_object(value)
-
-
-#: Keys that look like ours and that nothing here reads; what the log says to use.
+#: Keys that look like ours and that nothing here reads, with what the log says of each.
 UNREAD_KEYS = {
     "RABBIT_READ_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT takes its place",
     "RABBIT_WRITE_TIMEOUT": "RABBIT_PUBLISH_TIMEOUT takes its place",
@@ -1413,17 +1460,12 @@ def test_a_key_that_looks_like_ours_and_has_no_effect_is_kept_and_logged(load, k
     (record,) = caplog.records
     assert (record.levelname, record.name) == ("WARNING", "kuyruk")
     assert repr(key) in record.getMessage() and UNREAD_KEYS[key] in record.getMessage()
-    assert "hunter2" not in caplog.text and getattr(config, key) == "hunter2" and config.EAGER
-    # what is made of it says no more
+    assert "hunter2" not in caplog.text
+    assert (getattr(config, key), config.EAGER) == ("hunter2", True)
+    # It is logged once: neither the worker's copy nor another object says it again.
     worker = kuyruk.Kuyruk(config).worker()
     load({key: "hunter2"})
-    assert len(caplog.records) == 1 and getattr(worker._config, key) == "hunter2"
-
-
-def test_the_default_of_an_extensions_key_says_that_it_is_read(caplog):
-    config = type("Own", (kuyruk.Config,), {"WORKER_NAME": None})()
-    config.from_dict({"WORKER_NAME": "x"})
-    assert config.WORKER_NAME == "x" and not caplog.records
+    assert (getattr(worker._config, key), caplog.records) == ("hunter2", [record])
 
 
 @pytest.mark.parametrize("wrong", ["RABBIT_HOST", None, 5, [("RABBIT_HOST", "a")]])
@@ -1450,13 +1492,17 @@ def test_what_is_no_dict_is_no_configuration(wrong):
 def test_a_table_that_amqp_cannot_carry_names_what_it_cannot(table, says, caplog, offline):
     with pytest.raises(ValueError, match=says) as info:
         kuyruk.Config().QUEUE_ARGUMENTS = table
-    assert "error" not in str(info.value)
+    assert "error" not in str(info.value)  # pamqp's own texts say nothing to a user
     with pytest.raises(ValueError, match="headers takes"):
         offline.task(echo).send_to_queue(headers=table)
-    assert not caplog.records  # pamqp warns of what it cuts
+    assert caplog.messages == []  # pamqp logs a warning, and cuts a key that is too long
 
 
-@pytest.mark.parametrize("value", [5, [], object(), b"os", print, types.SimpleNamespace(debug=1)])
+@pytest.mark.parametrize(
+    "value",
+    [5, None, [], b"os", print, types.SimpleNamespace(debug=1), {"EAGER": True}, os.environ],
+    ids=lambda value: type(value).__name__,
+)
 def test_an_object_without_an_upper_case_attribute_is_no_configuration(value):
     for load in (kuyruk.Config().from_object, kuyruk.Config().from_pymodule):
         with pytest.raises(TypeError, match="from_object takes an object with upper-case"):
@@ -1513,28 +1559,16 @@ def test_an_abbreviated_key_is_named_in_full(key, meant):
 
 
 def test_an_application_may_get_another_configuration(offline, make_app, url, queue, broker):
-    task, sent = offline.task(queue)(echo), make_app(url)
-    for wrong in ({"RABBIT_HOST": "a"}, 5, None, kuyruk.Config):
-        with pytest.raises(TypeError, match=r"config takes a kuyruk.Config \(made by"):
-            offline.config = wrong
+    task = offline.task(queue)(echo)
     with pytest.raises(kuyruk.BrokerError):
         task(1)
-    offline.config = sent.config
+    offline.config = make_app(url).config
     task(2)
-    assert (
-        arguments_in(broker.take_all(queue)) == [(2,)]
-        and url == offline.worker()._config.RABBIT_URL
-    )
+    assert arguments_in(broker.take_all(queue)) == [(2,)]
+    assert url == offline.worker()._config.RABBIT_URL
     offline.config = kuyruk.Config()
     offline.config.EAGER = True
     assert task.send_to_queue((3,), wait_result=1) == 3
-
-
-@pytest.mark.parametrize("url", [None, "amqp://h", "amqps://h", "amqp://h:5671,h2"])
-def test_a_url_takes_no_encryption_back(url):
-    config = kuyruk.Config()
-    config.RABBIT_URL, config.RABBIT_SSL = url, True
-    assert config._connection_options()["ssl"] is True
 
 
 # --- Importing, and messages before they are sent ----------------------------
@@ -1544,12 +1578,12 @@ def test_importing_opens_nothing_and_loads_only_the_dependency():
     code = (
         "import sys; seen = []; before = set(sys.modules)\n"
         "sys.addaudithook(lambda event, args: seen.append(event))\n"
-        "import kuyruk; app = kuyruk.Kuyruk(); task = app.task(print)\n"
+        "import kuyruk; app = kuyruk.Kuyruk(); task = app.task(print); app.worker()\n"
         "bad = [e for e in seen if e.startswith(('socket.', 'subprocess.', '_thread.', 'os.fork'))]\n"
         "names = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
-        "app.worker()\n"
         "print(sorted(names - set(sys.stdlib_module_names)), bad)"
     )
+    # A worker has the sockets that wake its threads, and nothing else before it starts.
     assert run_python("-c", code) == "['amqpstorm', 'kuyruk', 'pamqp'] []\n"
 
 
@@ -1560,41 +1594,53 @@ def test_importing_opens_nothing_and_loads_only_the_dependency():
         ("-m pkg.mod", "pkg.mod.f"),
         ("-m pkg", "pkg.__main__.f"),
         ("-m pkg.other", "pkg.mod.f"),
+        ("-m cProfile pkg/mod.py", "mod.f"),  # a profiler is `__main__` itself
     ],
 )
 def test_a_task_is_named_as_a_worker_imports_it(command, name, tmp_path):
     code = "import kuyruk\n@kuyruk.Kuyruk().task\ndef f(): pass\nprint(f.name)\n"
     make_package(tmp_path, "pkg", mod=code, __main__=code, other="import pkg.mod")
-    assert run_python(*command.split(), cwd=tmp_path) == f"{name}\n"
+    assert run_python(*command.split(), cwd=tmp_path).splitlines()[0] == name
 
 
 def test_a_task_keeps_what_is_known_of_its_function(offline):
-    @offline.task(queue="q", retry=2, max_run_time=5, fail_delay=1.5, reject_delay=2)
+    options = {
+        "queue": "q", "retry": 2, "max_run_time": 50, "fail_delay": 1.5, "reject_delay": 2,
+        "max_fail_delay": 60, "max_failures": 3, "throws": (ValueError, OSError),
+    }  # fmt: skip
+
+    @offline.task(**options)
     def task(a: int) -> int:
         """What it does."""
         return a
 
-    assert (task.__name__, task.__doc__, task.queue, task.f(3)) == ("task", "What it does.", "q", 3)
-    assert (task.retry, task.max_run_time, task.fail_delay, task.reject_delay) == (2, 5, 1.5, 2)
-    assert (offline.task(echo).name, offline.task(echo).queue) == ("test_kuyruk.echo", "kuyruk")
+    assert (task.__name__, task.__doc__, task.f(3)) == ("task", "What it does.", 3)
+    assert inspect.signature(task) == inspect.signature(task.f)
+    assert {name: getattr(task, name) for name in options} == options
+    defaults = {**dict.fromkeys(options), "queue": "kuyruk", "throws": ()}
+    defaults |= dict.fromkeys(("retry", "fail_delay", "reject_delay"), 0)
+    plain = offline.task(echo)
+    assert {name: getattr(plain, name) for name in options} == defaults
+    assert plain.name == "test_kuyruk.echo"
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"retry": -1}, {"retry": 1.5}, {"retry": True}, {"max_run_time": -1}, {"max_run_time": "5"},
-        {"fail_delay": -1},
-        {"fail_delay": NAN}, {"fail_delay": 2**32}, {"reject_delay": -1}, {"reject_delay": INF},
-        {"queue": ""},
-        {"queue": "q" * 256}, {"queue": 5},
+        {"retry": -1}, {"retry": 1.5}, {"retry": True},
+        {"max_run_time": -1}, {"max_run_time": "5"},
+        {"fail_delay": -1}, {"fail_delay": NAN}, {"fail_delay": 2**32},
+        {"reject_delay": -1}, {"reject_delay": INF},
+        # The next three would have no effect.
+        {"max_fail_delay": 5}, {"max_failures": 2}, {"fail_delay": 5, "max_fail_delay": 4},
+        {"fail_delay": 5, "max_fail_delay": 2**32}, {"fail_delay": 5, "max_failures": 0},
+        {"fail_delay": 5, "max_failures": 1.5},
     ],
     ids=str,
 )  # fmt: skip
-def test_a_task_option_that_makes_no_sense_is_refused(options, offline):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        offline.task(**{"queue": "q", **options})(echo)
-    with pytest.raises(TypeError):
-        offline.task(queue="q", no_such_option=1)(echo)
+def test_a_task_option_that_cannot_work_is_refused(options, offline):
+    with pytest.raises(ValueError, match=list(options)[-1]):
+        offline.task(queue="q", **options)(echo)
 
 
 class Service:
@@ -1612,14 +1658,16 @@ class Service:
 @pytest.mark.parametrize("function", [lambda: "lambda", Service.make_nested(), Service.method])
 def test_what_a_worker_cannot_import_is_not_sent_but_applied(function, offline):
     task = offline.task(function)
-    with pytest.raises(TypeError):
-        task()
-    with pytest.raises(TypeError):
-        offline.send_tasks_to_queue([offline.task(echo).subtask(), task.subtask()])
-    assert task.apply() == function() and not threads_of_ours()
+    for send in (
+        task,
+        lambda: offline.send_tasks_to_queue([offline.task(echo).subtask(), task.subtask()]),
+    ):
+        with pytest.raises(TypeError, match="a worker finds a task by its name"):
+            send()
+    assert (task.apply(), threads_of_ours()) == (function(), [])
 
 
-endless = []
+endless = []  # nested without end: it holds itself
 endless.append(endless)
 
 
@@ -1631,26 +1679,9 @@ def test_arguments_that_are_not_json_are_refused_before_anything_is_sent(argumen
     for send in (task, lambda a: task(key=a), lambda a: task.send_to_queue((1, a), wait_result=1)):
         with pytest.raises(TypeError, match=r"test_kuyruk\.echo"):
             send(argument)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"test_kuyruk\.echo"):
         offline.send_tasks_to_queue([task.subtask((1,)), task.subtask((argument,))])
-    assert not threads_of_ours()
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
-        {"args": "abc"}, {"args": 5}, {"kwargs": [1]}, {"wait_result": -1}, {"wait_result": NAN},
-        {"wait_result": "5"},
-        {"message_ttl": -1}, {"message_ttl": NAN}, {"message_ttl": INF}, {"message_ttl": 2**32},
-        {"message_ttl": "5"},
-        {"host": "h" * 256},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_sending_option_that_makes_no_sense_is_refused(option, offline):
-    with pytest.raises((ValueError, TypeError)):
-        offline.task(echo).send_to_queue(**option)
-    assert not threads_of_ours()
+    assert threads_of_ours() == []  # not even the first of the two was sent
 
 
 SHORT = st.text(max_size=60)
@@ -1680,24 +1711,27 @@ PROPERTIES = st.fixed_dictionaries(
     tag=st.integers(1, 2**63 - 1),
 )
 def test_frames_are_those_of_the_protocol(properties, body, number, tag):
-    """As pamqp has them, whose own code for these is slow."""
+    """The code of ours for the frames that every message takes, which is faster than pamqp's, makes
+    and reads the same bytes."""
     theirs = commands.Basic.Properties(**properties)
     encoded = kuyruk._encode_properties(properties)
     assert encoded == theirs.marshal()
-    decoded = kuyruk._decode_properties(kuyruk._CONTENT_HEADER.pack(60, 0, 5) + encoded)
-    assert [pair for pair in decoded if pair[1] not in (None, "")] == [
-        pair for pair in theirs if pair[1] not in (None, "")
+    header = kuyruk._CONTENT_HEADER.pack(60, 0, len(body)) + encoded
+    given, decoded = [
+        [pair for pair in each if pair[1] not in (None, "")]
+        for each in (theirs, kuyruk._decode_properties(header))
     ]
+    assert decoded == given
     assert kuyruk._ack_frame(number, tag) == frame.marshal(commands.Basic.Ack(tag), number)
     deliver = frame.marshal(commands.Basic.Deliver("host:1:2", tag, True, "x", "y"), number)
     assert kuyruk._decode_method(deliver[7:-1]) == ("host:1:2", tag, True, "Basic.Deliver")
-    frames = kuyruk._content_frames(number, "queue é", True, encoded, body, 20)
     publish = frame.marshal(commands.Basic.Publish(routing_key="queue é", mandatory=True), number)
-    assert frames.startswith(publish) and frames[len(publish) + 7 :].startswith(
-        kuyruk._CONTENT_HEADER.pack(60, 0, len(body)) + encoded
-    )
+    expected = [publish, struct.pack(">BHI", 2, number, len(header)) + header + b"\xce"]
+    # Frames of 20 bytes have room for 12 bytes of a body.
     parts = [body[start : start + 12] for start in range(0, len(body), 12)]
-    assert frames.endswith(b"".join(frame.marshal(ContentBody(part), number) for part in parts))
+    expected += [frame.marshal(ContentBody(part), number) for part in parts]
+    sent = kuyruk._content_frames(number, "queue é", True, encoded, body, 20)
+    assert sent == b"".join(expected)
 
 
 @given(properties=PROPERTIES.filter(lambda properties: "headers" not in properties), data=st.data())
@@ -1733,6 +1767,7 @@ class CallableObject:
         (yield_one, r"generator function.*list\(yield_one"),
         (yield_later, "async generator function"),
         (functools.partial(echo, 1), "write one that calls it"),
+        # A worker finds a task by its name in its module, and these have none.
         (CallableObject(), "write one that calls it"), (CallableObject, "write one that calls it"),
         (5, "function"),
         (functools.partial(run_later), "write one that calls it"),
@@ -1743,7 +1778,7 @@ class CallableObject:
 def test_what_is_no_plain_function_is_refused_where_it_is_decorated(function, says, offline):
     with pytest.raises(TypeError, match=says):
         offline.task(queue="q")(function)
-    assert not offline._tasks and not offline._queues
+    assert (offline._tasks, offline._queues) == ({}, {})  # no worker waits for its messages
 
 
 @functools.wraps(run_later)
@@ -1755,6 +1790,8 @@ def forgets_to_wait():
 @pytest.mark.parametrize(
     "function",
     [
+        # What each returns does its work only when somebody waits for it, iterates over it or
+        # calls it.
         forgets_to_wait, lambda: run_later(), lambda: yield_one(), lambda: yield_later(),
         lambda: map(ran.append, [1]), lambda: filter(ran.append, [1]),
         lambda: functools.partial(echo, 1),
@@ -1778,11 +1815,13 @@ def test_a_function_that_returns_what_is_yet_to_run_has_failed(function, eager, 
     [
         ("child.py", True),
         ("-m pkg.child", True),
+        # Nothing in the names of these is one that `import` takes.
         ("app.zip", False),
         ("folder", False),
         ("noext", False),
     ],
 )
+# In a child of these, the program's own module is called __mp_main__.
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_name_leads_to_the_function_or_is_refused(name, runs, method, tmp_path):
     code = (
@@ -1799,7 +1838,7 @@ def test_a_name_leads_to_the_function_or_is_refused(name, runs, method, tmp_path
         f"    process = multiprocessing.get_context({method!r}).Process(target=tell)\n"
         "    process.start(); process.join()\n"
     )
-    if not runs:  # their children can't find `tell`
+    if not runs:  # a child couldn't import `tell` from there
         code = code.split("    process", maxsplit=1)[0]
     make_package(tmp_path, "pkg", child=code)
     make_package(tmp_path, "folder", __main__=code)
@@ -1811,16 +1850,8 @@ def test_a_name_leads_to_the_function_or_is_refused(name, runs, method, tmp_path
     assert run_python(*name.split(), cwd=tmp_path) == (f"{module}\n" * 2 if runs else "True\n")
 
 
-def test_a_profiler_does_not_change_a_tasks_name(tmp_path):
-    (tmp_path / "script.py").write_text(
-        "import kuyruk\n@kuyruk.Kuyruk().task\ndef f(): pass\nprint(f.name)\n"
-    )
-    out = run_python("-m", "cProfile", "script.py", cwd=tmp_path)
-    assert out.startswith("script.f\n")
-
-
-def make_counter(number, **options):
-    """A factory: each of its functions is called `counter` at the top level."""
+def make_counter(number):
+    """Return a new function that is called `counter`, at the top level of this module."""
     global counter
 
     def counter():
@@ -1835,35 +1866,36 @@ def test_two_functions_of_one_name_are_refused(offline):
         pass
 
     first = make_counter(1)
-    task = offline.task(queue="q")(first)
-    assert offline.task(first).queue == "kuyruk" and task.f is first  # the same, with other options
+    tasks = [offline.task(queue="q")(first), offline.task(first)]
+    # One function may be two tasks, with other options.
+    assert [(task.f, task.queue) for task in tasks] == [(first, "q"), (first, "kuyruk")]
     other.__name__ = other.__qualname__ = "counter"
+    says = r"a task called test_kuyruk\.counter.*test_kuyruk.py:\d+"
     for second in (make_counter(2), other):
-        with pytest.raises(
-            ValueError, match=r"a task called test_kuyruk\.counter.*test_kuyruk.py:\d+"
-        ):
+        with pytest.raises(ValueError, match=says):
             offline.task(second)
     assert offline._find_task("test_kuyruk", "counter").f is first
-    kuyruk.Kuyruk().task(make_counter(3))  # of another application
+    kuyruk.Kuyruk().task(make_counter(3))  # another application has names of its own
 
 
 def test_a_module_may_be_imported_again(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     code = (
-        "import functools, kuyruk\ndef quiet(f):\n    return functools.wraps(f)(lambda *a: f(*a))\n"
+        "import functools, kuyruk\n"
+        "def quiet(f): return functools.wraps(f)(lambda *a: f(*a))\n"
+        "@kuyruk.app_of_test.task\n@quiet\ndef f(a): return a\n"
+        "@kuyruk.app_of_test.task\ndef g(): return 2\n"
     )
-    code += "@kuyruk.apps.task\n@quiet\ndef f(a): return a\n@kuyruk.apps.task\ndef g(): return 2\n"
     (tmp_path / "again.py").write_text(code)
-    monkeypatch.setattr(kuyruk, "apps", kuyruk.Kuyruk(), raising=False)
+    app = kuyruk.Kuyruk()
+    monkeypatch.setattr(kuyruk, "app_of_test", app, raising=False)
     module = importlib.import_module("again")
     before = module.f
     importlib.reload(module)
-    assert (
-        module.f is not before
-        and kuyruk.apps._find_task("again", "f") is module.f
-        and module.f.apply(5) == 5
-    )
-    # Of another size: its compiled copy may be of the same second.
+    assert module.f is not before
+    assert (app._find_task("again", "f"), module.f.apply(5)) == (module.f, 5)
+    # Two functions called f in one module are an error all the same. The file gets another size,
+    # because Python may take its compiled copy for fresh when both are of one second.
     (tmp_path / "again.py").write_text(code.replace("def g", "def f") + "\n")
     del sys.modules["again"]
     importlib.invalidate_caches()
@@ -1871,74 +1903,77 @@ def test_a_module_may_be_imported_again(tmp_path, monkeypatch):
         importlib.import_module("again")
 
 
-def loud(f):
-    f.retry = f.queue = f.apply = f.send_to_queue = f.kuyruk = f.name = "not a task's"
-    f.statistics = {"calls": 0}
-    return f
-
-
 def test_what_a_decorator_leaves_at_the_function_does_not_replace_what_is_the_tasks(offline):
-    task = offline.task(queue="q", retry=2)(loud(lambda a: a))
+    def f(a):
+        return a
+
+    # As tenacity's `retry` does: it sets `f.retry` and `f.statistics`.
+    f.retry = f.queue = f.apply = f.send_to_queue = f.kuyruk = f.name = "the decorator's"
+    f.statistics = {"calls": 0}
+    task = offline.task(queue="q", retry=2)(f)
     assert (task.retry, task.queue, task.kuyruk, task.apply(3)) == (2, "q", offline, 3)
-    assert (
-        task.statistics == {"calls": 0} and task.f.retry == "not a task's" and "lambda" in task.name
-    )
-
-
-def has_self(self, args=None, kwargs=None, task=None):
-    return [self, args, kwargs, task]
+    assert task.name == "test_kuyruk.f"
+    assert (task.statistics, task.f.retry) == ({"calls": 0}, "the decorator's")
 
 
 def test_a_parameter_may_have_any_name(offline):
     offline.config.EAGER = True
     arguments = {"self": 1, "args": 2, "kwargs": 3, "task": 4}
-    task = offline.task(has_self)
-    assert (
-        task.apply(**arguments) == task.send_to_queue((), arguments, wait_result=1) == [1, 2, 3, 4]
-    )
+    task = offline.task(lambda self, args, kwargs, task: [self, args, kwargs, task])
+    assert task.apply(**arguments) == [1, 2, 3, 4]
+    assert task.send_to_queue((), arguments, wait_result=1) == [1, 2, 3, 4]
     assert task(**arguments) is None
 
 
-def injects(f):
-    @functools.wraps(f)
-    def wrapper(*args, **kwargs):
-        return f("connection", *args, **kwargs)
-
-    return wrapper
+def call_itself_wrongly(number):
+    return call_itself_wrongly()
 
 
-def spoils(f):
-    @functools.wraps(f)
-    def wrapper(*args, **kwargs):
-        return 1 + f("connection", *args, **kwargs)
-
-    return wrapper
+def plain(f):
+    return f
 
 
 def quiet(f):
     return functools.wraps(f)(lambda *args, **kwargs: f(*args, **kwargs))
 
 
+def injects(f):
+    return functools.wraps(f)(lambda *args, **kwargs: f("connection", *args, **kwargs))
+
+
+def spoils(f):
+    return functools.wraps(f)(lambda *args, **kwargs: 1 + f("connection", *args, **kwargs))
+
+
 @pytest.mark.parametrize(
     ("wrap", "function", "args", "tries"),
     [
-        (injects, lambda connection, a: play() + 1, (1,), 3), (quiet, lambda a: play(), (1, 2), 1),
-        (lambda f: f, lambda a: play() + 1, (1,), 3), (lambda f: f, lambda a: play(), (), 1),
-        (injects, lambda connection, a: add(a), (1,), 3), (lambda f: f, lambda a: add(a), (1,), 3),
-        (spoils, lambda connection, a: play(), (1,), 3),
-        (spoils, lambda connection, a: play(), (1, 2), 1),
-        (lambda f: f, len, (5,), 3), (lambda f: f, len, (), 1),
-        (injects, lambda connection: play(), (1,), 1),
+        # `play` returns a text, and to add 1 to it is a TypeError of the task's own.
+        (plain, lambda a: play() + 1, (1,), 3),
+        (injects, lambda connection, a: play() + 1, (1,), 3),
         (quiet, functools.wraps(len)(lambda a: play() + 1), (1,), 3),
+        (spoils, lambda connection, a: play(), (1,), 3),
+        # So is a wrong call that the task makes, though the error's text is that of a wrong call.
+        (plain, call_itself_wrongly, (1,), 3),
+        (plain, lambda a: add(a), (1,), 3),
+        (injects, lambda connection, a: add(a), (1,), 3),
+        (plain, len, (5,), 3),
+        # These are wrong calls of the task.
+        (plain, lambda a: play(), (), 1),
+        (quiet, lambda a: play(), (1, 2), 1),
+        (injects, lambda connection: play(), (1,), 1),
+        (spoils, lambda connection, a: play(), (1, 2), 1),
+        (plain, len, (), 1),
     ],
-)  # fmt: skip
-def test_a_type_error_of_the_task_itself_is_no_wrong_call(
+)
+def test_a_wrong_call_is_not_tried_again_but_a_type_error_of_the_tasks_own_is(
     wrap, function, args, tries, offline, caplog
 ):
     script[:] = ["text"] * 3
     with pytest.raises(TypeError):
         offline.task(retry=2)(wrap(function)).apply(*args)
-    assert len(caplog.messages) == tries - 1
+    left = [re.search(r"\((\d) left\)", text)[1] for text in caplog.messages]
+    assert left == ["2", "1"][: tries - 1]
 
 
 POOLED = """
@@ -1960,32 +1995,46 @@ if __name__ == "__main__":
 
 
 def test_a_process_pool_can_run_a_tasks_function(tmp_path):
+    """Pickle looks for a function by its name in its module, and finds the task there."""
     (tmp_path / "pooled.py").write_text(POOLED)
     assert run_python("pooled.py", cwd=tmp_path) == "[8, 8, 2] True\npooled.double double half\n"
 
 
-@pytest.mark.parametrize("queue", ["a\nb", "\ud800", "amq.x", "é" * 116, "\r"])
-def test_a_queue_that_rabbitmq_does_not_take_is_refused(queue, offline):
-    with pytest.raises(ValueError, match="queue"):
-        offline.task(queue=queue)(echo)
-    with pytest.raises(ValueError, match="queue"):
-        offline.worker([queue])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        5, b"q", [5], 0.5, ["ok", None], "",
+        # RabbitMQ removes line breaks, keeps "amq." to itself, and takes at most 230 bytes of us.
+        "a\nb", "\r", "amq.x", "é" * 116, "\ud800",
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_what_is_no_queue_is_refused_wherever_queues_are_named(wrong, offline):
+    remote = functools.partial(offline.remote, "m.f")
+    for call in (
+        offline.task, offline.worker, offline.queue_stats, offline.failed_messages, remote
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"a queue's name is a string|RabbitMQ keeps .* names"):
+            call(wrong)
 
 
 @pytest.mark.parametrize(
     "queue", ["mails für alle", "%", "*", "(", "a\tb", " ", "x.failed", "é" * 115]
 )
 def test_a_queues_name_may_hold_any_letter(queue, offline):
-    assert offline.task(queue=queue)(echo).queue == queue and offline.worker([queue]).queues == [
-        queue
-    ]
+    assert offline.task(queue=queue)(echo).queue == queue
+    assert offline.worker([queue]).queues == [queue]
 
 
 def test_what_an_unknown_task_costs_does_not_grow_with_the_known(offline, monkeypatch):
+    """Older code looked through all names for one that is alike: 59 ms for each such message, in an
+    application with 1,000 tasks."""
     task = offline.task(echo)
     known = {f"test_kuyruk.task_number_{n}": task for n in range(50)}
 
     class Counted(dict):
+        """Counts how often somebody goes through all of it."""
+
         looks = 0
 
         def __iter__(self):
@@ -2010,30 +2059,6 @@ def test_a_message_does_not_run_a_program(offline, tmp_path, monkeypatch):
         offline._find_task("program.__main__", "f")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"max_fail_delay": 5}, {"max_failures": 2}, {"fail_delay": 5, "max_fail_delay": 4},
-        {"throws": ["ValueError"]},
-        {"fail_delay": 5, "max_fail_delay": 2**32}, {"fail_delay": 5, "max_failures": 0},
-        {"throws": int},
-        {"fail_delay": 5, "max_failures": 1.5}, {"throws": (ValueError, 5)},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_an_option_that_would_have_no_effect_is_refused(options, offline):
-    with pytest.raises(ValueError, match=list(options)[-1]):
-        offline.task(queue="q", **options)(echo)
-
-
-def test_the_options_for_failures_are_the_tasks(offline):
-    task = offline.task(fail_delay=5, max_fail_delay=60, max_failures=3, throws=ValueError)(echo)
-    assert (task.max_fail_delay, task.max_failures, task.throws) == (60, 3, (ValueError,))
-    assert offline.task(throws=[KeyError, OSError])(echo).throws == (KeyError, OSError)
-    plain = offline.task(echo)
-    assert (plain.max_fail_delay, plain.max_failures, plain.throws) == (None, None, ())
-
-
 @given(
     first=st.floats(0.001, 1e6),
     factor=st.floats(1, 1e4),
@@ -2045,12 +2070,9 @@ def test_a_delay_doubles_with_each_failure_up_to_the_most_and_has_two_digits(
 ):
     most = first * factor
     delay = kuyruk._growing_delay(first, most, failures, jitter)
-    whole = min(first * 2.0 ** min(failures - 1, 60), most)
-    assert (
-        first <= delay * (1 + 1e-9)
-        and 0.75 * whole <= delay * (1 + 1e-9)
-        and delay <= min(1.2 * whole, most)
-    )
+    doubled = min(first * 2.0 ** min(failures - 1, 60), most)
+    # The jitter takes up to a quarter off; two digits, rounded up, add up to a tenth.
+    assert max(first, 0.75 * doubled) * (1 - 1e-9) <= delay <= min(1.2 * doubled, most)
     assert delay == most or float(f"{delay:.1e}") == pytest.approx(delay, rel=1e-9)
     assert kuyruk._growing_delay(first, None, failures, jitter) == first
 
@@ -2058,30 +2080,31 @@ def test_a_delay_doubles_with_each_failure_up_to_the_most_and_has_two_digits(
 @pytest.mark.parametrize(
     "option",
     [
+        {"args": "abc"}, {"args": 5}, {"args": {1}}, {"kwargs": [1]}, {"kwargs": {1: 2}},
+        {"wait_result": -1}, {"wait_result": NAN}, {"wait_result": "5"},
+        {"message_ttl": -1}, {"message_ttl": NAN}, {"message_ttl": INF}, {"message_ttl": 2**32},
+        {"message_ttl": "5"}, {"host": "h" * 256},
         {"delay": -1}, {"delay": NAN}, {"delay": 2**32}, {"delay": "5"},
-        {"delay": 1, "wait_result": 1},
-        {"delay": 1, "message_ttl": 5}, {"priority": -1}, {"priority": 256}, {"priority": 1.5},
-        {"priority": "5"},
+        {"delay": 1, "wait_result": 1}, {"delay": 1, "message_ttl": 5},
+        {"priority": -1}, {"priority": 256}, {"priority": 1.5}, {"priority": "5"},
         {"headers": [1]}, {"headers": {1: 2}}, {"headers": {"a": object()}},
-        {"headers": {"a": 2**70}}, {"id": 5},
-        {"headers": {"x-kuyruk-failures": 1}}, {"headers": {"CC": ["other"]}},
-        {"headers": {"k" * 129: 1}},
-        {"headers": {"": 1}}, {"headers": {"a": endless}}, {"id": "i" * 256}, {"kwargs": {1: 2}},
-        {"args": {1}},
+        {"headers": {"a": 2**70}}, {"headers": {"x-kuyruk-failures": 1}},
+        {"headers": {"CC": ["other"]}}, {"headers": {"k" * 129: 1}}, {"headers": {"": 1}},
+        {"headers": {"a": endless}}, {"id": 5}, {"id": "i" * 256},
     ],
+    ids=lambda option: ascii(option)[:40],
 )  # fmt: skip
-@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("eager", [False, True], ids=["", "EAGER"])
 def test_a_sending_option_that_cannot_work_is_refused_in_eager_too(option, eager, offline):
     offline.config.EAGER = eager
-    with pytest.raises((ValueError, TypeError), match=next(iter(option))):
+    name = next(iter(option))
+    says = "a queue's name" if name == "host" else f"{name} (takes|can't be combined)"
+    with pytest.raises((ValueError, TypeError), match=says):
         offline.task(echo).send_to_queue(**option)
-    single = {
-        key: value for key, value in option.items() if key not in ("wait_result", "message_ttl")
-    }
-    if len(single) == len(option):
-        with pytest.raises((ValueError, TypeError), match=next(iter(option))):
-            offline.send_tasks_to_queue([offline.task(echo).subtask(**single)])
-    assert not threads_of_ours() and not ran
+    if not option.keys() & {"wait_result", "message_ttl"}:  # which a batch doesn't have
+        with pytest.raises((ValueError, TypeError), match=says):
+            offline.send_tasks_to_queue([offline.task(echo).subtask(**option)])
+    assert (ran, threads_of_ours()) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -2094,11 +2117,9 @@ def test_a_remote_task_has_a_whole_name(name, offline):
 
 def test_a_remote_task_cannot_run_here(offline):
     task = offline.remote("pkg.tasks.add", queue="q")
-    assert (
-        (task.name, task.queue) == ("pkg.tasks.add", "q")
-        and not offline._tasks
-        and not offline._queues
-    )
+    assert (task.name, task.queue) == ("pkg.tasks.add", "q")
+    # A worker of this application doesn't wait for what it can't run.
+    assert (offline._tasks, offline._queues) == ({}, {})
     with pytest.raises(TypeError, match=r"pkg\.tasks\.add can't run here"):
         task.apply(1)
     offline.config.EAGER = True
@@ -2137,14 +2158,14 @@ print("ends")
 
 @pytest.mark.parametrize("order", ["before", "after", "after a fork"])
 def test_it_may_be_imported_before_or_after_gevents_patch(order, url, queue, tmp_path):
-    """As with `gunicorn -k gevent --preload`: each greenlet sends, waits and runs for itself."""
+    """Each greenlet sends, waits and runs for itself, with `gunicorn -k gevent --preload`, too."""
     (tmp_path / "program.py").write_text(GEVENT)
     assert run_python("program.py", order, url, queue, cwd=tmp_path) == "ends\n"
 
 
 @pytest.fixture
 def context_log():
-    """The lines of a log whose handler has a LogContext."""
+    """context_log() returns the lines of a log whose handler has a LogContext."""
     lines, handler = io.StringIO(), logging.StreamHandler()
     handler.setStream(lines)
     handler.addFilter(kuyruk.LogContext())
@@ -2163,7 +2184,7 @@ def log_inner_and_outer(inner=False):
         log.warning("goes on", extra={"task_id": "given"})
 
 
-def test_a_log_record_tells_of_the_task_in_which_it_is_made(offline, context_log):
+def test_a_log_record_names_the_task_in_which_it_is_made(offline, context_log):
     logging.getLogger("test.context").warning("outside")
     run = kuyruk.Run(task := offline.task(log_inner_and_outer), "an id", "a queue", False)
     task._run(run, (), {}, None)
@@ -2182,9 +2203,10 @@ def test_a_worker_gives_each_record_its_message(app, queue, start, context_log):
     assert context_log() == [f"{task.name} x {queue} begins"]
 
 
-def test_a_log_context_filters_by_name_as_every_filter(offline):
+def test_a_log_context_filters_by_name_as_every_filter():
     record = logging.LogRecord("a.b", logging.INFO, "file", 1, "text", (), None)
-    assert kuyruk.LogContext("a").filter(record) and not kuyruk.LogContext("c").filter(record)
+    passes = {name: kuyruk.LogContext(name).filter(record) for name in ("", "a", "c")}
+    assert passes == {"": True, "a": True, "c": False}
     assert (record.task, record.task_id, record.queue) == (None, None, None)
 
 
@@ -2194,28 +2216,39 @@ def test_what_is_neither_function_nor_queue_is_refused_at_once(decorated, offlin
         offline.task(decorated)
 
 
-@pytest.mark.parametrize("throws", [ValueError(), "ValueError", (ValueError(),), 5])
-def test_what_is_thrown_is_a_class(throws, offline):
-    with pytest.raises(ValueError, match=r"throws takes exception classes: not ('?ValueError|5)"):
+@pytest.mark.parametrize(
+    ("throws", "shown"),
+    [
+        (ValueError(), r"ValueError\(\)"), ("ValueError", "'ValueError'"),
+        ((ValueError(),), r"ValueError\(\)"), (["ValueError"], "'ValueError'"), (5, "5"),
+        ((ValueError, 5), "5"), (int, "<class 'int'>"),
+    ],
+)  # fmt: skip
+def test_throws_takes_exception_classes_one_or_several(throws, shown, offline):
+    with pytest.raises(ValueError, match=f"throws takes exception classes: not {shown}$"):
         offline.task(throws=throws)(echo)
+    assert offline.task(throws=KeyError)(echo).throws == (KeyError,)
+    assert offline.task(throws=[KeyError, OSError])(echo).throws == (KeyError, OSError)
 
 
 @pytest.mark.parametrize("eager", [False, True])
 def test_only_subtasks_are_sent_together(eager, offline):
     offline.config.EAGER = eager
     task = offline.task(echo)
-    for wrong in ([task], task.subtask((1,)), [None], [task.subtask(), (task, (), {}, None)]):
-        with pytest.raises(TypeError, match="what a task's subtask"):
+    tuples = [task.subtask(), (task, (), {}, None)]  # a SubTask is more than a tuple
+    for wrong in ([task], task.subtask((1,)), [None], tuples, 5, None, "x", [5], {"a": 1}):
+        with pytest.raises(
+            TypeError, match=r"takes a list of what a task's subtask\(...\) returns"
+        ):
             offline.send_tasks_to_queue(wrong)
-    assert not ran and not threads_of_ours()
+    assert (ran, threads_of_ours()) == ([], [])  # none of them, not even the right ones
 
 
 def test_a_subtask_may_be_made_by_hand(offline):
     offline.config.EAGER = True
     task = offline.task(echo)
-    offline.send_tasks_to_queue(
-        [kuyruk.SubTask(task, None, None, ""), kuyruk.SubTask(task, [1], {}, None)]
-    )
+    empty, given = kuyruk.SubTask(task, None, None, ""), kuyruk.SubTask(task, [1], {}, None)
+    offline.send_tasks_to_queue([empty, given])
     assert ran == [(), (1,)]
 
 
@@ -2267,29 +2300,6 @@ def test_an_unknown_option_is_named_with_what_was_meant_or_what_there_is(
         call(offline)
 
 
-@pytest.mark.parametrize("wrong", [5, b"q", [5], 0.5, ["ok", None], ""])
-def test_what_is_no_queue_is_refused_wherever_queues_are_named(wrong, offline):
-    for call in (offline.worker, offline.queue_stats):
-        with pytest.raises(ValueError, match="a queue's name is a string"):
-            call(wrong)
-    for call in (offline.failed_messages, offline.task, lambda q: offline.remote("m.f", q)):
-        with pytest.raises(ValueError, match="a queue's name is a string"):
-            call(wrong)
-
-
-@pytest.mark.parametrize("wrong", [5, None, "x", [5], {"a": 1}])
-def test_what_is_no_list_of_subtasks_is_refused(wrong, offline):
-    with pytest.raises(TypeError, match=r"takes a list of what a task's subtask\(...\) returns"):
-        offline.send_tasks_to_queue(wrong)
-
-
-@pytest.mark.parametrize("wrong", ["amqp://u:hunter2@h/", {"RABBIT_HOST": "h"}, kuyruk.Config])
-def test_an_application_says_what_its_configuration_is(wrong):
-    with pytest.raises(TypeError, match=r"a kuyruk.Config \(.*from_dict.*RABBIT_URL") as info:
-        kuyruk.Kuyruk(wrong)
-    assert "hunter2" not in str(info.value)
-
-
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -2328,6 +2338,7 @@ def test_what_is_of_the_wrong_kind_is_named_as_the_user_has_written_it(call, say
     [
         ((), "count() missing 1 required positional argument: 'number'"),
         ((1, 2), "count() takes 1 positional argument but 2 were given"),
+        # These calls are the task's own.
         ((0,), "inner() missing 1 required positional argument: 'x'"),
         ((5,), "count.f() takes 1 positional argument but 2 were given"),
     ],
@@ -2347,21 +2358,20 @@ def test_a_wrong_call_is_named_as_the_user_knows_the_function(args, says, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "code",
+    "make",
     [
         "import runpy; f = runpy.run_path('script.py')['f']",
-        "space = {'__name__': 'cell [1]'}; exec(CODE, space); f = space['f']",
-        "import kuyruk\n@kuyruk.Kuyruk().task\ndef f(): pass",
+        "space = {'__name__': 'cell [1]'}; exec(code, space); f = space['f']",
+        "exec(code)",
     ],
-    ids=["run_path", "exec", "-c"],
+    ids=["run_path", "a notebook's cell", "-c"],
 )
-def test_a_function_of_no_module_can_be_applied_and_not_sent(code, tmp_path):
+def test_a_function_of_no_module_can_be_applied_and_not_sent(make, tmp_path):
     (tmp_path / "script.py").write_text("import kuyruk\n@kuyruk.Kuyruk().task\ndef f(): return 5\n")
-    code = code.replace("CODE", repr((tmp_path / "script.py").read_text())) + (
-        "\nprint(f.apply())\ntry: f()\n"
-        "except TypeError as error: print('a worker could import' in str(error))"
-    )
-    assert run_python("-c", code, cwd=tmp_path).split() in (["5", "True"], ["None", "True"])
+    read = "import pathlib; code = pathlib.Path('script.py').read_text()"
+    send = "try: f()\nexcept TypeError as error: print('a worker could import' in str(error))"
+    program = f"{read}\n{make}\nprint(f.apply())\n{send}"
+    assert run_python("-c", program, cwd=tmp_path) == "5\nTrue\n"
 
 
 # --- Interrupting a running task ---------------------------------------------
@@ -2370,8 +2380,8 @@ def test_a_function_of_no_module_can_be_applied_and_not_sent(code, tmp_path):
 def test_a_task_knows_its_run(offline):
     task = offline.task(lambda: kuyruk.current_task())
     run = task.apply()
-    assert run.task is task and (run.id, run.queue, run.redelivered) == (None, None, False)
-    assert kuyruk.current_task() is None
+    assert (run.task, run.id, run.queue, run.redelivered) == (task, None, None, False)
+    assert kuyruk.current_task() is None  # it has ended
 
 
 def test_a_task_knows_how_much_time_remains(offline):
@@ -2401,7 +2411,7 @@ def test_a_time_limit_is_for_each_try(offline):
         return "done"
 
     assert again.apply() == "done"
-    assert deadlines[0] + 0.02 <= deadlines[1] and deadlines[1] + 0.02 <= deadlines[2]
+    assert min(later - sooner for sooner, later in itertools.pairwise(deadlines)) >= 0.02
 
 
 @pytest.mark.parametrize(
@@ -2421,7 +2431,7 @@ def test_how_often_a_task_is_tried_that_raises(error, tries, offline):
     assert len(ran) == tries
 
 
-def test_a_task_that_swallows_its_timeout_is_told_again_when_it_asks(offline):
+def test_a_task_that_swallows_its_timeout_gets_it_again_when_it_asks(offline):
     @offline.task(max_run_time=0.05)
     def swallow():
         try:
@@ -2466,7 +2476,8 @@ def test_the_limit_of_an_outer_task_ends_the_inner_one(offline):
 @may_be_printed
 @pytest.mark.usefixtures("frequent_switches")
 def test_a_limit_hits_nothing_but_its_task(offline):
-    """Thousands of tries that end when their time does, on eight threads."""
+    """Thousands of tries end when their time does, on eight threads: each either returns or is
+    interrupted, and what follows in its thread isn't."""
     tries = collections.Counter()
 
     def run_many():
@@ -2481,17 +2492,18 @@ def test_a_limit_hits_nothing_but_its_task(offline):
                 pass
 
     results([background(run_many) for _ in range(8)])
-    assert sum(tries.values()) == 2000 and len(tries) == 2
+    # Both have happened, or the tries didn't end close enough to their time.
+    assert (tries.total(), tries.keys()) == (2000, {"returned", "interrupted"})
 
 
-@contextlib.contextmanager
 def a_watch(grace=SOON, give_up=lambda run: None):
-    with contextlib.closing(kuyruk._Watch(grace, give_up)) as watch:
-        yield watch
+    """Return a watch as a worker has it, for a `with` block. give_up: called with a run that goes
+    on for longer than the grace (seconds) after its interruption."""
+    return contextlib.closing(kuyruk._Watch(grace, give_up))
 
 
 def run_in(watch, task, *args):
-    """Run the task as a worker does, whose watch this is."""
+    """Run a task as the worker does whose watch this is."""
     return kuyruk.Run(task, "id", "queue", False)._call(args, {}, watch)
 
 
@@ -2509,7 +2521,8 @@ def collecting(threshold, on_collection):
 
 
 def test_the_garbage_collector_keeps_away_while_threads_are_looked_at(offline, monkeypatch):
-    """On Python 3.11 it may run within that call, and lock the interpreter up (cpython#106883)."""
+    """On Python 3.11 it may run within sys._current_frames, and lock the interpreter up
+    (cpython#106883)."""
     look, looking, looks, hits = sys._current_frames, set(), [], []
 
     def look_slowly():
@@ -2528,6 +2541,8 @@ def test_the_garbage_collector_keeps_away_while_threads_are_looked_at(offline, m
         sleep_deep_down(levels - 1) if levels else ended.wait(PATIENCE)
 
     ended = threading.Event()
+    # Each thread and each of its frames is an object that the look makes: more of them, and the
+    # collector comes more surely.
     threads = [threading.Thread(target=sleep_deep_down, args=(5,)) for _ in range(20)]
     for thread in threads:
         thread.start()
@@ -2537,16 +2552,18 @@ def test_the_garbage_collector_keeps_away_while_threads_are_looked_at(offline, m
             for _ in range(10):
                 with pytest.raises(kuyruk.Timeout):
                     run_in(watch, offline.task(max_run_time=0.01)(spin))
-                assert kuyruk._format_stack(threads[0].ident)
+                assert "sleep_deep_down" in kuyruk._format_stack(threads[0].ident)
     finally:
         ended.set()
         for thread in threads:
             thread.join()
-    assert len(looks) >= 20 and not hits and gc.isenabled()  # now, that no watch looks any more
+    # Now no watch looks any more, and the collector is let in again.
+    assert (hits, gc.isenabled()) == ([], True)
+    assert len(looks) >= 20
 
 
 def run_interrupted(watch, task, cause):
-    """The same, interrupted by the cause as soon as it has noted its run in `ran`."""
+    """Run a task, and interrupt it by the cause as soon as it has noted its run in `ran`."""
 
     def interrupt():
         wait_until(lambda: ran)
@@ -2581,7 +2598,9 @@ def test_an_interruption_has_its_text_and_its_facts_inside_the_task(ask, cause, 
     def look():
         ran.append(kuyruk.current_task())
         try:
-            while True:  # a jump back alone is in no try block, in Python 3.14
+            # The loop needs a body. Python raises what is set at the jump back, which isn't in the
+            # try block of a loop that only jumps.
+            while True:
                 ran[0].check() if ask else ran[0].remaining()
         except BaseException as error:
             caught.append((type(error), str(error), error.args, getattr(error, "exc_info", None)))
@@ -2589,15 +2608,17 @@ def test_an_interruption_has_its_text_and_its_facts_inside_the_task(ask, cause, 
 
     with a_watch() as watch, pytest.raises(type(cause)) as raised:
         run_interrupted(watch, offline.task(look), cause)
-    facts = type(cause), str(cause), cause.args, getattr(cause, "exc_info", None)
-    assert caught == [facts] and (str(raised.value), raised.value.args) == (str(cause), cause.args)
+    assert caught == [(type(cause), str(cause), cause.args, getattr(cause, "exc_info", None))]
+    assert (str(raised.value), raised.value.args) == (str(cause), cause.args)
 
 
-def test_an_interruption_that_somebody_makes_without_arguments_has_none():
-    for kind in map(type, CAUSES):
-        assert kind().args == () and kind("text").args == ("text",)
-        assert type(pickle.loads(pickle.dumps(kind("text")))) is kind
-    assert kuyruk.HeartbeatError().exc_info is None
+def test_an_interruption_that_is_made_outside_of_a_task_has_only_its_arguments():
+    kinds = [type(cause) for cause in CAUSES]
+    assert [(kind().args, kind("text").args) for kind in kinds] == [((), ("text",))] * 4
+
+
+# What a task's code, or that of a library, may make of an interruption: raise another exception in
+# its place, or in a group.
 
 
 def raise_from(error):
@@ -2634,14 +2655,18 @@ def test_what_interrupted_a_run_decides_whatever_comes_out_of_the_task(hide, cau
 
     with a_watch() as watch, pytest.raises(type(cause), match=re.escape(str(cause))) as raised:
         run_interrupted(watch, wrap, cause)
-    assert len(ran) == 1 and hide.__name__ in "".join(traceback.format_exception(raised.value))
+    assert len(ran) == 1  # it isn't tried again
+    # What has hidden it is shown, too.
+    assert f"in {hide.__name__}" in "".join(traceback.format_exception(raised.value))
 
 
-def test_what_an_uninterrupted_task_raises_decides(offline):
-    with a_watch() as watch:
-        for hide in (raise_from, raise_another, exit_program):
-            with pytest.raises((RuntimeError, KeyError, SystemExit)):
-                run_in(watch, offline.task(max_run_time=50)(hide), ValueError())
+@pytest.mark.parametrize(
+    ("hide", "error"),
+    [(raise_from, RuntimeError), (raise_another, KeyError), (exit_program, SystemExit)],
+)
+def test_what_an_uninterrupted_task_raises_decides(hide, error, offline):
+    with a_watch() as watch, pytest.raises(error):
+        run_in(watch, offline.task(max_run_time=50)(hide), ValueError())
 
 
 def test_asking_again_and_again_makes_no_traceback_grow(offline):
@@ -2659,13 +2684,14 @@ def test_asking_again_and_again_makes_no_traceback_grow(offline):
 
     with a_watch() as watch:
         run_interrupted(watch, offline.task(ask), kuyruk.Timeout("over"))
-    assert lengths == [(2, None)] * 1000
+    assert lengths == [(2, None)] * 1000  # `ask` and `check`
 
 
 class Large:
-    """Stands for 20 MB of locals; `large` has those that still live."""
+    """Stands for 20 MB of locals."""
 
 
+#: Those that still live.
 large = weakref.WeakSet()
 
 
@@ -2678,6 +2704,7 @@ def fail_with_large_locals(step):
 
 @contextlib.contextmanager
 def no_garbage_collection():
+    """Keep the garbage collector away: what is freed meanwhile was in no cycle."""
     gc.collect()
     gc.disable()
     try:
@@ -2698,13 +2725,34 @@ def spin_and_wrap():
 )
 def test_the_frames_of_a_failed_task_are_freed_with_its_exception(step, offline):
     task = offline.task(max_run_time=0.05)(fail_with_large_locals)
+    lived = []
     with no_garbage_collection():
         for _ in range(3):
             try:
                 task.apply(step)
             except (ZeroDivisionError, kuyruk.Timeout):
-                assert len(large) == 1
-            assert not large
+                lived.append(len(large))
+            lived.append(len(large))
+    assert lived == [1, 0] * 3  # with its exception, and after it
+
+
+def test_a_watch_that_lives_on_keeps_nothing_of_a_run_that_it_has_interrupted(offline):
+    """It sleeps until the grace would be over, which may be long, and a run has its arguments."""
+
+    @offline.task(max_run_time=0.05)
+    def task(argument):
+        try:
+            spin()
+        finally:
+            time.sleep(0.1)  # by then the watch has looked once more, and sleeps
+
+    with no_garbage_collection(), a_watch(3600) as watch:
+        argument = Large()
+        large.add(argument)
+        with contextlib.suppress(kuyruk.Timeout):
+            run_in(watch, task, argument)
+        del argument
+        wait_until(lambda: not large, SOON)
 
 
 def take_all_items(items, *, more):
@@ -2718,6 +2766,7 @@ def take_all_items(items, *, more):
 def test_each_try_has_fresh_arguments(offline):
     task = offline.task(retry=2)(take_all_items)
     assert task.apply([1, 2], more={"items": [3]}) == 8
+    # The first try fails after two items, the second after three, and each begins with all.
     assert ran == [2, 1, 2, 1, 3, 2, 1, 3]
     ran.clear()
     offline.config.EAGER = True
@@ -2730,8 +2779,12 @@ def test_arguments_that_are_no_json_are_the_same_in_each_try(offline):
         deep = [deep]
     script[:] = [ValueError(), "done"]
     task = offline.task(retry=1)(lambda *args: (ran.append(args), play())[1])
+    # One can't be copied, and the other is nested too deeply for it. (`deep` isn't compared with
+    # ==, nor shown: both would exceed Python's limit of recursion.)
     assert task.apply((thing,), deep) == "done"
-    assert ran[0][0][0] is ran[2][0][0] is thing and ran[2][1] is deep
+    first, _, second, _ = ran
+    assert (first[0], second[0]) == ((thing,), (thing,))
+    assert [args[1] is deep for args in (first, second)] == [True, True]
 
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="nobody's")
@@ -2746,15 +2799,11 @@ def test_each_run_has_a_context_of_its_own(offline):
         return VARIABLE.get()
 
     token = VARIABLE.set("the caller's")
-    assert look.apply() == "the task's" and VARIABLE.get() == "the caller's"
-    assert look.apply() == "the task's" and ran == ["the caller's", "the task's", "the caller's"]
+    seen = [look.apply(), VARIABLE.get(), look.apply(), VARIABLE.get()]
     VARIABLE.reset(token)
-
-
-def a_module(name, code):
-    module = types.ModuleType(name)
-    exec(textwrap.dedent(code), module.__dict__)
-    return module
+    assert seen == ["the task's", "the caller's"] * 2
+    # The second run doesn't see what the first has set; a second try sees what the first has.
+    assert ran == ["the caller's", "the task's", "the caller's"]
 
 
 @pytest.mark.parametrize(
@@ -2762,8 +2811,10 @@ def a_module(name, code):
     [
         ("locks", "locks", False),
         ("locks.inner", "locks", False),
+        # Neither its package is meant, nor one whose name begins in the same way.
         ("locks", "locks.inner", True),
         ("locksmith", "locks", True),
+        # These count without anybody's word.
         ("logging", None, False),
         ("logging.handlers", None, False),
         ("concurrent.futures.thread", None, False),
@@ -2775,16 +2826,18 @@ def a_module(name, code):
 def test_a_task_is_not_cut_in_a_module_that_guards_locks(module, unsafe, cut, offline, monkeypatch):
     if unsafe:
         monkeypatch.setattr(kuyruk, "UNSAFE_MODULES", {*kuyruk.UNSAFE_MODULES, unsafe})
-    guarded = a_module(module, "def call(f):\n    f()\n")
+    guarded = {"__name__": module}
+    exec("def call(f): f()", guarded)
 
     def work():
-        end = time.monotonic() + 0.2
+        # Where it is to be cut it goes on until then, however late that is on a busy machine.
+        end = time.monotonic() + (PATIENCE if cut else 0.5)
         while time.monotonic() < end:
             pass
         ran.append("whole")
 
     def task():
-        guarded.call(work)
+        guarded["call"](work)
         spin()
 
     with pytest.raises(kuyruk.Timeout):
@@ -2795,7 +2848,7 @@ def test_a_task_is_not_cut_in_a_module_that_guards_locks(module, unsafe, cut, of
 def test_a_task_is_not_cut_in_a_destructor_which_would_swallow_it(offline):
     class Slow:
         def __del__(self):
-            end = time.monotonic() + 0.2
+            end = time.monotonic() + 0.5
             while time.monotonic() < end:
                 pass
             ran.append("whole")
@@ -2812,33 +2865,44 @@ def test_a_task_is_not_cut_in_a_destructor_which_would_swallow_it(offline):
 @pytest.mark.parametrize("name", sorted(kuyruk._HOLD_NO_LOCK))
 def test_what_counts_as_safe_in_logging_takes_no_lock_and_swallows_nothing(name):
     source = inspect.getsource(operator.attrgetter(name)(logging))
-    assert not re.search(r"except\s*:|except (Base)?Exception|[lL]ock\b|acquire", source)
+    assert re.findall(r"except\s*:|except (?:Base)?Exception|[lL]ock\b|acquire", source) == []
 
 
 def test_a_task_that_does_nothing_but_log_is_interrupted(offline, tmp_path):
-    """It is seen nowhere but in logging, where it lets others run."""
+    """It lets other threads run only in logging, which isn't safe: so with the usual switch
+    interval the watch would see it nowhere else."""
     log = logging.getLogger(f"test-{uuid.uuid4().hex}")
     log.addHandler(logging.FileHandler(tmp_path / "log"))
     log.setLevel(logging.INFO)
-    before = sys.getswitchinterval()
+    usual = sys.getswitchinterval()
+    # It stays in code that isn't safe until the watch has begun to hunt it: on a busy machine the
+    # first look might find it anywhere.
+    unsafe = {"__name__": "logging.of_this_test"}
+    exec("def wait(condition):\n    while not condition(): pass", unsafe)
+    until = time.monotonic() + SOON
 
     def write():
+        unsafe["wait"](lambda: sys.getswitchinterval() < usual or time.monotonic() > until)
+        ran.append(sys.getswitchinterval())
         while True:
             log.info("a line")
 
     with contextlib.closing(log.handlers[0]), takes(0.1, PATIENCE), pytest.raises(kuyruk.Timeout):
         offline.task(max_run_time=0.1)(write).apply()
-    assert sys.getswitchinterval() == before
+    assert ran[0] < usual / 10
+    assert sys.getswitchinterval() == usual
 
 
 def test_timeouts_take_no_lock_along_and_hit_nothing_but_their_task(url):
-    """Of tasks that log, use queues, import and send. Thousands: tools/interrupt_proof.py."""
+    """This holds for tasks that log, use queues, import and send. (tools/interrupt_proof.py tries
+    it thousands of times.)"""
     counts, _ = interrupt_proof.prove(url, 200)
-    assert counts.pop("timeouts") == 200 and not any(counts.values())
+    assert counts == {**dict.fromkeys(counts, 0), "timeouts": 200}
 
 
 def test_after_an_interruption_a_tracer_goes_on(offline):
-    """Python 3.11 hangs in the next traced call when a pending exception was cleared."""
+    """Python 3.11 hangs in the next traced call if a pending exception was cleared: so the library
+    lets it land instead."""
     task, calls = offline.task(max_run_time=0.02)(end_at_deadline), []
 
     def tracer(frame, event, arg):
@@ -2848,6 +2912,7 @@ def test_after_an_interruption_a_tracer_goes_on(offline):
     def run_traced():
         sys.settrace(tracer)
         try:
+            # These end at their deadline: some are interrupted, and some have just ended then.
             for n in range(20):
                 with contextlib.suppress(kuyruk.Timeout):
                     task.apply(n)
@@ -2884,13 +2949,15 @@ def test_the_watch_survives_what_goes_wrong_and_tries_again_later_and_later(offl
         with pytest.raises(kuyruk.Timeout):  # others have their limits all the same
             run_in(watch, task(spin))
         wait_until(lambda: len(tries) == 4)
-        assert tries[3] - tries[2] > 1.5 * (tries[1] - tries[0]) and watch.healthy
+        # Each pause is as long as all before it together.
+        assert tries[3] - tries[2] > 1.5 * (tries[1] - tries[0])
+        assert watch.healthy
         trap.put("the way out")
         with pytest.raises(kuyruk.Timeout):
             stuck.result(PATIENCE)
-        assert len(tries) == 4 and watch._schedule == []
+        assert (len(tries), watch._schedule) == (4, [])
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert len(errors) == 3 and "can't start new thread" in caplog.text
+    assert [str(record.exc_info[1]) for record in errors] == ["can't start new thread"] * 3
 
 
 def test_the_watch_is_not_healthy_while_it_hangs_or_after_its_end(offline, monkeypatch):
@@ -2910,29 +2977,28 @@ def test_the_watch_is_not_healthy_while_it_hangs_or_after_its_end(offline, monke
 
 @pytest.mark.usefixtures("frequent_switches")
 def test_a_run_that_is_interrupted_as_it_ends_leaves_the_watch(offline):
-    task, runs = offline.task(lambda: ran.append(kuyruk.current_task())), 0
+    """The watch would look at it for ever, and hold it with all that it leads to."""
+    task, left = offline.task(lambda: ran.append(kuyruk.current_task())), []
     with a_watch(3600) as watch:
         for _ in range(300):
             ran.clear()
             with contextlib.suppress(kuyruk.Discard):
                 run_interrupted(watch, task, kuyruk.Discard("late"))
-            runs += 1
-            assert watch._schedule == []
+            left += watch._schedule
         watch.interrupt(ran[0], kuyruk.Discard("far too late"))
-        assert watch._schedule == [] and runs == 300
+        assert left + watch._schedule == []
 
 
 def test_the_deadlines_that_the_watch_holds_are_those_of_running_tasks(offline):
-    task = offline.task(max_run_time=3600)(echo)
     with a_watch() as watch:
-        held = offline.task(max_run_time=3600, retry=1)(
-            lambda: (len(watch._schedule), task.apply())[0]
-        )
-        assert [run_in(watch, held) for _ in range(100)] == [1] * 100 and watch._schedule == []
+        task = offline.task(max_run_time=3600, retry=1)(lambda: len(watch._schedule))
+        assert [run_in(watch, task) for _ in range(100)] == [1] * 100
+        assert watch._schedule == []
 
 
 def test_no_interruption_is_lost_where_the_garbage_collector_calls(offline, monkeypatch):
-    """From Python 3.12 on it runs where an exception lands, and before that."""
+    """An exception that lands in a finalizer, or in one of gc.callbacks, is printed, and the task
+    goes on. From Python 3.12 on the collector runs right where one lands, and before it lands."""
     lost = []
 
     class Garbage:
@@ -2942,7 +3008,7 @@ def test_no_interruption_is_lost_where_the_garbage_collector_calls(offline, monk
         def __del__(self):
             sum(range(300))
 
-    # Python 3.11 collects where it allocates: less work, and each look would find it there.
+    # Python 3.11 collects where it allocates: with less work, each look would find it there.
     work = 200 if sys.version_info >= (3, 12) else 3000
 
     def make_garbage():
@@ -2959,33 +3025,33 @@ def test_no_interruption_is_lost_where_the_garbage_collector_calls(offline, monk
         for _ in range(200):
             with pytest.raises(kuyruk.Timeout):
                 run_in(watch, offline.task(max_run_time=0.005)(make_garbage))
-            assert gc.isenabled() and not lost
+            assert (gc.isenabled(), lost) == (True, [])
 
 
 def test_the_collector_is_let_in_again_when_an_interruption_does_not_land(offline):
-    """Its thread is in C code."""
+    """The thread is in C code, perhaps for ever: the whole process would go without."""
     with a_watch(grace=0.1, give_up=lambda run: ran.append(gc.isenabled())) as watch:
         with pytest.raises(kuyruk.Timeout):
             run_in(watch, offline.task(max_run_time=0.05)(lambda: time.sleep(1)))
-        assert ran == [True] and gc.isenabled()
+        assert (ran, gc.isenabled()) == ([True], True)
 
 
 def test_the_garbage_collector_stays_away_until_the_last_thread_has_looked():
-    keep_away = kuyruk._no_collection
+    keep_away, enabled = kuyruk._no_collection, []
     with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
-        first.enter_context(keep_away)
-        second.enter_context(keep_away)
-        first.close()
-        assert not gc.isenabled()
-        second.close()
-        assert gc.isenabled()
+        for stack in (first, second):
+            stack.enter_context(keep_away)
+        for stack in (first, second):
+            stack.close()
+            enabled.append(gc.isenabled())
     gc.disable()
     try:
         with keep_away:
             pass
-        assert not gc.isenabled()  # somebody else's decision
+        enabled.append(gc.isenabled())  # the program's own decision stays
     finally:
         gc.enable()
+    assert enabled == [False, True, False]
 
 
 def test_a_wait_in_which_a_signal_handler_waits_is_interrupted_all_the_same(offline):
@@ -2998,26 +3064,29 @@ def test_a_wait_in_which_a_signal_handler_waits_is_interrupted_all_the_same(offl
 
         kuyruk._interruptible(wait, event.set)
 
-    began = time.monotonic()
-    with a_watch() as watch, pytest.raises(kuyruk.Timeout):
+    with takes(0.1, PATIENCE), a_watch() as watch, pytest.raises(kuyruk.Timeout):
         run_in(watch, offline.task(max_run_time=0.1)(wait_within_a_wait))
-    assert time.monotonic() < began + PATIENCE
 
 
 def test_a_run_that_ends_while_its_next_look_is_scheduled_leaves_no_entry(offline):
-    """The watch would look after it for ever."""
+    """1. The watch, at the deadline: takes out the run's entry, to put in that of its next look.
+    2. The run's thread: ends, and takes out the entry that it finds. 3. The watch: puts in the
+    next, at which it would look for ever."""
     may_end = threading.Event()
     task = offline.task(max_run_time=0.05)(lambda: may_end.wait(PATIENCE))
 
     class Numbers:
+        """Numbers entries. The second number is taken at 1."""
+
         count = 0
 
         def __next__(self):
             self.count += 1
-            if self.count == 2:  # the watch's, at the deadline
+            if self.count == 2:
                 may_end.set()
-                with contextlib.suppress(TimeoutError):  # it waits for the watch's lock: well
-                    running.result(0.3)
+                # The run's thread finds an entry, and waits for the watch's lock, as it should.
+                with contextlib.suppress(TimeoutError):
+                    running.result(0.5)
             return self.count
 
     with a_watch() as watch:
@@ -3039,10 +3108,11 @@ def eager(offline):
 
 
 def test_eager_runs_the_task_here_and_returns_its_result_to_who_waits_for_it(eager):
-    assert eager.task(echo)(1, 2) is None and eager.task(echo).send_to_queue((5,)) is None
-    eager.send_tasks_to_queue([eager.task(echo).subtask((3,)), eager.task(echo).subtask()])
-    assert eager.task(echo).send_to_queue((6,), wait_result=1) == 6
-    assert ran == [(1, 2), (5,), (3,), (), (6,)]
+    task = eager.task(echo)
+    returned = [task(1, 2), task.send_to_queue((5,)), task.send_to_queue((6,), wait_result=1)]
+    assert returned == [None, None, 6]
+    eager.send_tasks_to_queue([task.subtask((3,)), task.subtask()])
+    assert ran == [(1, 2), (5,), (6,), (3,), ()]
 
 
 def test_eager_passes_everything_through_json(eager):
@@ -3060,14 +3130,15 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=20,
 )  # fmt: skip
-QUIET = {
-    "deadline": None,
-    "database": None,
-    "suppress_health_check": [HealthCheck.function_scoped_fixture],
-}
 
 
-@settings(max_examples=200, **QUIET)
+# An example may take long on a busy machine, and an app outlives the examples of its test.
+@settings(
+    max_examples=200,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(value=JSON)
 def test_eager_gives_back_every_json_value_as_it_was(eager, value):
     assert eager.task(echo).send_to_queue((value,), wait_result=1) == value
@@ -3075,9 +3146,9 @@ def test_eager_gives_back_every_json_value_as_it_was(eager, value):
 
 
 def test_eager_fails_where_production_would(eager):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="argument"):
         eager.task(echo)(object())
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="result"):
         eager.task(lambda: object()).send_to_queue(wait_result=1)
     with pytest.raises(ZeroDivisionError):
         eager.task(lambda: 1 / 0)()
@@ -3100,13 +3171,8 @@ def test_what_is_empty_is_not_given_in_eager_either(eager, nothing):
 
 
 def test_eager_takes_the_options_of_sending(eager):
-    options = {
-        "delay": 5,
-        "priority": 3,
-        "headers": {"a": [1, {"b": None}]},
-        "id": "x",
-        "host": "h",
-    }
+    headers = {"a": [1, {"b": None}]}
+    options = {"delay": 5, "priority": 3, "headers": headers, "id": "x", "host": "h"}
     assert eager.task(echo).send_to_queue((1,), **options) is None
     eager.send_tasks_to_queue([eager.task(echo).subtask((2,), **options)])
     assert ran == [(1,), (2,)]
@@ -3119,28 +3185,30 @@ def test_a_message_is_as_kuyruk_10_reads_it(app, queue, broker):
     before = datetime.datetime.now(datetime.UTC).replace(microsecond=0, tzinfo=None)
     app.task(queue)(echo)(1, b=[2])
     message = broker.take(queue)
-    body, properties = json.loads(message.body), message.properties
-    assert (body["args"], body["kwargs"], body["module"], body["function"]) == (
-        [1],
-        {"b": [2]},
-        "test_kuyruk",
-        "echo",
-    )
-    assert (body["sender_hostname"], body["sender_pid"]) == (HOSTNAME, os.getpid())
-    assert body["sender_cmd"].startswith(sys.argv[0]) and int(body["id"], 16) and len(body) == 9
-    sent_at = datetime.datetime.fromisoformat(body["sender_timestamp"])
+    body = json.loads(message.body)
+    given = {
+        name: value for name, value in message.properties.items() if value not in ("", None, {})
+    }
+    expected = {"content_type": "application/json", "delivery_mode": 2, "message_id": body["id"]}
+    assert given.keys() - expected.keys() == {"timestamp"}
+    assert given == {**expected, "timestamp": given["timestamp"]}
+    assert re.fullmatch("[0-9a-f]{32}", body.pop("id"))
+    assert body.pop("sender_cmd").startswith(sys.argv[0])
+    sent_at = datetime.datetime.fromisoformat(body.pop("sender_timestamp"))
     assert before <= sent_at <= before + datetime.timedelta(seconds=PATIENCE)
-    assert (properties["message_id"], properties["content_type"]) == (
-        body["id"],
-        "application/json",
-    )
-    assert properties["delivery_mode"] == 2 and properties["timestamp"]
-    assert not (properties["expiration"] or properties["reply_to"] or properties["correlation_id"])
+    assert body == {
+        "args": [1],
+        "kwargs": {"b": [2]},
+        "module": "test_kuyruk",
+        "function": "echo",
+        "sender_hostname": HOSTNAME,
+        "sender_pid": os.getpid(),
+    }
 
 
 def test_a_queue_is_declared_durable_and_with_the_given_arguments(make_app, url, queue, broker):
     make_app(url, QUEUE_ARGUMENTS={"x-max-priority": 3}).task(queue)(echo)()
-    broker.declare(queue, **{"x-max-priority": 3})  # otherwise an error
+    broker.declare(queue, **{"x-max-priority": 3})  # an error, if it differs from what there is
 
 
 def test_a_queue_that_exists_is_used_as_it_is(app, queue, broker, start):
@@ -3157,9 +3225,6 @@ def test_a_deleted_queue_is_declared_again(app, queue, broker):
     broker.delete(queue)
     task(2)
     assert arguments_in(broker.take_all(queue)) == [(2,)]
-    broker.delete(queue)
-    app.send_tasks_to_queue([task.subtask((n,)) for n in (3, 4)])
-    assert sorted(arguments_in(broker.take_all(queue))) == [(3,), (4,)]
 
 
 @pytest.mark.parametrize("host", ["localhost", HOSTNAME])
@@ -3173,6 +3238,7 @@ def test_a_host_is_a_suffix_of_the_queue(host, app, queue, broker):
 @pytest.mark.parametrize("ttl", [0.001, 0.2])
 def test_a_message_with_a_ttl_expires(ttl, app, queue, broker):
     task = app.task(queue)(echo)
+    # The longest that RabbitMQ takes: 32 bits of milliseconds.
     task.send_to_queue((1,), message_ttl=4294967)
     assert broker.take(queue).properties["expiration"] == "4294967000"
     with takes(ttl, PATIENCE):
@@ -3183,23 +3249,10 @@ def test_a_message_with_a_ttl_expires(ttl, app, queue, broker):
 def test_many_tasks_are_sent_in_one_go_and_in_order(app, queue, broker):
     task, other = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
     app.send_tasks_to_queue([])
+    # 5000 are more than one window (kuyruk.BATCH_WINDOW).
     app.send_tasks_to_queue((task if n % 5 else other).subtask((n,), {"k": n}) for n in range(5000))
     assert arguments_in(broker.take_all(queue)) == [(n,) for n in range(5000) if n % 5]
     assert arguments_in(broker.take_all(f"{queue}.2")) == [(n,) for n in range(0, 5000, 5)]
-
-
-def test_a_failed_batch_tells_what_is_not_confirmed(make_app, url, queue, broker):
-    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=1)
-    broker.declare(f"{queue}.2", **{"x-max-length": 2, "x-overflow": "reject-publish"})
-    task, full = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
-    subtasks = [(full if n % 2 else task).subtask((n,)) for n in range(10)]
-    with (
-        takes(1, SOON),
-        pytest.raises(kuyruk.BrokerError, match=r"3 messages .* '.*\.2' refuses it") as info,
-    ):
-        app.send_tasks_to_queue(subtasks)
-    assert info.value.unconfirmed == subtasks[5::2]
-    assert (broker.count(queue), broker.count(f"{queue}.2")) == (5, 2)
 
 
 @pytest.mark.parametrize("wait_result", [None, PATIENCE])
@@ -3221,6 +3274,8 @@ def test_a_queue_that_stays_full_leaves_no_channels_behind(make_app, url, queue,
     app = make_app(url, RABBIT_PUBLISH_TIMEOUT=2)
     broker.declare(queue, **{"x-max-length": 0, "x-overflow": "reject-publish"})
     task = app.task(queue)(echo)
+    # A channel on which a queue has refused a message is replaced by another: some ten of them in
+    # the time of each of these sends.
     for options in ({}, {"wait_result": 1}):
         with pytest.raises((kuyruk.BrokerError, kuyruk.ResultTimeout), match="refuses it"):
             task.send_to_queue((1,), **options)
@@ -3238,7 +3293,7 @@ def test_a_batch_to_a_broker_that_is_away_is_all_unconfirmed(offline, queue):
 def test_a_send_returns_when_the_broker_has_confirmed(make_app, proxy, queue, broker):
     task = make_app(proxy.url).task(queue)(echo)
     task()
-    proxy.stall("down")
+    proxy.stall("down")  # the message gets through, and its confirm doesn't
     sending = background(task)
     wait_until(lambda: broker.count(queue) == 2)
     assert still_waits(sending)
@@ -3256,25 +3311,6 @@ def test_without_confirms_a_send_does_not_wait(make_app, proxy, queue, broker):
     wait_until(lambda: broker.count(queue) == 2)
 
 
-@pytest.mark.parametrize("size", [10, 100_000])
-def test_without_confirms_sends_wait_while_a_stalled_broker_takes_nothing(
-    size, make_app, proxy, queue, caplog
-):
-    app = make_app(proxy.url, RABBIT_CONFIRM=False, RABBIT_PUBLISH_TIMEOUT=1)
-    task = app.task(queue)(echo)
-    task(0)
-    proxy.stall("up")
-
-    def send_on():
-        for sent in range(100_000_000 // size):
-            task(sent, "x" * size)
-
-    with pytest.raises(kuyruk.BrokerError):
-        send_on()
-    [lost] = wait_until(lambda: re.findall(r"Lost: (\d+) message", caplog.text))
-    assert int(lost) * size <= kuyruk.UNCONFIRMED_BYTES + size
-
-
 def test_without_confirms_what_a_lost_connection_takes_along_is_counted(
     make_app, proxy, queue, broker, caplog
 ):
@@ -3286,47 +3322,48 @@ def test_without_confirms_what_a_lost_connection_takes_along_is_counted(
         task(number, "x" * 1000)
     proxy.cut()
     proxy.resume()
-    # Until it is noticed, a message goes along with the others.
-    [lost] = wait_until(
-        lambda: re.findall(rf"Lost: (\d+) messages for queue '{queue}'", caplog.text)
-    )
+    # A message that is sent before the loss is noticed would be lost with the others.
+    lost = wait_until(lambda: re.findall(r"Lost: (\d+ messages for queue '.*'),", caplog.text))
     task("after")
-    wait_until(lambda: ("after",) in [args[:1] for args in arguments_in(broker.take_all(queue))])
-    assert int(lost) == 300  # the proxy has passed none of them on
+    wait_until(lambda: ("after",) in arguments_in(broker.take_all(queue)))
+    assert lost == [f"300 messages for queue '{queue}'"]  # the proxy has passed none of them on
 
 
 def test_without_confirms_a_call_waits_as_long_as_it_is_told_to(make_app, url, queue, start):
-    app = make_app(url, RABBIT_CONFIRM=False, RABBIT_PUBLISH_TIMEOUT=0.5)
+    app = make_app(url, RABBIT_CONFIRM=False, RABBIT_PUBLISH_TIMEOUT=1)
     task = app.task(queue)(hold)
     worker = start(app)
     call = background(task.send_to_queue, (5,), wait_result=PATIENCE)
-    with pytest.raises(TimeoutError):
-        call.result(1.5)
+    assert still_waits(call, 2)
     release.set()
-    assert call.result(SOON) == 5 and worker.stats["received"] == 1
+    assert (call.result(SOON), worker.stats["received"]) == (5, 1)  # it was sent once
 
 
+@pytest.mark.parametrize("count", [1, 3, 50])
 def test_without_confirms_what_no_queue_takes_is_counted_and_the_queue_looked_for_again(
-    make_app, url, queue, broker, caplog
+    count, make_app, url, queue, broker, caplog
 ):
     app = make_app(url, RABBIT_CONFIRM=False)
-    task = app.task(queue)(echo)
-    task(1)
+    task, other = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
+    task("before")
+    other("before")
+    broker.take(queue)
     broker.delete(queue)
-    app.send_tasks_to_queue([task.subtask((n,)) for n in range(5)])
-    # one line for each look of the reader's
+    app.send_tasks_to_queue([task.subtask(("returned",))] * count + [other.subtask(("beside",))])
+    # The reader logs what it has read by then: in one line, or in several.
     lost = rf"Lost: (\d+) messages? for queue '{queue}', .* returned"
-    wait_until(lambda: sum(map(int, re.findall(lost, caplog.text))) == 5)
-    task(2)
-    wait_until(lambda: broker.count(queue) == 1)
+    wait_until(lambda: sum(map(int, re.findall(lost, caplog.text))) == count)
+    task("after")
+    assert arguments_in([broker.take(queue)]) == [("after",)]
+    wait_until(lambda: broker.count(f"{queue}.2") == 2)
+    assert f"'{queue}.2'" not in caplog.text
 
 
 def test_without_confirms_a_queue_that_cannot_be_used_is_an_error(make_app, url, queue, broker):
     app = make_app(url, RABBIT_CONFIRM=False)
     broker.channel.queue.declare(queue, exclusive=True)
-    with pytest.raises(
-        kuyruk.BrokerError, match=rf"queue '{queue}' can't be used: RESOURCE_LOCKED"
-    ):
+    says = rf"queue '{queue}' can't be used: RESOURCE_LOCKED"
+    with pytest.raises(kuyruk.BrokerError, match=says):
         app.task(queue)(echo)()
 
 
@@ -3347,23 +3384,25 @@ def test_nothing_confirmed_is_lost_when_connections_are_cut(how, make_app, proxy
         proxy.cut(how)
     enough.set()
     results(senders)
-    assert set(confirmed) <= set(arguments_in(broker.take_all(queue)))
-    assert proxy.accepted > 10
+    assert set(confirmed) - set(arguments_in(broker.take_all(queue))) == set()
+    assert proxy.accepted > 10  # of 15 cuts; some come before there is a connection again
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("size", [1, 20_000_000], ids=["small", "more than the buffers take"])
 def test_a_send_to_a_stalled_broker_raises_in_time(size, direction, make_app, proxy, queue):
-    task = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=1).task(queue)(echo)
+    task = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=2).task(queue)(echo)
     task()
     proxy.stall(direction)
     sends = [background(task, "x" * size)]
     sends += [background(task.send_to_queue, (1,), wait_result=wait) for wait in (None, None, 30)]
-    with takes(0, 1 + SOON):
+    with takes(1, 2 + SOON):
         for future in sends:
             with pytest.raises(kuyruk.BrokerError):
                 future.result(PATIENCE)
-    while size > 1 and direction == "up" and proxy.accepted == 1:  # the connection is given up
+    # Half a message was written, and nothing can follow it: that connection is given up, and the
+    # next send has another.
+    while size > 1 and direction == "up" and proxy.accepted == 1:
         with contextlib.suppress(kuyruk.BrokerError):
             task()
 
@@ -3371,15 +3410,14 @@ def test_a_send_to_a_stalled_broker_raises_in_time(size, direction, make_app, pr
 @pytest.mark.parametrize("confirm", [True, False])
 def test_a_broker_that_never_answers_is_an_error_in_time(confirm, make_app, proxy, queue):
     proxy.mute = True
-    config = {
-        "RABBIT_CONNECT_TIMEOUT": 0.2,
-        "RABBIT_PUBLISH_TIMEOUT": 0.5,
-        "RABBIT_CONFIRM": confirm,
-    }
-    task = make_app(proxy.url, **config).task(queue)(echo)
+    app = make_app(proxy.url, RABBIT_CONFIRM=confirm)
+    app.config.RABBIT_CONNECT_TIMEOUT, app.config.RABBIT_PUBLISH_TIMEOUT = 0.2, 0.5
+    task = app.task(queue)(echo)
     with takes(0.5, SOON), pytest.raises(kuyruk.BrokerError):
         task()
     proxy.mute = False
+    # What must succeed may take longer than what must fail.
+    app.config.RABBIT_CONNECT_TIMEOUT = app.config.RABBIT_PUBLISH_TIMEOUT = PATIENCE
     task()
 
 
@@ -3387,7 +3425,7 @@ def test_a_broker_that_never_answers_is_an_error_in_time(confirm, make_app, prox
 @pytest.mark.parametrize("confirm", [True, False])
 def test_a_broker_that_is_away_is_an_error_in_time(confirm, wait_result, offline, queue):
     offline.config.RABBIT_CONFIRM = confirm
-    with takes(0.3, SOON), pytest.raises(kuyruk.BrokerError, match="refused"):
+    with takes(0.5, SOON), pytest.raises(kuyruk.BrokerError, match="refused"):
         offline.task(queue)(echo).send_to_queue(wait_result=wait_result)
 
 
@@ -3399,19 +3437,6 @@ def test_a_sender_waits_for_a_broker_that_comes_back_in_time(make_app, proxy, qu
     proxy.up()
     sending.result(PATIENCE)
     assert broker.count(queue) == 1
-
-
-@pytest.mark.parametrize(
-    ("login", "message"),
-    [("guest:hunter2@{}/", "ACCESS_REFUSED"), ("guest:guest@{}/hunter3", "hunter3")],
-)
-def test_a_broker_that_refuses_us_is_an_error_at_once(login, message, make_app, url, queue, caplog):
-    caplog.set_level(logging.DEBUG)
-    login = login.format("{}:{}".format(*address_of(url)))
-    app = make_app(f"amqp://{login}", RABBIT_PUBLISH_TIMEOUT=PATIENCE)
-    with takes(0, PATIENCE / 2), pytest.raises(kuyruk.BrokerError, match=message) as info:
-        app.task(queue)(echo)()
-    assert "hunter2" not in caplog.text + "".join(traceback.format_exception(info.value))
 
 
 @pytest.mark.parametrize("dead", ["127.0.0.1:1", "no.such.host.invalid"])
@@ -3437,17 +3462,40 @@ def tls_proxy(url, tmp_path):
         yield proxy
 
 
+def test_with_tls_nothing_is_read_beside_a_write(tls_proxy, make_app, queue, start, monkeypatch):
+    """OpenSSL can't do both at once on one connection. So the reader waits for who writes."""
+    writers, beside = collections.Counter(), []
+    send, recv = ssl.SSLSocket.send, ssl.SSLSocket.recv
+
+    def send_slowly(sock, *args):
+        writers[sock] += 1
+        time.sleep(0.002)  # the reader gets its turn
+        try:
+            return send(sock, *args)
+        finally:
+            writers[sock] -= 1
+
+    def note_and_receive(sock, *args):
+        beside.append(writers[sock])
+        return recv(sock, *args)
+
+    monkeypatch.setattr(ssl.SSLSocket, "send", send_slowly)
+    monkeypatch.setattr(ssl.SSLSocket, "recv", note_and_receive)
+    task = make_app(tls_proxy.url, RABBIT_SSL_OPTIONS={"verify_mode": "none"}).task(queue)(echo)
+    results([background(task, number) for number in range(200)])
+    assert set(beside) == {0}
+
+
 @pytest.mark.parametrize("option", ["cafile", "verify_mode", "context"])
 def test_tls_is_used_when_it_is_asked_for(option, tls_proxy, make_app, queue, start, tmp_path):
     options = {"cafile": str(tmp_path / "server.pem"), "verify_mode": "none"}
     options["context"] = ssl.create_default_context(cafile=options["cafile"])
     task = make_app(tls_proxy.url, RABBIT_SSL_OPTIONS={option: options[option]}).task(queue)(echo)
     start(task.kuyruk, threads=2)
+    # More than a frame and more than what OpenSSL takes at once, both ways.
     texts = [str(n) * 300_000 for n in range(8)]
-    assert (
-        results([background(task.send_to_queue, (text,), wait_result=PATIENCE) for text in texts])
-        == texts
-    )
+    calls = [background(task.send_to_queue, (text,), wait_result=PATIENCE) for text in texts]
+    assert results(calls) == texts
 
 
 def test_a_certificate_is_verified_unless_told_not_to(tls_proxy, make_app, queue):
@@ -3457,7 +3505,7 @@ def test_a_certificate_is_verified_unless_told_not_to(tls_proxy, make_app, queue
 
 
 def test_an_idle_connection_is_closed_and_opened_again(make_app, proxy, queue, broker):
-    task = make_app(proxy.url, RABBIT_IDLE_DURATION=0.1).task(queue)(echo)
+    task = make_app(proxy.url, RABBIT_IDLE_DURATION=0.5).task(queue)(echo)
     task()
     wait_until(lambda: not proxy.open and not threads_of_ours())
     task()
@@ -3475,6 +3523,22 @@ def test_a_closed_app_opens_again_when_it_is_used(make_app, proxy, queue, broker
     assert (broker.count(queue), proxy.accepted) == (2, 2)
 
 
+def test_a_socket_has_the_options_that_no_other_test_would_miss(app, queue):
+    """TCP_NODELAY: a small frame isn't delayed until the one before is acknowledged. The others:
+    without heartbeats, too, a peer that has vanished is noticed within two minutes."""
+    app.task(queue)(echo)()
+    wanted = {
+        "TCP_NODELAY": True, "SO_KEEPALIVE": True, "TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10,
+        "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 10_000,
+    }  # fmt: skip
+    sock, options = app._publisher._keeper.connection._socket, {}
+    for name in [name for name in wanted if hasattr(socket, name)]:  # not each system has all
+        level = socket.SOL_SOCKET if name.startswith("SO_") else socket.IPPROTO_TCP
+        # Some systems have another number than 1 for a flag that is set.
+        options[name] = type(wanted[name])(sock.getsockopt(level, getattr(socket, name)))
+    assert options == {name: wanted[name] for name in options}
+
+
 def test_senders_in_many_threads_share_one_connection(make_app, proxy, queue, broker):
     task = make_app(proxy.url).task(queue)(echo)
     results([background(task, n) for n in range(64)])
@@ -3483,7 +3547,7 @@ def test_senders_in_many_threads_share_one_connection(make_app, proxy, queue, br
 
 
 def test_the_death_of_a_connection_is_noticed_at_once(make_app, proxy, queue, broker):
-    """Trap 1: amqpstorm itself notices with the next heartbeat, in 90 seconds."""
+    """amqpstorm itself would notice it with the next heartbeat, after 90 seconds."""
     task = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=60).task(queue)(echo)
     for how in ("rst", "fin", "rst"):
         task()
@@ -3496,53 +3560,45 @@ def test_the_death_of_a_connection_is_noticed_at_once(make_app, proxy, queue, br
 def test_a_connection_for_own_use_is_amqpstorms_and_is_closed(make_app, proxy, queue, broker):
     app = make_app(proxy.url)
     with app.connection() as connection, app.channel() as channel:
-        assert isinstance(connection, amqpstorm.Connection) and isinstance(
-            channel, amqpstorm.Channel
-        )
+        kinds = (amqpstorm.Connection, amqpstorm.Channel)
+        assert [*map(isinstance, (connection, channel), kinds)] == [True, True]
         with connection.channel() as other:
             other.queue.declare(queue, durable=True)
             other.basic.publish("x", queue)
         wait_until(lambda: broker.count(queue) == 1)
-        assert channel.queue.declare(queue, passive=True)["message_count"] == 1 and proxy.open == 2
+        count = channel.queue.declare(queue, passive=True)["message_count"]
+        assert (count, proxy.open) == (1, 2)  # each is on a connection of its own
     wait_until(lambda: not proxy.open)
-    assert connection.is_closed and channel.is_closed
+    assert [connection.is_closed, channel.is_closed] == [True, True]
 
 
-def test_a_connection_for_own_use_says_why_it_cannot_be_had(make_app, url):
-    """amqpstorm._exceptions: what its reader thread notes must be where `open` looks."""
-    app = make_app(f"{url}no-such-vhost")
-    with (
-        takes(0, SOON),
-        pytest.raises(amqpstorm.AMQPConnectionError, match="no-such-vhost"),
-        app.connection(),
-    ):
-        pass
+@pytest.mark.parametrize(
+    ("vhost", "says"), [("no-such-vhost", "no-such-vhost"), ("", "(?i)reset|closed")]
+)
+def test_a_connection_for_own_use_says_why_it_cannot_be_had(vhost, says, make_app, proxy):
+    """What amqpstorm's reader thread notes (_exceptions) must be where `open` looks: the loss of
+    the connection would be found out only when the time is up."""
+    app = make_app(f"{proxy.url}{vhost}", RABBIT_CONNECT_TIMEOUT=PATIENCE)
+    if not vhost:
+        proxy.at("Connection.Tune", "before", "rst")
+    with takes(0, SOON), pytest.raises(amqpstorm.AMQPConnectionError, match=says):
+        app.connection().__enter__()
 
 
 def test_a_connection_for_own_use_waits_no_longer_than_the_connect_timeout(make_app, proxy):
-    """amqpstorm._wait_for_connection_state: it would wait for 30 seconds."""
+    """amqpstorm (_wait_for_connection_state) would wait for 30 seconds."""
     proxy.mute = True
     app = make_app(proxy.url, RABBIT_CONNECT_TIMEOUT=0.2)
-    with (
-        takes(0.2, SOON),
-        pytest.raises(amqpstorm.AMQPConnectionError, match="timed out"),
-        app.channel(),
-    ):
-        pass
+    with takes(0.2, SOON), pytest.raises(amqpstorm.AMQPConnectionError, match="timed out"):
+        app.channel().__enter__()
 
 
-def test_amqpstorm_makes_the_sockets():
-    """amqpstorm._create_socket: with TLS, when that is asked for."""
-    parameters = {
-        "ssl": False,
-        "timeout": 1.5,
-        "poller": "poll",
-        "ssl_options": {},
-        "hostname": "localhost",
-    }
-    for options, kind in ((parameters, socket.socket), (parameters | {"ssl": True}, ssl.SSLSocket)):
-        with amqpstorm.io.IO(options)._create_socket(socket.AF_INET) as sock:
-            assert type(sock) is kind and sock.gettimeout() == 1.5
+@pytest.mark.parametrize(("tls", "kind"), [(False, socket.socket), (True, ssl.SSLSocket)])
+def test_amqpstorm_makes_the_sockets(tls, kind):
+    """It makes them (_create_socket) with TLS, when that is asked for."""
+    options = {"ssl": tls, "timeout": 1.5, "ssl_options": {}, "hostname": "localhost"}
+    with amqpstorm.io.IO({**options, "poller": "poll"})._create_socket(socket.AF_INET) as sock:
+        assert (type(sock), sock.gettimeout()) == (kind, 1.5)
 
 
 def test_amqpstorm_is_used_by_its_public_names_but_for_those_that_are_listed():
@@ -3551,8 +3607,7 @@ def test_amqpstorm_is_used_by_its_public_names_but_for_those_that_are_listed():
     lazy = amqpstorm.Connection("localhost", "guest", "guest", lazy=True)
     owners = {"IO": amqpstorm.io.IO, "Connection": lazy, "Message": amqpstorm.Message(None, b"x")}
     assert 0 < len(listed) <= 6
-    for kind, name in listed:
-        assert hasattr(owners[kind], name)
+    assert [each for each in listed if not hasattr(owners[each[0]], each[1])] == []
     # A private name of amqpstorm's is one that its own source has, and that this project doesn't
     # define.
     modules = [
@@ -3565,18 +3620,19 @@ def test_amqpstorm_is_used_by_its_public_names_but_for_those_that_are_listed():
         name for _, name in listed
     }
     used = set(re.findall(r"\.(_[a-z]\w+)", text)) & theirs - ours
-    assert used <= {name for _, name in listed}
+    assert used - {name for _, name in listed} == set()
 
 
 def test_file_descriptors_above_1023_work(app, queue, start):
-    """Trap 10: select() fails for them."""
+    """select() would fail for them."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit[0], min(4096, limit[1])), limit[1]))
     files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
         task = app.task(queue)(echo)
         start(app)
-        assert files[-1] > 1024 and task.send_to_queue((5,), wait_result=PATIENCE) == 5
+        assert files[-1] > 1024
+        assert task.send_to_queue((5,), wait_result=PATIENCE) == 5
     finally:
         for file in files:
             os.close(file)
@@ -3593,6 +3649,7 @@ task = app.task(queue)(test_kuyruk.echo)
 """
 
 
+# Python ends while threads of the library still run: it must wait for what they write.
 @pytest.mark.parametrize(
     ("code", "arrived"),
     [
@@ -3620,13 +3677,20 @@ while not worker.stats["succeeded"]:
 
 
 def test_a_forked_child_sends_on_a_connection_of_its_own(proxy, queue, broker):
+    """And it closes its copy of the parent's socket, which would hide the parent's end."""
     code = """
 task("parent")
+socket = app._publisher._keeper.connection._socket.fileno()
 child = os.fork()
-task("child" if child == 0 else "parent again")
 if child:
+    task("parent again")
     assert os.waitpid(child, 0)[1] == 0
     task("parent in the end")
+else:
+    try:
+        os.fstat(socket)
+    except OSError:  # it is closed
+        task("child")
 """
     run_python("-c", IN_A_PROCESS + code, queue, KUYRUK_RABBIT_URL=proxy.url)
     sent = [("child",), ("parent",), ("parent again",), ("parent in the end",)]
@@ -3660,36 +3724,38 @@ print(len(sent))
 
 def test_what_waits_long_does_not_keep_others_from_sending(app, queue, broker):
     task = app.task(queue)(echo)
+    # Again and again: either of the two may be the one that writes for both.
     for _ in range(20):
         asking = background(task.send_to_queue, ("asked",), wait_result=PATIENCE)
         request = broker.take(queue)
         background(task, "told").result(PATIENCE / 2)
-        assert not asking.done() and broker.take(queue)
+        assert arguments_in([broker.take(queue)]) == [("told",)]
+        assert not asking.done()
         broker.publish(request.reply_to, b'{"result": "answered"}')
         assert asking.result(PATIENCE) == "answered"
 
 
 def test_being_woken_by_two_threads_at_once_keeps_none_awake(app, queue, start):
-    """One of them may write when the other's byte has been read already."""
+    """1. Thread A: notes that the reader is to wake. 2. The reader: is awake, and looks. 3. Thread
+    A: writes its byte. If the reader left that unread, it would never sleep again."""
     task = app.task(queue)(echo)
     worker = start(app)
     task()
     wait_until(lambda: ran)
     for keeper in (app._publisher._keeper, worker._keeper):
-        keeper.connection._wakeup._writer.send(b"!")
-        time.sleep(0.1)  # it is awake, and looks
-        before = time.process_time()
-        time.sleep(0.5)
-        assert time.process_time() - before < 0.25
+        wakeup = keeper.connection._wakeup
+        wakeup._writer.send(b"!")  # 3
+        wait_until(lambda wakeup=wakeup: not select.select([wakeup], [], [], 0)[0])
     task()
     wait_until(lambda: len(ran) == 2)
 
 
 @pytest.mark.parametrize(("where", "connections"), [("while it waits", 1), ("while it writes", 2)])
-def test_an_exception_in_a_thread_that_sends(
+def test_an_exception_in_a_thread_that_sends_costs_a_connection_only(
     where, connections, make_app, proxy, queue, monkeypatch, caplog
 ):
-    """Ctrl-C, say. In the middle of a write nobody knows how much of a frame was written."""
+    """Ctrl-C may come anywhere. In the middle of a write nobody knows how much of a frame was
+    written, so that connection is given up; another is kept."""
     caplog.set_level(logging.INFO)
     task = make_app(proxy.url).task(queue)(echo)
     task()
@@ -3719,7 +3785,7 @@ def test_an_exception_in_a_thread_that_sends(
 
 
 def test_exceptions_of_signal_handlers_leave_the_connection_usable(proxy, queue, broker):
-    """Ctrl-C, say, wherever it comes. What is interrupted may have been sent, and be sent again."""
+    """Ctrl-C may come anywhere. What is interrupted may have been sent, and be sent again."""
     code = """
 import random, signal
 class Ring(Exception):
@@ -3748,9 +3814,11 @@ print(rings)
 """
     rings = int(run_python("-c", IN_A_PROCESS + code, queue, KUYRUK_RABBIT_URL=proxy.url))
     arrived = collections.Counter(n for (n,) in arguments_in(broker.take_all(queue)))
-    assert set(arrived) == set(range(400)) and arrived.total() <= 400 + 2 * rings
-    # mostly it waits, and loses nothing but its turn
-    assert rings > 10 and proxy.accepted < rings * 0.5
+    assert set(arrived) == set(range(400))
+    assert arrived.total() <= 400 + 2 * rings
+    assert rings > 10  # or nothing was tried
+    # Mostly a send is interrupted while it waits, and that costs no connection.
+    assert proxy.accepted < rings * 0.5
 
 
 def test_a_signal_handler_may_send_whatever_it_interrupts(url, queue, broker):
@@ -3770,20 +3838,19 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 print(rings)
 """
     rings = int(run_python("-c", IN_A_PROCESS + code, queue, KUYRUK_RABBIT_URL=url))
-    assert collections.Counter(arguments_in(broker.take_all(queue))) == {
-        ("sent",): 600,
-        ("ring",): rings,
-    }
-    assert rings > 50
+    arrived = collections.Counter(arguments_in(broker.take_all(queue)))
+    assert arrived == {("sent",): 600, ("ring",): rings}
+    assert rings > 50  # or nothing was tried
 
 
 @may_be_printed
 @pytest.mark.usefixtures("frequent_switches")
 def test_interrupting_tasks_that_send_leaves_the_connection_usable(make_app, proxy, queue, broker):
-    """Hundreds of tasks that are interrupted while they send, wait for a confirm or a reply."""
+    """Hundreds of tasks are interrupted while they send, or wait for a confirm or a reply."""
     app = make_app(proxy.url)
     task, numbers = app.task(queue)(echo), itertools.count()
 
+    # A few sends: the interruption finds the task at any step of one.
     @app.task(max_run_time=0.004)
     def send_on():
         for n in numbers:
@@ -3816,7 +3883,7 @@ def test_a_deadline_in_the_middle_of_a_send_does_not_cut_it(
             pass
         return encode(*args)
 
-    task()  # else the deadline may come while it still connects
+    task()  # without this the deadline might come while it still connects
     monkeypatch.setattr(kuyruk._ConfirmChannel, "encode", encode_late)
     with pytest.raises(kuyruk.Timeout):
         app.task(max_run_time=0.1)(lambda: task()).apply()
@@ -3849,14 +3916,11 @@ def test_a_task_may_send_after_its_interruption(app, queue, broker):
 def test_what_is_empty_is_not_given(app, queue, broker, nothing):
     assert app.task(queue)(echo).send_to_queue(None, None, headers={}, id="", **nothing) is None
     app.send_tasks_to_queue([app.task(queue)(echo).subtask(None, None, "")])
-    first, second = broker.take(queue), broker.take(queue)
-    for message in (first, second):
-        body = json.loads(message.body)
-        assert (body["args"], body["kwargs"]) == ([], {}) and body["id"] == message.properties[
-            "message_id"
-        ]
+    for message in (broker.take(queue), broker.take(queue)):
+        body, properties = json.loads(message.body), message.properties
+        assert (body["args"], body["kwargs"], body["id"]) == ([], {}, properties["message_id"])
         absent = ("expiration", "reply_to", "headers", "priority")
-        assert [message.properties[key] for key in absent if message.properties[key]] == []
+        assert {key: properties[key] for key in absent if properties[key]} == {}
 
 
 def test_a_message_has_the_senders_priority_headers_and_id(app, queue, broker):
@@ -3866,14 +3930,13 @@ def test_a_message_has_the_senders_priority_headers_and_id(app, queue, broker):
     app.send_tasks_to_queue([task.subtask((2,), **options)])
     for number in (1, 2):
         message = broker.take(queue)
-        properties = message.properties
-        assert (properties["priority"], properties["message_id"]) == (7, "mine")
-        assert properties["headers"] == options["headers"]
-        body = json.loads(message.body)
-        assert (body["id"], body["args"]) == ("mine", [number])
+        given, body = message.properties, json.loads(message.body)
+        assert {**{key: given[key] for key in ("priority", "headers")}, "id": body["id"]} == options
+        assert (given["message_id"], body["args"]) == ("mine", [number])
 
 
 def test_callers_may_give_their_messages_one_id(app, queue, start):
+    """Which reply is whose doesn't depend on that id."""
     task = app.task(queue)(echo)
     start(app, [queue])
     futures = [
@@ -3884,7 +3947,7 @@ def test_callers_may_give_their_messages_one_id(app, queue, start):
 
 @pytest.mark.parametrize("batch", [False, True])
 def test_a_delayed_message_is_in_its_queue_when_its_time_has_come(app, queue, broker, batch):
-    """The queue didn't exist before: RabbitMQ drops what it passes on to none."""
+    """The queue is declared with the delay queue: what that passes on to none, RabbitMQ drops."""
     task, began = app.task(queue)(echo), time.monotonic()
     if batch:
         app.send_tasks_to_queue(
@@ -3892,21 +3955,25 @@ def test_a_delayed_message_is_in_its_queue_when_its_time_has_come(app, queue, br
         )
     else:
         task.send_to_queue((1,), delay=1, priority=3, id="mine")
-    assert (broker.count(queue), broker.count(f"{queue}.delay.1000")) == (0, 1)
+    delayed = broker.count(queue), broker.count(f"{queue}.delay.1000")
+    assert delayed == (0, 1) or time.monotonic() - began >= 1  # on a busy machine
     message = broker.take(queue)
     assert time.monotonic() - began >= 1
-    assert json.loads(message.body)["args"] == [1] and message.properties["delivery_mode"] == 2
+    assert (arguments_in([message]), message.properties["delivery_mode"]) == ([(1,)], 2)
     if batch:
-        assert json.loads(broker.take(f"{queue}.{HOSTNAME}").body)["args"] == [2]
+        assert arguments_in([broker.take(f"{queue}.{HOSTNAME}")]) == [(2,)]
         broker.delete(f"{queue}.{HOSTNAME}.delay.1000")
 
 
 def test_a_remote_task_runs_where_its_code_is(make_app, url, queue, start):
-    start(app := make_app(url), [app.task(queue)(add).queue])
-    remote = make_app(url).remote("test_kuyruk.add", queue)
-    assert remote.send_to_queue((1, 2), wait_result=PATIENCE) == 3
-    remote.kuyruk.send_tasks_to_queue([remote.subtask((1, 2))])
-    wait_until(lambda: app and remote(3, 4) is None)
+    app = make_app(url)
+    app.task(queue)(echo)
+    start(app)
+    remote = make_app(url).remote("test_kuyruk.echo", queue)
+    assert remote.send_to_queue((1,), wait_result=PATIENCE) == 1
+    remote.kuyruk.send_tasks_to_queue([remote.subtask((2,))])
+    remote(3)
+    wait_until(lambda: sorted(ran) == [(1,), (2,), (3,)])
 
 
 # -- at each point where a connection can be lost
@@ -3965,7 +4032,8 @@ LOSSES = {
     "down": {"action": "down"},
 }
 WAYS = ("send", "batch", "call")
-#: Seconds: RABBIT_CONNECT_TIMEOUT, RABBIT_PUBLISH_TIMEOUT and wait_result.
+#: Seconds: RABBIT_CONNECT_TIMEOUT, RABBIT_PUBLISH_TIMEOUT and wait_result. A silent connection costs
+#: the first, or half of the second: the third leaves time for one more try.
 LOSS_TIMEOUTS = 0.7, 3.0, 3.5
 #: So many cells of the table are tried at once: most of them wait.
 CELLS_AT_ONCE = 12
@@ -3974,7 +4042,7 @@ LOSS_WORDS = r"refused|reset|closed|ended|lost|silent|answer|within [\d.]+ secon
 
 
 def is_point_of(way, point):
-    """Whether such a send passes there."""
+    """Return whether a send in this way passes there."""
     return way == "call" or (
         not point.phase.startswith("answer") and not point.frame.startswith("Basic.Consume")
     )
@@ -4004,8 +4072,8 @@ def allowed_outcomes(point, loss, way):
     return {"done"} if point.phase == "login" and not logged_in else {"done", "error"}
 
 
-class Sending:
-    """One cell of the table: a send in one way, while there is one loss at one point."""
+class Cell:
+    """A send in one way, with one loss at one point."""
 
     def __init__(self, point, loss, way, queue):
         self.point, self.loss, self.way, self.queue = point, loss, way, queue
@@ -4025,13 +4093,14 @@ class Sending:
         self.sent += what
 
     def works(self, what):
+        """Send something, and return whether that has succeeded."""
         with contextlib.suppress(kuyruk.BrokerError, kuyruk.ResultTimeout):
             self.send(what)
             return True
         return False
 
     def run(self, make_app, url):
-        """Send by an app of its own, while the connection is lost. What is wrong raises."""
+        """Send by an app of its own, while the connection is lost. Raise what is wrong."""
         connect, publish, _ = LOSS_TIMEOUTS
         with contextlib.closing(TcpProxy(url)) as self.proxy:
             self.app = make_app(
@@ -4047,7 +4116,7 @@ class Sending:
             with takes(0, SOON):
                 self.app.close()
             self.proxy.resume()
-            # The broker doesn't know of the end of a half-open one.
+            # Except that a half-open one is never told of its end.
             wait_until(lambda: self.proxy.open == 0 or self.loss == "half-open")
 
     def lose(self):
@@ -4065,10 +4134,10 @@ class Sending:
         if self.point.phase == "closing":
             with takes(0, SOON):
                 self.app.close()
-        assert trap.wait(SOON), "it doesn't pass there"
+        assert trap.wait(SOON), "the send doesn't pass there"
         assert self.outcome in allowed_outcomes(self.point, self.loss, self.way)
-        assert self.error is None or re.search(LOSS_WORDS, str(self.error))
-        assert self.way == "call" or not isinstance(self.error, kuyruk.ResultTimeout)
+        assert re.search(LOSS_WORDS, str(self.error or "lost"))
+        assert self.way == "call" or type(self.error) is not kuyruk.ResultTimeout
 
 
 @pytest.mark.parametrize(
@@ -4080,7 +4149,7 @@ def test_a_send_is_confirmed_or_raises_in_time_whatever_is_lost_while(
     app.task(queue)(echo)
     start(app)  # what answers the calls
     cells = [
-        Sending(point, loss, way, queue if way == "call" else f"{queue}.{number}")
+        Cell(point, loss, way, queue if way == "call" else f"{queue}.{number}")
         for number, (point, loss, way) in enumerate(itertools.product(POINTS, LOSSES, WAYS))
         if point.phase in phases.split() and is_point_of(way, point)
     ]
@@ -4103,6 +4172,7 @@ def test_a_send_is_confirmed_or_raises_in_time_whatever_is_lost_while(
 # -- each message has its own fate
 
 
+# Older code counted the returned messages of a batch together, and gave up at the tenth.
 @pytest.mark.parametrize("queues", [1, 2], ids=["one queue", "one of two queues"])
 @pytest.mark.parametrize("count", [9, 10, 2000])
 def test_a_batch_to_a_deleted_queue_is_confirmed_however_many_they_are(
@@ -4115,50 +4185,62 @@ def test_a_batch_to_a_deleted_queue_is_confirmed_however_many_they_are(
     sent = [tasks[n % queues].subtask((n,)) for n in range(count)]
     app.send_tasks_to_queue(sent)
     arrived = [message for task in tasks for message in broker.take_all(task.queue)]
-    assert set(arguments_in(arrived)) >= {(n,) for n in range(count)}
+    assert {(n,) for n in range(count)} - set(arguments_in(arrived)) == set()
 
 
-TROUBLES = {
-    # what is wrong with a queue: its arguments, and what the error says beside its name
-    "is full": ({"x-max-length": 1, "x-overflow": "reject-publish"}, "refuses"),
-    "takes nothing": ({"x-max-length": 0, "x-overflow": "reject-publish"}, "refuses"),
-    "is another's": (None, "RESOURCE_LOCKED"),
-}
-
-
-@pytest.mark.parametrize("places", [{4}, {0}, {9}, {1, 2, 7}, set(range(10))], ids=str)
-@pytest.mark.parametrize(("arguments", "words"), TROUBLES.values(), ids=TROUBLES)
-def test_a_batch_names_exactly_those_whose_queue(
-    arguments, words, places, make_app, url, queue, broker
-):
-    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=1)
-    if arguments is None:
-        broker.channel.queue.declare(f"{queue}.2", exclusive=True)
+def declare_bad(broker, queue, room):
+    """Declare a queue that takes no more messages than it has room for; or (None) one that is
+    another connection's."""
+    if room is None:
+        broker.channel.queue.declare(queue, exclusive=True)
     else:
-        broker.declare(f"{queue}.2", **arguments)
-        broker.publish(f"{queue}.2", b"so that it is full")
-        broker.channel.basic.qos()
+        broker.declare(queue, **{"x-max-length": room, "x-overflow": "reject-publish"})
+
+
+@pytest.mark.parametrize(
+    ("room", "places", "unconfirmed"),
+    [
+        (0, [0], [0]),
+        (0, [9], [9]),
+        (0, [1, 2, 7], [1, 2, 7]),
+        (0, range(10), range(10)),
+        (2, [1, 3, 5, 7, 9], [5, 7, 9]),
+        (None, [4], [4]),
+        (None, range(10), range(10)),
+    ],
+)
+def test_a_batch_names_exactly_those_whose_queue_does_not_take_them(
+    room, places, unconfirmed, make_app, url, queue, broker
+):
+    """Of ten messages, those at some places are for a queue that takes none, or only a few."""
+    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=2)
+    declare_bad(broker, f"{queue}.2", room)
     good, bad = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
     subtasks = [(bad if n in places else good).subtask((n,)) for n in range(10)]
-    with takes(0, 1 + SOON), pytest.raises(kuyruk.BrokerError, match=re.escape(queue)) as info:
+    # A queue that is full may have room soon, so that is tried until the time is up.
+    least, why = (0, "can't be used: RESOURCE_LOCKED") if room is None else (2, "refuses it")
+    says = rf"{len(unconfirmed)} messages?\b.* queue '{queue}\.2' {why}"
+    with takes(least, 2 + SOON), pytest.raises(kuyruk.BrokerError, match=says) as info:
         app.send_tasks_to_queue(subtasks)
-    assert words in str(info.value)
-    assert info.value.unconfirmed == [subtasks[n] for n in sorted(places)]
+    assert info.value.unconfirmed == [subtasks[n] for n in unconfirmed]
     arrived = broker.take_all(queue) if len(places) < 10 else []
     assert set(arguments_in(arrived)) == {(n,) for n in range(10) if n not in places}
+    assert room is None or broker.count(f"{queue}.2") == room
 
 
 def test_what_a_large_batch_does_not_name_has_arrived(make_app, url, queue, broker):
-    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=1)
-    broker.declare(f"{queue}.2", **{"x-max-length": 0, "x-overflow": "reject-publish"})
+    app = make_app(url, RABBIT_PUBLISH_TIMEOUT=2)
+    declare_bad(broker, f"{queue}.2", room=0)
     good, bad = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
+    # In each window there are some that its queue refuses. The send fails with the first window,
+    # and names what it hasn't tried, too.
     subtasks = [(good if n % 1000 else bad).subtask((n,)) for n in range(5000)]
     with pytest.raises(kuyruk.BrokerError) as info:
         app.send_tasks_to_queue(subtasks)
     named = {subtask.args for subtask in info.value.unconfirmed}
     arrived = set(arguments_in(broker.take_all(queue)))
-    assert named | arrived == {(n,) for n in range(5000)} and not named & arrived
-    assert named >= {(0,)}
+    assert (named ^ arrived, named & arrived) == ({(n,) for n in range(5000)}, set())
+    assert (0,) in named
 
 
 # -- forks that Python doesn't see
@@ -4188,15 +4270,16 @@ print([os.waitpid(pid, 0)[1] for pid in children])
 
 @pytest.mark.parametrize("before", ["", 'send_on("before")'], ids=["at first", "after a send"])
 def test_a_child_of_a_fork_that_python_does_not_see_sends_too(before, url, queue, broker):
-    """As uWSGI forks, in C."""
+    """uWSGI forks so, in C: no hook of Python's is called."""
     code = IN_A_PROCESS + UNSEEN_FORK.format(before=before)
     codes = run_python("-c", code, queue, KUYRUK_RABBIT_URL=url, KUYRUK_RABBIT_PUBLISH_TIMEOUT="3")
     messages = broker.take_all(queue)
     expected = [(child, n) for child in range(4) for n in range(10)]
     expected += [(who, n) for who in ("parent", "before")[: 2 if before else 1] for n in range(5)]
     assert (codes, set(arguments_in(messages))) == ("[0, 0, 0, 0]\n", set(expected))
+    # Nor does a child go on with the ids of its parent.
     ids = {message.message_id for message in messages}
-    assert len(ids) == len(messages) == len(expected)
+    assert (len(ids), len(messages)) == (len(expected), len(expected))
 
 
 # -- names of queues
@@ -4242,7 +4325,8 @@ def test_a_queue_may_have_any_name_that_rabbitmq_takes(odd_queue, app, start):
 def test_an_upload_over_a_slow_way_that_ends_in_time_succeeds_once(
     rate, size, make_app, url, queue, broker
 ):
-    """It takes longer than half of its time. Who waits beside it keeps the connection."""
+    """It takes longer than half of its time, after which a silent connection would be given up. A
+    call that waits beside it keeps its connection, too."""
     with contextlib.closing(TcpProxy(url, rate=rate)) as proxy:
         app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=5)
         asking = background(app.task(f"{queue}.2")(echo).send_to_queue, wait_result=PATIENCE)
@@ -4266,16 +4350,19 @@ def test_a_broker_that_stands_still_for_less_than_the_timeout_costs_nothing(
     for direction in directions:
         proxy.stall(direction)
     sends = [background(task, "while it stands still") for _ in range(5)]
+    # After half of the timeout another connection is tried. It can't be had: so the broker stands
+    # still, and the first connection is kept.
     time.sleep(0.7 * 3)
     proxy.resume()
     results(sends)
     broker.publish(request.reply_to, b'{"result": "answered"}')
     assert asking.result(PATIENCE) == "answered"
-    assert broker.count(queue) == 6  # other connections are tried, and aren't opened
+    assert broker.count(queue) == 6
 
 
 def test_what_nobody_waits_for_any_more_is_not_sent(make_app, url, queue, broker):
-    """Three times, 60 threads want three times as much as the way carries in their time."""
+    """Three times, 60 threads want to send three times as much as the way carries in their time. It
+    must not be busy with what comes too late anyway."""
     size, rate, timeout = 100_000, 1_000_000, 2
     carried, raised = rate * timeout // size, []
     with contextlib.closing(TcpProxy(url, rate=rate)) as proxy:
@@ -4285,17 +4372,19 @@ def test_what_nobody_waits_for_any_more_is_not_sent(make_app, url, queue, broker
             numbers = range(60 * wave, 60 * wave + 60)
             sends = {n: background(task, n, "x" * size) for n in numbers}
             failed = [n for n, future in sends.items() if future.exception(PATIENCE)]
-            assert len(failed) <= 60 - carried / 5  # the way is of use to those who wait
+            # The way carries what somebody still waits for.
+            assert len(failed) <= 60 - carried / 5
             raised += failed
         proxy.rate = None  # what is on its way may arrive now
         task(-2)
         task.kuyruk.close()
         arrived = {args[0] for args in arguments_in(broker.take_all(queue))}
-    late = len(arrived & set(raised))
-    #: What was being written when the time was over: in buffers of the kernel and of the proxy.
-    being_written = 1_000_000 / size
-    assert arrived >= {-1, -2, *range(180)} - set(raised)
-    assert len(raised) > 60 and late <= 3 * being_written, f"{late} of {len(raised)} that raised"
+    assert {-1, -2, *range(180)} - set(raised) - arrived == set()
+    assert len(raised) > 60  # or it wasn't too much for the way
+    # What is being written when the time is over can't be withdrawn: it is in buffers of the kernel
+    # and of the proxy, a megabyte for each wave.
+    late = arrived & set(raised)
+    assert len(late) <= 3 * 1_000_000 / size
 
 
 @contextlib.contextmanager
@@ -4304,9 +4393,18 @@ def takes_memory(most):
     tracemalloc.start()
     try:
         yield
-        assert tracemalloc.get_traced_memory()[1] <= most
+        _, peak = tracemalloc.get_traced_memory()
+        assert peak <= most
     finally:
         tracemalloc.stop()
+
+
+def confirms(task):
+    """Send a message, and return whether it was confirmed."""
+    with contextlib.suppress(kuyruk.BrokerError):
+        task("is confirmed")
+        return True
+    return False
 
 
 def test_what_waits_to_be_written_stays_bounded(make_app, proxy, queue):
@@ -4314,6 +4412,7 @@ def test_what_waits_to_be_written_stays_bounded(make_app, proxy, queue):
     task = app.task(queue)(echo)
     wait_until(lambda: confirms(task))
     proxy.stall("up")
+    # Eight threads for six seconds: a hundred megabytes and more, each of which is given up.
     raised, until = [], time.monotonic() + 6
 
     def send_on():
@@ -4324,18 +4423,11 @@ def test_what_waits_to_be_written_stays_bounded(make_app, proxy, queue):
 
     with takes_memory(100_000_000):
         results([background(send_on) for _ in range(8)])
-    assert len(raised) > 80
-
-
-def confirms(task):
-    with contextlib.suppress(kuyruk.BrokerError):
-        task("is confirmed")
-        return True
-    return False
+    assert len(raised) > 80  # megabytes, that would have filled more
 
 
 @pytest.mark.parametrize("size", [1000, 100_000])
-def test_without_confirms_the_bytes_that_wait_are_bounded(size, make_app, proxy, queue):
+def test_without_confirms_the_bytes_that_wait_are_bounded(size, make_app, proxy, queue, caplog):
     app = make_app(proxy.url, RABBIT_CONFIRM=False, RABBIT_PUBLISH_TIMEOUT=1)
     task, body = app.task(queue)(echo), "x" * size
     task("before")
@@ -4347,64 +4439,9 @@ def test_without_confirms_the_bytes_that_wait_are_bounded(size, make_app, proxy,
 
     with takes_memory(50_000_000), pytest.raises(kuyruk.BrokerError):
         send_on()
-
-
-def lost_messages(caplog, queue):
-    """How many messages of the queue the log calls lost, or returned."""
-    counts = 0
-    for record in caplog.records:
-        text = record.getMessage()
-        if record.levelno >= logging.WARNING and queue in text:
-            count = re.search(r"(\d+|the|a|one) messages?\b", text)
-            assert count, f"it doesn't say how many: {text}"
-            counts += int(count[1]) if count[1].isdigit() else 1
-    return counts
-
-
-@pytest.mark.parametrize("count", [1, 3, 50])
-def test_without_confirms_a_returned_message_is_logged_and_its_queue_looked_for(
-    count, make_app, url, queue, broker, caplog
-):
-    app = make_app(url, RABBIT_CONFIRM=False)
-    task, other = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
-    task("before")
-    other("before")
-    broker.take(queue)
-    broker.delete(queue)
-    app.send_tasks_to_queue([task.subtask(("returned",))] * count)
-
-    def arrives():
-        other("meanwhile")
-        task("after")
-        return broker.count(queue)
-
-    wait_until(arrives)
-    arrived = arguments_in(broker.take_all(queue))
-    logged = wait_until(lambda: lost_messages(caplog, f"'{queue}'"))
-    # Each has been logged, or was sent again; "after" may have been returned, too.
-    assert logged + arrived.count(("returned",)) >= count
-    assert not lost_messages(caplog, f"'{queue}.2'")
-
-
-def test_without_confirms_what_a_lost_connection_takes_along_is_counted_and_logged(
-    make_app, url, queue, broker, caplog
-):
-    size, sent = 20_000, 0
-    with contextlib.closing(TcpProxy(url, rate=10_000_000)) as proxy:
-        app = make_app(proxy.url, RABBIT_CONFIRM=False, RABBIT_PUBLISH_TIMEOUT=0.5)
-        task = app.task(queue)(echo)
-        task("before")
-        broker.take(queue)
-        proxy.stall("up")
-        with contextlib.suppress(kuyruk.BrokerError):
-            for sent in range(500):
-                task(sent, "x" * size)
-        proxy.down()
-        app.close()
-    # What the kernel had taken may have been taken for sent.
-    least = max(1, sent - 1_000_000 / size)
-    wait_until(lambda: lost_messages(caplog, queue) >= least, SOON)
-    assert sent > 10
+    # After the timeout the connection is given up, and what waited is counted.
+    [lost] = wait_until(lambda: re.findall(r"Lost: (\d+) messages", caplog.text))
+    assert int(lost) * size <= kuyruk.UNCONFIRMED_BYTES + size
 
 
 # -- a send where none is expected
@@ -4438,13 +4475,13 @@ SENDERS = {
 
 
 class SendingHandler(logging.Handler):
-    """Sends for each record of the library, in whichever thread writes it."""
+    """Sends a message for each record of the library, in whichever thread writes that."""
 
     def __init__(self, way, task):
         super().__init__(logging.DEBUG)
         self._way, self._task = way, task
         self._inside = threading.local()
-        self.times, self.threads = [], set()
+        self.times = []  # seconds that each send has taken
 
     def emit(self, record):
         if not getattr(self._inside, "value", False):
@@ -4457,12 +4494,11 @@ class SendingHandler(logging.Handler):
         with contextlib.suppress(kuyruk.KuyrukError):  # it may be refused
             self._task("of a handler")
         self.times.append(time.monotonic() - began)
-        self.threads.add(threading.current_thread().name)
 
 
 @pytest.fixture
 def handle():
-    """handle(handler): attach it to the library's loggers for the time of the test."""
+    """handle(handler) attaches it to the library's loggers until the test ends."""
     loggers, handlers = [logging.getLogger(name) for name in ("kuyruk", "amqpstorm")], []
     levels = [each.level for each in loggers]
 
@@ -4482,32 +4518,35 @@ def handle():
 
 @pytest.mark.parametrize("way", SENDERS.values(), ids=SENDERS)
 def test_a_send_of_a_log_handler_blocks_no_other(way, make_app, proxy, queue, broker, handle):
-    """Nor one of what a handler lets go of: in threads of the library, too."""
-    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=6)
+    """The same holds for a destructor, and the callback of a weak reference, that a handler causes
+    to run: they send in threads of the library, too."""
+    app = make_app(proxy.url)
     task = app.task(queue)(echo)
     task("before")
     handler = handle(SendingHandler(way, app.task(f"{queue}.2")(echo)))
     for number in range(3):
         proxy.cut()
-        with takes(0, 4):
+        # If the thread that reads waited for the handler's send, that would take the whole of
+        # RABBIT_PUBLISH_TIMEOUT (10 s).
+        with takes(0, SOON):
             task(number)
     with takes(0, SOON):
         app.close()
-    assert handler.times and max(handler.times) < 6 + SOON
-    assert set(arguments_in(broker.take_all(queue))) >= {("before",), (0,), (1,), (2,)}
+    assert 0 < max(handler.times, default=0) < 10 + SOON
+    assert {("before",), (0,), (1,), (2,)} - set(arguments_in(broker.take_all(queue))) == set()
 
 
 def test_a_worker_whose_log_handler_sends_goes_on(make_app, proxy, url, queue, start, handle):
-    app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=6)
+    app = make_app(proxy.url)
     task = app.task(queue)(echo)
     start(app)
     handler = handle(SendingHandler(SENDERS["a log handler"], app.task(f"{queue}.2")(echo)))
     caller = make_app(url).task(queue)(echo)
     for number in range(3):
         proxy.cut()
-        with takes(0, SOON + 3):
+        with takes(0, SOON + 3):  # below the 10 s of a send that waits for itself
             assert caller.send_to_queue((number,), wait_result=PATIENCE) == number
-    assert handler.times and max(handler.times) < 6 + SOON
+    assert 0 < max(handler.times, default=0) < 10 + SOON
     task("at last")
 
 
@@ -4523,8 +4562,72 @@ class BlockingHandler(logging.Handler):
         self.go_on.wait()
 
 
+def test_a_send_in_the_middle_of_a_write_has_a_connection_of_its_own(
+    make_app, proxy, queue, broker, monkeypatch
+):
+    """1. A thread: has numbered a message, and is about to write it. 2. A signal handler, or a
+    destructor, in the same thread: sends. Its message must not be written before the other."""
+    task, encode, inner = make_app(proxy.url).task(queue)(echo), kuyruk._ConfirmChannel.encode, []
+
+    def encode_and_send(channel, outgoing):
+        data = encode(channel, outgoing)
+        # The reader may write it as well, but in that thread nobody may send.
+        if threading.current_thread() is threading.main_thread() and not inner:
+            inner.append("begins")
+            task("inner")
+        return data
+
+    monkeypatch.setattr(kuyruk._ConfirmChannel, "encode", encode_and_send)
+    while not inner:
+        task("outer")
+    assert set(arguments_in(broker.take_all(queue))) == {("inner",), ("outer",)}
+    assert proxy.accepted == 2
+
+
+def test_a_send_in_a_thread_that_reads_is_refused_at_once(app, queue, broker, monkeypatch):
+    """It would wait for an answer that only its own thread reads."""
+    task, on_method, refused = app.task(queue)(echo), kuyruk._ConfirmChannel.on_method, []
+
+    def send_and_go_on(channel, frame):
+        if not refused:
+            with pytest.raises(kuyruk.BrokerError, match="from a thread that reads") as info:
+                task("inner")
+            refused.append(info.value)
+        on_method(channel, frame)
+
+    task("before")  # without this the first method might come before the queue is declared
+    monkeypatch.setattr(kuyruk._ConfirmChannel, "on_method", send_and_go_on)
+    with takes(0, SOON):
+        task("outer")
+    assert refused != []
+    assert arguments_in(broker.take_all(queue)) == [("before",), ("outer",)]
+
+
+def test_what_is_appended_as_the_reader_falls_asleep_is_written(make_app, url, queue, monkeypatch):
+    """1. The reader: has written all that it saw. 2. Another thread: appends, and writes nothing,
+    because the reader is awake. 3. The reader: must look once more before it sleeps."""
+    # It wakes by itself only after a minute.
+    monkeypatch.setattr(kuyruk, "TICK", 60)
+    long = {"RABBIT_PUBLISH_TIMEOUT": 1000, "RABBIT_IDLE_DURATION": 1000, "RABBIT_HEARTBEAT": 0}
+    app = make_app(url, **long)
+    app.task(queue)(echo)()
+    connection, appended = app._publisher._keeper.connection, []
+    notify = connection._notify  # what it does last
+
+    def notify_and_append():
+        notify()
+        if not appended:
+            appended.append("a heartbeat")
+            connection.post(None, b"\x08\0\0\0\0\0\0\xce")  # 2
+
+    connection._notify = notify_and_append
+    connection.wake()
+    wait_until(lambda: appended and not connection._frames, SOON)
+
+
 def test_an_event_may_be_set_twice_while_its_thread_wakes_up():
-    """1. One thread sets it. 2. The one that waits has the lock. 3. Another sets it."""
+    """1. One thread: sets it. 2. The thread that waits: has got the lock, and would release it for
+    the next wait. 3. Another thread: sets it, which releases the lock."""
     event = kuyruk._Event()
     lock = event._until_set
 
@@ -4555,7 +4658,7 @@ def test_a_defect_where_a_lost_connection_is_looked_at_costs_no_send(
     for number in range(3):
         proxy.cut()
         task(number)
-    assert not left
+    assert left == []
     assert set(arguments_in(broker.take_all(queue))) == {("before",), (0,), (1,), (2,)}
 
 
@@ -4580,7 +4683,7 @@ def test_a_log_that_blocks_for_ever_stops_neither_reader_nor_supervisor_nor_a_st
 
 
 def test_what_a_worker_has_logged_is_written_when_its_stop_returns(app, queue, start, handle):
-    """The process may end then, and its log thread with it."""
+    """The process may end then, and the log thread with it."""
     worker, lines = start(app, [queue]), []
     handler = handle(logging.Handler(logging.INFO))
     handler.emit = lambda record: time.sleep(0.3) or lines.append(record.getMessage())
@@ -4627,30 +4730,37 @@ def test_a_destructor_that_sends_may_run_anywhere_in_a_send(make_app, url, queue
 # -- a broker that refuses
 
 
-@pytest.mark.parametrize("login", ["guest:wrong@{}/", "guest:guest@{}/no-such-vhost"])
-def test_a_login_that_is_refused_is_neither_repeated_nor_logged_with_each_send(
-    login, make_app, proxy, queue, caplog
+@pytest.mark.parametrize(
+    ("login", "says"),
+    [("guest:hunter2@{}/", "ACCESS_REFUSED"), ("guest:guest@{}/no-such-vhost", "no-such-vhost")],
+)
+def test_a_login_that_is_refused_is_an_error_at_once_and_not_repeated_with_each_send(
+    login, says, make_app, proxy, queue, caplog
 ):
+    caplog.set_level(logging.DEBUG)
     address = "{}:{}".format(*address_of(proxy.url))
     app = make_app(f"amqp://{login.format(address)}", RABBIT_PUBLISH_TIMEOUT=PATIENCE)
-    task, began = app.task(queue)(echo), time.monotonic()
-    for _ in range(20):
-        with pytest.raises(kuyruk.BrokerError, match=r"ACCESS_REFUSED|no-such-vhost"):
-            task()
-    assert time.monotonic() - began < PATIENCE
-    logins, most = proxy.seen["Connection.StartOk"], 2 + (time.monotonic() - began)
+    task, began, errors = app.task(queue)(echo), time.monotonic(), []
+    with takes(0, PATIENCE):  # for all of them: none waits until its time is up
+        for _ in range(20):
+            with pytest.raises(kuyruk.BrokerError, match=says) as info:
+                task()
+            errors += traceback.format_exception(info.value)
+    # The keeper tries again after a pause of up to a second, as long as somebody wants to send.
+    assert proxy.seen["Connection.StartOk"] <= 2 + (time.monotonic() - began)
 
     def refusals():
         lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-        return [line for line in lines if re.search(r"(?i)refused|no-such", line)]
+        return [line for line in lines if says in line]
 
     wait_until(refusals)  # another thread logs it
-    assert len(refusals()) == 1 and logins <= most, (refusals(), logins)
+    assert len(refusals()) == 1
+    assert "hunter2" not in caplog.text + "".join(errors)
 
 
 @pytest.fixture
 def vhost(node):
-    """vhost(limits) is the URL of a virtual host of its own with these limits."""
+    """vhost(**limits) is the URL of a virtual host of the test's own with these limits."""
     name = f"test-{uuid.uuid4().hex[:12]}"
     node.ctl("add_vhost", name)
     node.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
@@ -4673,7 +4783,7 @@ def test_a_send_waits_while_the_broker_has_too_many_connections(
     with amqpstorm.UriConnection(url) as connection:
         connection.channel().queue.declare(queue, durable=True)
         sending = background(task.send_to_queue, (1,), wait_result=wait_result)
-        assert still_waits(sending) and still_waits(sending)
+        assert still_waits(sending, 0.5)
     if wait_result is None:
         sending.result(SOON)
     vhost(max_connections=-1)
@@ -4689,11 +4799,8 @@ def test_a_send_waits_while_the_broker_has_too_many_connections(
 def test_a_send_that_finds_too_many_connections_says_so_in_time(make_app, vhost, queue):
     url = vhost(max_connections=1)
     task = make_app(url, RABBIT_PUBLISH_TIMEOUT=1).task(queue)(echo)
-    with (
-        amqpstorm.UriConnection(url),
-        takes(1, 1 + SOON),
-        pytest.raises(kuyruk.BrokerError, match="limit"),
-    ):
+    refused = pytest.raises(kuyruk.BrokerError, match="limit")
+    with amqpstorm.UriConnection(url), takes(1, 1 + SOON), refused:
         task()
 
 
@@ -4707,6 +4814,7 @@ def test_callers_wait_for_their_turn_where_channels_are_few(
     node_with_few_channels, make_app, queue, start
 ):
     url = node_with_few_channels.url
+    # Of five channels, one is for publishing: the calls have four.
     task = make_app(url, RABBIT_PUBLISH_TIMEOUT=PATIENCE).task(queue)(echo)
     start(make_app(url).task(queue)(echo).kuyruk)
     calls = [background(task.send_to_queue, (n,), wait_result=PATIENCE) for n in range(30)]
@@ -4717,59 +4825,56 @@ def test_callers_wait_for_their_turn_where_channels_are_few(
 def test_a_call_whose_turn_does_not_come_where_channels_are_few_says_so(
     node_with_few_channels, make_app, queue
 ):
-    app = make_app(node_with_few_channels.url, RABBIT_PUBLISH_TIMEOUT=1)
+    app = make_app(node_with_few_channels.url, RABBIT_PUBLISH_TIMEOUT=2)
     task = app.task(queue)(echo)
-    calls = [background(task.send_to_queue, (n,), wait_result=2) for n in range(10)]
+    calls = [background(task.send_to_queue, (n,), wait_result=3) for n in range(10)]
     errors = [future.exception(PATIENCE) for future in calls]
-    assert {type(error) for error in errors} <= {kuyruk.BrokerError, kuyruk.ResultTimeout}
-    assert any("channel" in str(error) for error in errors)
+    # Some have had a channel and no reply, the others no channel.
+    assert {type(error) for error in errors} == {kuyruk.BrokerError, kuyruk.ResultTimeout}
+    assert [error for error in errors if "(channel_max)" in str(error)] != []
     task("after them")
 
 
 @pytest.fixture
-def mute_hosts(url):
-    """Three addresses that take connections and never answer."""
-    with contextlib.ExitStack() as stack:
-        proxies = [stack.enter_context(contextlib.closing(TcpProxy(url))) for _ in range(3)]
-        for proxy in proxies:
-            proxy.mute = True
-        yield ",".join("{}:{}".format(*address_of(proxy.url)) for proxy in proxies)
-
-
-@pytest.fixture
-def nowhere(mute_hosts, make_app, queue):
-    """A task whose messages take long to find no broker."""
-    timeouts = {"RABBIT_CONNECT_TIMEOUT": 5, "RABBIT_PUBLISH_TIMEOUT": 1}
-    return make_app(None, RABBIT_HOST=mute_hosts, **timeouts).task(queue)(echo)
+def nowhere(proxy, make_app, queue, monkeypatch):
+    """A task whose broker accepts connections and never answers, at each of three addresses."""
+    proxy.mute = True
+    hosts = ",".join(["{}:{}".format(*address_of(proxy.url))] * 3)
+    # An attempt to connect takes much longer than a send may; and whoever waits for its thread
+    # waits for long, too.
+    monkeypatch.setattr(kuyruk, "CLOSE_TIMEOUT", PATIENCE)
+    timeouts = {"RABBIT_CONNECT_TIMEOUT": PATIENCE, "RABBIT_PUBLISH_TIMEOUT": 1}
+    return make_app(None, RABBIT_HOST=hosts, **timeouts).task(queue)(echo)
 
 
 @pytest.mark.parametrize("confirm", [True, False])
 def test_a_send_whose_time_is_over_waits_for_no_attempt_to_connect(confirm, nowhere):
     nowhere.kuyruk.config.RABBIT_CONFIRM = confirm
     for options in ({}, {"wait_result": 30}, {"wait_result": 1}):
-        with takes(0.9, 3), pytest.raises((kuyruk.BrokerError, kuyruk.ResultTimeout)):
+        with takes(1, 1 + SOON), pytest.raises((kuyruk.BrokerError, kuyruk.ResultTimeout)):
             nowhere.send_to_queue(**options)
-    with takes(0.9, 3), pytest.raises(kuyruk.BrokerError):
+    with takes(1, 1 + SOON), pytest.raises(kuyruk.BrokerError):
         nowhere.kuyruk.send_tasks_to_queue([nowhere.subtask()] * 3)
 
 
 def test_a_close_waits_for_no_attempt_to_connect(nowhere):
     with pytest.raises(kuyruk.BrokerError):
         nowhere()
-    with takes(0, 1.5):
+    with takes(0, SOON):
         nowhere.kuyruk.close()
 
 
-def test_a_stop_waits_for_no_attempt_to_connect(nowhere):
+def test_a_stop_waits_for_no_attempt_to_connect(nowhere, proxy):
     worker = nowhere.kuyruk.worker()
     worker.start()
-    time.sleep(0.2)
-    with takes(0, 2):
+    wait_until(lambda: proxy.accepted)
+    with takes(0, SOON):
         worker.stop()
 
 
 def test_user_and_password_are_used_although_a_broker_offers_external(make_app, queue, tmp_path):
-    """As RabbitMQ does over TLS with a plugin; without a certificate there is no external login."""
+    """RabbitMQ offers both over TLS with a plugin. Without a certificate of ours there is no
+    external login."""
     (tmp_path / "server.pem").write_text(CERTIFICATE)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "server.pem")
@@ -4803,37 +4908,22 @@ def test_a_refusal_is_forgotten_when_its_cause_is_gone(make_app, node, queue):
     node.ctl("add_vhost", name)
     try:
         node.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
-        wait_until(lambda: confirms(task), SOON)
+        wait_until(lambda: confirms(task))
     finally:
         node.ctl("delete_vhost", name)
 
 
 # -- what is wrong with one queue is that queue's trouble only
 
-BAD_QUEUES = {
-    # its name, and how it comes to be
-    "is full": (
-        "{}.2",
-        lambda channel, queue: channel.queue.declare(
-            queue, durable=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
-        ),
-    ),
-    "is another connection's": (
-        "{}.2",
-        lambda channel, queue: channel.queue.declare(queue, exclusive=True),
-    ),
-}
 
-
-@pytest.mark.parametrize(("name", "prepare"), BAD_QUEUES.values(), ids=BAD_QUEUES)
+@pytest.mark.parametrize("room", [0, None], ids=["is full", "is another connection's"])
 @pytest.mark.parametrize("confirm", [True, False])
 def test_no_send_suffers_from_another_whose_queue(
-    name, prepare, confirm, make_app, url, proxy, queue, broker, start
+    confirm, room, make_app, url, proxy, queue, broker, start
 ):
-    bad = name.format(queue)
-    prepare(broker.channel, bad)
+    declare_bad(broker, f"{queue}.2", room)
     app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=SOON, RABBIT_CONFIRM=confirm)
-    good_task, bad_task = app.task(queue)(echo), app.task(bad)(echo)
+    good_task, bad_task = app.task(queue)(echo), app.task(f"{queue}.2")(echo)
     start(make_app(url).task(queue)(echo).kuyruk)
     enough = threading.Event()
 
@@ -4858,8 +4948,12 @@ def test_no_send_suffers_from_another_whose_queue(
 # -- whatever fails for a moment
 
 
+# Each of the next four makes something fail until `monkeypatch` and `stack` are undone, in threads
+# of the library and in those that send.
+
+
 def fail_in_socket(monkeypatch, stack):
-    """No memory where something is written or read, in whichever thread of the library."""
+    """Have no memory where something is written or read."""
 
     def failing(method, sock, *args):
         if threading.current_thread().name.startswith(("kuyruk", "test")):
@@ -4883,7 +4977,7 @@ def fail_in_thread_start(monkeypatch, stack):
 
 
 def fail_in_open(monkeypatch, stack):
-    """No descriptor is left; and what is closed meanwhile is taken by others."""
+    """Have no descriptor left; what is closed meanwhile is taken by others."""
     limit, taken, enough = resource.getrlimit(resource.RLIMIT_NOFILE), [], threading.Event()
     highest = max(map(int, os.listdir("/proc/self/fd" if os.path.isdir("/proc") else "/dev/fd")))
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limit[1]))
@@ -4930,7 +5024,7 @@ FAILURES = {
 @pytest.mark.parametrize("broker_is", ["there", "going away", "away"])
 @pytest.mark.parametrize("fail", FAILURES.values(), ids=FAILURES)
 def test_sends_work_again_after(fail, broker_is, make_app, proxy, queue, broker, monkeypatch):
-    """An exception costs a connection, or a message's turn: that raises, and is all."""
+    """An exception costs a connection, or makes a send raise, and nothing else."""
     app = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=2)
     task = app.task(queue)(echo)
     task("before")
@@ -4946,15 +5040,17 @@ def test_sends_work_again_after(fail, broker_is, make_app, proxy, queue, broker,
         sends += [background(task.send_to_queue, ("meanwhile",), wait_result=1.5)]
         outcomes = [future.exception(PATIENCE) for future in sends]
         monkeypatch.undo()
-    fails = broker_is != "there" or fail is fail_in_socket
-    assert not fails or None not in outcomes[2:]  # of those that begin after it
+    # The first two sends began before the failure. Without a broker, or memory for a socket, none
+    # of the others can succeed.
+    if broker_is != "there" or fail is fail_in_socket:
+        assert None not in outcomes[2:]
     if broker_is != "there":
         proxy.up()
     for future in [background(task, "after") for _ in range(4)]:
         future.result(SOON)
     arrived = collections.Counter(args[0] for args in arguments_in(broker.take_all(queue)))
-    assert arrived["before"] == 1 and arrived["after"] >= 4
-    assert arrived["meanwhile"] >= outcomes.count(None)
+    confirmed = collections.Counter(before=1, meanwhile=outcomes.count(None), after=4)
+    assert confirmed <= arrived  # what wasn't confirmed may have arrived
     asked = background(task.send_to_queue, ("asked",), wait_result=PATIENCE)
     broker.publish(broker.take(queue).reply_to, b'{"result": "answered"}')
     assert asked.result(SOON) == "answered"
@@ -4971,10 +5067,13 @@ def test_the_longest_timeout_that_is_taken_works(key, make_app, url, queue, star
 
 
 def test_a_send_beside_a_close_finds_another_keeper(offline):
+    """1. A send: finds a keeper that has ended. 2. `close`, in another thread: takes it away. 3. The
+    send: makes another, and must not ask for the old one again."""
+
     class Ended:
         @property
         def ended(self):
-            publisher._keeper = None  # `close`, in another thread, right now
+            publisher._keeper = None  # 2
             return True
 
     publisher = kuyruk._Publisher(offline.config)
@@ -4983,10 +5082,12 @@ def test_a_send_beside_a_close_finds_another_keeper(offline):
 
 
 def test_a_send_inside_a_send_beside_a_close_still_has_its_other_publisher(offline):
+    """1. The inner send: finds the publisher for such sends. 2. `close`, in another thread: takes
+    it away. 3. The inner send: uses what it has found."""
+
     class Publisher(kuyruk._Publisher):
         _other = property(lambda self: next(seen), lambda self, value: None)
 
-    # The second time that anybody looks for it, another thread has closed all.
     seen = iter([types.SimpleNamespace(_enter=lambda *args: "sent"), None])
     publisher = Publisher(offline.config)
     publisher._inside.add(threading.get_ident())
@@ -4996,6 +5097,7 @@ def test_a_send_inside_a_send_beside_a_close_still_has_its_other_publisher(offli
 # --- Results -----------------------------------------------------------------
 
 
+# Values that count as false were lost where `if result:` decided; the text is larger than a frame.
 @pytest.mark.parametrize(
     "value", [None, 0, 0.0, False, "", [], {}, "ä\x00\u2028" * 650_000, -1.5e300, 2**80]
 )
@@ -5003,18 +5105,20 @@ def test_every_json_value_comes_back(value, app, queue, start):
     task = app.task(queue)(echo)
     start(app)
     result = task.send_to_queue((value,), wait_result=PATIENCE)
-    assert result == value and type(result) is type(value)
+    assert (result, type(result)) == (value, type(value))  # 0 is equal to False
 
 
 def test_a_result_waits_for_no_timer(app, queue, start):
-    """Traps 4 and 5: without TCP_NODELAY it would take 40 ms, and with amqpstorm's polling, too."""
+    """With amqpstorm's polling each would take some tens of milliseconds."""
     task = app.task(queue)(echo)
     start(app)
     times = [time.monotonic()]
     while len(times) < 41:
         task.send_to_queue(wait_result=PATIENCE)
         times.append(time.monotonic())
-    assert statistics.median(b - a for a, b in itertools.pairwise(times)) < 0.02
+    # On a busy machine most may take long, but not each.
+    fast_ones, _, _ = statistics.quantiles([b - a for a, b in itertools.pairwise(times)], n=4)
+    assert fast_ones < 0.02
 
 
 def test_many_callers_at_once_get_their_own_results(app, queue, start):
@@ -5028,20 +5132,21 @@ def test_many_callers_at_once_get_their_own_results(app, queue, start):
     assert results([background(call_often, caller) for caller in range(32)]) == expected
 
 
-@pytest.mark.parametrize("wait_result", [0.000001, 0.3])
+@pytest.mark.parametrize("wait_result", [0.000001, 0.5])
 def test_a_result_that_does_not_come_is_a_timeout(wait_result, app, queue, broker):
     task = app.task(queue)(echo)
-    task()
+    task("before")
     with takes(wait_result, wait_result + SOON), pytest.raises(kuyruk.ResultTimeout):
         task.send_to_queue((1,), wait_result=wait_result)
-    assert broker.count(queue) == 2 or wait_result < 0.1
+    if wait_result == 0.5:  # time enough to send it
+        assert arguments_in(broker.take_all(queue)) == [("before",), (1,)]
 
 
 def test_a_result_may_take_longer_than_sending_and_idling(make_app, url, queue, start):
-    task = make_app(url, RABBIT_PUBLISH_TIMEOUT=0.1, RABBIT_IDLE_DURATION=0.05).task(queue)(hold)
+    task = make_app(url, RABBIT_PUBLISH_TIMEOUT=1, RABBIT_IDLE_DURATION=0.5).task(queue)(hold)
     start(task.kuyruk)
     call = background(task.send_to_queue, (7,), wait_result=PATIENCE)
-    assert still_waits(call)
+    assert still_waits(call, 2)
     release.set()
     assert call.result(PATIENCE) == 7
 
@@ -5062,26 +5167,27 @@ class UnspeakableError(Exception):
     ],
     ids=["ordinary", "ours", "without a text", "surrogate", "long"],
 )
-def test_a_remote_exception_tells_what_happened(error, kind, text, app, queue, start, monkeypatch):
-    # pytest-xdist carries no lone surrogates
+def test_a_remote_exception_says_what_happened(error, kind, text, app, queue, start, monkeypatch):
+    # pytest keeps what is logged, and pytest-xdist can't carry a lone surrogate.
     monkeypatch.setattr(logging.getLogger("kuyruk"), "disabled", True)
     task = app.task(queue)(play)
     script[:] = [error]
     worker = start(app)
     with pytest.raises(kuyruk.RemoteException) as info:
         task.send_to_queue(wait_result=PATIENCE)
-    assert info.value.type == kind and text in info.value.value and len(info.value.value) < 10**6
-    assert "in play" in info.value.traceback and "kuyruk.py" not in info.value.traceback.replace(
-        __file__, ""
-    )
-    worker.stop()  # what it logs comes last
+    assert info.value.type == kind
+    assert text in info.value.value
+    assert len(info.value.value) < 10**6
+    # It has the frames of the task, and none of the library.
+    assert "in play" in info.value.traceback
+    assert kuyruk.__file__ not in info.value.traceback
+    worker.stop()  # it logs after it has replied; by then the logger must still be disabled
 
 
 def test_workers_that_send_no_correlation_id_are_understood(app, queue, broker):
-    calls = [
-        background(app.task(queue)(echo).send_to_queue, (n,), wait_result=PATIENCE)
-        for n in range(16)
-    ]
+    """Kuyruk 10's workers send none. So the reply's address alone decides whose it is."""
+    task = app.task(queue)(echo)
+    calls = [background(task.send_to_queue, (n,), wait_result=PATIENCE) for n in range(16)]
     wait_until(lambda: broker.count(queue) == 16)
     for request in reversed(broker.take_all(queue)):
         number = json.loads(request.body)["args"][0]
@@ -5092,42 +5198,38 @@ def test_workers_that_send_no_correlation_id_are_understood(app, queue, broker):
 def test_a_late_reply_never_reaches_a_later_caller(make_app, proxy, queue, broker):
     task = make_app(proxy.url).task(queue)(echo)
     for n in range(5):
-        first = background(task.send_to_queue, (n,), wait_result=0.2)
+        first = background(task.send_to_queue, (n,), wait_result=0.5)
         late = broker.take(queue)
-        proxy.stall("down")
+        proxy.stall("down")  # the reply comes as far as the proxy
         broker.publish(late.reply_to, b'{"result": "on its way while the next call begins"}')
         with pytest.raises(kuyruk.ResultTimeout):
             first.result(PATIENCE)
         call = background(task.send_to_queue, (n,), wait_result=PATIENCE)
         request = broker.take(queue)
-        proxy.resume()
         broker.publish_late(late.reply_to, b'{"result": "after the next call has begun"}')
         broker.publish(request.reply_to, b'{"result": "own"}')
-        # late for who comes next
+        # A task that runs twice replies twice.
         broker.publish_late(request.reply_to, b'{"result": "own, again"}')
+        proxy.resume()  # all of these arrive at once
         assert call.result(PATIENCE) == "own"
+        broker.publish_late(request.reply_to, b'{"result": "own, and too late for the next"}')
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        b"",
-        b"x",
-        b"\xff\xfe",
-        b"[1]",
-        b"5",
-        b"{}",
-        b'{"exception": "x"}',
-        b'{"exception": {}}',
-        b"[" * 100_000,
-    ],
-)
+BAD_REPLIES = [
+    b"", b"x", b"\xff\xfe", b"[1]", b"5", b"{}", b'{"exception": "x"}', b'{"exception": {}}',
+    b"[" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reply", BAD_REPLIES, ids=lambda reply: ascii(reply)[:20])
 def test_a_reply_that_cannot_be_read_is_an_error_at_once(reply, app, queue, broker):
-    call = background(app.task(queue)(echo).send_to_queue, wait_result=60)
+    task = app.task(queue)(echo)
+    call = background(task.send_to_queue, wait_result=60)
     broker.publish(broker.take(queue).reply_to, reply)
-    with pytest.raises(kuyruk.KuyrukError, match="reply"):
+    with pytest.raises(kuyruk.KuyrukError, match="the worker's reply can't be read"):
         call.result(PATIENCE)
-    call = background(app.task(queue)(echo).send_to_queue, wait_result=60)
+    # The next call goes on as if nothing had been.
+    call = background(task.send_to_queue, wait_result=60)
     broker.publish(broker.take(queue).reply_to, b'{"result": 5}')
     assert call.result(PATIENCE) == 5
 
@@ -5136,26 +5238,22 @@ def test_a_waiting_caller_hears_at_once_that_the_connection_is_lost(make_app, pr
     task = make_app(proxy.url, RABBIT_PUBLISH_TIMEOUT=2).task(queue)(echo)
     call = background(task.send_to_queue, wait_result=60)
     wait_until(lambda: broker.count(queue))
-    with pytest.raises(TimeoutError):
-        call.result(2.2)
+    assert still_waits(call, 2.2)  # for longer than a send may take
     proxy.cut()
-    with (
-        takes(0, SOON),
-        pytest.raises(kuyruk.BrokerError, match=r"^no reply can come .* the task may run") as info,
-    ):
+    lost = pytest.raises(kuyruk.BrokerError, match=r"^no reply can come .* the task may run")
+    with takes(0, SOON), lost as info:
         call.result(PATIENCE)
-    assert "confirmed" not in str(info.value) and info.value.unconfirmed == []
+    # The message itself has arrived: the caller must not take it for lost.
+    assert "confirmed" not in str(info.value)
+    assert info.value.unconfirmed == []
 
 
 def test_callers_whose_connections_are_cut_get_their_own_result_or_an_error(
     make_app, proxy, url, queue, start
 ):
     start(make_app(url).task(queue)(echo).kuyruk)
-    task, ended, enough = (
-        make_app(proxy.url).task(queue)(echo),
-        collections.Counter(),
-        threading.Event(),
-    )
+    task = make_app(proxy.url).task(queue)(echo)
+    ended, enough = collections.Counter(), threading.Event()
 
     def call_on(caller):
         for n in itertools.takewhile(lambda _: not enough.is_set(), itertools.count()):
@@ -5173,22 +5271,31 @@ def test_callers_whose_connections_are_cut_get_their_own_result_or_an_error(
     results(callers)
 
 
-def test_whoever_waits_for_a_result_is_told_that_the_app_is_closed(app, queue, broker):
+def test_a_close_ends_the_calls_that_wait_for_their_results(app, queue, broker):
     task = app.task(queue)(echo)
     calls = [background(task.send_to_queue, (n,), wait_result=PATIENCE) for n in range(8)]
     wait_until(lambda: broker.count(queue) == 8)
     with takes(0, SOON):
         app.close()
-        for call in calls:
-            with pytest.raises(
-                kuyruk.BrokerError, match=r"^no reply can come .* the application was closed"
-            ):
-                call.result(PATIENCE)
+        errors = [call.exception(PATIENCE) for call in calls]
+    says = r"no reply can come .* the application was closed"
+    assert [bool(re.match(says, str(error))) for error in errors] == [True] * 8
     wait_until(lambda: not threads_of_ours())
 
 
+def test_a_close_ends_a_call_whose_broker_is_away(make_app):
+    """What wasn't sent by then isn't sent after it."""
+    app = make_app(f"amqp://127.0.0.1:{unused_port()}/", RABBIT_PUBLISH_TIMEOUT=PATIENCE)
+    call = background(app.task(echo).send_to_queue, wait_result=PATIENCE)
+    wait_until(lambda: app._publisher._keeper and app._publisher._keeper.trouble)
+    with takes(0, SOON):
+        app.close()
+        error = call.exception(PATIENCE)
+    assert str(error) == "RabbitMQ has not confirmed 1 message: the application was closed"
+
+
 def test_a_close_at_any_moment_ends_the_calls_that_have_begun(make_app, url, queue, broker):
-    """Connecting, looking for the queue, sending, waiting: nobody answers, so each must be told."""
+    """It comes while they connect, look for the queue, send and wait. No worker answers them."""
     app = make_app(url)
     task, waited = app.task(queue)(echo), []
     for n in range(40):
@@ -5201,6 +5308,7 @@ def test_a_close_at_any_moment_ends_the_calls_that_have_begun(make_app, url, que
         calls = [background(call) for _ in range(4)]
         began.wait(PATIENCE)
         wait_until(lambda: len(app._publisher._calls) == 4)
+        # Up to 10 ms: by then they wait for their results.
         time.sleep(n / 4000)
         began = time.monotonic()
         app.close()
@@ -5211,7 +5319,7 @@ def test_a_close_at_any_moment_ends_the_calls_that_have_begun(make_app, url, que
     assert max(waited) < SOON
 
 
-def test_a_call_that_was_told_to_end_can_be_followed_by_another(app, queue, start, broker):
+def test_a_call_that_a_close_has_ended_can_be_followed_by_another(app, queue, start, broker):
     task = app.task(queue)(echo)
     call = background(task.send_to_queue, wait_result=PATIENCE)
     wait_until(lambda: broker.count(queue))
@@ -5232,6 +5340,7 @@ def test_a_result_that_is_too_large_for_rabbitmq_is_an_exception_at_once(make_ap
         task = app.task("large")(make_large)
         worker = start(app)
         assert len(task.send_to_queue((90_000,), wait_result=PATIENCE)) == 90_000
+        # RabbitMQ closes the channel for it, without saying which message it means.
         with pytest.raises(kuyruk.RemoteException, match=r"takes 150013 bytes.*larger than"):
             task.send_to_queue((150_000,), wait_result=PATIENCE)
         assert task.send_to_queue((5,), wait_result=PATIENCE) == "xxxxx"

@@ -228,7 +228,7 @@ class _SignalsModule(types.ModuleType):
             ...
 _is_signal = lambda v: v is Signal or isinstance(v, Signal)
 signals = cast(_SignalsModule, _make_module('signals', _is_signal, _SIGNALS_HELP))
-_HOST = '\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*(?:%\\w+)?))(?::([^]:\\s]*))?\\s*'
+_HOST = '\\s*(?:\\[([^]\\s/@]+)]|([^][:\\s/@]+)|((?=[^,\\s]*::|(?:\\w*:){6})[0-9a-fA-F.:]+(?:%\\w+)?))(?::([^]:\\s]*))?\\s*'
 _URL = '(amqps?)://(?:([^]/?#[:]*)(?::([^]/?#[]*))?@)?([^/?#@]*)(?:/([^?#@]*))?'
 
 def _parse_hosts(hosts: str, default_port: int=5672) -> list[tuple[str, int]]:
@@ -1107,7 +1107,7 @@ class _Keeper:
     def usable(self) -> _Connection | None:
         ...
 
-    def connect(self, until: float) -> _Connection:
+    def connect(self, until: float, ends: Callable[[], object]=lambda: False, event: _Event | None=None) -> _Connection:
         ...
 
     def _ask(self) -> Any:
