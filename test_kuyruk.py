@@ -4246,12 +4246,14 @@ def test_what_a_large_batch_does_not_name_has_arrived(make_app, url, queue, brok
 # -- forks that Python doesn't see
 
 UNSEEN_FORK = """
-import ctypes
+import ctypes, time
+kuyruk.TICK = 60
 fork = ctypes.PyDLL(None).fork
 def send_on(who):
     for n in range(5):
         task(who, n)
 {before}
+time.sleep(0.2)
 children = []
 for child in range(4):
     if not (pid := fork()):
@@ -4272,7 +4274,12 @@ print([os.waitpid(pid, 0)[1] for pid in children])
 def test_a_child_of_a_fork_that_python_does_not_see_sends_too(before, url, queue, broker):
     """uWSGI forks so, in C: no hook of Python's is called."""
     code = IN_A_PROCESS + UNSEEN_FORK.format(before=before)
-    codes = run_python("-c", code, queue, KUYRUK_RABBIT_URL=url, KUYRUK_RABBIT_PUBLISH_TIMEOUT="3")
+    # At the fork, the thread that reads must sleep, and for long. If it was waiting for the GIL,
+    # the child would hang, in code of CPython: of the program's threads it has only one, and C's
+    # fork, unlike Python's, doesn't clear what the others have left in the GIL's lock.
+    env = dict.fromkeys(("KUYRUK_RABBIT_PUBLISH_TIMEOUT", "KUYRUK_RABBIT_IDLE_DURATION"), "1000")
+    env |= {"KUYRUK_RABBIT_HEARTBEAT": "0", "KUYRUK_RABBIT_URL": url}
+    codes = run_python("-c", code, queue, **env)
     messages = broker.take_all(queue)
     expected = [(child, n) for child in range(4) for n in range(10)]
     expected += [(who, n) for who in ("parent", "before")[: 2 if before else 1] for n in range(5)]
