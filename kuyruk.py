@@ -6732,15 +6732,17 @@ class Worker:
         full = {channel for channel in self._pool.take_full() if channel.why_lost is None}
         free = size - self._pool.held
         share = max(1, size // len(self.queues))
+        part = -(-free // len(full)) if full else 0  # rounded up
         for channel in full | self._shrunk:
-            missing = min(share - channel.capacity, free)
+            wanted = share - channel.capacity
             if channel in full:
-                part = -(-free // len(full))  # rounded up
-                missing = max(missing, min(part, size - channel.capacity))
+                wanted = max(wanted, min(part, size - channel.capacity))
+            missing = min(wanted, free)
             if missing > 0:
                 with _unless_closed:
                     channel.add(missing)
                     self._grown.add(channel)
+                free -= missing
         self._shrunk.clear()
 
     def _pause_or_resume(self) -> None:

@@ -74,6 +74,7 @@ from typing import NamedTuple
 
 import amqpstorm
 import pytest
+import trustme
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pamqp import commands, frame
@@ -103,21 +104,6 @@ TEST_TIMEOUT = 90
 #: Milliseconds: the delays that tests use, whose queues are removed after them.
 DELAYS = (200, 300, 1000, 1500)
 HOSTNAME = socket.gethostname()
-
-#: A certificate for localhost until 2120, and its key, which protects nothing.
-CERTIFICATE = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgatODNbcAv6YmNyr2nC/yGFznHM4mU64MUAlT70AkUMehRANCAATFwR4dVvaK0tZg/uRv
-z5AYo2hptXVP/nyDq5rR+h2SbjNLWt003dS1QIm7LiU3XbiS8sbqYnmfENVjy/oy7Gvq
------END PRIVATE KEY-----
------BEGIN CERTIFICATE-----
-MIIBdjCCAR2gAwIBAgIBATAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBQx
-EjAQBgNVBAMMCWxvY2FsaG9zdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABMXBHh1W9orS1mD+5G/PkBijaGm1dU/+fIOrmtH6HZJuM0ta3TTd1LVA
-ibsuJTdduJLyxupieZ8Q1WPL+jLsa+qjXjBcMA8GA1UdEwEB/wQFMAMBAf8wDgYDVR0PAQH/BAQDAgKEMB0GA1UdDgQWBBT64T8q1TWvusc19YEIefjT
-3QbTjDAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZIzj0EAwIDRwAwRAIgQrQW+nGeD3a09ximrItPOmxXfMedbRA5+nPQkzLLHAICIHWr
-6JgYftzKPQjPZpfrTiPVtadlubOSWn4znjX2NX4G
------END CERTIFICATE-----
-"""
 
 
 # --- Helpers -----------------------------------------------------------------
@@ -324,6 +310,25 @@ def arguments_in(messages):
 
 
 # --- Fixtures ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory):
+    """authority[name] is the path of the certificate of an authority ("ca"), or of one that it has
+    signed, with its key. "unknown" is of no authority, and "other" of another host."""
+    folder, ca, unknown = tmp_path_factory.mktemp("authority"), trustme.CA(), trustme.CA()
+    us, past = ("localhost", "127.0.0.1"), datetime.datetime(2020, 1, 1)
+    signed = {
+        "server": ca.issue_cert(*us),
+        "other": ca.issue_cert("rabbit.example.com"),
+        "expired": ca.issue_cert(*us, not_before=past, not_after=past + datetime.timedelta(1)),
+        "client": ca.issue_cert(common_name="kuyruk"),
+    }
+    blobs = {name: [each.private_key_and_cert_chain_pem] for name, each in signed.items()}
+    blobs |= {"ca": [ca.cert_pem], "unknown": [unknown.private_key_pem, unknown.cert_pem]}
+    for name, parts in blobs.items():
+        (folder / name).write_bytes(b"".join(part.bytes() for part in parts))
+    return {name: str(folder / name) for name in blobs}
 
 
 @pytest.fixture(scope="session")
@@ -3454,10 +3459,9 @@ def test_a_broker_can_have_an_ipv6_address(url, make_app, queue, broker):
 
 
 @pytest.fixture
-def tls_proxy(url, tmp_path):
-    (tmp_path / "server.pem").write_text(CERTIFICATE)
+def tls_proxy(url, authority):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "server.pem")
+    context.load_cert_chain(authority["server"])
     with contextlib.closing(TcpProxy(url, tls=context)) as proxy:
         yield proxy
 
@@ -3487,8 +3491,8 @@ def test_with_tls_nothing_is_read_beside_a_write(tls_proxy, make_app, queue, sta
 
 
 @pytest.mark.parametrize("option", ["cafile", "verify_mode", "context"])
-def test_tls_is_used_when_it_is_asked_for(option, tls_proxy, make_app, queue, start, tmp_path):
-    options = {"cafile": str(tmp_path / "server.pem"), "verify_mode": "none"}
+def test_tls_is_used_when_it_is_asked_for(option, tls_proxy, make_app, queue, start, authority):
+    options = {"cafile": authority["ca"], "verify_mode": "none"}
     options["context"] = ssl.create_default_context(cafile=options["cafile"])
     task = make_app(tls_proxy.url, RABBIT_SSL_OPTIONS={option: options[option]}).task(queue)(echo)
     start(task.kuyruk, threads=2)
@@ -4879,12 +4883,11 @@ def test_a_stop_waits_for_no_attempt_to_connect(nowhere, proxy):
         worker.stop()
 
 
-def test_user_and_password_are_used_although_a_broker_offers_external(make_app, queue, tmp_path):
+def test_user_and_password_are_used_although_a_broker_offers_external(make_app, queue, authority):
     """RabbitMQ offers both over TLS with a plugin. Without a certificate of ours there is no
     external login."""
-    (tmp_path / "server.pem").write_text(CERTIFICATE)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "server.pem")
+    context.load_cert_chain(authority["server"])
     answers = SimpleQueue()
 
     def serve(listener):
@@ -4897,7 +4900,7 @@ def test_user_and_password_are_used_although_a_broker_offers_external(make_app, 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = background(serve, listener)
         url = f"amqps://joe:secret@localhost:{listener.getsockname()[1]}/"
-        options = {"cafile": str(tmp_path / "server.pem")}
+        options = {"cafile": authority["ca"]}
         app = make_app(url, RABBIT_SSL_OPTIONS=options, RABBIT_PUBLISH_TIMEOUT=2)
         with pytest.raises(kuyruk.BrokerError):
             app.task(queue)(echo)()
@@ -11452,73 +11455,6 @@ def test_an_odd_command_line_is_explained_in_one_line(args, tmp_path):
 
 # --- Security ------------------------------------------------------------------
 
-#: A private authority, and what it has signed, until 2120 (expired: until 2020). One key for all;
-#: it protects nothing. server: for localhost and 127.0.0.1. other: for rabbit.example.com.
-KEY = (
-    "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgiF6OQimrIwlzA1RCfYv6eU3FjaB++ornnPr3iAkONTKhRANCAAQkwPxFu9CwxgfS"
-    "FuUYJKcjvzDCNFmpR5+VCIN79I3/69ihyiMwSm800jqyJ9nu5T+7Vy3j8yGnFOgXMMPms/So"
-)
-CERTIFICATES = {
-    "ca": (
-        "MIIBdjCCAR2gAwIBAgITX4i9+TJLh9wnoxfGVsubY+TSbjAKBggqhkjOPQQDAjAZMRcwFQYDVQQDDA5rdXlydWsgdGVzdCBDQTAgFw0yMDAxMDEw"
-        "MDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowGTEXMBUGA1UEAwwOa3V5cnVrIHRlc3QgQ0EwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAQkwPxFu9Cw"
-        "xgfSFuUYJKcjvzDCNFmpR5+VCIN79I3/69ihyiMwSm800jqyJ9nu5T+7Vy3j8yGnFOgXMMPms/Soo0IwQDAPBgNVHRMBAf8EBTADAQH/MA4GA1Ud"
-        "DwEB/wQEAwICBDAdBgNVHQ4EFgQUx+BhorVB4hjW9kDKcAj18ki3tHAwCgYIKoZIzj0EAwIDRwAwRAIgG+3iWCqgTrzQiyobGFhYV1+eDmcdfaxZ"
-        "Sh94y8XwBoACIAzkou0OuSC/iPVSKyRkufUPIEMY0hd+bQojFJDXfxcC"
-    ),
-    "server": (
-        "MIIBxDCCAWqgAwIBAgIUSEByYcB83LuU6Po8hvGJYniA+hQwCgYIKoZIzj0EAwIwGTEXMBUGA1UEAwwOa3V5cnVrIHRlc3QgQ0EwIBcNMjAwMTAx"
-        "MDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBQxEjAQBgNVBAMMCWxvY2FsaG9zdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABCTA/EW70LDGB9IW"
-        "5RgkpyO/MMI0WalHn5UIg3v0jf/r2KHKIzBKbzTSOrIn2e7lP7tXLePzIacU6Bcww+az9KijgZIwgY8wDAYDVR0TAQH/BAIwADAOBgNVHQ8BAf8E"
-        "BAMCB4AwEwYDVR0lBAwwCgYIKwYBBQUHAwEwGgYDVR0RBBMwEYIJbG9jYWxob3N0hwR/AAABMB8GA1UdIwQYMBaAFMfgYaK1QeIY1vZAynAI9fJI"
-        "t7RwMB0GA1UdDgQWBBTH4GGitUHiGNb2QMpwCPXySLe0cDAKBggqhkjOPQQDAgNIADBFAiEAxWhfgkCTK0iwcDDOTZR23gWdjPeLExUkUOz/t8pU"
-        "G90CICQKIXNwBS8A1gqLWfh62cHqUJENKJMSxyy7SsEwm1d+"
-    ),
-    "other": (
-        "MIIB0DCCAXagAwIBAgIUBzVK5dhbRjtHNrb+Tfs7rtAN2KYwCgYIKoZIzj0EAwIwGTEXMBUGA1UEAwwOa3V5cnVrIHRlc3QgQ0EwIBcNMjAwMTAx"
-        "MDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMB0xGzAZBgNVBAMMEnJhYmJpdC5leGFtcGxlLmNvbTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABCTA"
-        "/EW70LDGB9IW5RgkpyO/MMI0WalHn5UIg3v0jf/r2KHKIzBKbzTSOrIn2e7lP7tXLePzIacU6Bcww+az9KijgZUwgZIwDAYDVR0TAQH/BAIwADAO"
-        "BgNVHQ8BAf8EBAMCB4AwEwYDVR0lBAwwCgYIKwYBBQUHAwEwHQYDVR0RBBYwFIIScmFiYml0LmV4YW1wbGUuY29tMB8GA1UdIwQYMBaAFMfgYaK1"
-        "QeIY1vZAynAI9fJIt7RwMB0GA1UdDgQWBBTH4GGitUHiGNb2QMpwCPXySLe0cDAKBggqhkjOPQQDAgNIADBFAiBKpHIFYIrCZy/pCcKoTBEU/3cu"
-        "u2ASpsEgJ47dMnN9oAIhAPrgKtNnnshF/Jx/7cpeFckXR/aY01Y5YC6MISlxQVe2"
-    ),
-    "expired": (
-        "MIIBwjCCAWigAwIBAgIUUR04UVSj7Af78yC+a0T//kGpB0EwCgYIKoZIzj0EAwIwGTEXMBUGA1UEAwwOa3V5cnVrIHRlc3QgQ0EwHhcNMjAwMTAx"
-        "MDAwMDAwWhcNMjAwMTAyMDAwMDAwWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAQkwPxFu9CwxgfSFuUY"
-        "JKcjvzDCNFmpR5+VCIN79I3/69ihyiMwSm800jqyJ9nu5T+7Vy3j8yGnFOgXMMPms/Soo4GSMIGPMAwGA1UdEwEB/wQCMAAwDgYDVR0PAQH/BAQD"
-        "AgeAMBMGA1UdJQQMMAoGCCsGAQUFBwMBMBoGA1UdEQQTMBGCCWxvY2FsaG9zdIcEfwAAATAfBgNVHSMEGDAWgBTH4GGitUHiGNb2QMpwCPXySLe0"
-        "cDAdBgNVHQ4EFgQUx+BhorVB4hjW9kDKcAj18ki3tHAwCgYIKoZIzj0EAwIDSAAwRQIgXaEepI9+1Lq3RaSUiMdh3Yrug6dUS5VWVGDXP9gylDkC"
-        "IQDljQtmz+IGoIHMT4Rl6US2eVhsjKDXVcS1DB1z05x9pA=="
-    ),
-    "client": (
-        "MIIBpDCCAUmgAwIBAgIULrWL2tuCevcTb84WP2n1hZ3UeLkwCgYIKoZIzj0EAwIwGTEXMBUGA1UEAwwOa3V5cnVrIHRlc3QgQ0EwIBcNMjAwMTAx"
-        "MDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBExDzANBgNVBAMMBmt1eXJ1azBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABCTA/EW70LDGB9IW5Rgk"
-        "pyO/MMI0WalHn5UIg3v0jf/r2KHKIzBKbzTSOrIn2e7lP7tXLePzIacU6Bcww+az9KijdTBzMAwGA1UdEwEB/wQCMAAwDgYDVR0PAQH/BAQDAgeA"
-        "MBMGA1UdJQQMMAoGCCsGAQUFBwMCMB8GA1UdIwQYMBaAFMfgYaK1QeIY1vZAynAI9fJIt7RwMB0GA1UdDgQWBBTH4GGitUHiGNb2QMpwCPXySLe0"
-        "cDAKBggqhkjOPQQDAgNJADBGAiEA9llH7rO2KTpe9Lv/Kemh5YoyzQHUlAFl/zx+3hRse4UCIQCAIAu0K3La+ejsgcx5wwdvNb3A5RY5l28FgDHD"
-        "2UPU1Q=="
-    ),
-}
-
-
-def write_pem(path, kind, text):
-    """Write a certificate or key in PEM, and return its path."""
-    lines = [f"-----BEGIN {kind}-----", *textwrap.wrap(text, 64), f"-----END {kind}-----", ""]
-    path.write_text("\n".join(lines))
-    return str(path)
-
-
-@pytest.fixture
-def authority(tmp_path):
-    """authority[name] is the path of a certificate, or of the key. unknown: of no authority."""
-    paths = {
-        name: write_pem(tmp_path / f"{name}.pem", "CERTIFICATE", text)
-        for name, text in CERTIFICATES.items()
-    }
-    (tmp_path / "unknown.pem").write_text(CERTIFICATE)
-    key = write_pem(tmp_path / "key.pem", "PRIVATE KEY", KEY)
-    return {**paths, "unknown": str(tmp_path / "unknown.pem"), "key": key}
-
 
 @pytest.fixture
 def tls(url, authority):
@@ -11528,8 +11464,7 @@ def tls(url, authority):
 
         def listen(certificate, clients=False):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            key = None if certificate == "unknown" else authority["key"]
-            context.load_cert_chain(authority[certificate], key)
+            context.load_cert_chain(authority[certificate])
             if clients:
                 context.verify_mode = ssl.CERT_REQUIRED
                 context.load_verify_locations(authority["ca"])
@@ -11557,7 +11492,7 @@ def test_a_broker_with_a_certificate_of_a_private_authority_is_trusted(
     clients, way, tls, authority, make_app, queue, start
 ):
     """`cafile` is trusted, and the client's own certificate is shown if that is asked for."""
-    login = {"certfile": authority["client"], "keyfile": authority["key"]} if clients else {}
+    login = {"certfile": authority["client"]} if clients else {}
     values = settings_for(way, tls("server", clients), "guest", cafile=authority["ca"], **login)
     task = make_app(None, **values).task(queue)(echo)
     start(task.kuyruk)
@@ -11599,7 +11534,7 @@ def wants_certificates(authority):
     """A port that ends each connection without a client's certificate, and says why (asyncio's
     servers don't)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(authority["server"], authority["key"])
+    context.load_cert_chain(authority["server"])
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(authority["ca"])
     server = socket.create_server(("127.0.0.1", 0))
