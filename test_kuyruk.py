@@ -1636,8 +1636,9 @@ def test_a_task_keeps_what_is_known_of_its_function(offline):
         {"max_run_time": -1}, {"max_run_time": "5"},
         {"fail_delay": -1}, {"fail_delay": NAN}, {"fail_delay": 2**32},
         {"reject_delay": -1}, {"reject_delay": INF},
-        # The next three would have no effect.
-        {"max_fail_delay": 5}, {"max_failures": 2}, {"fail_delay": 5, "max_fail_delay": 4},
+        # The next four would have no effect.
+        {"max_fail_delay": 5}, {"max_failures": 2}, {"throws": KeyError},
+        {"fail_delay": 5, "max_fail_delay": 4},
         {"fail_delay": 5, "max_fail_delay": 2**32}, {"fail_delay": 5, "max_failures": 0},
         {"fail_delay": 5, "max_failures": 1.5},
     ],
@@ -2232,8 +2233,8 @@ def test_what_is_neither_function_nor_queue_is_refused_at_once(decorated, offlin
 def test_throws_takes_exception_classes_one_or_several(throws, shown, offline):
     with pytest.raises(ValueError, match=f"throws takes exception classes: not {shown}$"):
         offline.task(throws=throws)(echo)
-    assert offline.task(throws=KeyError)(echo).throws == (KeyError,)
-    assert offline.task(throws=[KeyError, OSError])(echo).throws == (KeyError, OSError)
+    assert offline.task(retry=1, throws=KeyError)(echo).throws == (KeyError,)
+    assert offline.task(retry=1, throws=[KeyError, OSError])(echo).throws == (KeyError, OSError)
 
 
 @pytest.mark.parametrize("eager", [False, True])
@@ -7927,7 +7928,7 @@ def test_a_log_that_blocks_makes_a_worker_unhealthy_and_holds_up_no_message(
 
 
 #: What a worker has lost, as an attribute and the value that it has then.
-LOST = {
+LOST_THREADS = {
     "a pool thread": lambda worker: (worker._pool, "_loops", worker._pool._loops - 1),
     "the supervisor": lambda worker: (worker, "_supervisor", threading.Thread()),
     "the watch": lambda worker: (worker._pool._watch, "_thread", threading.Thread()),
@@ -7935,7 +7936,7 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("lost", LOST.values(), ids=LOST)
+@pytest.mark.parametrize("lost", LOST_THREADS.values(), ids=LOST_THREADS)
 def test_a_worker_that_lacks_a_thread_is_unhealthy(lost, app, queue, start, monkeypatch):
     """`healthy` asks for each thread of a worker: none is trusted to live for ever."""
     worker = start(app, [queue])
@@ -12663,6 +12664,16 @@ def test_what_a_package_index_shows_of_the_readme_has_no_link_that_leads_nowhere
     assert [target for target in relative if f"(`{target}`)" not in described] == []
     assert [target for target in links.findall(described) if not target.startswith("https:")] == []
     assert [b.text for b in blocks_of("README.md") if b.text not in described] == []
+
+
+def test_each_name_of_this_file_means_one_thing():
+    """What is assigned a second time is another thing for the tests above it. Twice a test passed
+    only because of that."""
+    body = ast.parse(Path(__file__).read_text()).body
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+    names += [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert [name for name, count in collections.Counter(names).items() if count > 1] == []
 
 
 def test_each_classifier_of_a_python_is_one_that_is_supported():
