@@ -41,7 +41,7 @@ def growth_series(is_quick: bool) -> dict[str, list[Point]]:
     tens = [10**n for n in range(8)]
     lengths = tens[1 : 5 if is_quick else 7]
     sizes = tens[2 : 7 if is_quick else 8]
-    in_flight = tens[: 3 if is_quick else 5]
+    in_flight = tens[:3] if is_quick else [*tens[:4], 9_000]  # a worker has up to 10,000 threads
     return {
         "messages that wait": [Point(n, count, waiting=n) for n in lengths],
         "bytes of an argument": [
