@@ -1,17 +1,19 @@
-# make test    set up everything, then lint, types and the whole test suite (ARGS='-k name' for pytest)
-# make demo    set up everything, then show a worker at work on real files (FOLDER=... for others)
-# make soak    set up everything, then a worker under a mixed load for 10 minutes (ARGS='--minutes 60' for longer)
-# make chaos   set up everything, then faults of network, broker and processes, and a count of every message (10 minutes;
-#              ARGS='--quick': about 3)
-# make fuzz    set up everything, then 20,000 generated messages against a worker (ARGS='--messages N --seed N')
-# make browser set up everything, Chromium too, then the dashboard of examples/ in a real browser; its picture
-# make bench   set up everything, then this project beside other task queues (half an hour; ARGS=--quick: two minutes)
-# make matrix  the tests with each Python from 3.11 on that is found, and with the oldest and newest amqpstorm
-#              (ARGS='-k "config or message"': a part of them)
-# make release-check  set up everything, then build what would be published, install it and use it
-# make lint    only lint and types
-# make setup   only the virtual environment in .venv, and RabbitMQ where there is none
-# make clean   remove what the others made
+# Each of these but `clean` sets up first what it needs.
+#
+# make test     lint, types and the whole test suite (ARGS='-k name' for pytest)
+# make demo     a worker at work on real files (FOLDER=... for others)
+# make soak     a worker under a mixed load for 10 minutes (ARGS='--minutes 60' for longer)
+# make chaos    faults of network, broker and processes, and a count of every message: 10 minutes
+#               (ARGS='--quick': about 3)
+# make fuzz     20,000 generated messages against a worker (ARGS='--messages N --seed N')
+# make browser  the dashboard of examples/ in a real browser, and its picture
+# make bench    this project beside other task queues: half an hour (ARGS=--quick: two minutes)
+# make matrix   the tests with each Python from 3.11 on that is found, and with the oldest and the
+#               newest amqpstorm (ARGS='-k "config or message"': a part of them)
+# make release-check  build what would be published, install it and use it
+# make lint     lint and types alone
+# make setup    the virtual environment in .venv, and RabbitMQ where there is none
+# make clean    remove what the others made
 
 PYTHON ?= python3
 # Tests that run at once, each with a RabbitMQ of its own: most of them wait most of the time.

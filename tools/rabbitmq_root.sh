@@ -1,12 +1,14 @@
 #!/bin/sh
-# Makes a folder that holds another Debian with its RabbitMQ, to test with, and does nothing when it is there:
+# Makes a folder that holds another Debian with its RabbitMQ, to test with, and does nothing when it
+# is there:
 #
 #   sh tools/rabbitmq_root.sh FOLDER [SUITE]
 #   KUYRUK_TEST_RABBITMQ=FOLDER .venv/bin/python -m pytest
 #
-# SUITE is trixie for RabbitMQ 4.0, sid (the default) for the newest that Debian has (4.3 in 2026). Needs root (for chroot
-# and for mounts, which end with it), debootstrap and 700 MB, and takes two minutes. Nothing in FOLDER is started, and
-# nothing outside of it is changed. An interrupted run begins anew. To remove it: rm -r FOLDER.
+# SUITE is trixie for RabbitMQ 4.0, sid (the default) for the newest that Debian has (4.3 in 2026).
+# Needs root (for chroot and for mounts, which end with it), debootstrap and 700 MB, and takes two
+# minutes. Nothing in FOLDER is started, and nothing outside of it is changed. An interrupted run
+# begins anew. To remove it: rm -r FOLDER.
 #
 # MIRROR names the Debian mirror; else the one that apt uses here is taken.
 set -eu
@@ -29,20 +31,24 @@ MARK=$ROOT/.made-by-kuyruk # empty while the folder is half made
 
 # mirror: of Debian, as apt has it here, in either format of its sources.
 mirror() {
-    cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
+    cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list \
+        /etc/apt/sources.list.d/*.sources 2>/dev/null |
         sed -nE 's/^(deb|URIs:)( +\[[^]]*\])? +([^ ]+\/debian\/?)( .*)?$/\3/p' | head -n 1
 }
 
-# $0: the root, the rest: a command in it, which keeps its process id. Ends with the mounts that it makes.
+# $0: the root, the rest: a command in it, which keeps its process id. Ends with the mounts that it
+# makes.
 # shellcheck disable=SC2016 # the inner shell is to expand these
 ENTER='for each in proc dev tmp; do mount --rbind "/$each" "$0/$each" || exit; done; exec chroot "$0" "$@"'
 
 # inside COMMAND...: in the root, with /proc, /dev and /tmp mounted for as long as it takes.
 inside() {
-    unshare --mount --propagation private sh -c "$ENTER" "$ROOT" env DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@" </dev/null >&2
+    unshare --mount --propagation private sh -c "$ENTER" "$ROOT" env \
+        DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@" </dev/null >&2
 }
 
-# wrap: scripts that run RabbitMQ's own inside of the root, for tools/rabbitmq_node.py. Both sides see the same /tmp.
+# wrap: scripts that run RabbitMQ's own inside of the root, for tools/rabbitmq_node.py. Both sides
+# see the same /tmp.
 wrap() {
     for name in rabbitmq-server rabbitmqctl; do
         printf "#!/bin/sh\nexec unshare --mount --propagation private sh -c '%s' '%s' '%s' \"\$@\"\n" \

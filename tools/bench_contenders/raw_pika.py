@@ -1,8 +1,10 @@
 # mypy: ignore-errors
 # (It isn't installed where the types are checked.)
-"""Loops on nothing but pika. BENCH_MODE is "select", for its fastest connection, or "confirmed": with
-what this project promises for calls: the request is confirmed, and
-must reach a queue; the reply is confirmed before the task is acknowledged.
+"""Loops on nothing but pika.
+
+BENCH_MODE is "select", for its fastest connection, or "confirmed": with what this project promises
+for calls: the request is confirmed, and must reach a queue; the reply is confirmed before the task
+is acknowledged.
 """
 
 from __future__ import annotations
