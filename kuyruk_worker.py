@@ -347,9 +347,10 @@ def _check_combination(parser: _Parser, args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise UsageError for values that make no sense, before the application is imported."""
+    config = _library().Config()
     for key, option in _FLAGS.items():
         try:
-            _configure(_library().Config(), key, args)
+            _configure(config, key, args)
         except ValueError as error:
             text = str(error).replace(key, option).replace(", or None", "")
             raise UsageError(text) from None
